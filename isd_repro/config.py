@@ -1,0 +1,172 @@
+"""The only reader of a profile's `params.yaml`, and the layout of a profile's files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from isd_repro.errors import ConfigError
+from isd_repro.params import Frozen, MethodBlock, Params, Run, Subset
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a profile keeps its files; `dvc.yaml` names the same paths and a test compares them."""
+
+    folder: Path  # holds params.yaml
+    root: Path  # the repository
+    profile: str
+
+    def prepared(self, subset: str) -> Path:
+        """Folder of one prepared subset: manifest.json, images.tsv and the store."""
+        return self.folder / "data" / "prepared" / subset
+
+    def encoder(self, run: str) -> Path:
+        """Exported encoders of a run."""
+        return self.folder / "runs" / run / "encoder.safetensors"
+
+    def metrics(self, run: str) -> Path:
+        """Every logged row of a run's pretraining."""
+        return self.folder / "runs" / run / "metrics.jsonl"
+
+    def features(self, run: str) -> Path:
+        """Features of the search and query images under each encoder of a run."""
+        return self.folder / "runs" / run / "features.safetensors"
+
+    def record(self, run: str, part: Literal["pretrain", "knn", "linear"]) -> Path:
+        """One part of a run's committed record."""
+        return self.root / "reports" / self.profile / "records" / run / f"{part}.json"
+
+    @property
+    def records(self) -> Path:
+        """All records of the profile."""
+        return self.root / "reports" / self.profile / "records"
+
+    @property
+    def report(self) -> Path:
+        """What `report` writes."""
+        return self.root / "reports" / self.profile / "tables"
+
+    def state(self, fingerprint: str) -> Path:
+        """Resume state of unfinished work; outside DVC, because DVC deletes outputs before a stage starts."""
+        base = os.environ.get("ISD_STATE_ROOT") or os.environ.get("DVC_ROOT") or str(self.root)
+        return Path(base) / ".state" / fingerprint
+
+
+def load(path: Path) -> tuple[Params, Layout]:
+    """Read and check a `params.yaml`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or breaks a rule; every broken rule is named at once, with its line.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file", "run from a folder with a params.yaml, or name one with --params")
+    yaml = YAML(typ="rt")
+    try:
+        tree = yaml.load(path.read_text("utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "mend the syntax") from error
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path}:1: expected a mapping of groups, found {type(tree).__name__}", "see docs/params.md")
+    plain = YAML(typ="safe").load(path.read_text("utf-8"))
+    try:
+        params = Params.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(describe(error, path, tree), "mend the keys named above; docs/params.md explains each") from error
+    folder = path.resolve().parent
+    return params, Layout(folder=folder, root=(folder / params.root).resolve(), profile=params.profile)
+
+
+def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
+    """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
+    return "\n".join(_problems(error, path, tree, prefix))
+
+
+def _problems(error: ValidationError, path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:
+    for item in error.errors():
+        location = prefix + tuple(part for part in item["loc"] if not _is_union_tag(part, item["loc"], tree))
+        message = item["msg"].removeprefix("Value error, ")
+        notes = []
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+            notes += _did_you_mean(str(location[-1]))
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
+            notes.append(f"got {item['input']!r}")
+        detail = f" ({'; '.join(notes)})" if notes else ""
+        yield f"{path}:{_line(tree, location)} {'.'.join(map(str, location)) or 'params'}: {message}{detail}"
+
+
+def _is_union_tag(part: str | int, location: tuple[str | int, ...], tree: Any) -> bool:
+    """Pydantic puts a discriminated union's tag into the location; it is no key of the file."""
+    tags = {"all", "balanced", "unbalanced", "list", "step", "cosine"}
+    at = location.index(part)
+    return part in tags and at > 0 and location[at - 1] in {"rule", "schedule"}
+
+
+def _line(tree: Any, location: tuple[str | int, ...]) -> int:
+    """Line of the deepest part of a location that the file has; 1-based."""
+    line, node = 1, tree
+    for part in location:
+        marks = getattr(node, "lc", None)
+        if marks is None or not isinstance(node, Mapping | list):
+            break
+        try:
+            position = marks.key(part) if isinstance(node, Mapping) else marks.item(part)
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        line = position[0] + 1
+    return int(line)
+
+
+def _did_you_mean(key: str) -> list[str]:
+    known = {name for model in _models() for name in model.model_fields}
+    close = difflib.get_close_matches(key, sorted(known), n=1)
+    return [f"did you mean {close[0]!r}?"] if close else []
+
+
+def _models() -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = [MethodBlock]
+    stack: list[type[BaseModel]] = [Frozen]
+    while stack:
+        for child in stack.pop().__subclasses__():
+            found.append(child)
+            stack.append(child)
+    return found
+
+
+def _suggest(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    nearest = f"did you mean {close[0]!r}? " if close else ""
+    return f"{nearest}known: {', '.join(known)}"
+
+
+def find_run(params: Params, name: str) -> Run:
+    """The run of this name; `ConfigError` with the nearest names where there is none."""
+    if name not in params.runs:
+        raise ConfigError(f"no run {name!r} in profile {params.profile!r}", _suggest(name, params.runs))
+    return params.runs[name]
+
+
+def find_subset(params: Params, name: str) -> Subset:
+    """The subset of this name; `ConfigError` with the nearest names where there is none."""
+    if name not in params.subsets:
+        raise ConfigError(f"no subset {name!r} in profile {params.profile!r}", _suggest(name, params.subsets))
+    return params.subsets[name]
+
+
+def fingerprint(parts: Mapping[str, object]) -> str:
+    """16 hex digits that change when any result-affecting value changes; `parts` must be JSON-serialisable."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""Errors that a user can act on, and the exit code of each kind.
+
+A `UserError` is printed as one line and a hint, without a traceback; any other exception is a defect of ours.
+"""
+
+from __future__ import annotations
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 3
+EXIT_DATA = 4
+EXIT_RESUME = 75
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something outside the program is wrong; `hint` says what to do about it."""
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(UserError):
+    """A params file or a value in it is wrong (exit code 3)."""
+
+    exit_code = EXIT_CONFIG
+
+
+class DataError(UserError):
+    """Images, manifests, stores or result files are missing, damaged or changed (exit code 4)."""
+
+    exit_code = EXIT_DATA
+
+
+class Preempted(UserError):
+    """The run was asked to stop and has saved its state; running the same command resumes it (exit code 75)."""
+
+    exit_code = EXIT_RESUME

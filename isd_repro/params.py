@@ -1,0 +1,308 @@
+"""Typed parameters of a profile: every key that a `params.yaml` may have, with its range.
+
+The groups `backbone`, `method`, `optim`, `data` and `numerics` of a run change its results: they are DVC parameters and
+enter the fingerprint. `efficiency` and `tracking` change no number and enter neither.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Frozen(BaseModel):
+    """Base of every parameter block: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- what `prepare` draws -----------------------------------------------------------------------------------------
+
+
+class Source(Frozen):
+    """Where images come from. The folder itself is never a parameter: it differs from machine to machine."""
+
+    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100"]
+    root_env: str = ""  # environment variable that names the folder; unused by `digits`
+    dataset: str  # the data set's public name, as provenance shows it
+
+    @model_validator(mode="after")
+    def _root_is_named(self) -> Source:
+        if self.name != "digits" and not self.root_env:
+            raise ValueError("root_env must name the environment variable that holds the image folder")
+        return self
+
+
+class AllClasses(Frozen):
+    """Every training image of the chosen classes."""
+
+    name: Literal["all"]
+    classes: Count | None = None  # how many to draw; none means all of them
+    seed: Natural = 0
+
+
+class Balanced(Frozen):
+    """The same number of training images of each chosen class."""
+
+    name: Literal["balanced"]
+    classes: Count | None = None
+    per_class: Count
+    seed: Natural = 0
+
+
+class Unbalanced(Frozen):
+    """`large` classes in full, the other chosen classes cut to `rare_images` (paper, unbalanced section)."""
+
+    name: Literal["unbalanced"]
+    classes: Count | None = None
+    large: Count  # L, the number of large classes
+    rare_images: Count  # n, images kept of each rare class
+    large_classes: tuple[str, ...] | None = None  # explicit choice instead of a draw
+    seed: Natural = 0
+
+
+class ListFile(Frozen):
+    """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
+
+    name: Literal["list"]
+    list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
+    root_env: str = "ISD_LISTS_ROOT"
+
+
+Rule = Annotated[AllClasses | Balanced | Unbalanced | ListFile, Field(discriminator="name")]
+
+
+class Store(Frozen):
+    """How images are packed: `square` resizes to size x size, `short-side` keeps the aspect, `none` packs as they are."""
+
+    resize: Literal["none", "square", "short-side"] = "none"
+    size: Count | None = None  # pixels
+    channels: Literal[1, 3] = 3
+    external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
+
+    @model_validator(mode="after")
+    def _size_goes_with_resize(self) -> Store:
+        if (self.size is None) != (self.resize == "none"):
+            raise ValueError("size is needed by resize square and short-side, and by no other")
+        return self
+
+
+class Subset(Frozen):
+    """One data set as a run sees it: what is trained on, and what its evaluation searches and asks."""
+
+    source: Source
+    rule: Rule
+    search_per_class: Count | None = None  # balanced labelled search set from train images; none means all of them
+    query_per_class: Count | None = None  # balanced validation queries; none means all of them
+    corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
+    store: Store = Store()
+
+
+# --- what a run is ------------------------------------------------------------------------------------------------
+
+
+class BackboneConfig(Frozen):
+    """The encoder: torchvision's ResNets, a narrow one for CPUs, or raw pixels as a reference without weights."""
+
+    arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
+    stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
+    width: Count = 64  # channels of the first stage
+    channels: Literal[1, 3] = 3
+
+
+class MethodBlock(BaseModel):
+    """The method's name; every other key belongs to that method's own Config and is checked by it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that the method's file checks."""
+        return dict(self.model_extra or {})
+
+
+class Step(Frozen):
+    """Multiply the rate by `factor` after each epoch listed."""
+
+    name: Literal["step"]
+    milestones: tuple[Count, ...]
+    factor: Positive
+
+
+class Cosine(Frozen):
+    """Half a cosine from the full rate at the first epoch, one value per epoch (paper.md 1.2)."""
+
+    name: Literal["cosine"]
+
+
+Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
+
+
+class Optim(Frozen):
+    """SGD with momentum, as every method of the paper uses it."""
+
+    epochs: Natural  # 0 exports the initial encoder: the untrained row
+    batch_size: Count
+    lr: Positive
+    sgd_momentum: Unit = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Schedule
+
+
+class Jitter(Frozen):
+    """torchvision's ColorJitter strengths and the probability of applying it."""
+
+    brightness: Unit
+    contrast: Unit
+    saturation: Unit
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    p: Unit
+
+
+class Blur(Frozen):
+    """Gaussian blur: sigma drawn uniformly, in pixels of the view."""
+
+    sigma_min: Positive
+    sigma_max: Positive
+    p: Unit
+
+
+class View(Frozen):
+    """One augmentation law: random resized crop, flip, jitter, grayscale, blur, in this order."""
+
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
+    crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    flip: Unit = 0.5
+    jitter: Jitter | None = None
+    grayscale: Unit = 0.0
+    blur: Blur | None = None
+
+    @model_validator(mode="after")
+    def _crop_is_a_range(self) -> View:
+        if self.crop_min > self.crop_max:
+            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}")
+        return self
+
+
+class Data(Frozen):
+    """Which subset a run reads and what it makes of its images."""
+
+    subset: Name
+    image_size: Count  # pixels; side of the square that the encoder sees
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # evaluation: resize to size / ratio, then centre crop
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    view_student: View
+    view_teacher: View
+
+
+class Numerics(Frozen):
+    """What fixes the arithmetic of a run."""
+
+    seed: Natural = 0
+    bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
+    precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast on CUDA
+
+
+class Run(Frozen):
+    """One pretraining and all it yields."""
+
+    label: str  # the row's name in tables; changes no number
+    notes: tuple[str, ...] = ()  # DEVIATIONS ids and remarks shown beside the row
+    backbone: BackboneConfig
+    method: MethodBlock
+    optim: Optim
+    data: Data
+    numerics: Numerics = Numerics()
+
+
+# --- how results are read -----------------------------------------------------------------------------------------
+
+
+class Knn(Frozen):
+    """Nearest-neighbour evaluation."""
+
+    k: tuple[Count, ...] = (1, 20)
+
+
+class Linear(Frozen):
+    """The paper's linear protocol (paper.md 4); a shortened one must be named as such."""
+
+    epochs: Count = 40
+    batch_size: Count = 256
+    lr: Positive = 0.01
+    sgd_momentum: Unit = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    milestones: tuple[Count, ...] = (15, 30)
+    factor: Positive = 0.1
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.08
+    flip: Unit = 0.5
+    seed: Natural = 0
+    protocol: str = "paper"  # the name that tables print; `paper` only with the paper's values
+
+
+class Evaluation(Frozen):
+    """Settings of the `knn` and `linear` stages, one for all runs of a profile."""
+
+    knn: Knn = Knn()
+    linear: Linear = Linear()
+
+
+class Efficiency(Frozen):
+    """Changes speed and never a number."""
+
+    threads: Natural = 0  # CPU threads; 0 leaves torch's choice
+    log_every: Count = 10  # steps between two reads of the loss
+    checkpoint_every: Count = 1  # epochs between two resume points
+
+
+class Tracking(Frozen):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "isd-repro"
+    entity: str | None = None
+
+
+class ReportConfig(Frozen):
+    """What a report page says of itself."""
+
+    title: str
+    caption: str
+    notes: tuple[str, ...] = ()
+    reference: Name | None = None  # run whose encoder is untrained
+    pixels: Name | None = None  # run that scores raw pixels
+
+
+class Params(Frozen):
+    """A whole `params.yaml`."""
+
+    profile: Name
+    root: str = "."
+    report: ReportConfig
+    evaluation: Evaluation = Evaluation()
+    efficiency: Efficiency = Efficiency()
+    tracking: Tracking = Tracking()
+    subsets: dict[Name, Subset]
+    recipes: dict[str, Any] = {}  # anchors that runs merge; not read
+    linear_runs: tuple[Name, ...] = ()  # runs that the `linear` stage scores
+    runs: dict[Name, Run]
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Params:
+        for key, run in self.runs.items():
+            if run.data.subset not in self.subsets:
+                raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")
+        wanted = [*self.linear_runs, *filter(None, (self.report.reference, self.report.pixels))]
+        for key in wanted:
+            if key not in self.runs:
+                raise ValueError(f"{key!r} in linear_runs or report is none of the runs {sorted(self.runs)}")
+        return self

@@ -1,0 +1,82 @@
+"""The seams between the parts: what a method is given and gives back, and what a tracker does. No logic.
+
+Shape letters used in the whole package: N images, B batch, C channels, H W pixels, D embedding, K bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's input, on the training device.
+
+    Attributes:
+        view_student: normalised float images, B x C x H x W.
+        view_teacher: normalised float images of the same B sources, B x C x H x W.
+        index: position of each image in the training split, int64, B.
+        label: class of each image, int64, B; only `supervised` may read it.
+        shuffle: a permutation of range(B), int64; shuffle-BN passes the teacher view in this order.
+    """
+
+    view_student: Tensor
+    view_teacher: Tensor
+    index: Tensor
+    label: Tensor
+    shuffle: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method returns for one batch.
+
+    Attributes:
+        loss: scalar with a gradient.
+        metrics: detached scalar tensors by name; the loop averages them between two log lines.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of the data beside its batches: counts, never paths."""
+
+    classes: int
+    batch_size: int
+
+
+class Backbone(Protocol):
+    """An image encoder: B x C x H x W -> B x `features`."""
+
+    features: int
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Method(Protocol):
+    """One self-supervised method: a module whose forward makes one training step's loss."""
+
+    def __call__(self, batch: Batch) -> StepOutput: ...
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """Backbones to export, without heads: `student`, and `teacher` where the method has one."""
+        ...
+
+
+BackboneFactory = Callable[[], nn.Module]
+
+
+class Tracker(Protocol):
+    """Where the numbers of a stage go. Logging never raises and never blocks a run."""
+
+    def log(self, row: Mapping[str, float | int | str]) -> None: ...
+
+    def close(self) -> None: ...
