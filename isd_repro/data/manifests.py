@@ -1,0 +1,197 @@
+"""Which images a subset has, and what each is for.
+
+A manifest is two files: `images.tsv`, one row an image (split, class, file, sha256 of its bytes, roles), and
+`manifest.json`, a small header. Neither holds a path, a time or a machine: equal images and roles are equal bytes,
+whatever the folder layout they were read from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from isd_repro.artifacts import ManifestIdentity, write_atomic
+from isd_repro.data.store import StoreInfo
+from isd_repro.errors import DataError
+from isd_repro.params import Frozen
+
+HEADER = "manifest.json"
+IMAGES = "images.tsv"
+COLUMNS = ("split", "class", "file", "sha256", "roles")
+ROLES = {"t": "train", "s": "search", "q": "query"}
+_AGAIN = "run `prepare` for this subset again"
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a source."""
+
+    split: str  # "train" or "val"
+    cls: str
+    file: str  # base name
+    sha256: str  # of the file's bytes, or of the raw pixels where the source has no files
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """An ordered image list and its roles.
+
+    Attributes:
+        dataset: the data set's public name.
+        subset: the subset's key in params.yaml.
+        rule: how the subset was drawn.
+        classes: sorted; a label is a position in it.
+        large: the classes kept in full by an unbalanced rule; empty where the subset is balanced.
+        images: sorted by (split, class, file), none twice.
+        train: sorted positions in `images` that pretraining sees, int64.
+        search: sorted positions of the labelled train images that evaluation searches, int64.
+        query: sorted positions of the validation images that evaluation asks, int64.
+    """
+
+    dataset: str
+    subset: str
+    rule: dict[str, Any]
+    classes: tuple[str, ...]
+    large: tuple[str, ...]
+    images: tuple[Image, ...]
+    train: Positions
+    search: Positions
+    query: Positions
+
+    @cached_property
+    def labels(self) -> Positions:
+        """Class of every image, as a position in `classes`; int64, N."""
+        position = {name: label for label, name in enumerate(self.classes)}
+        return np.fromiter((position[image.cls] for image in self.images), dtype=np.int64, count=len(self.images))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over every (split, class, file, sha256, roles) in order, and the large classes."""
+        digest = hashlib.sha256()
+        for row in rows(self):
+            digest.update(row.encode())
+        for name in sorted(self.large):
+            digest.update(f"large\t{name}\n".encode())
+        return digest.hexdigest()
+
+    def identity(self) -> ManifestIdentity:
+        """What records say of this manifest."""
+        return ManifestIdentity(
+            sha256=self.sha256,
+            dataset=self.dataset,
+            subset=self.subset,
+            rule=self.rule,
+            classes=self.classes,
+            large=self.large,
+            train=len(self.train),
+            search=len(self.search),
+            query=len(self.query),
+        )
+
+
+class Header(Frozen):
+    """The content of `manifest.json`."""
+
+    format: Literal[1] = 1
+    kind: Literal["manifest"] = "manifest"
+    identity: ManifestIdentity
+    images: int
+    dropped: tuple[str, ...] = ()  # unreadable images that were left out, as split/class/file
+    store: StoreInfo | None = None
+
+
+def rows(manifest: Manifest) -> Iterator[str]:
+    """The body of `images.tsv`, one line an image."""
+    roles = np.zeros((len(manifest.images), len(ROLES)), dtype=bool)
+    for column, name in enumerate(ROLES.values()):
+        roles[getattr(manifest, name), column] = True
+    texts = ["", "q", "s", "sq", "t", "tq", "ts", "tsq"]
+    codes = roles @ np.array([4, 2, 1])  # as the columns of ROLES
+    for image, code in zip(manifest.images, codes.tolist(), strict=True):
+        yield f"{image.split}\t{image.cls}\t{image.file}\t{image.sha256}\t{texts[code]}\n"
+
+
+def write(folder: Path, manifest: Manifest, *, store: StoreInfo | None = None, dropped: Iterable[str] = ()) -> None:
+    """Write `images.tsv`, then `manifest.json`, each whole or not at all."""
+    header = Header(identity=manifest.identity(), images=len(manifest.images), dropped=tuple(dropped), store=store)
+    write_atomic(folder / IMAGES, ("\t".join(COLUMNS) + "\n" + "".join(rows(manifest))).encode())
+    text = json.dumps(header.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(folder / HEADER, text.encode() + b"\n")
+
+
+def read_header(folder: Path) -> Header:
+    """Read `manifest.json` alone; `DataError` where it is missing or not a manifest's header."""
+    path = folder / HEADER
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "run `prepare` for this subset; `dvc repro` runs all that is needed")
+    try:
+        return Header.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: not a manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}", _AGAIN) from error
+
+
+def read(folder: Path) -> Manifest:
+    """Read what `write` wrote.
+
+    Raises:
+        DataError: a file is missing or damaged, or the images are not those that the header's hash names.
+    """
+    header = read_header(folder)
+    path = folder / IMAGES
+    images, roles = _parse(path)
+    positions = {
+        name: np.flatnonzero(np.fromiter((letter in text for text in roles), dtype=bool, count=len(roles))).astype(np.int64)
+        for letter, name in ROLES.items()
+    }
+    claimed = header.identity
+    strangers = {image.cls for image in images}.symmetric_difference(claimed.classes)
+    if strangers or tuple(sorted(claimed.classes)) != claimed.classes:
+        raise DataError(f"{path}: its classes are not those of {HEADER} (first difference: {min(strangers, default='order')})", _AGAIN)
+    manifest = Manifest(
+        dataset=claimed.dataset,
+        subset=claimed.subset,
+        rule=claimed.rule,
+        classes=claimed.classes,
+        large=claimed.large,
+        images=tuple(images),
+        train=positions["train"],
+        search=positions["search"],
+        query=positions["query"],
+    )
+    if manifest.identity() != claimed or len(images) != header.images:
+        raise DataError(f"{path}: sha256 of its rows is {manifest.sha256}, {HEADER} says {claimed.sha256}", _AGAIN)
+    return manifest
+
+
+def _parse(path: Path) -> tuple[list[Image], list[str]]:
+    """Rows of `images.tsv` and the roles of each; `DataError` names the first line that is wrong."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", _AGAIN)
+    images: list[Image] = []
+    roles: list[str] = []
+    intern = sys.intern
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            if tuple(file.readline().rstrip("\n").split("\t")) != COLUMNS:
+                raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
+            for number, line in enumerate(file, start=2):
+                cells = line.rstrip("\n").split("\t")
+                if len(cells) != len(COLUMNS) or cells[0] not in ("train", "val") or not cells[4] or not set(cells[4]) <= set(ROLES):
+                    raise DataError(f"{path}:{number}: expected split, class, file, sha256 and roles, found {line.rstrip()!r}", _AGAIN)
+                images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
+                roles.append(intern(cells[4]))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error})", _AGAIN) from error
+    return images, roles
