@@ -63,7 +63,9 @@ class RunTracker:
                 if self._file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
-                raise UserError(f"{self._path}: cannot be written ({error})", "make room and run the same command; it resumes") from error
+                raise UserError(
+                    f"{self._path}: cannot be written ({error})", "make room and run the same command; it resumes"
+                ) from error
         if self.view is not None:
             self.view.log(row)
 
@@ -108,7 +110,9 @@ def open_tracker(
     tracker = RunTracker(path)
     mode = wanted_mode(tracking.wandb)
     if mode != "off":
-        tracker.view = WandbView.open(mode, tracking=tracking, layout_root=layout_root, run_id=run_id, group=group, job_type=job_type, config=config)
+        tracker.view = WandbView.open(
+            mode, tracking=tracking, layout_root=layout_root, run_id=run_id, group=group, job_type=job_type, config=config
+        )
     return tracker
 
 
@@ -153,7 +157,9 @@ def _parse(path: Path, number: int, text: str) -> Row:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON ({error.msg})", "delete the file and run its stage again") from error
     if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: expected an object, found {type(row).__name__}", "delete the file and run its stage again")
+        raise DataError(
+            f"{path}:{number}: expected an object, found {type(row).__name__}", "delete the file and run its stage again"
+        )
     return row
 
 
@@ -285,7 +291,10 @@ def _has_key() -> bool:
         from wandb.sdk.lib import wbauth
 
         host = wandb.setup().settings.base_url
-        return wbauth.authenticate_session(host=host, source="isd-repro", prompt=False, no_create=True, update_session=False) is not None
+        return (
+            wbauth.authenticate_session(host=host, source="isd-repro", prompt=False, no_create=True, update_session=False)
+            is not None
+        )
     except Exception:  # noqa: BLE001 - the lookup is not a public function: without it, the variable decides
         return bool(os.environ.get("WANDB_API_KEY"))
 

@@ -117,7 +117,10 @@ def test_truncate_keeps_what_a_checkpoint_has_seen(tmp_path: Path) -> None:
             tracker.log({"epoch": epoch, "loss": math.nan if epoch == 1 else 0.5})
     path.write_text(path.read_text("utf-8") + '{"epoch": 5', "utf-8")
     truncate_metrics(path, lambda row: row["epoch"] <= 2)
-    assert [(row["epoch"], row["loss"], row.get("not_finite")) for row in read_metrics(path)] == [(1, None, "loss=nan"), (2, 0.5, None)]
+    assert [(row["epoch"], row["loss"], row.get("not_finite")) for row in read_metrics(path)] == [
+        (1, None, "loss=nan"),
+        (2, 0.5, None),
+    ]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
     truncate_metrics(tmp_path / "absent.jsonl", lambda row: False)
     assert not (tmp_path / "absent.jsonl").exists()
@@ -192,7 +195,9 @@ def test_online_without_a_key_does_not_ask_for_one(tmp_path: Path, caplog: pytes
 
 @pytest.mark.usefixtures("wandb_on")
 @pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
-def test_a_broken_wandb_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str) -> None:
+def test_a_broken_wandb_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
     import wandb
 
     def fail(*_: object, **__: object) -> None:
@@ -235,7 +240,8 @@ from pathlib import Path
 from isd_repro.params import Tracking
 from isd_repro.tracking import open_tracker
 root = Path({str(tmp_path)!r})
-with open_tracker(root / "m.jsonl", tracking=Tracking(wandb="off"), layout_root=root, run_id="r", group="g", job_type="j", config={{}}) as tracker:
+options = dict(tracking=Tracking(wandb="off"), layout_root=root, run_id="r", group="g", job_type="j", config={{}})
+with open_tracker(root / "m.jsonl", **options) as tracker:
     tracker.log({{"epoch": 1}})
 assert "wandb" not in sys.modules, "wandb was imported"
 """
