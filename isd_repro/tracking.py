@@ -1,7 +1,8 @@
 """Where the numbers of a stage go: `metrics.jsonl` is the truth, Weights & Biases is a view of it.
 
-Every row is one line of JSON, handed to the system in one unbuffered write, so a killed run leaves every finished row and at most one torn
-line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` says what it was.
+Every row is one line of JSON, handed to the system in one unbuffered write, so a killed run leaves every finished row and
+at most one torn line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` says
+what it was.
 
 W&B is used when it is installed and wanted: online when a key is configured, else offline, else not at all. Whatever it
 raises ends in one warning and in W&B being off; it cannot stop a run, and its waits are bounded. `WANDB_MODE` overrides
