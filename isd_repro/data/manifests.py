@@ -158,7 +158,8 @@ def read(folder: Path) -> Manifest:
     claimed = header.identity
     strangers = {image.cls for image in images}.symmetric_difference(claimed.classes)
     if strangers or tuple(sorted(claimed.classes)) != claimed.classes:
-        raise DataError(f"{path}: its classes are not those of {HEADER} (first difference: {min(strangers, default='order')})", _AGAIN)
+        first = min(strangers, default="their order")
+        raise DataError(f"{path}: its classes are not those of {HEADER}, first difference: {first}", _AGAIN)
     manifest = Manifest(
         dataset=claimed.dataset,
         subset=claimed.subset,
@@ -188,8 +189,8 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
                 raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
             for number, line in enumerate(file, start=2):
                 cells = line.rstrip("\n").split("\t")
-                if len(cells) != len(COLUMNS) or cells[0] not in ("train", "val") or not cells[4] or not set(cells[4]) <= set(ROLES):
-                    raise DataError(f"{path}:{number}: expected split, class, file, sha256 and roles, found {line.rstrip()!r}", _AGAIN)
+                if len(cells) != len(COLUMNS) or cells[0] not in ("train", "val") or not 0 < len(cells[4]) <= len(ROLES):
+                    raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
                 images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
                 roles.append(intern(cells[4]))
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""A prepared subset: its manifest, its packed images, and how both are made.
+"""A prepared subset: its manifest and its packed images, as the stages after `prepare` read them.
 
 A folder holds `manifest.json`, `images.tsv` and the store. An external store lies under the folder that the environment
 variable ISD_PACK_ROOT names, in a sub-folder named after the manifest's hash and the store's settings; it is located
@@ -88,7 +88,8 @@ def open_prepared(folder: Path) -> Prepared:
     manifest = manifests.read(folder)
     store = Store(store_folder(folder, manifest, header.store), header.store)
     if len(store) != len(manifest.images):
-        raise DataError(f"{folder}: the store has {len(store)} images, the manifest {len(manifest.images)}", "run `prepare` for this subset again")
+        found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"
+        raise DataError(f"{folder}: {found}", "run `prepare` for this subset again")
     return Prepared(manifest=manifest, store=store)
 
 
@@ -106,5 +107,6 @@ def pack_root() -> Path:
     """The folder of external stores; `DataError` where ISD_PACK_ROOT is not set."""
     root = os.environ.get(PACK_ROOT, "")
     if not root:
-        raise DataError(f"{PACK_ROOT} is not set and this subset's store is external", f"set {PACK_ROOT} to a folder with room for packed images")
+        hint = f"set {PACK_ROOT} to a folder with room for packed images"
+        raise DataError(f"{PACK_ROOT} is not set and this subset's store is external", hint)
     return Path(root)
