@@ -1,0 +1,62 @@
+# `make demo` from a fresh clone: the environment, the demo pipeline, its table. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# Stage commands of the pipeline find `isd-repro` there.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help venv demo test test-slow test-gpu lint check format lock clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## the environment of requirements.lock, in .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "Installing the locked environment into $(VENV) (about 6 GB, some minutes; once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: venv ## reproduce the demo on a CPU and print its table
+	@$(BIN)/dvc repro
+	@$(BIN)/isd-repro show
+
+test: venv ## the normal tests
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: venv ## the tests marked slow
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-gpu: venv ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+lint: venv ## format, lint, types and the import contract
+	@$(BIN)/ruff format --check --quiet || { echo "make format mends this"; exit 1; }
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+check: lint test ## everything before a commit
+
+format: venv ## format the code and mend what ruff can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+lock: ## write requirements.lock from pyproject.toml (needs uv)
+	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header -o requirements.lock
+
+clean: ## remove caches; environment, results and resume state stay
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	@find isd_repro tests -name __pycache__ -type d -prune -exec rm -rf {} +
