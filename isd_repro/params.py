@@ -259,7 +259,6 @@ class Evaluation(Frozen):
 class Efficiency(Frozen):
     """Changes speed and never a number."""
 
-    threads: Natural = 0  # CPU threads; 0 leaves torch's choice
     log_every: Count = 10  # steps between two reads of the loss
     checkpoint_every: Count = 1  # epochs between two resume points
 

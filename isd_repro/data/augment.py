@@ -1,0 +1,227 @@
+"""Views of a whole batch at once, on any device, with torchvision's law for each image.
+
+Crop, resize and flip are two batched matrix products with per-image antialiased triangle weights; the colour operations
+act on floats in 0..1. All draws come from one explicit CPU generator, so that a view depends on the seed and the step and
+on nothing else. The released code works on PIL images of 8 bits instead.  # DEV-01
+
+Shapes: B batch, C channels, H W padded source size, S side of the view, T blur taps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from isd_repro.params import Blur, Jitter, View
+
+ASPECT = (3 / 4, 4 / 3)  # torchvision's default ratio range
+_ATTEMPTS = 10
+_GRAY = (0.2989, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Windows of a batch in source pixels, each a float tensor of B values."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor  # bool, B
+
+
+def view(pixels: Tensor, sizes: Tensor, law: View, size: int, generator: Generator) -> Tensor:
+    """One augmented view of each image.
+
+    Args:
+        pixels: uint8, B x C x H x W, padded at the bottom and right.
+        sizes: int64, B x 2, true height and width of each image.
+        law: what to draw.
+        size: side of the view in pixels.
+        generator: a CPU generator, advanced by the same amount whatever the images show.
+
+    Returns:
+        Float32 in 0..1, B x C x size x size, on the device of `pixels`.
+    """
+    crop = draw_crop(sizes.cpu(), law, generator)
+    images = resample(pixels, crop, size)
+    if law.jitter is not None:
+        images = jitter(images, law.jitter, generator)
+    if law.grayscale > 0:
+        chosen = torch.rand(len(images), generator=generator) < law.grayscale
+        images = torch.where(chosen.to(images.device)[:, None, None, None], _luma(images).expand_as(images), images)
+    if law.blur is not None:
+        images = blur(images, law.blur, generator)
+    return images
+
+
+def draw_crop(sizes: Tensor, law: View, generator: Generator) -> Crop:
+    """RandomResizedCrop's law: up to ten draws of area and aspect, else the largest central window; and a fair flip."""
+    count = len(sizes)
+    height, width = sizes[:, :1].double(), sizes[:, 1:].double()
+    share = law.crop_min + (law.crop_max - law.crop_min) * torch.rand(count, _ATTEMPTS, generator=generator, dtype=torch.float64)
+    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+    aspect = torch.exp(low + (high - low) * torch.rand(count, _ATTEMPTS, generator=generator, dtype=torch.float64))
+    area = height * width * share
+    wide, tall = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    at = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    flip = torch.rand(count, generator=generator) < law.flip
+
+    height, width = height[:, 0], width[:, 0]
+    narrow, broad = width / height < ASPECT[0], width / height > ASPECT[1]
+    window_h = torch.where(found, tall.gather(1, first)[:, 0], torch.where(narrow, (width / ASPECT[0]).round(), height))
+    window_w = torch.where(found, wide.gather(1, first)[:, 0], torch.where(broad, (height * ASPECT[1]).round(), width))
+    top = torch.where(found, (at[:, 0] * (height - window_h + 1)).floor(), ((height - window_h) / 2).floor())
+    left = torch.where(found, (at[:, 1] * (width - window_w + 1)).floor(), ((width - window_w) / 2).floor())
+    return Crop(top.float(), left.float(), window_h.float(), window_w.float(), flip)
+
+
+def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
+    """Cut the windows out and resize them, bilinear with antialiasing: B x C x size x size in 0..1."""
+    count, channels, height, width = pixels.shape
+    device = pixels.device
+    rows_BSH = _triangle(crop.top, crop.height, size, height, torch.zeros_like(crop.flip)).to(device)
+    cols_BSW = _triangle(crop.left, crop.width, size, width, crop.flip).to(device)
+    images = pixels.float().div_(255).reshape(count, channels * height, width)
+    images = torch.bmm(images, cols_BSW.transpose(1, 2)).view(count, channels, height, size)
+    return torch.matmul(rows_BSH[:, None], images)
+
+
+def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tensor:
+    """The evaluation's view: short side to size / crop_ratio, antialiased, then the central size x size window.
+
+    Resize 256 and CenterCrop 224 of the paper are size 224 and crop_ratio 0.875. Same shapes as `view`.
+    """
+    sizes = sizes.cpu()
+    short = sizes.amin(dim=1, keepdim=True).double()
+    target = max(size, round(size / crop_ratio))
+    resized = torch.where(sizes == short, target, (target * sizes.double() / short).floor())
+    start = ((resized - size) / 2).round()
+    scale = sizes.double() / resized
+    offset, extent = start * scale, size * scale
+    height, width = pixels.shape[2:]
+    rows = _triangle(offset[:, 0].float(), extent[:, 0].float(), size, height, None, bounds=sizes[:, 0])
+    cols = _triangle(offset[:, 1].float(), extent[:, 1].float(), size, width, None, bounds=sizes[:, 1])
+    count, channels = pixels.shape[:2]
+    images = pixels.float().div_(255).reshape(count, channels * height, width)
+    images = torch.bmm(images, cols.to(pixels.device).transpose(1, 2)).view(count, channels, height, size)
+    return torch.matmul(rows.to(pixels.device)[:, None], images)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(images - mean) / std per channel."""
+    shape = (1, len(mean), 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def jitter(images: Tensor, law: Jitter, generator: Generator) -> Tensor:
+    """ColorJitter's law: the four operations in an order drawn for each image, on a share `law.p` of the images."""
+    count = len(images)
+    chosen = torch.rand(count, generator=generator) < law.p
+    order = torch.rand(count, 4, generator=generator).argsort(dim=1)
+    spread = torch.tensor([law.brightness, law.contrast, law.saturation, law.hue])
+    centre_of = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    factor = centre_of + spread * (2 * torch.rand(count, 4, generator=generator) - 1)
+    images = images.clone()
+    for position in range(4):
+        for operation, apply in enumerate((_brightness, _contrast, _saturation, _hue)):
+            at = torch.nonzero(chosen & (order[:, position] == operation)).flatten()
+            if len(at):
+                strength = factor[at, operation].to(images.device)[:, None, None, None]
+                rows = at.to(images.device)
+                images[rows] = apply(images[rows], strength)
+    return images
+
+
+def blur(images: Tensor, law: Blur, generator: Generator) -> Tensor:
+    """Gaussian blur of a share `law.p` of the images, reflected at the border, cut at three sigma_max."""
+    count, _, _, size = images.shape
+    chosen = torch.nonzero(torch.rand(count, generator=generator) < law.p).flatten()
+    sigma = law.sigma_min + (law.sigma_max - law.sigma_min) * torch.rand(count, generator=generator)
+    if not len(chosen):
+        return images
+    kernel_BSS = blur_matrix(sigma[chosen], size, radius_of(law.sigma_max, size)).to(images.device)
+    rows = chosen.to(images.device)
+    images = images.clone()
+    images[rows] = kernel_BSS[:, None] @ images[rows] @ kernel_BSS.transpose(1, 2)[:, None]
+    return images
+
+
+def radius_of(sigma_max: float, size: int) -> int:
+    """Taps on each side of the blur: three sigma, and no more than reflection allows."""
+    return min(math.ceil(3 * sigma_max), size - 1)
+
+
+def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
+    """Blur along one axis as B matrices of size x size, each row a normalised Gaussian folded back at the borders."""
+    taps_T = torch.arange(-radius, radius + 1)
+    weight_BT = torch.exp(-0.5 * (taps_T / sigma[:, None]).square())
+    weight_BT = weight_BT / weight_BT.sum(dim=1, keepdim=True)
+    at_ST = (torch.arange(size)[:, None] + taps_T).abs()
+    at_ST = torch.where(at_ST >= size, 2 * (size - 1) - at_ST, at_ST)
+    matrix_BSS = torch.zeros(len(sigma), size, size)
+    return matrix_BSS.scatter_add_(2, at_ST.expand(len(sigma), -1, -1), weight_BT[:, None].expand(-1, size, -1))
+
+
+def _triangle(offset: Tensor, extent: Tensor, size: int, length: int, flip: Tensor | None, bounds: Tensor | None = None) -> Tensor:
+    """Antialiased linear interpolation weights, B x size x length, from windows [offset, offset + extent).
+
+    Weights fall outside neither the window nor, where `bounds` is given, the image: there the window itself is no border.
+    """
+    position = torch.arange(size, dtype=torch.float32).expand(len(offset), size)
+    if flip is not None:
+        position = torch.where(flip[:, None], size - 1 - position, position)
+    scale = (extent / size)[:, None]
+    middle = (offset[:, None] + (position + 0.5) * scale)[:, :, None]
+    source = torch.arange(length, dtype=torch.float32)[None, None]
+    weight = (1 - (source + 0.5 - middle).abs() / scale.clamp_min(1)[:, :, None]).clamp_min(0)
+    low, high = (offset, offset + extent) if bounds is None else (torch.zeros_like(offset), bounds.float())
+    weight = weight * ((source >= low[:, None, None]) & (source < high[:, None, None]))
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Gray level, B x 1 x S x S."""
+    if images.shape[1] == 1:
+        return images
+    return (images * images.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (factor * images + (1 - factor) * other).clamp(0, 1)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).clamp(0, 1)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(images, _luma(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(images, _luma(images), factor)
+
+
+def _hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of a full circle, through HSV."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(1)
+    value, low = images.amax(1), images.amin(1)
+    chroma = value - low
+    flat = chroma == 0
+    safe = torch.where(flat, torch.ones_like(chroma), chroma)
+    sector = torch.where(value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    hue = torch.where(flat, torch.zeros_like(sector), sector) + 6 * shift[:, 0]
+    channels = []
+    for corner in (5.0, 3.0, 1.0):
+        k = torch.remainder(corner + hue, 6)
+        channels.append(value - chroma * torch.minimum(torch.minimum(k, 4 - k), torch.ones_like(k)).clamp_min(0))
+    return torch.stack(channels, dim=1).clamp(0, 1)

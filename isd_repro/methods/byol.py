@@ -1,0 +1,55 @@
+r"""BYOL-asym: the student predicts the teacher's embedding of the other view, in one direction and without a bank.
+
+With unit-norm prediction q and teacher embedding k, loss = mean over the batch of |q - k|^2 = 2 - 2 q . k.
+
+Source: Grill et al., arXiv 2006.07733, in the asymmetric form of the ISD paper; UMBCvision/ISD at 4bdd603, train_byol.py.
+Deviations: DEV-01, DEV-02.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from isd_repro.nn import ema
+from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.params import Frozen, Unit
+from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
+
+
+class Config(Frozen):
+    """Keys of a run's `method` block."""
+
+    momentum: Unit  # EMA factor of the teacher, per step
+
+
+def byol_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """Squared distance of unit vectors, averaged over the batch; only the student's take a gradient."""
+    return (student_BD - teacher_BD).square().sum(1).mean()
+
+
+class Method(nn.Module):
+    """BYOL's networks: projector on both, predictor on the student."""
+
+    def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        network = backbone()
+        width: int = network.features  # type: ignore[assignment]
+        embedding = width // 4
+        self.student = Projected(network, mlp(width, 2 * width, embedding))
+        self.predictor = mlp(embedding, 2 * width, embedding)
+        self.teacher = ema.teacher_of(self.student)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Student, EMA, shuffled teacher, distance."""
+        student_BD = unit(self.predictor(self.student(batch.view_student)))
+        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        loss = byol_loss(student_BD, teacher_BD)
+        return StepOutput(loss, {"cosine": 1 - loss.detach() / 2})
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """Both backbones."""
+        return {"student": self.student.backbone, "teacher": self.teacher.backbone}

@@ -1,0 +1,82 @@
+r"""ISD: the student gives the same soft similarities to a bank of images as the teacher.
+
+Two views of an image are compared with the K past teacher embeddings x_i in the bank, never with each other. With
+unit-norm student embedding q and teacher embedding k,
+
+    p_s(i) = softmax_i(q . x_i / tau_student),    p_t(i) = softmax_i(k . x_i / tau_teacher),
+    loss   = mean over the batch of KL(p_t || p_s),
+
+and the teacher is the exponential moving average of the student.
+Source: Tejankar et al., ICCV 2021, arXiv 2012.09259; UMBCvision/ISD at 4bdd603, train_isd.py (heads `none`) and
+train_isd_plus.py (heads `mlp`). Deviations: DEV-01, DEV-02, DEV-03.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from isd_repro.nn import ema
+from isd_repro.nn.bank import Bank, BankInit
+from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.params import Frozen, Unit
+from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
+
+
+class Config(Frozen):
+    """Keys of a run's `method` block."""
+
+    tau_student: PositiveFloat  # softmax temperature of the student's similarities
+    tau_teacher: PositiveFloat
+    momentum: Unit  # EMA factor of the teacher, per step
+    bank_size: PositiveInt  # K, in images
+    bank_init: BankInit = "unit"
+    heads: Literal["none", "mlp"] = "none"  # none: predictor on pooled features; mlp: projector and predictor
+
+
+def isd_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """KL(p_t || p_s) in nats, averaged over the batch; rows are unit vectors and only the student's take a gradient."""
+    log_student_BK = F.log_softmax(student_BD @ bank_KD.T / tau_student, dim=1)
+    log_teacher_BK = F.log_softmax(teacher_BD @ bank_KD.T / tau_teacher, dim=1)
+    return F.kl_div(log_student_BK, log_teacher_BK, reduction="batchmean", log_target=True)
+
+
+class Method(nn.Module):
+    """ISD with one bank, filled by the teacher."""
+
+    def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        network = backbone()
+        width: int = network.features  # type: ignore[assignment]
+        if config.heads == "none":
+            self.student = Projected(network, nn.Identity())
+            self.predictor = mlp(width, width, width, bias=False)
+            embedding = width
+        else:
+            embedding = width // 4
+            self.student = Projected(network, mlp(width, 2 * width, embedding))
+            self.predictor = mlp(embedding, 2 * width, embedding)
+        self.teacher = ema.teacher_of(self.student)
+        self.bank = Bank(config.bank_size, embedding, setting.batch_size, config.bank_init)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """One step in the paper's order: student, EMA, shuffled teacher, similarities to the old bank, enqueue."""
+        student_BD = unit(self.predictor(self.student(batch.view_student)))
+        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        bank_KD = self.bank.rows.clone()  # the gradient needs the rows that `push` overwrites
+        with torch.autocast(student_BD.device.type, enabled=False):
+            loss = isd_loss(student_BD, teacher_BD, bank_KD, self.config.tau_student, self.config.tau_teacher)
+        self.bank.push(teacher_BD)
+        agreement = (student_BD.detach() * teacher_BD).sum(1).mean()
+        return StepOutput(loss, {"cosine": agreement})
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """Both backbones."""
+        return {"student": self.student.backbone, "teacher": self.teacher.backbone}

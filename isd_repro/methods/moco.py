@@ -1,0 +1,73 @@
+r"""MoCo v2: contrast each image's teacher embedding against a bank of other images' embeddings.
+
+With unit-norm student q, teacher k of the same image and bank rows x_i,
+
+    loss = -log( exp(q . k / tau) / (exp(q . k / tau) + sum_i exp(q . x_i / tau)) ), averaged over the batch.
+
+Source: He et al., arXiv 1911.05722 and Chen et al., arXiv 2003.04297; facebookresearch/moco at 7397dfe, moco/builder.py.
+Deviations: DEV-01, DEV-02.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from isd_repro.nn import ema
+from isd_repro.nn.bank import Bank
+from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.params import Frozen, Unit
+from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
+
+
+class Config(Frozen):
+    """Keys of a run's `method` block."""
+
+    tau: PositiveFloat
+    momentum: Unit  # EMA factor of the teacher, per step
+    bank_size: PositiveInt  # K, in images
+    dim: PositiveInt = 128  # D of the embedding
+
+
+def logits_of(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
+    """B x (1 + K) similarities over tau: the positive first, then the bank."""
+    positive_B1 = (student_BD * teacher_BD).sum(1, keepdim=True)
+    return torch.cat([positive_B1, student_BD @ bank_KD.T], dim=1) / tau
+
+
+def moco_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
+    """InfoNCE in nats, averaged over the batch; rows are unit vectors and only the student's take a gradient."""
+    logits = logits_of(student_BD, teacher_BD, bank_KD, tau)
+    return (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
+
+
+class Method(nn.Module):
+    """MoCo v2 with its two-layer head (no BatchNorm in it) on both networks."""
+
+    def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        network = backbone()
+        width: int = network.features  # type: ignore[assignment]
+        self.student = Projected(network, mlp(width, width, config.dim, batchnorm=False))
+        self.teacher = ema.teacher_of(self.student)
+        self.bank = Bank(config.bank_size, config.dim, setting.batch_size)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Student, EMA, shuffled teacher, logits against the old bank, enqueue."""
+        student_BD = unit(self.student(batch.view_student))
+        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        bank_KD = self.bank.rows.clone()  # the gradient needs the rows that `push` overwrites
+        with torch.autocast(student_BD.device.type, enabled=False):
+            loss = moco_loss(student_BD, teacher_BD, bank_KD, self.config.tau)
+        self.bank.push(teacher_BD)
+        agreement = (student_BD.detach() * teacher_BD).sum(1).mean()
+        return StepOutput(loss, {"cosine": agreement})
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """Both backbones."""
+        return {"student": self.student.backbone, "teacher": self.teacher.backbone}

@@ -1,0 +1,41 @@
+"""Supervised training with labels: the upper reference of every table.
+
+loss = cross-entropy of a linear classifier on the backbone's features of view_student. With 0 epochs this file exports the
+untrained encoder, or raw pixels where the backbone is `pixels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import nn
+
+from isd_repro.params import Frozen
+from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
+
+
+class Config(Frozen):
+    """No keys beside the name."""
+
+
+class Method(nn.Module):
+    """A backbone and a classifier; the only method that reads labels."""
+
+    def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        self.student = backbone()
+        width: int = self.student.features  # type: ignore[assignment]
+        self.classifier = nn.Linear(width, setting.classes)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Cross-entropy in nats and the share of the batch that is classified rightly."""
+        logits = self.classifier(self.student(batch.view_student)).float()
+        right = (logits.detach().argmax(1) == batch.label).float().mean()
+        return StepOutput(F.cross_entropy(logits, batch.label), {"train_top1": 100 * right})
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """There is no teacher."""
+        return {"student": self.student}

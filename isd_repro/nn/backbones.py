@@ -1,0 +1,88 @@
+"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from isd_repro.errors import ConfigError
+from isd_repro.params import BackboneConfig
+
+_TORCHVISION: dict[str, Callable[[], ResNet]] = {"resnet18": models.resnet18, "resnet50": models.resnet50}
+
+
+def build(config: BackboneConfig, image_size: int) -> nn.Module:
+    """A backbone with an int attribute `features`, mapping B x C x H x W to B x features.
+
+    Its tensors have torchvision's names. Weights are drawn from torch's global generator, as torchvision does; callers seed it.
+
+    Raises:
+        ConfigError: a width that torchvision's architecture does not have.
+    """
+    if config.arch == "pixels":
+        return Pixels(config.channels * image_size * image_size)
+    if config.arch == "resnet-narrow":
+        return NarrowResNet(config.width, config.channels)
+    if config.width != 64:
+        raise ConfigError(f"backbone.width: {config.arch} has width 64 (got {config.width})", "use arch resnet-narrow for another width")
+    network = _TORCHVISION[config.arch]()
+    features = network.fc.in_features
+    network.fc = nn.Identity()
+    if config.stem == "small" or config.channels != 3:
+        kernel, stride, padding = (3, 1, 1) if config.stem == "small" else (7, 2, 3)
+        network.conv1 = nn.Conv2d(config.channels, 64, kernel, stride, padding, bias=False)
+        _init(network.conv1)
+    if config.stem == "small":
+        network.maxpool = nn.Identity()
+    network.features = features
+    return network
+
+
+class NarrowResNet(nn.Module):
+    """Four one-block stages of width, 2, 4 and 8 times width behind a 3x3 stem: trains on a CPU in minutes."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, 1)
+        self.layer2 = _stage(width, 2 * width, 2)
+        self.layer3 = _stage(2 * width, 4 * width, 2)
+        self.layer4 = _stage(4 * width, 8 * width, 2)
+        self.features = 8 * width
+        self.apply(_init)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x 8 width: spatial mean of the last stage."""
+        hidden = self.relu(self.bn1(self.conv1(images)))
+        hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
+        return hidden.mean(dim=(2, 3))
+
+
+class Pixels(nn.Module):
+    """The image itself as its features: the reference that a learned encoder has to beat."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x CHW."""
+        return images.flatten(1)
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
+
+
+def _init(module: nn.Module) -> None:
+    """torchvision's ResNet initialisation; the last BatchNorm of a block keeps gamma 1, as in the released code."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

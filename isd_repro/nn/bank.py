@@ -1,0 +1,56 @@
+"""The memory bank: past teacher embeddings, first in first out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isd_repro.errors import ConfigError
+
+BankInit = Literal["reference", "unit"]
+
+
+class Bank(nn.Module):
+    """K rows of dimension D and the position of the oldest one; both are part of the state dict.
+
+    Read `rows` before `push`: the embeddings of a batch are never among its own anchors.
+    """
+
+    rows: Tensor
+
+    def __init__(self, size: int, features: int, batch_size: int, init: BankInit = "unit") -> None:
+        """Random rows, replaced after size / batch_size steps.
+
+        `reference` normalises each column, as the released ISD ResNet-18 script does, which leaves row norms of
+        sqrt(D / K); `unit` normalises each row.  # DEV-03
+
+        Raises:
+            ConfigError: the batch does not divide the bank.
+        """
+        super().__init__()
+        if size % batch_size:
+            raise ConfigError(
+                f"method.bank_size: {size} is not a multiple of optim.batch_size {batch_size}",
+                f"use {max(batch_size, size - size % batch_size)}, so that a batch never wraps around the end of the bank",
+            )
+        rows_KD = torch.randn(size, features)
+        self.register_buffer("rows", F.normalize(rows_KD, dim=0 if init == "reference" else 1))
+        self.pointer = 0
+
+    @torch.no_grad()
+    def push(self, embedding_BD: Tensor) -> None:
+        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings."""
+        count = len(embedding_BD)
+        self.rows[self.pointer : self.pointer + count].copy_(embedding_BD)
+        self.pointer = (self.pointer + count) % len(self.rows)
+
+    def get_extra_state(self) -> Tensor:
+        """The pointer, kept as a Python int in between so that no step waits for the device."""
+        return torch.tensor(self.pointer)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the pointer."""
+        self.pointer = int(state)

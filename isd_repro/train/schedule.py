@@ -1,0 +1,18 @@
+"""Learning rates as pure functions of the epoch."""
+
+from __future__ import annotations
+
+import math
+
+from isd_repro.params import Optim, Step
+
+
+def lr_at(epoch: int, optim: Optim) -> float:
+    """Rate of an epoch counted from 1.
+
+    Step: lr * factor ** (milestones before this epoch). Cosine: lr * (1 + cos(pi * (epoch - 1) / epochs)) / 2, constant
+    within an epoch, without warm-up (paper.md 1.2, from the released scripts).
+    """
+    if isinstance(optim.schedule, Step):
+        return optim.lr * optim.schedule.factor ** sum(epoch > milestone for milestone in optim.schedule.milestones)
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / optim.epochs))
