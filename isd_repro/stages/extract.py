@@ -1,0 +1,74 @@
+"""Stage `extract`: a run's encoders and its prepared subset in, features of the search and query images out."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from isd_repro.artifacts import sha256_file
+from isd_repro.config import Layout, find_run
+from isd_repro.data import augment
+from isd_repro.data.prepared import Split, open_prepared
+from isd_repro.data.store import Store
+from isd_repro.evals.arithmetic import best_device
+from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
+from isd_repro.evals.extract import Features, Images, features, save_features
+from isd_repro.params import Params
+
+
+def extract(name: str, params: Params, layout: Layout, console: Console) -> None:
+    """Extract features with every encoder of a run; each image is read once for all of them.
+
+    Raises:
+        ConfigError: no such run.
+        DataError: the encoder file or the prepared subset is missing, damaged, or made for other images.
+    """
+    started = time.monotonic()
+    run = find_run(params, name)
+    path = layout.encoder(name)
+    sha256 = sha256_file(path)
+    encoders, identity = load_encoders(path)
+    prepared = open_prepared(layout.prepared(run.data.subset))
+    check_manifest(path, identity.manifest, prepared.identity.sha256)
+    splits = {"search": prepared.split("search"), "query": prepared.split("query")}
+    device = best_device()
+    found: dict[str, dict[str, Tensor]] = {}
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        for which, split in splits.items():
+            task = bar.add_task(f"{name} {which}", total=len(split))
+            images = centred(prepared.store, split, identity, device)
+            found[which] = features(encoders, images, len(split), device, partial(bar.advance, task))
+    kept = Features(
+        search=found["search"],
+        query=found["query"],
+        search_label=splits["search"].label,
+        query_label=splits["query"].label,
+        identity={
+            "run": name,
+            "encoder_sha256": sha256,
+            "manifest": identity.manifest,
+            "encoders": list(encoders),
+            "image_size": identity.image_size,
+            "normalised": False,
+        },
+    )
+    save_features(layout.features(name), kept)
+    counts = f"{len(splits['search'])} search and {len(splits['query'])} query images"
+    seconds = time.monotonic() - started
+    console.print(f"{name} {', '.join(encoders)}: {counts} in {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+def centred(store: Store, split: Split, identity: EncoderIdentity, device: torch.device) -> Images:
+    """Positions in a split -> the evaluation's view of those images, as the encoder was trained to see them."""
+
+    def images(position: Tensor) -> Tensor:
+        pixels, sizes = store.read(split.index[position])
+        views = augment.centre(pixels.to(device), sizes, identity.image_size, identity.crop_ratio)
+        return augment.normalise(views, identity.mean, identity.std)
+
+    return images

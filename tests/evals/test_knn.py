@@ -1,0 +1,188 @@
+"""Nearest neighbours against hand-made points, a slow exact oracle with the tie rule, scikit-learn and faiss."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from isd_repro.errors import ConfigError, DataError
+from isd_repro.evals import knn
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def signs(count: int, dim: int, seed: int) -> Tensor:
+    """Rows of +-1 with an even square root of dim: unit vectors and all similarities are exact in float32."""
+    return torch.randint(0, 2, (count, dim), generator=generator(seed)).float() * 2 - 1
+
+
+def oracle(bank: Tensor, label: Tensor, query: Tensor, k: int) -> tuple[list[list[int]], list[int]]:
+    """Integers only: neighbours by (dot descending, label ascending, position ascending), then a counted vote."""
+    rows, classes = bank.long().tolist(), label.tolist()
+    neighbours, votes = [], []
+    for asked in query.long().tolist():
+        dots = [sum(a * b for a, b in zip(asked, row, strict=True)) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: (-dots[i], classes[i], i))[:k]
+        counts = Counter(classes[i] for i in order)
+        neighbours.append(order)
+        votes.append(min(counts, key=lambda c: (-counts[c], c)))
+    return neighbours, votes
+
+
+@pytest.fixture(params=[(512, 8192), (8, 32)], ids=["as shipped", "many chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tests with blocks so small that every merge is exercised."""
+    monkeypatch.setattr(knn, "QUERY_ROWS", request.param[0])
+    monkeypatch.setattr(knn, "BANK_ROWS", request.param[1])
+
+
+def test_points_on_a_circle() -> None:
+    angle = torch.deg2rad(torch.tensor([0.0, 30.0, 90.0, 100.0, 180.0]))
+    length = torch.tensor([[1.0], [5.0], [0.1], [2.0], [1.0]])  # cosine: lengths do not count
+    bank = length * torch.stack([angle.cos(), angle.sin()], dim=1)
+    label = torch.tensor([2, 2, 1, 1, 0])
+    asked = torch.deg2rad(torch.tensor([20.0, 80.0, 170.0]))
+    query = 3 * torch.stack([asked.cos(), asked.sin()], dim=1)
+    assert knn.nearest(bank, label, query, 2, CPU).tolist() == [[1, 0], [2, 3], [4, 3]]
+    found = knn.predict(bank, label, query, (1, 3, 5), CPU)
+    assert found[1].tolist() == [2, 1, 0]
+    assert found[3].tolist() == [2, 1, 1]  # 170: neighbours 180, 100, 90
+    assert found[5].tolist() == [1, 1, 1]  # two votes each for 1 and 2
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("k", [1, 5, 20, 47])
+def test_equals_the_exact_oracle_where_most_similarities_tie(k: int) -> None:
+    bank, query = signs(300, 16, seed=1), signs(41, 16, seed=2)
+    label = torch.randint(0, 7, (300,), generator=generator(3))
+    neighbours, votes = oracle(bank, label, query, k)
+    assert knn.nearest(bank, label, query, k, CPU).tolist() == neighbours
+    assert knn.predict(bank, label, query, (k,), CPU)[k].tolist() == votes
+
+
+@pytest.mark.usefixtures("chunks")
+def test_every_image_of_the_bank_may_be_a_neighbour() -> None:
+    bank, query = signs(70, 16, seed=4), signs(9, 16, seed=5)
+    label = torch.arange(70) % 3
+    assert knn.nearest(bank, label, query, 70, CPU).tolist() == oracle(bank, label, query, 70)[0]
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("seed", range(3))
+def test_permuting_the_bank_changes_no_prediction(seed: int) -> None:
+    """Random reals: with copies under several labels, so that the boundary of k falls inside a tie."""
+    base = torch.randn(60, 24, generator=generator(seed))
+    bank = torch.cat([base, base, base])
+    label = torch.randint(0, 5, (180,), generator=generator(seed + 10))
+    query = torch.cat([torch.randn(50, 24, generator=generator(seed + 20)), base[:10]])
+    order = torch.randperm(180, generator=generator(seed + 30))
+    before = knn.predict(bank, label, query, (1, 2, 4, 20), CPU)
+    after = knn.predict(bank[order], label[order], query, (1, 2, 4, 20), CPU)
+    for k, predicted in before.items():
+        assert torch.equal(predicted, after[k]), k
+
+
+def test_nearest_of_copies_is_the_lowest_label() -> None:
+    bank = torch.tensor([[1.0, 2.0]]).repeat(4, 1)
+    assert knn.predict(bank, torch.tensor([3, 1, 2, 1]), bank[:1], (1,), CPU)[1].tolist() == [1]
+
+
+@pytest.mark.usefixtures("chunks")
+def test_collapsed_features_give_the_lowest_labels() -> None:
+    bank = torch.full((100, 8), 0.3)
+    label = torch.arange(100).flip(0) // 10
+    near = knn.nearest(bank, label, bank[:3], 15, CPU)
+    assert near.tolist() == [[*range(90, 100), *range(80, 85)]] * 3
+
+
+def test_number_of_queries_and_of_bank_images_changes_no_neighbour() -> None:
+    bank, query = torch.randn(9000, 32, generator=generator(0)), torch.randn(600, 32, generator=generator(1))
+    label = torch.randint(0, 10, (9000,), generator=generator(2))
+    whole = knn.nearest(bank, label, query, 20, CPU)
+    for part in (slice(0, 1), slice(3, 40), slice(511, 514)):
+        assert torch.equal(knn.nearest(bank, label, query[part], 20, CPU), whole[part])
+    kept = torch.unique(whole[:2])  # a far smaller bank that still holds the neighbours
+    again = knn.nearest(bank[kept], label[kept], query[:2], 20, CPU)
+    assert torch.equal(kept[again], whole[:2])
+
+
+def test_faiss_finds_neighbours_of_the_same_similarity() -> None:
+    bank, query = torch.randn(2000, 48, generator=generator(5)), torch.randn(70, 48, generator=generator(6))
+    near = knn.nearest(bank, torch.zeros(2000, dtype=torch.int64), query, 20, CPU)
+    unit_bank, unit_query = (torch.nn.functional.normalize(x.double(), dim=1) for x in (bank, query))
+    index = faiss.IndexFlatIP(48)
+    index.add(unit_bank.float().numpy())
+    theirs = torch.from_numpy(index.search(unit_query.float().numpy(), 20)[1])
+    exact = unit_query @ unit_bank.T
+    ours, others = exact.gather(1, near), exact.gather(1, theirs)
+    assert (ours - others).abs().max() < 1e-6  # rank by rank
+    assert (near == theirs).float().mean() > 0.99  # the rest are near-ties
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_scikit_learn_predicts_the_same(k: int) -> None:
+    centre = torch.randn(6, 10, generator=generator(7))
+    label, asked = torch.arange(400) % 6, torch.arange(90) % 6
+    bank = centre[label] + 1.5 * torch.randn(400, 10, generator=generator(8))
+    query = centre[asked] + 1.5 * torch.randn(90, 10, generator=generator(9))
+    model = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank.double().numpy(), label.numpy())
+    theirs = model.predict(query.double().numpy())
+    ours = knn.predict(bank, label, query, (k,), CPU)[k].numpy()
+    distance = np.sort(model.kneighbors(query.double().numpy(), k + 1)[0], axis=1)
+    clear = distance[:, k] - distance[:, k - 1] > 1e-6
+    assert clear.mean() > 0.9
+    assert np.array_equal(ours[clear], theirs[clear])
+    assert 0.4 < (ours == asked.numpy()).mean() < 1.0  # neither trivial nor noise
+
+
+def test_vote_is_unweighted_and_draws_go_to_the_lowest_label() -> None:
+    labels = torch.tensor([[5, 0, 0], [4, 4, 9], [9, 2, 7], [3, 1, 3]])
+    assert knn.vote(labels).tolist() == [0, 4, 2, 3]
+    assert knn.vote(labels[:, :2]).tolist() == [0, 4, 2, 1]
+
+
+def test_keys_order_as_similarities_do() -> None:
+    values = torch.tensor([[-torch.inf, -1.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0]])
+    keys = knn._keys(values, torch.zeros(8, dtype=torch.int64))[0].tolist()
+    assert keys[3] == keys[4]
+    assert sorted(set(keys)) == keys[:4] + keys[5:]
+    same = knn._keys(torch.zeros(1, 3), torch.tensor([7, 8, 2**31]))[0].tolist()
+    assert same == sorted(same, reverse=True)  # the lower rank first
+
+
+def test_a_zero_vector_is_equally_far_from_everything() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    label = torch.tensor([2, 1, 0])
+    assert knn.predict(bank, label, torch.zeros(1, 2), (1,), CPU)[1].tolist() == [0]
+    assert knn.nearest(bank, label, torch.tensor([[-1.0, 0.0]]), 3, CPU).tolist() == [[2, 1, 0]]  # similarities 1, 0, -1
+
+
+def test_no_query_gives_no_prediction() -> None:
+    assert knn.predict(torch.eye(3), torch.arange(3), torch.empty(0, 3), (1,), CPU)[1].tolist() == []
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_k_outside_the_search_set_is_named(k: int) -> None:
+    with pytest.raises(ConfigError, match=f"{k} neighbours asked of a search set of 3 images"):
+        knn.predict(torch.eye(3), torch.arange(3), torch.eye(3), (1, k) if k else (k,), CPU)
+
+
+def test_bad_features_are_refused() -> None:
+    broken = torch.eye(3)
+    broken[1, 1] = torch.nan
+    with pytest.raises(DataError, match="search features: 1 of 3 rows"):
+        knn.predict(broken, torch.arange(3), torch.eye(3), (1,), CPU)
+    with pytest.raises(DataError, match="query features: 1 of 3 rows"):
+        knn.predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
+    with pytest.raises(DataError, match="do not fit"):
+        knn.predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)

@@ -1,0 +1,215 @@
+"""The linear protocol against a slow oracle in float64, written from its equations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isd_repro.errors import ConfigError, DataError, UserError
+from isd_repro.evals import linear
+from isd_repro.evals.linear import Task
+from isd_repro.params import Linear
+
+CPU = torch.device("cpu")
+CLASSES, TRAIN, QUERIES, DIM = 4, 50, 30, 6
+Matrix = npt.NDArray[np.float64]
+
+
+def network(seed: int) -> nn.Sequential:
+    """Its BatchNorm statistics and dropout make training mode visible."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(12, DIM), nn.BatchNorm1d(DIM), nn.ReLU(), nn.Dropout(0.5))
+        for _ in range(3):
+            net(torch.randn(16, 3, 2, 2) + 0.5)
+    return net
+
+
+def forward(net: nn.Sequential, images: Tensor) -> Matrix:
+    """The network above in eval mode, float64."""
+    state = {key: value.double().numpy() for key, value in net.state_dict().items()}
+    hidden = images.flatten(1).double().numpy() @ state["1.weight"].T + state["1.bias"]
+    hidden = (hidden - state["2.running_mean"]) / np.sqrt(state["2.running_var"] + 1e-5) * state["2.weight"] + state["2.bias"]
+    rectified: Matrix = np.maximum(hidden, 0)
+    return rectified
+
+
+class World:
+    """Images in classes, noisy copies of them as views, and the task that a stage would make of them."""
+
+    def __init__(self, nets: Mapping[str, nn.Sequential], batch: int = 16) -> None:
+        draw = torch.Generator().manual_seed(0)
+        centre = torch.randn(CLASSES, 3, 2, 2, generator=draw)
+        self.label = torch.arange(TRAIN) % CLASSES
+        self.train = centre[self.label] + 0.8 * torch.randn(TRAIN, 3, 2, 2, generator=draw)
+        self.query_label = torch.arange(QUERIES) % CLASSES
+        self.query = centre[self.query_label] + 0.8 * torch.randn(QUERIES, 3, 2, 2, generator=draw)
+        self.batch = batch
+        self.epochs: list[int] = []
+        self.task = Task(
+            search={name: torch.from_numpy(forward(net, self.train)).float() for name, net in nets.items()},
+            query={name: torch.from_numpy(forward(net, self.query)).float() for name, net in nets.items()},
+            query_label=self.query_label,
+            classes=CLASSES,
+            train_batches=self.batches,
+        )
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epochs.append(epoch)
+        draw = torch.Generator().manual_seed(100 + epoch)
+        for chosen in torch.randperm(TRAIN, generator=draw).split(self.batch):
+            views = self.train[chosen] + 0.3 * torch.randn(len(chosen), 3, 2, 2, generator=draw)
+            yield views, self.label[chosen]
+
+
+def oracle(
+    net: nn.Sequential, world: World, settings: Linear, rates: list[float]
+) -> tuple[Matrix, Matrix, list[Matrix], list[float]]:
+    """Weight and bias after the last epoch, and every epoch's predictions and mean loss."""
+
+    def unit(rows: Matrix) -> Matrix:
+        return np.stack([row / max(float(np.sqrt((row**2).sum())), 1e-12) for row in rows])
+
+    known = unit(forward(net, world.train))
+    mean = known.sum(axis=0) / TRAIN
+    var = ((known - mean) ** 2).sum(axis=0) / (TRAIN - 1)
+    start = linear.new_head(DIM, CLASSES, settings.seed)
+    values = {"w": start.weight.detach().double().numpy().copy(), "b": start.bias.detach().double().numpy().copy()}
+    speed = {key: np.zeros_like(value) for key, value in values.items()}
+    predictions, losses = [], []
+    for epoch, lr in enumerate(rates):
+        total = 0.0
+        for images, label in world.batches(epoch):
+            z = (unit(forward(net, images)) - mean) / np.sqrt(var + 1e-5)
+            logits = z @ values["w"].T + values["b"]
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            p = odds / odds.sum(axis=1, keepdims=True)
+            hot = np.eye(CLASSES)[label.numpy()]
+            total -= float(np.log((p * hot).sum(axis=1)).sum())
+            error = (p - hot) / len(label)
+            gradient = {"w": error.T @ z, "b": error.sum(axis=0)}
+            for key, value in values.items():
+                speed[key] = settings.sgd_momentum * speed[key] + gradient[key] + settings.weight_decay * value
+                values[key] = value - lr * speed[key]
+        z = (unit(forward(net, world.query)) - mean) / np.sqrt(var + 1e-5)
+        predictions.append((z @ values["w"].T + values["b"]).argmax(axis=1))
+        losses.append(total / TRAIN)
+    return values["w"], values["b"], predictions, losses
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_weights_losses_and_predictions_equal_the_oracle(epochs: int) -> None:
+    settings = Linear(epochs=epochs, lr=0.3, weight_decay=0.01, milestones=(1, 4), factor=0.2, seed=3, protocol="test")
+    nets = {"student": network(1), "teacher": network(2)}
+    world = World(nets)
+    rows: list[Mapping[str, float]] = []
+    found = linear.train(nets, world.task, settings, CPU, rows.append)
+    assert world.epochs == list(range(epochs))  # both heads ride one pass over the views
+    rates = [0.3, 0.06, 0.06, 0.06, 0.012][:epochs]
+    assert [row["lr"] for row in rows] == pytest.approx(rates, rel=1e-12)
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    for name, net in nets.items():
+        weight, bias, predictions, losses = oracle(net, world, settings, rates)
+        out = found[name]
+        assert np.abs(out.head.weight.detach().double().numpy() - weight).max() < 1e-5
+        assert np.abs(out.head.bias.detach().double().numpy() - bias).max() < 1e-5
+        assert [row[f"{name}/loss"] for row in rows] == pytest.approx(losses, abs=1e-5)
+        top1 = [100 * float((guess == world.query_label.numpy()).mean()) for guess in predictions]
+        assert [row[f"{name}/top1"] for row in rows] == pytest.approx(top1, abs=1e-9)
+        assert out.best_epoch == int(np.argmax(top1)) + 1
+        assert out.last.tolist() == predictions[-1].tolist()
+        assert out.best.tolist() == predictions[int(np.argmax(top1))].tolist()
+
+
+def test_best_is_the_first_of_equal_epochs_and_last_stays_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = {"student": network(1)}
+    world = World(nets)
+    bias = [[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 9, 0]]  # every epoch predicts one class only
+    world.query_label[:] = torch.tensor([0, 1] * 10 + [2] * 4 + [3] * 6)
+    turn = iter(bias)
+    close = linear._Probe.close_epoch
+
+    def forced(probe: linear._Probe, epoch: int) -> dict[str, float]:
+        with torch.no_grad():
+            probe.head.weight.zero_()
+            probe.head.bias.copy_(torch.tensor(next(turn)))
+        return close(probe, epoch)
+
+    monkeypatch.setattr(linear._Probe, "close_epoch", forced)
+    out = linear.train(nets, world.task, Linear(epochs=3, protocol="test"), CPU)["student"]
+    assert out.best_epoch == 1
+    assert out.best.tolist() == [1] * QUERIES
+    assert out.last.tolist() == [2] * QUERIES
+
+
+def test_learning_rate_of_every_epoch_of_the_paper() -> None:
+    rates = [linear.rate(Linear(), epoch) for epoch in range(40)]
+    assert rates[:15] == [0.01] * 15
+    assert rates[15:30] == pytest.approx([0.001] * 15, rel=1e-12)
+    assert rates[30:] == pytest.approx([0.0001] * 10, rel=1e-12)
+
+
+def test_statistics_are_those_of_the_normalised_features() -> None:
+    law = linear.standardise(torch.tensor([[3.0, 4.0], [8.0, 6.0], [0.0, 2.0]]))
+    mean = torch.tensor([(0.6 + 0.8 + 0.0) / 3, (0.8 + 0.6 + 1.0) / 3])
+    unit = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+    var = (unit - mean).square().sum(dim=0) / 2
+    assert torch.allclose(law.mean, mean, atol=1e-6)
+    assert torch.allclose(law.scale, (var + 1e-5).sqrt(), atol=1e-6)
+    z = law(torch.tensor([[30.0, 40.0]]))
+    assert torch.allclose(z[0], (torch.tensor([0.6, 0.8]) - mean) / (var + 1e-5).sqrt(), atol=1e-5)
+    with pytest.raises(DataError, match="at least 2 labelled images, found 1"):
+        linear.standardise(torch.ones(1, 2))
+
+
+def test_head_starts_as_nn_linear_does() -> None:
+    before = torch.get_rng_state()
+    head = linear.new_head(37, 5, seed=11)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        default = nn.Linear(37, 5)
+    assert torch.equal(head.weight, default.weight)
+    assert torch.equal(head.bias, default.bias)
+
+
+def test_backbone_bytes_are_unchanged_and_heads_do_not_know_each_other() -> None:
+    nets = {"student": network(1).train(), "teacher": network(2).train()}
+
+    def hashes() -> dict[str, str]:
+        return {
+            name: hashlib.sha256(b"".join(value.numpy().tobytes() for value in net.state_dict().values())).hexdigest()
+            for name, net in nets.items()
+        }
+
+    before = hashes()
+    settings = Linear(epochs=2, protocol="test")
+    both = linear.train(nets, World(nets).task, settings, CPU)
+    assert hashes() == before
+    assert all(parameter.grad is None for net in nets.values() for parameter in net.parameters())
+    alone = linear.train({"teacher": nets["teacher"]}, World(nets).task, settings, CPU)
+    assert torch.equal(both["teacher"].head.weight, alone["teacher"].head.weight)
+    assert not torch.equal(both["teacher"].head.weight, both["student"].head.weight)
+    other = linear.train(nets, World(nets).task, settings.model_copy(update={"seed": 1}), CPU)
+    assert not torch.equal(both["teacher"].head.weight, other["teacher"].head.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_head() -> None:
+    nets = {"student": network(1)}
+    world = World(nets)
+    world.train[7] = torch.nan
+    with pytest.raises(UserError, match=r"'student': loss nan in epoch 1"):
+        linear.train(nets, world.task, Linear(epochs=1, protocol="test"), CPU)
+
+
+def test_only_the_papers_values_may_call_themselves_paper() -> None:
+    linear.check_protocol(Linear(seed=4))
+    linear.check_protocol(Linear(epochs=10, flip=0.0, protocol="short"))
+    with pytest.raises(ConfigError, match=r"epochs 10 \(paper 40\), flip 0.0 \(paper 0.5\)"):
+        linear.check_protocol(Linear(epochs=10, flip=0.0))
