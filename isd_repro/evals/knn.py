@@ -1,7 +1,7 @@
 """Nearest-neighbour classification by one exact cosine search in float32 (paper.md 4, NN / 20-NN).
 
 Neighbours are ordered by (similarity descending, label ascending, position ascending), so that permuting the bank changes no
-prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.
+prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04
 
 Every product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on how many
 queries or bank images there are. Beside the features given, memory holds one normalised copy of the queries (4 Q D bytes),

@@ -3,7 +3,7 @@
 A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), mean and unbiased variance per dimension
 over the labelled training images under the evaluation transform. One linear layer is trained on z of augmented views by SGD
 and scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does: that
-number is optimistic, so the last epoch's stands beside it.
+number is optimistic, so the last epoch's stands beside it.  # DEV-05
 """
 
 from __future__ import annotations
