@@ -1,0 +1,146 @@
+"""Sentences that say what the tables show, computed from the records, whichever way they come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isd_repro.params import Params, Run
+from isd_repro.report import stats, text
+from isd_repro.report.pivot import compare, contest, discordant, method_name, methods, peer
+from isd_repro.report.records import RECOMPUTED, RECORDED, Records
+from isd_repro.report.tables import Cell, Table, groups_of, head, runs_of, score_cell
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence; `lead` is its subject, printed with more weight."""
+
+    lead: str
+    body: str
+
+    @property
+    def plain(self) -> str:
+        """The whole sentence."""
+        return f"{self.lead}: {self.body}"
+
+
+def subset_findings(params: Params, records: Records, subset: str) -> list[Finding]:
+    """Each trained run against the untrained encoder and raw pixels, then the method under test against the others."""
+    metric = f"{params.evaluation.knn.k[0]}-NN"
+    aside = {name: peer(params, run, subset) for name, run in _references(params).items()}
+    found = []
+    for run in runs_of(params, subset):
+        cell = score_cell(records.runs[run], "student", metric, "all")
+        others = {name: other for name, other in aside.items() if other is not None and other != run}
+        if cell.value is None or run in aside.values() or not others:
+            continue
+        scores = {name: score_cell(records.runs[other], "student", metric, "all") for name, other in others.items()}
+        lead = f"{params.runs[run].label} {text.one_decimal(cell.value)} ({head(metric)}, student)"
+        found.append(Finding(lead, f"{text.listing([_against(records, cell, *other) for other in scores.items()])}."))
+    return found + _rivals(params, records, subset, metric)
+
+
+def _references(params: Params) -> dict[str, str]:
+    named = {"the untrained encoder": params.report.reference, "raw pixels": params.report.pixels}
+    return {name: run for name, run in named.items() if run}
+
+
+def _against(records: Records, cell: Cell, name: str, other: Cell) -> str:
+    """`+36.2 points over the untrained encoder (p < 0.001)`, or as plainly that it does not beat it."""
+    if cell.value is None or other.value is None:
+        return f"no comparison with {name}, which has not been run"
+    difference = cell.value - other.value
+    pair = discordant(records, cell, other)
+    p = stats.sign_test(*pair) if pair else None
+    test = f" ({text.p_value(p)})" if p is not None else ""
+    points = f"{text.signed(difference)} points"
+    if difference > 0:
+        chance = ", within chance" if p is not None and p >= SIGNIFICANT else ""
+        return f"{points} over {name}{chance}{test}"
+    if difference == 0:
+        return f"level with {name}, which it does not beat"
+    chance = ", although within chance" if p is not None and p >= SIGNIFICANT else ""
+    return f"{points} against {name}, which it does not beat{chance}{test}"
+
+
+def _rivals(params: Params, records: Records, subset: str, metric: str) -> list[Finding]:
+    subject, others = contest(params, [subset])
+    runs = {name: of_subset[subset] for name, of_subset in methods(params, [subset]).items()}
+    found = []
+    for other in others if subject else []:
+        parts = []
+        for group in groups_of(params, records, subset):
+            ours, theirs = (score_cell(records.runs[runs[name]], "student", metric, group) for name in (str(subject), other))
+            if ours.value is not None and theirs.value is not None:
+                paired = compare(records, ours, theirs)
+                parts.append(f"{text.signed(ours.value - theirs.value)} points on {group} queries{paired and f' ({paired})'}")
+        if parts:
+            found.append(Finding(f"{subject} against {other} ({head(metric)}, student)", f"{text.listing(parts)}."))
+    return found
+
+
+def pivot_findings(params: Params, subsets: Sequence[str], tables: Sequence[Table]) -> list[Finding]:
+    """Mean difference over the draws in every group, with a sign test over draws; from the first (main) table."""
+    subject, others = contest(params, subsets)
+    table = tables[0]
+    found = []
+    for at, column in enumerate(table.columns):
+        cells = [row.cells[at] for row in table.rows if row.cells[at].kind == "difference" and row.cells[at].value is not None]
+        values = [cell.value for cell in cells if cell.value is not None]
+        if not values:
+            continue
+        run = next(iter(cells)).runs[1]
+        mean, deviation = stats.mean_and_deviation(values)
+        above, below = sum(value > 0 for value in values), sum(value < 0 for value in values)
+        spread = "" if deviation is None else f" (standard deviation {deviation:.1f})"
+        test = text.p_value(stats.sign_test(above, below))
+        body = (
+            f"{text.signed(mean)} points on average over {len(values)} of {len(table.rows)} draws{spread};"
+            f" {subject} is ahead on {above}, behind on {below}; exact sign test over draws {test}."
+        )
+        found.append(Finding(f"{subject} against {method_name(params, run)}, {column.span[:1].lower()}{column.span[1:]}", body))
+    return found if others else []
+
+
+def verified(records: Records) -> tuple[int, int]:
+    """How many scores were recomputed from stored predictions, and how many are recorded only."""
+    levels = [level for run in records.runs.values() for part in (run.knn, run.linear) if part for level in part.levels.values()]
+    return levels.count(RECOMPUTED), levels.count(RECORDED)
+
+
+def footnotes(params: Params, records: Records) -> list[str]:
+    """What a reader must know before trusting the numbers: whatever is odd about a record."""
+    recorded = verified(records)[1]
+    notes = []
+    if recorded:
+        notes.append(f"{text.count(recorded)} scores are recorded only: no predictions are stored, so nothing here checks them.")
+    parts = [(name, part, record) for name, run in records.runs.items() for part, record in run.parts.items()]
+    dirty = list(dict.fromkeys(name for name, _, record in parts if record.provenance.dirty))
+    if dirty:
+        notes.append(f"Made with uncommitted changes in the checkout: {text.listing(dirty)}.")
+    if any(record.provenance.commit is None for _, _, record in parts):
+        unknown = list(dict.fromkeys(name for name, _, record in parts if record.provenance.commit is None))
+        notes.append(f"Made outside a git checkout, so without a commit: {text.listing(unknown)}.")
+    for part in ("pretrain", "knn", "linear"):
+        sources = {record.provenance.source for _, of, record in parts if of == part}
+        if len(sources) > 1:
+            notes.append(f"The {part} records come from {len(sources)} versions of the package's source.")
+    for name, run in records.runs.items():
+        if run.pretrain and len(run.pretrain.sources) > 1:
+            notes.append(f"{name} was trained in {len(run.pretrain.sources)} sessions under different versions of the source.")
+        changed = _changes(params.runs[name], run.pretrain.config) if run.pretrain else []
+        if changed:
+            notes.append(f"{name} was made with other parameters than params.yaml states now: {'; '.join(changed)}.")
+    if records.strays:
+        notes.append(f"Records without a run in params.yaml, not shown: {text.listing(list(records.strays))}.")
+    return notes
+
+
+def _changes(run: Run, recorded: dict[str, object]) -> list[str]:
+    """Keys that both the params and a record's config hold, with different values."""
+    planned = run.model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})
+    then = dict(text.flatten(recorded))
+    return [f"{key} was {then[key]}, is {now}" for key, now in text.flatten(planned) if key in then and then[key] != now]

@@ -1,0 +1,187 @@
+"""Repeated draws of one kind of subset (D1..D10) as the paper prints them: a row a draw, a column a method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from isd_repro.params import Params
+from isd_repro.report import stats, text
+from isd_repro.report.records import Key, Records
+from isd_repro.report.tables import (
+    ENCODERS,
+    Cell,
+    Column,
+    Kind,
+    Row,
+    Table,
+    group_head,
+    groups_of,
+    head,
+    mark_best,
+    metrics_of,
+    protocols,
+    rule_text,
+    runs_of,
+    score_cell,
+)
+
+_DRAW = {"seed", "list", "large_classes"}  # keys of a rule that tell draws of one kind apart
+
+
+def method_name(params: Params, run: str) -> str:
+    """A run's label without its subset's name: `ISD on D1`, `ISD (D1)` and `ISD` are all ISD."""
+    subset = re.escape(params.runs[run].data.subset)
+    pattern = rf"[\s,;:/-]*[(\[]?\s*(?:\bon\s+)?(?<![\w.]){subset}(?![\w.])\s*[)\]]?"
+    label = params.runs[run].label
+    return re.sub(pattern, "", label, flags=re.IGNORECASE).strip() or label
+
+
+def peer(params: Params, run: str | None, subset: str) -> str | None:
+    """The run that plays the part of `run` on a subset: itself, or the one of the same name there."""
+    if run is None or params.runs[run].data.subset == subset:
+        return run
+    return next((other for other in runs_of(params, subset) if method_name(params, other) == method_name(params, run)), None)
+
+
+def families(params: Params) -> list[list[str]]:
+    """Subsets that have runs, draws of one kind together; a list of one is a subset with tables of its own.
+
+    Draws are put together only where each method names one run a subset and appears on two or more of them.
+    """
+    kinds: dict[str, list[str]] = {}
+    for subset, config in params.subsets.items():
+        if runs_of(params, subset):
+            rule = config.rule.model_dump(mode="json", exclude=_DRAW)
+            kind = (config.source.dataset, sorted(rule.items()), config.search_per_class, config.query_per_class)
+            kinds.setdefault(repr(kind), []).append(subset)
+    found = []
+    for subsets in kinds.values():
+        names = [[method_name(params, run) for run in runs_of(params, subset)] for subset in subsets]
+        distinct = all(len(set(of_one)) == len(of_one) for of_one in names)
+        repeated = all(sum(name in of_one for of_one in names) > 1 for of_all in names for name in of_all)
+        found += [subsets] if len(subsets) > 1 and distinct and repeated else [[subset] for subset in subsets]
+    return found
+
+
+def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Each method's run by subset, methods in the order in which the params first name them."""
+    found: dict[str, dict[str, str]] = {}
+    for run, config in params.runs.items():
+        if config.data.subset in subsets:
+            found.setdefault(method_name(params, run), {})[config.data.subset] = run
+    return found
+
+
+def contest(params: Params, subsets: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The method under test (the first with method `isd`, else the first) and those it is compared with; references stay out."""
+    aside = {method_name(params, run) for run in (params.report.reference, params.report.pixels) if run}
+    trained = {name: runs for name, runs in methods(params, subsets).items() if name not in aside}
+    of_isd = [name for name, runs in trained.items() if params.runs[next(iter(runs.values()))].method.name == "isd"]
+    subject = next(iter(of_isd or trained), None)
+    return subject, [name for name in trained if name != subject]
+
+
+def pivot_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
+    """One table per encoder and metric."""
+    found = [records.runs[run] for subset in subsets for run in runs_of(params, subset)]
+    dataset = params.subsets[subsets[0]].source.dataset
+    rules = dict.fromkeys(rule_text(params, subset) for subset in subsets)
+    notes = (f"Training images of each draw: {text.listing(list(rules))}.", *protocols(params, found))
+    tables: list[Table] = []
+    for encoder in ENCODERS:
+        for metric in metrics_of(params, found, encoder):
+            title = f"{dataset}, {subsets[0]} to {subsets[-1]}: {head(metric)}, {encoder}"
+            blank = Table(f"{subsets[0]}-{subsets[-1]}-{encoder}-{metric}", title, "Subset", (), (), notes=notes)
+            tables.append(_table(params, records, subsets, (encoder, metric), replace(blank, main=not tables)))
+    return tables
+
+
+def _table(params: Params, records: Records, subsets: Sequence[str], key: tuple[str, str], blank: Table) -> Table:
+    by_method = methods(params, subsets)
+    subject, others = contest(params, subsets)
+    groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
+    found = [records.runs[run] for runs in by_method.values() for run in runs.values()]
+    columns: list[Column] = []
+    body: list[list[Cell]] = [[] for _ in subsets]
+    for group in groups:
+        span = group_head(found, group)
+        columns += [Column(span, name) for name in by_method]
+        columns += [Column(span, difference_head(subject, other, others)) for other in others]
+        for subset, row in zip(subsets, body, strict=True):
+            scores = {name: _of(records, runs.get(subset), (*key, group)) for name, runs in by_method.items()}
+            differences = [difference_cell(records, scores[subject], scores[other]) for other in others] if subject else []
+            row.extend([*mark_best(list(scores.values())), *differences])
+    rows = tuple(Row(subset, tuple(cells)) for subset, cells in zip(subsets, body, strict=True))
+    foot = _mean_row(rows, len(by_method), len(by_method) + len(others))
+    return replace(blank, columns=tuple(columns), rows=rows, foot=(foot,))
+
+
+def _of(records: Records, run: str | None, key: Key) -> Cell:
+    return score_cell(records.runs[run], *key) if run else Cell("none", (), *key, detail="no such run")
+
+
+def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
+    """Means over the draws that lack nothing, so that all columns speak of the same draws.
+
+    A row is blocks of `width` cells, one a group, of which the first `scores` are methods and the others differences. A
+    column without a number in any row (the teacher of a method that has none) is left out of account.
+    """
+    columns = [[row.cells[at] for row in rows] for at in range(len(rows[0].cells))]
+    void = [all(cell.kind == "none" for cell in column) for column in columns]
+    needed = [column for column, empty in zip(columns, void, strict=True) if not empty]
+    complete = [at for at in range(len(rows)) if all(column[at].value is not None for column in needed)]
+    cells = [_mean([column[at] for at in complete], column[0]) for column in columns]
+    for start in range(0, len(cells), width):
+        cells[start : start + scores] = mark_best(cells[start : start + scores])
+    return Row("Mean" if len(complete) == len(rows) else f"Mean ({len(complete)} of {len(rows)})", tuple(cells))
+
+
+def _mean(members: Sequence[Cell], like: Cell) -> Cell:
+    values = [cell.value for cell in members if cell.value is not None]
+    runs = tuple(run for cell in members for run in cell.runs)
+    cell = Cell("none", runs, like.encoder, like.metric, like.group, detail="no draw has every number")
+    if not values:
+        return cell
+    mean, deviation = stats.mean_and_deviation(values)
+    spread = "" if deviation is None else f"; standard deviation {deviation:.2f} points"
+    kind: Kind = "difference" if members[0].kind == "difference" else "mean"
+    return replace(cell, kind=kind, value=mean, detail=f"mean of {len(values)} draws{spread}")
+
+
+def difference_head(subject: str | None, other: str, others: Sequence[str]) -> str:
+    """`Diff`, the paper's word, where only one is possible."""
+    return "Diff" if len(others) == 1 else f"{subject} {text.MINUS} {other}"
+
+
+def difference_cell(records: Records, subject: Cell, other: Cell) -> Cell:
+    """Points by which the subject's score exceeds the other's, taken before rounding."""
+    key = (subject.encoder, subject.metric, subject.group)
+    cell = Cell("difference", (*subject.runs, *other.runs), *key)
+    if subject.value is None or other.value is None:
+        kinds = {subject.kind, other.kind}
+        return replace(cell, kind="not run" if "not run" in kinds else "none", detail="needs both runs")
+    paired = compare(records, subject, other)
+    detail = f"{subject.runs[0]} {text.MINUS} {other.runs[0]}, before rounding"
+    return replace(cell, value=subject.value - other.value, detail=f"{detail}; {paired}" if paired else detail)
+
+
+def discordant(records: Records, subject: Cell, other: Cell) -> tuple[int, int] | None:
+    """Queries that only the subject, and that only the other, answers rightly; None where predictions are not stored."""
+    hits = []
+    for cell in (subject, other):
+        evaluation = records.runs[cell.runs[0]].evaluation(cell.metric)
+        hits.append(evaluation.hits(cell.encoder, cell.metric, cell.group) if evaluation else None)
+    ours, theirs = hits
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    return int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+
+
+def compare(records: Records, subject: Cell, other: Cell) -> str:
+    """The paired exact test of two runs on the same queries, in words; empty where predictions are not stored."""
+    pair = discordant(records, subject, other)
+    if pair is None:
+        return ""
+    return f"alone right on {text.count(pair[0])} against {text.count(pair[1])}, {text.p_value(stats.sign_test(*pair))}"

@@ -1,0 +1,140 @@
+"""What stands behind the numbers of a run: configuration, images, code, machine, time, and the commands that make them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.config import Layout
+from isd_repro.params import Params
+from isd_repro.report import text
+from isd_repro.report.records import Records, RunRecords
+from isd_repro.report.tables import Cell
+
+DEVIATION = re.compile(r"\bDEV-\d+\b")
+STAGES = {"pretrain": "pretrain", "knn": "knn", "linear": "linear"}
+
+
+def command(run: str, part: str) -> str:
+    """The command that makes one part of a run's record."""
+    return f"isd-repro {STAGES[part]} {run}"
+
+
+def working_folder(layout: Layout) -> str:
+    """Where the commands are run, relative to the repository; `.` is its root."""
+    return layout.folder.relative_to(layout.root).as_posix() if layout.folder.is_relative_to(layout.root) else layout.folder.name
+
+
+def record_link(run: str, part: str) -> str:
+    """A record's address relative to the report's folder."""
+    return (Path("..") / "records" / run / f"{part}.json").as_posix()
+
+
+def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
+    """All of a run's provenance, JSON-serialisable; parts that do not exist are absent."""
+    run = params.runs[found.run]
+    config = found.pretrain.config if found.pretrain else run.model_dump(mode="json", exclude={"label", "notes"})
+    manifest = found.manifest
+    return {
+        "label": run.label,
+        "method": run.method.name,
+        "subset": run.data.subset,
+        "notes": list(run.notes),
+        "config": config,
+        "config_from": "record" if found.pretrain else "params.yaml",
+        "manifest": manifest.model_dump(mode="json") if manifest else None,
+        "seconds": sum(record.provenance.seconds for record in found.parts.values()),
+        "parts": {part: _part_facts(found.run, part, record) for part, record in found.parts.items()},
+    }
+
+
+def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord) -> dict[str, Any]:
+    if isinstance(record, PretrainRecord):
+        own: dict[str, Any] = {
+            "fingerprint": record.fingerprint,
+            "encoders": list(record.encoders),
+            "steps": record.steps,
+            "sources": list(record.sources),
+        }
+    else:
+        own = {"protocol": record.protocol, "settings": record.settings, "features_sha256": record.features_sha256}
+    return {
+        "record": record_link(run, part),
+        "command": command(run, part),
+        **own,
+        "encoder_sha256": record.encoder_sha256,
+        "manifest_sha256": record.manifest.sha256,
+        **record.provenance.model_dump(mode="json"),
+    }
+
+
+def part_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """One part's provenance as (term, value) rows for a reader."""
+    machine = facts["machine"]
+    state = {True: " with uncommitted changes", False: "", None: " (unknown whether clean)"}[facts["dirty"]]
+    rows = [("Command", facts["command"])]
+    rows += [(title, facts[key]) for title, key in (("Protocol", "protocol"), ("Fingerprint", "fingerprint")) if facts.get(key)]
+    settings = ", ".join(f"{key} {value}" for key, value in text.flatten(facts.get("settings") or {}) if key)
+    rows += [("Settings", settings)] if settings else []
+    rows += [("Steps", text.count(facts["steps"]))] if "steps" in facts else []
+    rows += [("Encoder", f"sha256 {facts['encoder_sha256']}"), ("Manifest", f"sha256 {facts['manifest_sha256']}")]
+    rows += [("Features", f"sha256 {facts['features_sha256']}")] if facts.get("features_sha256") else []
+    threads = f"{machine['threads']} of {machine['cores']} threads"
+    return [
+        *rows,
+        ("Commit", f"{facts['commit']}{state}" if facts["commit"] else "none: not a git checkout"),
+        ("Source", f"sha256 {facts['source']}"),
+        ("Machine", f"{machine['cpu']}, {threads}, {machine['gpu'] or 'no GPU'}, {machine['system']}"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(facts["versions"].items()))),
+        ("Time", f"{text.duration(facts['seconds'])}, written {facts['written']}"),
+    ]
+
+
+def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """A run's images as (term, value) rows."""
+    manifest = facts["manifest"]
+    if manifest is None:
+        return []
+    return [
+        ("Data set", f"{manifest['dataset']}, subset {manifest['subset']}"),
+        ("Rule", ", ".join(f"{key} {value}" for key, value in text.flatten(manifest["rule"]) if value != "null")),
+        ("Sizes", ", ".join(f"{text.count(manifest[role])} {role}" for role in ("train", "search", "query"))),
+        ("Classes", f"{len(manifest['classes'])}" + (f", large: {', '.join(manifest['large'])}" if manifest["large"] else "")),
+        ("Manifest", f"sha256 {manifest['sha256']}"),
+    ]
+
+
+def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
+    """What a reader of one cell is told before the provenance of its runs."""
+    rows: list[tuple[str, str]] = []
+    if cell.kind == "score" and cell.low is not None and cell.high is not None:
+        rows.append(("Score", f"{cell.value:.2f} %: {text.count(cell.correct or 0)} of {text.count(cell.n or 0)} queries"))
+        rows.append(("95 % interval", f"{cell.low:.2f} to {cell.high:.2f} % (Wilson; queries alone, one run)"))
+        rows.append(("Verification", cell.level))
+    elif cell.value is not None:
+        rows.append(("Value", f"{text.signed(cell.value) if cell.kind == 'difference' else text.one_decimal(cell.value)}"))
+    if cell.detail:
+        rows.append(("Why" if cell.value is None else "How", cell.detail))
+    if cell.runs and cell.kind != "none":
+        commands = "; ".join(command(run, cell.part) for run in dict.fromkeys(cell.runs))
+        rows.append(("Made by", f"{commands}; or everything with dvc repro"))
+    if cell.kind == "score" and cell.part in records.runs[cell.runs[0]].parts:
+        record = records.runs[cell.runs[0]].parts[cell.part]
+        rows += [("Protocol", record.protocol)] if isinstance(record, EvaluationRecord) else []
+    return rows
+
+
+def linked(note: str) -> list[tuple[str, bool]]:
+    """A note cut into (text, is a deviation's id) pieces."""
+    pieces, at = [], 0
+    for found in DEVIATION.finditer(note):
+        pieces += [(note[at : found.start()], False), (found[0], True)]
+        at = found.end()
+    return [(piece, mark) for piece, mark in [*pieces, (note[at:], False)] if piece]
+
+
+def total_seconds(records: Records) -> float:
+    """Seconds of all parts of all runs."""
+    return sum(record.provenance.seconds for found in records.runs.values() for record in found.parts.values())

@@ -1,0 +1,248 @@
+"""The tables: what each cell says and where it comes from, before any format is chosen.
+
+A subset has one table (balanced: student, then teacher) or two (unbalanced, the paper's shape: all, rare and large queries;
+the student's table, then the teacher's). Repeated draws of one kind of subset become the paper's pivot, see `pivot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
+from isd_repro.report import stats, text
+from isd_repro.report.records import Key, Records, RunRecords
+
+ENCODERS = ("student", "teacher")
+GROUPS = ("all", "rare", "large")
+Kind = Literal["score", "difference", "mean", "not run", "none"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `value` is percent or points, and None where the cell has no number.
+
+    Attributes:
+        kind: a score of one run, a difference of two, a mean over subsets, `not run`, or `none` where no number can exist.
+        runs: the runs that the number comes from.
+        correct, n, low, high, level: only of a score; the interval is Wilson's, in percent.
+        detail: how a number that is no score came about, or why there is none.
+        best: the largest of the values that it competes with.
+    """
+
+    kind: Kind
+    runs: tuple[str, ...] = ()
+    encoder: str = ""
+    metric: str = ""
+    group: str = ""
+    value: float | None = None
+    correct: int | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    level: str = ""
+    detail: str = ""
+    best: bool = False
+
+    @property
+    def part(self) -> str:
+        """The stage, and the part of the record, that holds the number."""
+        return "linear" if self.metric.startswith("linear") else "knn"
+
+    @property
+    def number(self) -> str:
+        """The value, or the words in its place."""
+        if self.value is None:
+            return text.NOT_RUN if self.kind == "not run" else text.ABSENT
+        return text.signed(self.value) if self.kind == "difference" else text.one_decimal(self.value)
+
+    @property
+    def half(self) -> str:
+        """Half width of the interval, or nothing."""
+        return "" if self.low is None or self.high is None else text.one_decimal((self.high - self.low) / 2)
+
+    @property
+    def plain(self) -> str:
+        """The whole cell as plain text."""
+        return f"{self.number} \N{PLUS-MINUS SIGN} {self.half}" if self.half else self.number
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's head and the head that it shares with its neighbours."""
+
+    span: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's name, the run behind it (none in a pivot), and one cell a column."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; `foot` rows are set apart below the others."""
+
+    id: str
+    title: str
+    first: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    foot: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    main: bool = True
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """Shared heads with the number of columns under each."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.span:
+                spans[-1] = (column.span, spans[-1][1] + 1)
+            else:
+                spans.append((column.span, 1))
+        return spans
+
+
+def runs_of(params: Params, subset: str) -> list[str]:
+    """Runs that train on a subset, in the order of the params."""
+    return [name for name, run in params.runs.items() if run.data.subset == subset]
+
+
+def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
+    """Query groups that a subset's tables show."""
+    manifests = [records.runs[name].manifest for name in runs_of(params, subset)]
+    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | ListFile) or any(m.large for m in manifests if m)
+    return GROUPS if unbalanced else GROUPS[:1]
+
+
+def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> list[str]:
+    """Metrics that a set of runs has a column for: nearest neighbours first, then linear where some run has it."""
+    stated = {key[1] for run in found for part in (run.knn, run.linear) if part for key in part.scores if key[0] == encoder}
+    planned = {f"{k}-NN" for k in params.evaluation.knn.k} if encoder == "student" or stated else set()
+
+    def order(metric: str) -> tuple[int, int, str]:
+        if metric.endswith("-NN"):
+            return 0, int(metric.removesuffix("-NN")), ""
+        return 1, ("linear-last", "linear-best").index(metric) if metric in ("linear-last", "linear-best") else 2, metric
+
+    return sorted(planned | stated, key=order)
+
+
+def head(metric: str) -> str:
+    """A metric as a column head: `linear-last` is `linear, last epoch`."""
+    return f"linear, {metric.removeprefix('linear-')} epoch" if metric in ("linear-last", "linear-best") else metric
+
+
+def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
+    """The cell of one number, or of the reason why there is none."""
+    cell = Cell("none", (found.run,), encoder, metric, group)
+    evaluation = found.evaluation(metric)
+    known = [part for part in (found.knn, found.linear) if part]
+    encoders = {*(found.pretrain.encoders if found.pretrain else ()), *(key[0] for part in known for key in part.scores)}
+    if encoders and encoder not in encoders:
+        return replace(cell, detail=f"this method has no {encoder}")
+    if evaluation is None:
+        return replace(cell, kind="not run", detail=f"no {cell.part} record")
+    if group not in evaluation.masks:
+        return replace(cell, detail=f"the subset has no {group} queries")
+    score = evaluation.scores.get((encoder, metric, group))
+    if score is None:
+        return replace(cell, kind="not run", detail=f"the {cell.part} record has no such score")
+    low, high = stats.wilson(score.correct, score.n)
+    level = evaluation.levels[encoder, metric, group]
+    return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
+
+
+def mark_best(cells: Sequence[Cell]) -> list[Cell]:
+    """Mark the largest of the values, ties included; a lone value has nothing to beat."""
+    values = [cell.value for cell in cells if cell.value is not None]
+    if len(values) < 2:
+        return list(cells)
+    return [replace(cell, best=cell.value is not None and cell.value == max(values)) for cell in cells]
+
+
+def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
+    """The tables of one subset."""
+    names = runs_of(params, subset)
+    found = [records.runs[name] for name in names]
+    groups = groups_of(params, records, subset)
+    metrics = {encoder: metrics_of(params, found, encoder) for encoder in ENCODERS}
+    title = f"{params.subsets[subset].source.dataset}, {subset}"
+    notes = (describe(params, records, subset), *protocols(params, found))
+    if len(groups) == 1:
+        keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
+        columns = [Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys]
+        return [_table(params, found, keys, columns, Table(subset, title, "Run", (), (), notes=notes))]
+    tables = []
+    for encoder in ENCODERS:
+        keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
+        columns = [Column(group_head(found, group), head(metric)) for _, metric, group in keys]
+        blank = Table(f"{subset}-{encoder}", f"{title}: {encoder}", "Run", (), (), notes=notes, main=encoder == "student")
+        tables += [_table(params, found, keys, columns, blank)] if keys else []
+    return tables
+
+
+def group_head(found: Iterable[RunRecords], group: str) -> str:
+    """A group's name with its number of queries, where that is known and one."""
+    parts = [part for run in found for part in (run.knn, run.linear) if part]
+    sizes = {int(part.masks[group].sum()) for part in parts if group in part.masks}
+    return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
+
+
+def _table(params: Params, found: Sequence[RunRecords], keys: Sequence[Key], columns: Sequence[Column], blank: Table) -> Table:
+    by_column = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
+    rows = [Row(params.runs[run.run].label, tuple(column[at] for column in by_column), run.run) for at, run in enumerate(found)]
+    return replace(blank, columns=tuple(columns), rows=tuple(rows))
+
+
+def rule_text(params: Params, subset: str) -> str:
+    """How a subset is drawn, in words."""
+    rule = params.subsets[subset].rule
+    drawn = "" if isinstance(rule, ListFile) or rule.classes is None else f" of {rule.classes} classes"
+    if isinstance(rule, ListFile):
+        return f"the authors' list {rule.list}"
+    if isinstance(rule, Unbalanced):
+        images = "image" if rule.rare_images == 1 else "images"
+        total = f" of {rule.classes}" if rule.classes else ""
+        return f"{rule.large}{total} classes large, in full; the rare ones cut to {rule.rare_images} {images}"
+    if isinstance(rule, Balanced):
+        return f"{rule.per_class} training images a class{drawn}"
+    assert isinstance(rule, AllClasses)
+    return f"all training images{drawn}"
+
+
+def describe(params: Params, records: Records, subset: str) -> str:
+    """One sentence on a subset's images; sizes only where a record states them."""
+    manifest = next(filter(None, (records.runs[name].manifest for name in runs_of(params, subset))), None)
+    if manifest is None:
+        return f"Training images: {rule_text(params, subset)}."
+    return (
+        f"{text.count(manifest.train)} training images ({rule_text(params, subset)}); {text.count(manifest.search)} labelled"
+        f" images to search or fit; n = {text.count(manifest.query)} queries."
+    )
+
+
+def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
+    """One sentence per evaluation; runs are named where their protocols differ."""
+    sentences = []
+    for title, part in (("Nearest neighbours", "knn"), ("Linear", "linear")):
+        uses: dict[str, list[str]] = {}
+        for run in found:
+            if part in run.parts:
+                record = run.parts[part]
+                uses.setdefault(record.protocol if record.kind != "pretrain" else "", []).append(params.runs[run.run].label)
+        if len(uses) == 1:
+            sentences.append(f"{title} protocol: {next(iter(uses))}.")
+        elif uses:
+            each = "; ".join(f"{name}: {text.listing(runs)}" for name, runs in uses.items())
+            sentences.append(f"{title} protocols differ. {each}.")
+        if part == "linear" and any(key[1] == "linear-best" for run in found if run.linear for key in run.linear.scores):
+            sentences.append("The best linear epoch is chosen on the queries that it is scored on, so it is optimistic.")
+    return sentences

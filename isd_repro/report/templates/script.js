@@ -1,0 +1,58 @@
+"use strict";
+(function () {
+  // Sorting: best first, worst first, then the order of the params again. Cells without a number stay last.
+  document.querySelectorAll("table.sortable").forEach(function (table) {
+    var body = table.tBodies[0], given = Array.from(body.rows);
+    table.querySelectorAll("th button").forEach(function (button) {
+      var head = button.parentElement, column = Number(head.dataset.column);
+      button.addEventListener("click", function () {
+        var now = head.getAttribute("aria-sort");
+        var next = now === "none" ? (column ? "descending" : "ascending") : now === (column ? "descending" : "ascending") ? (column ? "ascending" : "descending") : "none";
+        table.querySelectorAll("th[aria-sort]").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
+        head.setAttribute("aria-sort", next);
+        var rows = given.slice(), sign = next === "ascending" ? 1 : -1;
+        if (next !== "none") rows.sort(function (a, b) {
+          var x = a.cells[column].dataset.value, y = b.cells[column].dataset.value;
+          if (x === "" || y === "") return (x === "") - (y === "");
+          return sign * (column ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true }));
+        });
+        rows.forEach(function (row) { body.appendChild(row); });
+      });
+    });
+  });
+
+  // Provenance: a cell is a link to its run, so it works without this; with it the facts open in a dialog.
+  var dialog = document.getElementById("provenance"), title = dialog.querySelector("h2"), content = dialog.querySelector(".content");
+  if (!dialog.showModal) return;
+  function facts(rows) {
+    var list = document.createElement("dl");
+    rows.forEach(function (row) {
+      var term = document.createElement("dt"), value = document.createElement("dd");
+      term.textContent = row[0]; value.textContent = row[1];
+      list.append(term, value);
+    });
+    return list;
+  }
+  document.querySelectorAll("a.cell").forEach(function (cell) {
+    cell.setAttribute("aria-haspopup", "dialog");
+    cell.addEventListener("click", function (event) {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      title.textContent = cell.dataset.title;
+      content.replaceChildren(facts(JSON.parse(cell.dataset.facts)));
+      cell.dataset.runs.split(" ").filter(Boolean).forEach(function (run) {
+        var block = document.getElementById("run-" + run);
+        if (!block) return;
+        var heading = document.createElement("h3"), copy = block.querySelector(".body").cloneNode(true);
+        heading.textContent = block.dataset.label;
+        content.append(heading, copy);
+      });
+      dialog.showModal();
+      dialog.scrollTop = 0;
+    });
+  });
+  dialog.addEventListener("click", function (event) { if (event.target === dialog) dialog.close(); });
+  window.addEventListener("beforeprint", function () {
+    document.querySelectorAll("main details").forEach(function (block) { block.open = true; });
+  });
+})();

@@ -1,0 +1,161 @@
+"""Synthetic profiles and records: random predictions with a wanted accuracy, scored by the package's own `score`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from isd_repro import artifacts
+from isd_repro.config import Layout
+from isd_repro.params import Params
+
+Part = Literal["pretrain", "knn", "linear"]
+Encoder = Literal["student", "teacher"]
+CLASSES = tuple(f"c{number}" for number in range(10))
+LARGE = CLASSES[:2]
+
+
+def sha(*words: object) -> str:
+    """A made-up but stable sha256."""
+    return hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()
+
+
+def profile(
+    runs: Mapping[str, tuple[str, str]],
+    rules: Mapping[str, dict[str, Any]],
+    methods: Mapping[str, str] | None = None,
+    **report: Any,
+) -> Params:
+    """Params whose `runs` maps a run to its (label, subset) and `rules` a subset to its rule; methods default to `isd`."""
+    source = {"name": "digits", "dataset": "MNIST digits"}
+    step = {"name": "step", "milestones": [6, 8], "factor": 0.2}
+    views: dict[str, Any] = {"view_student": {}, "view_teacher": {}}
+    return Params.model_validate(
+        {
+            "profile": "synthetic",
+            "report": {"title": "Synthetic profile", "caption": "Random predictions.", **report},
+            "subsets": {name: {"source": source, "rule": rule} for name, rule in rules.items()},
+            "runs": {
+                name: {
+                    "label": label,
+                    "notes": ["DEV-03 no blur at 28 px"],
+                    "backbone": {"arch": "resnet-narrow", "stem": "small", "width": 16, "channels": 1},
+                    "method": {"name": (methods or {}).get(name, "isd"), "tau_student": 0.02},
+                    "optim": {"epochs": 10, "batch_size": 64, "lr": 0.05, "schedule": step},
+                    "data": {"subset": subset, "image_size": 28, "mean": [0.5], "std": [0.5], **views},
+                }
+                for name, (label, subset) in runs.items()
+            },
+        }
+    )
+
+
+def layout(root: Path, params: Params) -> Layout:
+    """A profile at the root of a repository."""
+    return Layout(folder=root, root=root, profile=params.profile)
+
+
+def manifest(params: Params, subset: str, queries: int) -> artifacts.ManifestIdentity:
+    """A manifest with two large classes where the rule is unbalanced."""
+    rule = params.subsets[subset].rule
+    large = LARGE if rule.name in ("unbalanced", "list") else ()
+    return artifacts.ManifestIdentity(
+        sha256=sha("manifest", subset),
+        dataset=params.subsets[subset].source.dataset,
+        subset=subset,
+        rule=rule.model_dump(mode="json"),
+        classes=CLASSES,
+        large=large,
+        train=1040,
+        search=100,
+        query=queries,
+    )
+
+
+def provenance(seconds: float = 83.5) -> artifacts.Provenance:
+    """A fixed origin."""
+    machine = artifacts.Machine(cpu="Some CPU @ 2.10GHz", cores=4, threads=2, gpu=None, system="Linux x86_64")
+    versions = {"python": "3.11.9", "torch": "2.15.0", "torchvision": "0.29.2", "numpy": "2.4.6"}
+    return artifacts.Provenance(
+        commit="5" * 40,
+        dirty=False,
+        source=sha("source"),
+        versions=versions,
+        machine=machine,
+        written="2026-01-02T03:04:05+00:00",
+        seconds=seconds,
+    )
+
+
+def predictions(label: torch.Tensor, accuracy: float, seed: int) -> torch.Tensor:
+    """Right with probability `accuracy`, else another class at random."""
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.rand(len(label), generator=generator) < accuracy
+    wrong = (label + torch.randint(1, len(CLASSES), (len(label),), generator=generator)) % len(CLASSES)
+    return torch.where(right, label, wrong)
+
+
+def masks(label: torch.Tensor, large: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Query groups, from class names one query at a time."""
+    is_large = torch.tensor([CLASSES[int(one)] in set(large) for one in label])
+    return {"all": torch.ones(len(label), dtype=torch.bool), **({"rare": ~is_large, "large": is_large} if large else {})}
+
+
+def write_run(
+    where: Layout,
+    params: Params,
+    run: str,
+    accuracy: float,
+    *,
+    queries: int = 500,
+    parts: Iterable[Part] = ("pretrain", "knn"),
+    encoders: tuple[Encoder, ...] = ("student", "teacher"),
+    seed: int = 0,
+    loss: float = 5.0,
+) -> None:
+    """Write the parts of one run's record; student accuracy as given, teacher's a little lower."""
+    subset = params.runs[run].data.subset
+    identity = manifest(params, subset, queries)
+    label = torch.arange(queries) % len(CLASSES)
+    common: dict[str, Any] = {"profile": params.profile, "run": run, "manifest": identity, "encoder_sha256": sha("encoder", run)}
+    epochs = params.runs[run].optim.epochs
+    for part in parts:
+        path = where.record(run, part)
+        if part == "pretrain":
+            curve = tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1))
+            record: Any = artifacts.PretrainRecord(
+                **common,
+                label=params.runs[run].label,
+                notes=params.runs[run].notes,
+                config=params.runs[run].model_dump(mode="json", exclude={"label", "notes"}),
+                fingerprint=sha("config", run)[:16],
+                encoders=encoders,
+                steps=16 * epochs,
+                curve=curve,
+                sources=(sha("source"),),
+                provenance=provenance(),
+            )
+        else:
+            names = ("1-NN", "20-NN") if part == "knn" else ("linear-last", "linear-best")
+            given = {}
+            for encoder in encoders if part == "knn" else encoders[:1]:
+                for at, metric in enumerate(names):
+                    lower = encoder == "teacher"
+                    given[encoder, metric] = predictions(label, accuracy - 0.05 * lower, seed + 17 * at + lower)
+            groups = masks(label, identity.large)
+            record = artifacts.EvaluationRecord(
+                **common,
+                kind=part,
+                protocol="1-NN, 20-NN exact float32, ties by lowest label" if part == "knn" else "paper",
+                settings={"k": [1, 20]} if part == "knn" else {"epochs": 40},
+                features_sha256=sha("features", run) if part == "knn" else None,
+                scores=tuple(score for key, found in given.items() for score in artifacts.score(*key, found, label, groups)),
+                labels=artifacts.pack_labels(label),
+                predictions={"/".join(key): artifacts.pack_labels(found) for key, found in given.items()},
+                provenance=provenance(4.2),
+            )
+        artifacts.write_record(path, record)

@@ -1,0 +1,326 @@
+"""The files: escapes, self-containedness, determinism, provenance, and what the terminal prints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from isd_repro.errors import UserError
+from isd_repro.report import figures, text
+from isd_repro.stages.report import report, show
+from tests.report import synthetic
+from tests.report.conftest import ODD, Profile
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would load, ids, links, and the texts of provenance cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.cells: list[dict[str, str | None]] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.links += [given["href"] or ""] if tag == "a" else []
+        self.loads += [f"{tag} {key}" for key in ("src", "srcset", "data", "poster", "xlink:href", "action") if key in given]
+        self.loads += [tag] if tag in ("link", "iframe", "object", "embed", "base", "img", "use", "image") else []
+        self.cells += [given] if given.get("class") == "cell" else []
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def test_page_loads_nothing(profile: Profile) -> None:
+    html = profile.files()["index.html"]
+    reader = read(html)
+    assert reader.loads == []
+    assert set(re.findall(r"https?://[^\s\"'<>]+", html)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
+    assert "default-src 'none'" in html
+
+
+def test_page_links_and_ids(profile: Profile) -> None:
+    reader = read(profile.files()["index.html"])
+    assert len(reader.ids) == len(set(reader.ids))
+    for link in reader.links:
+        if link.startswith("#"):
+            assert link[1:] in reader.ids
+        elif link.startswith("../records/"):
+            assert (profile.layout.report / link).resolve().is_file()
+    assert "../../../DEVIATIONS.md" in reader.links
+    assert (profile.layout.report / "../../../DEVIATIONS.md").resolve() == (profile.layout.root / "DEVIATIONS.md").resolve()
+
+
+def test_every_number_opens_its_provenance(profile: Profile) -> None:
+    report_of = profile.report()
+    html = profile.files()["index.html"]
+    cells = read(html).cells
+    assert len(cells) == sum(
+        bool(cell.runs) and cell.kind != "none" for t in report_of.tables for row in t.rows for cell in row.cells
+    )
+    first = next(cell for cell in cells if cell["data-runs"] == "isd")
+    facts = dict(json.loads(first["data-facts"] or ""))
+    score = report_of.tables[0].rows[3].cells[0]
+    assert facts["Score"] == f"{score.value:.2f} %: {score.correct} of 500 queries"
+    assert facts["Verification"] == "recomputed from stored predictions"
+    assert facts["Made by"].startswith("isd-repro knn isd;")
+    for value in (
+        synthetic.sha("encoder", "isd"),
+        synthetic.sha("manifest", "small"),
+        synthetic.sha("config", "isd")[:16],
+        "5" * 40,
+    ):
+        assert value in html
+
+
+def test_labels_are_escaped_in_every_format(profile: Profile) -> None:
+    files = profile.files()
+    assert "BYOL | 50 % &amp; &lt;b&gt;_x_&lt;/b&gt;" in files["index.html"]
+    assert ODD not in files["index.html"]
+    assert r"BYOL \| 50 % &amp; \<b\>\_x\_\</b\>" in files["table.md"]
+    assert r"BYOL \textbar{} 50 \% \& \textless{}b\textgreater{}\_x\_\textless{}/b\textgreater{}" in files["table.tex"]
+    for name, content in files.items():
+        if name.endswith(".svg"):
+            ET.fromstring(content)  # well-formed in spite of the label
+
+
+@pytest.mark.parametrize(
+    ("raw", "tex", "md"),
+    [
+        ("a|b*c_d&e%f#g", r"a\textbar{}b\textasteriskcentered{}c\_d\&e\%f\#g", r"a\|b\*c\_d&amp;e%f\#g"),
+        ("~^\\{}", r"\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}", r"\~\^\\\{\}"),
+        ("<5 > $4", r"\textless{}5 \textgreater{} \$4", r"\<5 \> \$4"),
+        ("1 ± 2 \N{EN DASH} \N{MINUS SIGN}3", r"1 $\pm$ 2 -- $-$3", "1 ± 2 \N{EN DASH} \N{MINUS SIGN}3"),
+        ("two\nlines", "two lines", "two lines"),
+        ("1. no list", "1. no list", r"1\. no list"),
+        ("- no list", "- no list", r"\- no list"),
+        ("46.8", "46.8", "46.8"),
+        ("--- no rule", "--- no rule", r"\--- no rule"),
+        ("`code` [a](b)", "`code` [a](b)", r"\`code\` \[a\](b)"),
+    ],
+)
+def test_escapes(raw: str, tex: str, md: str) -> None:
+    assert text.latex(raw) == tex
+    assert text.markdown(raw) == md
+
+
+def test_markdown_tables_are_rectangular(profile: Profile) -> None:
+    blocks = re.findall(r"(?:^\|.*\|\n)+", profile.files()["table.md"], flags=re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1
+
+
+def test_latex_rows_are_as_wide_as_their_columns(profile: Profile) -> None:
+    tex = profile.files()["table.tex"]
+    bodies = re.findall(r"\\begin\{tabular\}\{@\{\}(l(r+))@\{\}\}(.*?)\\end\{tabular\}", tex, flags=re.DOTALL)
+    assert len(bodies) == 2
+    for columns, numbers, body in bodies:
+        rows = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(columns) - 1}
+        spans = [int(width) for width in re.findall(r"\\multicolumn\{(\d)\}", body)]
+        assert sum(spans) == len(numbers)
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
+    depth = 0
+    for sign in re.sub(r"\\[{}]", "", tex):
+        depth += (sign == "{") - (sign == "}")
+        assert depth >= 0
+    assert depth == 0
+
+
+def test_cells_files_agree_with_the_table(profile: Profile) -> None:
+    files = profile.files()
+    tree = json.loads(files["cells.json"])
+    rows = list(csv.DictReader(StringIO(files["cells.csv"])))
+    assert len(rows) == len(tree["cells"]) == 2 * 5 * 6
+    for row, cell in zip(rows, tree["cells"], strict=True):
+        assert row["value"] == ("" if cell["value"] is None else str(cell["value"]))
+    scores = [cell for cell in tree["cells"] if cell["kind"] == "score"]
+    assert len(scores) == 4 * 6 + 2 * 6
+    for cell in scores:
+        (record,) = cell["records"]
+        stated = json.loads((profile.layout.report / record).resolve().read_text())["scores"]
+        keys = ("encoder", "metric", "group", "correct", "n")
+        assert {key: cell[key] for key in keys} in [{key: score[key] for key in keys} for score in stated]
+    assert tree["runs"]["isd"]["parts"]["knn"]["encoder_sha256"] == synthetic.sha("encoder", "isd")
+    assert str(profile.layout.root) not in files["cells.json"]
+
+
+RENDER = """
+import sys
+from pathlib import Path
+from isd_repro.report import page, records
+from tests.report.conftest import Profile
+from isd_repro.params import Params
+from tests.report import synthetic
+root = Path(sys.argv[1])
+params = Params.model_validate_json((root / "params.json").read_text())
+for name, content in page.render(Profile(params, synthetic.layout(root, params)).report()).items():
+    (Path(sys.argv[2]) / name).write_bytes(content)
+"""
+
+
+def test_a_second_render_is_byte_equal(profile: Profile, tmp_path: Path) -> None:
+    """In another process, with other hash seeds, another working folder and another locale."""
+    (tmp_path / "params.json").write_text(profile.params.model_dump_json())
+    first = profile.files()
+    assert {"index.html", "table.md", "table.tex", "cells.json", "cells.csv", "loss-curves.svg", "scores-small.svg"} == set(first)
+    out = tmp_path / "again"
+    out.mkdir()
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "77",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "LC_ALL": "C",
+        "TZ": "Asia/Tokyo",
+    }
+    subprocess.run([sys.executable, "-c", RENDER, str(tmp_path), str(out)], env=environment, cwd=tmp_path, check=True)
+    for name, content in first.items():
+        assert (out / name).read_bytes() == content.encode(), name
+
+
+def test_no_absolute_path_and_no_render_time_in_any_file(profile: Profile) -> None:
+    for name, content in profile.files().items():
+        assert str(profile.layout.root) not in content, name
+        assert set(re.findall(r"20\d\d-\d\d-\d\d", content)) <= {"2026-01-02"}, name
+
+
+def test_stage_writes_and_prints(profile: Profile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(profile.layout.root)
+    stale = profile.layout.report / "scores-gone.svg"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("old")
+    report(profile.params, profile.layout, Console(stderr=True))
+    printed = capsys.readouterr().out
+    lines = printed.rstrip().splitlines()
+    assert lines[-1] == "reports/synthetic/tables/index.html"
+    assert {path.name for path in profile.layout.report.iterdir()} == set(profile.files())
+    for row in profile.report().tables[0].rows:
+        (line,) = [line for line in lines if line.strip().startswith(f"{row.label} ") and "points" not in line]
+        for cell in row.cells:
+            assert cell.plain in line
+    assert "\x1b" not in printed
+    before = {path: path.read_bytes() for path in profile.layout.report.iterdir()}
+    show(profile.params, profile.layout)
+    assert capsys.readouterr().out == printed
+    assert {path: path.read_bytes() for path in profile.layout.report.iterdir()} == before
+
+
+def test_terminal_without_unicode(profile: Profile) -> None:
+    code = (
+        "import sys; from pathlib import Path; from isd_repro.params import Params; from tests.report import synthetic;"
+        "from isd_repro.stages.report import show; root = Path(sys.argv[1]);"
+        "params = Params.model_validate_json((root / 'params.json').read_text()); show(params, synthetic.layout(root, params))"
+    )
+    root = profile.layout.root
+    (root / "params.json").write_text(profile.params.model_dump_json())
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code, str(root)], env=environment, cwd=root, check=True, capture_output=True)
+    assert re.search(rb"ISD[ |]+\d\d\.\d \+- \d\.\d", done.stdout)
+    assert b"-" in done.stdout
+
+
+def test_a_missing_extra_is_named(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UserError) as caught:
+        profile.files()
+    assert "jinja2" in caught.value.message
+    assert "isd-repro[report]" in caught.value.hint
+
+
+def test_importing_the_stage_imports_no_report(profile: Profile) -> None:
+    code = "import sys; import isd_repro.stages.report; print([m for m in sys.modules if m.startswith('isd_repro.report')])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_curves_are_drawn_where_the_losses_are(profile: Profile) -> None:
+    """Undo the panel's affine map: equal epochs map to equal x, the lowest loss to the lowest point."""
+    curves = profile.report().curves
+    assert curves is not None
+    assert [panel.title for panel in curves.panels] == ["Untrained", "Raw pixels", "MoCo v2", "ISD"]
+    panel, record = curves.panels[3], profile.records().runs["isd"].pretrain
+    assert record is not None
+    epochs, losses = [row["epoch"] for row in record.curve], [row["loss"] for row in record.curve]
+    (x0, y0), (x1, y1) = panel.points[0], panel.points[-1]
+    for (x, y), epoch, loss in zip(panel.points, epochs, losses, strict=True):
+        assert x == pytest.approx(x0 + (x1 - x0) * (epoch - epochs[0]) / (epochs[-1] - epochs[0]))
+        assert y == pytest.approx(y0 + (y1 - y0) * (loss - losses[0]) / (losses[-1] - losses[0]))
+    assert y1 > y0  # a falling loss goes down the page
+    for tick in panel.y_ticks:
+        assert tick.at == pytest.approx(y0 + (y1 - y0) * (float(tick.label) - losses[0]) / (losses[-1] - losses[0]))
+
+
+def test_dots_stand_at_their_scores(profile: Profile) -> None:
+    dots = profile.report().blocks[0].dots
+    assert dots is not None
+    panel = dots.panels[0]
+    low, high = panel.ticks[0], panel.ticks[-1]
+
+    def percent(x: float) -> float:
+        return float(low.label) + (x - low.at) * (float(high.label) - float(low.label)) / (high.at - low.at)
+
+    cells = [cell for row in profile.report().tables[0].rows for cell in row.cells[:1] if cell.value is not None]
+    shown = [dot for dot in panel.dots if dot.series == 0]
+    for dot, cell in zip(shown, cells, strict=True):
+        assert [percent(x) for x in (dot.x, dot.low, dot.high)] == pytest.approx([cell.value, cell.low, cell.high])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted", "ticks"),
+    [
+        (0, 10, 6, [0, 2, 4, 6, 8, 10]),
+        (40, 95, 6, [40, 60, 80]),
+        (0.13, 0.31, 4, [0.2, 0.3]),
+        (-1, 1, 5, [-1, -0.5, 0, 0.5, 1]),
+        (3, 3, 5, [3]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, wanted: int, ticks: list[float]) -> None:
+    assert figures.nice_ticks(low, high, wanted) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (8.44, "8.4 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (18420, "5 h 07 min"), (59.97, "1 min 00 s")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert text.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.04, "0.0"), (-0.04, "0.0"), (0.7, "+0.7"), (-3.14, "\N{MINUS SIGN}3.1")])
+def test_differences_carry_their_sign(value: float, shown: str) -> None:
+    assert text.signed(value) == shown
+
+
+def test_templates_are_in_the_package() -> None:
+    from isd_repro.report.page import TEMPLATES
+
+    assert {path.name for path in TEMPLATES.iterdir()} >= {
+        "page.html.jinja",
+        "table.md.jinja",
+        "table.tex.jinja",
+        "style.css",
+        "script.js",
+    }

@@ -1,0 +1,178 @@
+"""What a report refuses: tampered scores, parts of different runs, damaged predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isd_repro.artifacts import pack_labels, unpack_labels
+from isd_repro.errors import DataError
+from isd_repro.report.records import RECOMPUTED, RECORDED
+from tests.report import synthetic
+from tests.report.conftest import Profile
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def refused(profile: Profile) -> str:
+    with pytest.raises(DataError) as caught:
+        profile.records()
+    return caught.value.message
+
+
+def test_scores_are_recomputed(profile: Profile) -> None:
+    found = profile.records().runs["isd"].knn
+    assert found is not None
+    assert set(found.scores) == {
+        (e, m, g) for e in ("student", "teacher") for m in ("1-NN", "20-NN") for g in ("all", "rare", "large")
+    }
+    assert set(found.levels.values()) == {RECOMPUTED}
+
+
+def test_groups_come_from_the_large_classes(profile: Profile) -> None:
+    """Counted one query at a time, from class names."""
+    found = profile.records().runs["isd"].knn
+    assert found is not None
+    predicted, label = found.predictions["student/1-NN"].tolist(), found.label.tolist()
+    rare = [p == t for p, t in zip(predicted, label, strict=True) if synthetic.CLASSES[t] not in synthetic.LARGE]
+    score = found.scores["student", "1-NN", "rare"]
+    assert (score.correct, score.n) == (sum(rare), 400)
+    hits = found.hits("student", "1-NN", "rare")
+    assert hits is not None
+    assert hits.tolist() == rare
+
+
+@pytest.mark.parametrize(("key", "by"), [("correct", 1), ("n", 1), ("correct", -1)])
+@pytest.mark.parametrize("group", ["all", "rare", "large"])
+def test_a_tampered_score_is_named(profile: Profile, key: str, by: int, group: str) -> None:
+    path = profile.layout.record("moco", "knn")
+    stated: list[dict[str, Any]] = []
+
+    def change(tree: dict[str, Any]) -> None:
+        score = next(s for s in tree["scores"] if (s["encoder"], s["metric"], s["group"]) == ("teacher", "20-NN", group))
+        stated.append(dict(score))
+        score[key] += by
+        stated.append(dict(score))
+
+    edit(path, change)
+    was, now = stated
+    message = refused(profile)
+    assert str(path) in message
+    assert f"teacher 20-NN {group} states {now['correct']} of {now['n']}" in message
+    assert f"its predictions give {was['correct']} of {was['n']}" in message
+
+
+def test_a_tampered_prediction_is_caught(profile: Profile) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        values = unpack_labels(tree["predictions"]["student/1-NN"])
+        labels = unpack_labels(tree["labels"])
+        wrong = int((values != labels).nonzero()[0])
+        values[wrong] = labels[wrong]
+        tree["predictions"]["student/1-NN"] = pack_labels(values)
+
+    edit(profile.layout.record("isd", "knn"), change)
+    assert "student 1-NN all states" in refused(profile)
+
+
+def test_a_score_without_predictions_is_recorded_only(profile: Profile) -> None:
+    edit(profile.layout.record("isd", "knn"), lambda tree: tree["predictions"].pop("teacher/1-NN"))
+    found = profile.records().runs["isd"].knn
+    assert found is not None
+    assert {key for key, level in found.levels.items() if level == RECORDED} == {
+        ("teacher", "1-NN", g) for g in ("all", "rare", "large")
+    }
+    assert any(note.startswith("3 scores are recorded only") for note in profile.report().footnotes)
+
+
+def test_parts_with_different_encoders_are_refused(profile: Profile) -> None:
+    other = synthetic.sha("another encoder")
+    edit(profile.layout.record("isd", "knn"), lambda tree: tree.update(encoder_sha256=other))
+    message = refused(profile)
+    for part in (
+        str(profile.layout.record("isd", "pretrain")),
+        str(profile.layout.record("isd", "knn")),
+        other,
+        synthetic.sha("encoder", "isd"),
+    ):
+        assert part in message
+
+
+def test_parts_with_different_manifests_are_refused(profile: Profile) -> None:
+    other = synthetic.sha("other images")
+    edit(profile.layout.record("isd", "knn"), lambda tree: tree["manifest"].update(sha256=other))
+    message = refused(profile)
+    for part in (
+        str(profile.layout.record("isd", "pretrain")),
+        str(profile.layout.record("isd", "knn")),
+        other,
+        synthetic.sha("manifest", "small"),
+    ):
+        assert part in message
+
+
+def test_rows_of_one_table_must_share_their_images(profile: Profile) -> None:
+    other = synthetic.sha("other images")
+    for part in ("pretrain", "knn"):
+        edit(
+            profile.layout.root / f"reports/synthetic/records/isd/{part}.json", lambda tree: tree["manifest"].update(sha256=other)
+        )
+    message = refused(profile)
+    assert str(profile.layout.record("untrained", "pretrain")) in message
+    assert str(profile.layout.record("isd", "pretrain")) in message
+
+
+def test_rows_of_one_table_must_share_their_query_labels(profile: Profile) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        for name in ("labels", *tree["predictions"]):
+            holder = tree if name == "labels" else tree["predictions"]
+            holder[name] = pack_labels(unpack_labels(holder[name]).roll(3))
+
+    edit(profile.layout.record("isd", "knn"), change)  # every score still recomputes
+    assert "different query labels" in refused(profile)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tree: tree.update(run="moco"), "run is 'moco', expected 'isd'"),
+        (lambda tree: tree.update(profile="other"), "profile is 'other', expected 'synthetic'"),
+        (lambda tree: tree.update(kind="linear"), "kind is 'linear', expected 'knn'"),
+        (lambda tree: tree["manifest"].update(subset="large"), "manifest.subset is 'large', expected 'small'"),
+        (lambda tree: tree.update(labels="no base64!"), "labels cannot be unpacked"),
+        (lambda tree: tree.update(labels=pack_labels(torch.arange(9))), "labels has 9 entries, the manifest 500 queries"),
+        (lambda tree: tree.update(labels=pack_labels(torch.full((500,), 10))), "labels names class 10, the manifest has 10"),
+        (lambda tree: tree["scores"].append(tree["scores"][0]), "student 1-NN all is stated twice"),
+        (lambda tree: tree["scores"][0].update(correct=0, n=0), "0 of 0, which is no score"),
+        (lambda tree: tree["manifest"].update(large=["c11"]), "manifest.large names c11"),
+        (lambda tree: tree.update(extra=1), "extra: Extra inputs are not permitted"),
+    ],
+)
+def test_damage_is_named(profile: Profile, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    path = profile.layout.record("isd", "knn")
+    edit(path, change)
+    message = refused(profile)
+    assert str(path) in message
+    assert words in message
+
+
+def test_a_record_without_a_run_is_a_footnote(profile: Profile) -> None:
+    (profile.layout.records / "old").mkdir()
+    assert profile.records().strays == ("old",)
+    assert "Records without a run in params.yaml, not shown: old." in profile.report().footnotes
+
+
+def test_no_records_at_all(tmp_path: Path) -> None:
+    params = synthetic.profile({"isd": ("ISD", "small")}, {"small": {"name": "balanced", "per_class": 5}})
+    report = Profile(params, synthetic.layout(tmp_path, params)).report()
+    assert [cell.number for cell in report.tables[0].rows[0].cells] == ["not run", "not run"]
+    assert report.curves is None
+    assert report.blocks[0].dots is None
