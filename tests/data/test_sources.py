@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isd_repro import params
 from isd_repro.data.sources import Listing, UnreadableError, open_source
@@ -132,9 +134,11 @@ def test_annotations_and_images_must_agree(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_damaged_images_are_unreadable(root: Path, damage: str) -> None:
-    whole = FILES["train", "n01", "n01_0.JPEG"]
-    broken = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[damage]
+    whole = trees.jpeg(1, 64, 64)
+    broken = {"cut": whole[: len(whole) * 3 // 4], "empty": b"", "text": b"not an image"}[damage]
     (root / "train" / "n01" / "n01_0.JPEG").write_bytes(broken)
+    if damage == "cut":
+        assert Image.open(io.BytesIO(broken)).size == (64, 64)  # its header is whole
     with open_source(source()) as listing, pytest.raises(UnreadableError):
         listing.decode(listing.fetch(listing.images[0]))
 
