@@ -64,7 +64,9 @@ def sha256_file(path: Path) -> str:
 # --- tensors with an identity -----------------------------------------------------------------------------------------
 
 
-def save_tensors(path: Path, kind: Literal["encoder", "features"], tensors: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+def save_tensors(
+    path: Path, kind: Literal["encoder", "features"], tensors: Mapping[str, Tensor], identity: Mapping[str, Any]
+) -> None:
     """Write named tensors and their identity; equal input gives equal bytes."""
     header = {_KEY: json.dumps({"format": FORMAT, "kind": kind, **identity}, sort_keys=True, allow_nan=False)}
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
@@ -199,13 +201,19 @@ def unpack_labels(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
 
 
-def score(encoder: Literal["student", "teacher"], metric: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
+def score(
+    encoder: Literal["student", "teacher"], metric: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]
+) -> list[Score]:
     """Scores of every group that has queries; `groups` maps a name to a boolean mask over the queries."""
     hit = predicted == label
     rows = []
     for group, mask in groups.items():
         if bool(mask.any()):
-            rows.append(Score.model_validate({"encoder": encoder, "metric": metric, "group": group, "correct": int(hit[mask].sum()), "n": int(mask.sum())}))
+            rows.append(
+                Score.model_validate(
+                    {"encoder": encoder, "metric": metric, "group": group, "correct": int(hit[mask].sum()), "n": int(mask.sum())}
+                )
+            )
     return rows
 
 
@@ -236,7 +244,10 @@ def provenance(seconds: float) -> Provenance:
         commit=commit,
         dirty=dirty,
         source=source_hash(),
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}},
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        },
         machine=Machine(
             cpu=_cpu_name(),
             cores=os.cpu_count() or 1,
@@ -265,9 +276,13 @@ def _git() -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
     checkout = Path(__file__).parent.parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
+        ).stdout.strip()
         paths = ["isd_repro", "dvc.yaml", "params.yaml", "pipelines"]
-        status = subprocess.run(["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         carried = checkout / "COMMIT"
         return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)

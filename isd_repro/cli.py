@@ -56,7 +56,9 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def prepare(subsets: Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")], params: ParamsFile = DEFAULT) -> None:
+def prepare(
+    subsets: Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")], params: ParamsFile = DEFAULT
+) -> None:
     """Draw subsets from an image source and pack them: manifest and store."""
     _stage("prepare", subsets, params)
 

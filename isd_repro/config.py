@@ -90,12 +90,13 @@ def load(path: Path) -> tuple[Params, Layout]:
 
 def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
     """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
+    tree = YAML(typ="rt").load(path.read_text("utf-8")) if tree is None else tree
     return "\n".join(_problems(error, path, tree, prefix))
 
 
 def _problems(error: ValidationError, path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:
     for item in error.errors():
-        location = prefix + tuple(part for part in item["loc"] if not _is_union_tag(part, item["loc"], tree))
+        location = prefix + tuple(part for part in item["loc"] if not _is_union_tag(part, item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         notes = []
         if item["type"] == "extra_forbidden":
@@ -107,7 +108,7 @@ def _problems(error: ValidationError, path: Path, tree: Any, prefix: tuple[str |
         yield f"{path}:{_line(tree, location)} {'.'.join(map(str, location)) or 'params'}: {message}{detail}"
 
 
-def _is_union_tag(part: str | int, location: tuple[str | int, ...], tree: Any) -> bool:
+def _is_union_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
     """Pydantic puts a discriminated union's tag into the location; it is no key of the file."""
     tags = {"all", "balanced", "unbalanced", "list", "step", "cosine"}
     at = location.index(part)
@@ -123,7 +124,7 @@ def _line(tree: Any, location: tuple[str | int, ...]) -> int:
             break
         try:
             position = marks.key(part) if isinstance(node, Mapping) else marks.item(part)
-            node = node[part]
+            node = node[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
             break
         line = position[0] + 1

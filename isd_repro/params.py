@@ -114,6 +114,7 @@ class BackboneConfig(Frozen):
     arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
     width: Count = 64  # channels of the first stage
+    pool: Count = 1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
     channels: Literal[1, 3] = 3
 
 

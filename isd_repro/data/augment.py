@@ -169,7 +169,9 @@ def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
     return matrix_BSS.scatter_add_(2, at_ST.expand(len(sigma), -1, -1), weight_BT[:, None].expand(-1, size, -1))
 
 
-def _triangle(offset: Tensor, extent: Tensor, size: int, length: int, flip: Tensor | None, bounds: Tensor | None = None) -> Tensor:
+def _triangle(
+    offset: Tensor, extent: Tensor, size: int, length: int, flip: Tensor | None, bounds: Tensor | None = None
+) -> Tensor:
     """Antialiased linear interpolation weights, B x size x length, from windows [offset, offset + extent).
 
     Weights fall outside neither the window nor, where `bounds` is given, the image: there the window itself is no border.
@@ -218,7 +220,9 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = value - low
     flat = chroma == 0
     safe = torch.where(flat, torch.ones_like(chroma), chroma)
-    sector = torch.where(value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    sector = torch.where(
+        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    )
     hue = torch.where(flat, torch.zeros_like(sector), sector) + 6 * shift[:, 0]
     channels = []
     for corner in (5.0, 3.0, 1.0):

@@ -11,7 +11,7 @@ from isd_repro.data import augment
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
 from isd_repro.errors import ConfigError
-from isd_repro.params import Data
+from isd_repro.params import Data, View
 from isd_repro.protocols import Batch
 
 
@@ -28,7 +28,7 @@ class Batches:
         """Raises `ConfigError` where the split does not fill one batch."""
         if len(split.index) < batch_size:
             raise ConfigError(
-                f"optim.batch_size: {batch_size} images a batch, but subset {data.subset!r} has only {len(split.index)} to train on",
+                f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
                 "lower batch_size or enlarge the subset",
             )
         self.store, self.split, self.data = store, split, data
@@ -50,6 +50,6 @@ class Batches:
         label = self.split.label[chosen]
         return Batch(views[0], views[1], chosen.to(self.device), label.to(self.device), shuffle.to(self.device))
 
-    def _view(self, pixels: Tensor, sizes: Tensor, law: augment.View, draws: Generator) -> Tensor:
+    def _view(self, pixels: Tensor, sizes: Tensor, law: View, draws: Generator) -> Tensor:
         images = augment.view(pixels, sizes, law, self.data.image_size, draws)
         return augment.normalise(images, self.data.mean, self.data.std)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
+from pydantic import ValidationError
+
+from isd_repro.config import describe
 from isd_repro.errors import ConfigError
+from isd_repro.params import Frozen, MethodBlock
 
 
 def names() -> list[str]:
@@ -20,5 +25,17 @@ def load(name: str) -> ModuleType:
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         nearest = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"method.name: no method {name!r}", f"{nearest}known: {', '.join(names())}; a new one is one file in methods/")
+        known = ", ".join(names())
+        raise ConfigError(f"method.name: no method {name!r}", f"{nearest}known: {known}; a new one is one file in methods/")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def config_of(run: str, block: MethodBlock, file: Path) -> Frozen:
+    """A run's `method` block as that method's own Config; `ConfigError` names every bad key of it in `file`."""
+    module = load(block.name)
+    try:
+        config: Frozen = module.Config.model_validate(block.options)
+    except ValidationError as error:
+        problems = describe(error, file, prefix=("runs", run, "method"))
+        raise ConfigError(problems, f"isd_repro/methods/{block.name}.py lists its keys") from error
+    return config

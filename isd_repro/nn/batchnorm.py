@@ -18,7 +18,7 @@ class _Grouped:
 
     def forward(self, x: Tensor) -> Tensor:
         """Any BatchNorm input of B rows, B divisible by `bn_groups` in training mode."""
-        assert isinstance(self, nn.modules.batchnorm._BatchNorm)
+        assert isinstance(self, nn.BatchNorm1d | nn.BatchNorm2d)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -26,7 +26,7 @@ class _Grouped:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps)
         means, variances, outputs = [], [], []
-        for part in x.chunk(self.bn_groups):  # type: ignore[attr-defined]
+        for part in x.chunk(self.bn_groups):
             mean, variance = self.running_mean.clone(), self.running_var.clone()
             outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps))
             means.append(mean)
@@ -55,6 +55,5 @@ def set_bn_groups(module: nn.Module, groups: int) -> None:
             child.__class__ = GroupedBatchNorm1d
         elif isinstance(child, nn.BatchNorm2d):
             child.__class__ = GroupedBatchNorm2d
-        else:
-            continue
-        child.bn_groups = groups
+        if isinstance(child, _Grouped):
+            child.bn_groups = groups

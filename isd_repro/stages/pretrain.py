@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import nn
 
 from isd_repro import artifacts, methods
 from isd_repro.artifacts import ManifestIdentity, PretrainRecord
-from isd_repro.config import Layout, describe, find_run, fingerprint
+from isd_repro.config import Layout, find_run, fingerprint
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError
@@ -55,7 +54,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     """
     run = find_run(params, name)
     prepared = open_prepared(layout.prepared(run.data.subset))
-    plan = make_plan(name, run, prepared, params, layout)
+    plan = make_plan(name, run, prepared, layout)
     state = layout.state(plan.fingerprint)
     with guard.exclusive(state), guard.stop_on_signal() as stop:
         progress = _train(plan, prepared, params, layout, state, stop, console)
@@ -64,14 +63,9 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     console.print(f"{name}: {progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}", highlight=False)
 
 
-def make_plan(name: str, run: Run, prepared: Prepared, params: Params, layout: Layout) -> Plan:
+def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     """Check a run against its method and data, and build its module from its seed."""
-    module = methods.load(run.method.name)
-    try:
-        method_config = module.Config.model_validate(run.method.options)
-    except ValidationError as error:
-        where = ("runs", name, "method")
-        raise ConfigError(describe(error, layout.folder / "params.yaml", prefix=where), f"methods/{run.method.name}.py lists its keys") from error
+    method_config = methods.config_of(name, run.method, layout.folder / "params.yaml")
     _check_sizes(name, run)
     identity = prepared.identity
     config = {
@@ -86,7 +80,9 @@ def make_plan(name: str, run: Run, prepared: Prepared, params: Params, layout: L
     with torch.random.fork_rng():
         torch.manual_seed(run.numerics.seed)
         setting = Setting(classes=len(identity.classes), batch_size=run.optim.batch_size)
-        method: nn.Module = module.Method(method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting)
+        method: nn.Module = methods.load(run.method.name).Method(
+            method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
+        )
     set_bn_groups(method, run.numerics.bn_groups)
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,12 +93,12 @@ def _check_sizes(name: str, run: Run) -> None:
     batch, groups = run.optim.batch_size, run.numerics.bn_groups
     if batch % groups or batch // groups < 2:
         raise ConfigError(
-            f"runs.{name}.numerics.bn_groups: {groups} groups of a batch of {batch}: each needs the same number of images, two or more",
+            f"runs.{name}.numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
             "choose optim.batch_size as a multiple of bn_groups, at least twice as large",
         )
     if not len(run.data.mean) == len(run.data.std) == run.backbone.channels:
         raise ConfigError(
-            f"runs.{name}.data: {len(run.data.mean)} means and {len(run.data.std)} deviations for {run.backbone.channels} channels",
+            f"runs.{name}.data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
             "give one mean and one std per channel",
         )
     if run.numerics.precision == "bf16" and not torch.cuda.is_available():
@@ -142,7 +138,8 @@ def _train(
             tracker.log({**row, "images_per_second": round(speed, 1)})
             if not console.is_terminal:
                 values = " ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in {"epoch", "lr"})
-                console.print(f"{plan.name} epoch {int(row['epoch'])}/{run.optim.epochs} {values} {speed:.0f} images/s", highlight=False, soft_wrap=True)
+                line = f"{plan.name} epoch {int(row['epoch'])}/{run.optim.epochs} {values} {speed:.0f} images/s"
+                console.print(line, highlight=False, soft_wrap=True)
 
         hooks = loop.Hooks(
             save=lambda now: checkpoint.save(resume, plan.fingerprint, plan.method, optimizer, now),

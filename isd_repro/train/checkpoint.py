@@ -55,7 +55,8 @@ def load(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer |
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: damaged resume point ({error})", "delete it to start this run afresh") from error
     if state["fingerprint"] != fingerprint:
-        raise DataError(f"{path}: belongs to configuration {state['fingerprint']}, not {fingerprint}", "delete it to start this run afresh")
+        found = state["fingerprint"]
+        raise DataError(f"{path}: belongs to configuration {found}, not {fingerprint}", "delete it to start this run afresh")
     method.load_state_dict(state["method"])
     if optimizer:
         optimizer.load_state_dict(state["optimizer"])

@@ -12,7 +12,7 @@ from types import FrameType
 
 from isd_repro.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
@@ -22,6 +22,7 @@ class StopRequest:
         self.asked = False
 
     def __call__(self) -> bool:
+        """Has a signal arrived?"""
         return self.asked
 
 
@@ -58,7 +59,10 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(f"{folder}: this run is already being trained by process {file.read().strip() or 'unknown'}", "wait for it, or stop it") from error
+            holder = file.read().strip() or "unknown"
+            raise UserError(
+                f"{folder}: this run is already being trained by process {holder}", "wait for it, or stop it"
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

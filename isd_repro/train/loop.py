@@ -24,7 +24,9 @@ class BatchSource(Protocol):
 
     steps_per_epoch: int
 
-    def at(self, step: int) -> Batch: ...
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ def train(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=numerics.precision == "bf16"):
             out: StepOutput = method(batch)
         optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()  # type: ignore[no-untyped-call]
+        out.loss.backward()
         optimizer.step()
         _add(progress.sums, {"loss": out.loss.detach(), **out.metrics})
         progress.step = step + 1
         ends_epoch = progress.step % batches.steps_per_epoch == 0
         if ends_epoch or progress.step % efficiency.log_every == 0:
-            loss = float(out.loss)
+            loss = float(out.loss.detach())
             if not math.isfinite(loss) or not math.isfinite(float(progress.sums["loss"])):
                 raise UserError(
                     f"step {step} (epoch {epoch}): the loss is {loss}; the last resume point is from before it",
