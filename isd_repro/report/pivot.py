@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isd_repro.params import Params
+from isd_repro.params import ListFile, Params
 from isd_repro.report import stats, text
 from isd_repro.report.records import Key, Records
 from isd_repro.report.tables import (
@@ -87,12 +87,13 @@ def pivot_tables(params: Params, records: Records, subsets: Sequence[str]) -> li
     """One table per encoder and metric."""
     found = [records.runs[run] for subset in subsets for run in runs_of(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
-    rules = dict.fromkeys(rule_text(params, subset) for subset in subsets)
-    notes = (f"Training images of each draw: {text.listing(list(rules))}.", *protocols(params, found))
+    lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
+    images = f"the authors' lists {text.listing(lists)}" if lists else rule_text(params, subsets[0])
+    notes = (f"Training images of each draw: {images}.", *protocols(params, found))
     tables: list[Table] = []
     for encoder in ENCODERS:
         for metric in metrics_of(params, found, encoder):
-            title = f"{dataset}, {subsets[0]} to {subsets[-1]}: {head(metric)}, {encoder}"
+            title = f"{subsets[0]} to {subsets[-1]}, {head(metric)}, {encoder}: {dataset}"
             blank = Table(f"{subsets[0]}-{subsets[-1]}-{encoder}-{metric}", title, "Subset", (), (), notes=notes)
             tables.append(_table(params, records, subsets, (encoder, metric), replace(blank, main=not tables)))
     return tables

@@ -174,17 +174,19 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     found = [records.runs[name] for name in names]
     groups = groups_of(params, records, subset)
     metrics = {encoder: metrics_of(params, found, encoder) for encoder in ENCODERS}
-    title = f"{params.subsets[subset].source.dataset}, {subset}"
+    dataset = params.subsets[subset].source.dataset
     notes = (describe(params, records, subset), *protocols(params, found))
     if len(groups) == 1:
         keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
         columns = [Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys]
-        return [_table(params, found, keys, columns, Table(subset, title, "Run", (), (), notes=notes))]
+        return [_table(params, found, keys, columns, Table(subset, f"{subset}: {dataset}", "Run", (), (), notes=notes))]
     tables = []
     for encoder in ENCODERS:
         keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
         columns = [Column(group_head(found, group), head(metric)) for _, metric, group in keys]
-        blank = Table(f"{subset}-{encoder}", f"{title}: {encoder}", "Run", (), (), notes=notes, main=encoder == "student")
+        blank = Table(
+            f"{subset}-{encoder}", f"{subset}, {encoder}: {dataset}", "Run", (), (), notes=notes, main=encoder == "student"
+        )
         tables += [_table(params, found, keys, columns, blank)] if keys else []
     return tables
 
