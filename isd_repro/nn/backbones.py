@@ -32,7 +32,7 @@ def build(config: BackboneConfig, image_size: int) -> nn.Module:
             "use arch resnet-narrow for other values",
         )
     network: nn.Module = _TORCHVISION[config.arch]()
-    features = network.fc.in_features
+    features = network.get_submodule("fc").in_features
     network.fc = nn.Identity()
     if config.stem == "small" or config.channels != 3:
         kernel, stride, padding = (3, 1, 1) if config.stem == "small" else (7, 2, 3)
@@ -40,7 +40,7 @@ def build(config: BackboneConfig, image_size: int) -> nn.Module:
         _init(network.conv1)
     if config.stem == "small":
         network.maxpool = nn.Identity()
-    network.features = features  # type: ignore[assignment]
+    network.features = features
     return network
 
 

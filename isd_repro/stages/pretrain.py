@@ -75,6 +75,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         "data": run.data.model_dump(mode="json", exclude={"subset"}),
         "numerics": run.numerics.model_dump(mode="json"),
         "manifest": identity.sha256,
+        "store": prepared.store.info.settings.model_dump(mode="json"),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
