@@ -52,12 +52,10 @@ class Setting:
     batch_size: int
 
 
-class Backbone(Protocol):
-    """An image encoder: B x C x H x W -> B x `features`."""
+class Backbone(nn.Module):
+    """An image encoder without heads: B x C x H x W -> B x `features`."""
 
     features: int
-
-    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class Method(Protocol):
@@ -71,11 +69,11 @@ class Method(Protocol):
         ...
 
 
-BackboneFactory = Callable[[], nn.Module]
+BackboneFactory = Callable[[], Backbone]
 
 
 class Tracker(Protocol):
-    """Where the numbers of a stage go. Logging never raises and never blocks a run."""
+    """Where the numbers of a stage go. W&B never stops a run; a metrics file that cannot be written does, with a `UserError`."""
 
     def log(self, row: Mapping[str, float | int | str]) -> None: ...
 

@@ -36,7 +36,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         network = backbone()
-        width: int = network.features  # type: ignore[assignment]
+        width = network.features
         embedding = width // 4
         self.student = Projected(network, mlp(width, 2 * width, embedding))
         self.predictor = mlp(embedding, 2 * width, embedding)

@@ -53,7 +53,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         network = backbone()
-        width: int = network.features  # type: ignore[assignment]
+        width = network.features
         if config.heads == "none":
             self.student = Projected(network, nn.Identity())
             self.predictor = mlp(width, width, width, bias=False)

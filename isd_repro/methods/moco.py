@@ -51,7 +51,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         network = backbone()
-        width: int = network.features  # type: ignore[assignment]
+        width = network.features
         self.student = Projected(network, mlp(width, width, config.dim, batchnorm=False))
         self.teacher = ema.teacher_of(self.student)
         self.bank = Bank(config.bank_size, config.dim, setting.batch_size)

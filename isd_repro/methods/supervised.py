@@ -26,8 +26,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.student = backbone()
-        width: int = self.student.features  # type: ignore[assignment]
-        self.classifier = nn.Linear(width, setting.classes)
+        self.classifier = nn.Linear(self.student.features, setting.classes)
 
     def forward(self, batch: Batch) -> StepOutput:
         """Cross-entropy in nats and the share of the batch that is classified rightly."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 from torchvision import models
@@ -10,11 +11,12 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from isd_repro.errors import ConfigError
 from isd_repro.params import BackboneConfig
+from isd_repro.protocols import Backbone
 
 _TORCHVISION: dict[str, Callable[[], ResNet]] = {"resnet18": models.resnet18, "resnet50": models.resnet50}
 
 
-def build(config: BackboneConfig, image_size: int) -> nn.Module:
+def build(config: BackboneConfig, image_size: int) -> Backbone:
     """A backbone with an int attribute `features`, mapping B x C x H x W to B x features.
 
     Its tensors have torchvision's names. Weights are drawn from torch's global generator, as torchvision does; callers seed it.
@@ -41,10 +43,10 @@ def build(config: BackboneConfig, image_size: int) -> nn.Module:
     if config.stem == "small":
         network.maxpool = nn.Identity()
     network.features = features
-    return network
+    return cast("Backbone", network)
 
 
-class NarrowResNet(nn.Module):
+class NarrowResNet(Backbone):
     """Four one-block stages of width, 2, 4 and 8 times width behind a 3x3 stem: trains on a CPU in minutes.
 
     With `pool` above 1 the features keep a coarse layout, which tells digits apart where textures do not.
@@ -71,7 +73,7 @@ class NarrowResNet(nn.Module):
         return features
 
 
-class Pixels(nn.Module):
+class Pixels(Backbone):
     """The image itself as its features: the reference that a learned encoder has to beat."""
 
     def __init__(self, features: int) -> None:
