@@ -1,0 +1,153 @@
+"""Training steps written out by hand in float64: forward passes, losses, teacher, bank and SGD, with no call of the package.
+
+Only the differentiation is PyTorch's. Networks are dictionaries of tensors with the names of the state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from isd_repro.protocols import Batch
+
+State = dict[str, Tensor]
+EPS, BN_MOMENTUM = 1e-5, 0.1
+
+
+class Backbone(nn.Module):
+    """The network under test: convolution, BatchNorm, ReLU, mean; small, but every kind of state is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = 8
+        self.conv = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(self.conv(images)).relu().mean((2, 3))
+        return hidden
+
+
+def batchnorm(state: State, name: str, x: Tensor, groups: int) -> Tensor:
+    """Rows x channels x positions; each contiguous part by itself, running values the average over parts."""
+    outputs, means, variances = [], [], []
+    for part in x.split(len(x) // groups):
+        mean = part.mean((0, 2), keepdim=True)
+        centred = part - mean
+        variance = centred.square().mean((0, 2), keepdim=True)
+        count = part.shape[0] * part.shape[2]
+        outputs.append(centred / (variance + EPS).sqrt() * state[f"{name}.weight"][:, None] + state[f"{name}.bias"][:, None])
+        means.append(mean.flatten().detach())
+        variances.append(variance.flatten().detach() * count / (count - 1))
+    for key, values in (("running_mean", means), ("running_var", variances)):
+        fresh = sum(values) / groups
+        state[f"{name}.{key}"] = (1 - BN_MOMENTUM) * state[f"{name}.{key}"] + BN_MOMENTUM * fresh
+    state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
+    return torch.cat(outputs)
+
+
+def backbone(state: State, name: str, images: Tensor, groups: int) -> Tensor:
+    """3 x 3 convolution as a sum over nine shifted images."""
+    batch, _, height, width = images.shape
+    padded = torch.zeros(batch, 2, height + 2, width + 2, dtype=images.dtype)
+    padded[:, :, 1:-1, 1:-1] = images
+    weight = state[f"{name}.conv.weight"]
+    hidden = torch.zeros(batch, 8, height, width, dtype=images.dtype)
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[:, :, row : row + height, column : column + width]
+            hidden = hidden + torch.einsum("oc,bchw->bohw", weight[:, :, row, column], shifted)
+    normed = batchnorm(state, f"{name}.norm", hidden.flatten(2), groups)
+    return (normed * (normed > 0)).mean(2)
+
+
+def mlp(state: State, name: str, x: Tensor, groups: int, norm: bool = True) -> Tensor:
+    """Linear, BatchNorm where there is one, ReLU, Linear."""
+    hidden = x @ state[f"{name}.0.weight"].T
+    if f"{name}.0.bias" in state:
+        hidden = hidden + state[f"{name}.0.bias"]
+    if norm:
+        hidden = batchnorm(state, f"{name}.1", hidden[:, :, None], groups)[:, :, 0]
+    last = 3 if norm else 2
+    return (hidden * (hidden > 0)) @ state[f"{name}.{last}.weight"].T + state[f"{name}.{last}.bias"]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.square().sum(1, keepdim=True).sqrt()
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+@dataclass
+class Hand:
+    """A method's whole state and its optimiser's, moved by `step`."""
+
+    state: State  # every tensor of the method, the bank's rows included
+    kind: str  # isd-none, isd-mlp, moco, byol, supervised
+    options: dict[str, float]
+    groups: int
+    pointer: int = 0
+    velocity: State = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+    def embed(self, who: str, images: Tensor) -> Tensor:
+        """The student's or the teacher's embedding, before a predictor."""
+        if self.kind == "supervised":
+            return backbone(self.state, who, images, self.groups)
+        hidden = backbone(self.state, f"{who}.backbone", images, self.groups)
+        if self.kind == "isd-none":
+            return hidden
+        return mlp(self.state, f"{who}.projector", hidden, self.groups, norm=self.kind != "moco")
+
+    def step(self, batch: Batch, lr: float, sgd_momentum: float, weight_decay: float) -> None:
+        """Student, teacher's weights, shuffled teacher, old bank, enqueue, SGD: in this order."""
+        weights = [name for name in self.state if self.trained(name)]
+        for name in weights:
+            self.state[name] = self.state[name].detach().requires_grad_()
+        loss = self.loss(batch)
+        gradients = torch.autograd.grad(loss, [self.state[name] for name in weights])
+        self.losses.append(float(loss.detach()))
+        for name, gradient in zip(weights, gradients, strict=True):
+            slope = gradient + weight_decay * self.state[name].detach()
+            self.velocity[name] = sgd_momentum * self.velocity[name] + slope if name in self.velocity else slope
+            self.state[name] = self.state[name].detach() - lr * self.velocity[name]
+
+    def trained(self, name: str) -> bool:
+        return name.startswith(("student.", "predictor.", "classifier.")) and name.endswith(("weight", "bias"))
+
+    def loss(self, batch: Batch) -> Tensor:
+        hidden = self.embed("student", batch.view_student)
+        if self.kind == "supervised":
+            logits = hidden @ self.state["classifier.weight"].T + self.state["classifier.bias"]
+            return -log_softmax(logits)[torch.arange(len(logits)), batch.label].mean()
+        student = unit(hidden if self.kind == "moco" else mlp(self.state, "predictor", hidden, self.groups))
+        teacher = self.teach(batch)
+        if self.kind == "byol":
+            return (2 - 2 * (student * teacher).sum(1)).mean()
+        old = self.state["bank.rows"].clone()
+        for row in teacher:
+            self.state["bank.rows"][self.pointer] = row
+            self.pointer = (self.pointer + 1) % len(old)
+        if self.kind == "moco":
+            logits = torch.cat([(student * teacher).sum(1)[:, None], student @ old.T], dim=1) / self.options["tau"]
+            return -log_softmax(logits)[:, 0].mean()
+        log_student = log_softmax(student @ old.T / self.options["tau_student"])
+        log_teacher = log_softmax(teacher @ old.T / self.options["tau_teacher"])
+        return (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Tensor:
+        share: Callable[[str], Tensor] = lambda name: self.state[name.replace("teacher.", "student.", 1)].detach()  # noqa: E731
+        for name in self.state:
+            if name.startswith("teacher.") and name.endswith(("weight", "bias")):
+                self.state[name] = self.options["momentum"] * self.state[name] + (1 - self.options["momentum"]) * share(name)
+        shuffled = unit(self.embed("teacher", torch.stack([batch.view_teacher[at] for at in batch.shuffle.tolist()])))
+        rows: list[Tensor] = [torch.empty(0)] * len(shuffled)
+        for position, at in enumerate(batch.shuffle.tolist()):
+            rows[at] = shuffled[position]
+        return torch.stack(rows)

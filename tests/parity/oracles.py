@@ -1,0 +1,68 @@
+"""Slow oracles written from the equations, in Python floats; nothing here calls the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[float]]
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    top = max(logits)
+    powers = [math.exp(logit - top) for logit in logits]
+    total = math.fsum(powers)
+    return [power / total for power in powers]
+
+
+def log_softmax(logits: Sequence[float]) -> list[float]:
+    top = max(logits)
+    log_total = top + math.log(math.fsum(math.exp(logit - top) for logit in logits))
+    return [logit - log_total for logit in logits]
+
+
+def isd_loss(student: Rows, teacher: Rows, bank: Rows, tau_student: float, tau_teacher: float) -> float:
+    """Mean over images of sum_i p_t(i) (log p_t(i) - log p_s(i)), with p(i) = softmax_i(embedding . x_i / tau)."""
+    terms = []
+    for q, k in zip(student, teacher, strict=True):
+        log_s = log_softmax([dot(q, x) / tau_student for x in bank])
+        log_t = log_softmax([dot(k, x) / tau_teacher for x in bank])
+        terms.append(math.fsum(math.exp(t) * (t - s) for s, t in zip(log_s, log_t, strict=True)))
+    return math.fsum(terms) / len(student)
+
+
+def isd_gradient(student: Rows, teacher: Rows, bank: Rows, tau_student: float, tau_teacher: float) -> list[list[float]]:
+    """dL/dq_b = sum_i (p_s(i) - p_t(i)) x_i / (B tau_student); the teacher's entropy has no part in it."""
+    gradient = []
+    for q, k in zip(student, teacher, strict=True):
+        p_s = softmax([dot(q, x) / tau_student for x in bank])
+        p_t = softmax([dot(k, x) / tau_teacher for x in bank])
+        row = [math.fsum((s - t) * x[d] for s, t, x in zip(p_s, p_t, bank, strict=True)) for d in range(len(q))]
+        gradient.append([value / (len(student) * tau_student) for value in row])
+    return gradient
+
+
+def moco_loss(student: Rows, teacher: Rows, bank: Rows, tau: float) -> float:
+    """Mean over images of -log( exp(q.k/tau) / (exp(q.k/tau) + sum_i exp(q.x_i/tau)) )."""
+    terms = [-log_softmax([dot(q, x) / tau for x in (k, *bank)])[0] for q, k in zip(student, teacher, strict=True)]
+    return math.fsum(terms) / len(student)
+
+
+def moco_gradient(student: Rows, teacher: Rows, bank: Rows, tau: float) -> list[list[float]]:
+    """dL/dq_b = (sum_j p(j) z_j - k_b) / (B tau) over the positive z_0 = k_b and the bank."""
+    gradient = []
+    for q, k in zip(student, teacher, strict=True):
+        anchors = (k, *bank)
+        p = softmax([dot(q, x) / tau for x in anchors])
+        row = [math.fsum(share * x[d] for share, x in zip(p, anchors, strict=True)) - k[d] for d in range(len(q))]
+        gradient.append([value / (len(student) * tau) for value in row])
+    return gradient
+
+
+def byol_loss(student: Rows, teacher: Rows) -> float:
+    """Mean over images of 2 - 2 q.k for unit vectors."""
+    return math.fsum(2 - 2 * dot(q, k) for q, k in zip(student, teacher, strict=True)) / len(student)

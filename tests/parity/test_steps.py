@@ -1,0 +1,91 @@
+"""Three optimiser steps of every method, against the same steps written out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from isd_repro import methods
+from isd_repro.nn.batchnorm import set_bn_groups
+from isd_repro.params import Efficiency, Numerics, Optim, Step
+from isd_repro.protocols import Batch, Setting
+from isd_repro.train import loop
+from isd_repro.train.checkpoint import Progress
+from tests.parity.by_hand import Backbone, Hand
+
+BATCH, CLASSES, STEPS = 8, 3, 3
+# Two epochs' drop, and values far from 0 and 1, so that a wrong order or a missing term is far above 1e-10.
+OPTIM = Optim(
+    epochs=STEPS,
+    batch_size=BATCH,
+    lr=0.4,
+    sgd_momentum=0.8,
+    weight_decay=0.03,
+    schedule=Step(name="step", milestones=(1, 2), factor=0.5),
+)
+RATES = (0.4, 0.2, 0.1)
+ISD = {"name": "isd", "tau_student": 0.3, "tau_teacher": 0.1, "momentum": 0.6, "bank_size": 16}
+METHODS: dict[str, dict[str, Any]] = {
+    "isd-none": {**ISD, "heads": "none", "bank_init": "reference"},
+    "isd-mlp": {**ISD, "heads": "mlp", "bank_init": "unit"},
+    "moco": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "dim": 5},
+    "byol": {"name": "byol", "momentum": 0.6},
+    "supervised": {"name": "supervised"},
+}
+
+
+class Fixed:
+    """Batches of noise in float64, one an epoch."""
+
+    steps_per_epoch = 1
+
+    def at(self, step: int) -> Batch:
+        draws = torch.Generator().manual_seed(100 + step)
+        views = [torch.randn(BATCH, 2, 5, 4, generator=draws, dtype=torch.float64) for _ in range(2)]
+        label = torch.randint(CLASSES, (BATCH,), generator=draws)
+        return Batch(views[0], views[1], torch.arange(BATCH), label, torch.randperm(BATCH, generator=draws))
+
+
+def build(kind: str, groups: int) -> nn.Module:
+    options = dict(METHODS[kind])
+    module = methods.load(options.pop("name"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        method: nn.Module = module.Method(module.Config.model_validate(options), Backbone, Setting(CLASSES, BATCH))
+        for parameter in method.parameters():  # BatchNorm's 1 and 0 would hide a forgotten weight or bias
+            if parameter.requires_grad and parameter.dim() == 1:
+                nn.init.normal_(parameter, 0.5, 0.4)
+    set_bn_groups(method, groups)
+    return method.double()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", METHODS)
+def test_three_steps_are_those_of_the_hand(kind: str, groups: int) -> None:
+    method = build(kind, groups)
+    state = {name: value.clone() for name, value in method.state_dict().items() if not name.endswith("_extra_state")}
+    start = {name: value.clone() for name, value in state.items()}
+    options = {key: value for key, value in METHODS[kind].items() if isinstance(value, float)}
+    hand = Hand(state, kind, options, groups)
+    batches, progress = Fixed(), Progress()
+    for step, lr in enumerate(RATES):
+        hand.step(batches.at(step), lr, OPTIM.sgd_momentum, OPTIM.weight_decay)
+
+    optimizer = loop.optimizer_of(method, OPTIM)
+    assert optimizer is not None
+    hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
+    loop.train(method, optimizer, batches, OPTIM, Numerics(bn_groups=groups), Efficiency(log_every=1), progress, hooks)
+
+    assert [row["loss"] for row in progress.curve] == pytest.approx(hand.losses, rel=1e-10, abs=1e-12)
+    found = {name: value for name, value in method.state_dict().items() if not name.endswith("_extra_state")}
+    assert found.keys() == hand.state.keys()
+    for name, want in hand.state.items():
+        torch.testing.assert_close(
+            found[name], want.detach(), rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert not torch.equal(found[name], start[name]), f"{name} never moved"
+    if kind.startswith(("isd", "moco")):
+        assert int(method.state_dict()["bank._extra_state"]) == hand.pointer == STEPS * BATCH % 16
