@@ -260,6 +260,12 @@ def provenance(seconds: float) -> Provenance:
     )
 
 
+def remember_code() -> None:
+    """Fix commit and source hash for this process, before hours pass and the checkout moves on."""
+    source_hash()
+    _git()
+
+
 @cache
 def source_hash() -> str:
     """Sha256 over names and bytes of the package's Python files."""

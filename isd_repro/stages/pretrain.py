@@ -52,6 +52,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         DataError: the prepared subset is missing or damaged.
         Preempted: a signal asked to stop; the state is saved.
     """
+    artifacts.remember_code()
     run = find_run(params, name)
     prepared = open_prepared(layout.prepared(run.data.subset))
     plan = make_plan(name, run, prepared, layout)
