@@ -1,4 +1,4 @@
-"""What every test needs: a home of its own, and no W&B unless the test asks for it."""
+"""What every test needs: a home of its own, one thread, and no W&B unless the test asks for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option has to be declared here to be known whatever is collected."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.txt anew instead of comparing with them")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from more, and bit-equal runs need a fixed number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

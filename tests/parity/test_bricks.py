@@ -98,7 +98,7 @@ def test_ema_moves_every_parameter_and_no_buffer() -> None:
         with torch.no_grad():
             for position, parameter in enumerate(parameters.values()):
                 parameter.add_(numbers(100 * step + position, *parameter.shape))
-            for name, buffer in student.named_buffers():
+            for buffer in student.buffers():
                 buffer.add_(1)
         ema.update(teacher, student, 0.9)
         for name, parameter in parameters.items():

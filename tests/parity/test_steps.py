@@ -79,13 +79,13 @@ def test_three_steps_are_those_of_the_hand(kind: str, groups: int) -> None:
     hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
     loop.train(method, optimizer, batches, OPTIM, Numerics(bn_groups=groups), Efficiency(log_every=1), progress, hooks)
 
-    assert [row["loss"] for row in progress.curve] == pytest.approx(hand.losses, rel=1e-10, abs=1e-12)
+    close = 1e-6 if kind == "supervised" else 1e-10  # `supervised` takes its loss in float32, whatever the network is in
+    assert [row["loss"] for row in progress.curve] == pytest.approx(hand.losses, rel=close, abs=1e-12)
     found = {name: value for name, value in method.state_dict().items() if not name.endswith("_extra_state")}
     assert found.keys() == hand.state.keys()
     for name, want in hand.state.items():
-        torch.testing.assert_close(
-            found[name], want.detach(), rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        gap = float((found[name] - want.detach()).abs().max())
+        assert gap < close, f"{name} is {gap} away"
         assert not torch.equal(found[name], start[name]), f"{name} never moved"
     if kind.startswith(("isd", "moco")):
         assert int(method.state_dict()["bank._extra_state"]) == hand.pointer == STEPS * BATCH % 16
