@@ -1,0 +1,133 @@
+"""A tiny problem for any method there is: its options come from the first run of a profile that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from isd_repro import config, methods
+from isd_repro.nn import backbones
+from isd_repro.nn.batchnorm import set_bn_groups
+from isd_repro.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
+from isd_repro.protocols import Batch, Setting
+from isd_repro.train import loop
+from isd_repro.train.checkpoint import Progress
+
+ROOT = Path(__file__).parents[2]
+BATCH, CLASSES, SIDE, STEPS_PER_EPOCH, EPOCHS = 8, 4, 8, 4, 3
+STEPS = STEPS_PER_EPOCH * EPOCHS
+BACKBONE = BackboneConfig(arch="resnet-narrow", width=4, channels=1)
+OPTIM = Optim(epochs=EPOCHS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))
+
+
+@cache
+def profile_options(name: str) -> dict[str, Any]:
+    """The `method` block of the first run that uses a method, with a bank of two batches."""
+    for path in (ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))):
+        for run in config.load(path)[0].runs.values():
+            if run.method.name == name:
+                options = run.method.options
+                return {**options, "bank_size": 2 * BATCH} if "bank_size" in options else options
+    raise AssertionError(f"add a run with method {name} to a params.yaml, so that its tests know values for its keys")
+
+
+def build(
+    name: str, *, seed: int = 0, groups: int = 1, options: dict[str, Any] | None = None, batch_size: int = BATCH
+) -> nn.Module:
+    """A method on a narrow ResNet, as `pretrain` builds it."""
+    module = methods.load(name)
+    values = module.Config.model_validate(profile_options(name) if options is None else options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        method: nn.Module = module.Method(values, lambda: backbones.build(BACKBONE, SIDE), Setting(CLASSES, batch_size))
+    set_bn_groups(method, groups)
+    return method.train()
+
+
+class Noise:
+    """Batches by step: a pattern of the label under noise, two views of it."""
+
+    steps_per_epoch = STEPS_PER_EPOCH
+
+    def __init__(self, seed: int = 0, batch_size: int = BATCH, side: int = SIDE) -> None:
+        self.seed, self.batch_size, self.side = seed, batch_size, side
+
+    def at(self, step: int) -> Batch:
+        count, shape = self.batch_size, (1, self.side, self.side)
+        draws = torch.Generator().manual_seed(10_000 * self.seed + step)
+        label = torch.randperm(count, generator=draws) % CLASSES
+        pattern = torch.randn(CLASSES, *shape, generator=torch.Generator().manual_seed(99))[label]
+        views = [pattern + 0.5 * torch.randn(count, *shape, generator=draws) for _ in range(2)]
+        return Batch(views[0], views[1], torch.arange(count), label, torch.randperm(count, generator=draws))
+
+
+def optimizer_of(method: nn.Module) -> Optimizer:
+    optimizer = loop.optimizer_of(method, OPTIM)
+    assert optimizer is not None
+    return optimizer
+
+
+def nothing(*_: object) -> None:
+    """A hook that does nothing."""
+
+
+def train(
+    method: nn.Module,
+    optimizer: Optimizer | None = None,
+    progress: Progress | None = None,
+    *,
+    seed: int = 0,
+    efficiency: Efficiency | None = None,
+    save: Callable[[Progress], None] = nothing,
+    stop_after: int | None = None,
+) -> Progress:
+    """Through the real loop, to the end or until it is asked to stop after a step."""
+    progress = progress or Progress()
+    hooks = loop.Hooks(
+        save=save, epoch=nothing, tick=nothing, stopped=lambda: stop_after is not None and progress.step >= stop_after
+    )
+    optimizer = optimizer or optimizer_of(method)
+    loop.train(method, optimizer, Noise(seed), OPTIM, Numerics(), efficiency or Efficiency(), progress, hooks)
+    return progress
+
+
+def losses(method: nn.Module, first: int, last: int, optimizer: Optimizer | None = None, *, seed: int = 0) -> list[float]:
+    """Plain steps, and the loss of each."""
+    return steps(method, [Noise(seed).at(step) for step in range(first, last)], optimizer or optimizer_of(method))
+
+
+def steps(method: nn.Module, batches: list[Batch], optimizer: Optimizer) -> list[float]:
+    """One step on each batch, without the loop."""
+    found = []
+    for batch in batches:
+        loss: Tensor = method(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """A state dict's tensors; nested dictionaries by joined names."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def assert_equal_states(one: nn.Module | Optimizer, other: nn.Module | Optimizer) -> None:
+    """Bit for bit."""
+    ours, theirs = flat(one.state_dict()), flat(other.state_dict())
+    assert ours.keys() == theirs.keys()
+    different = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    assert different == []

@@ -1,0 +1,289 @@
+"""What every method has to keep, whatever its loss: each file in isd_repro/methods is tested, the next one too."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isd_repro import artifacts, methods
+from isd_repro.errors import Preempted
+from isd_repro.params import Efficiency
+from isd_repro.protocols import Batch
+from isd_repro.train import checkpoint
+from tests.conformance.problem import (
+    BATCH,
+    EPOCHS,
+    STEPS,
+    STEPS_PER_EPOCH,
+    Noise,
+    assert_equal_states,
+    build,
+    losses,
+    optimizer_of,
+    profile_options,
+    train,
+)
+
+CPU = torch.device("cpu")
+LABELLED = {"supervised"}  # the only methods that may read labels
+
+each_method = pytest.mark.parametrize("name", methods.names())
+
+
+def loss_of(method: nn.Module, batch: Batch) -> Tensor:
+    loss: Tensor = method(batch).loss
+    return loss
+
+
+def encoders_of(method: nn.Module) -> dict[str, nn.Module]:
+    return dict(method.encoders)  # type: ignore[arg-type]
+
+
+def has_teacher(method: nn.Module) -> bool:
+    return "teacher" in encoders_of(method)
+
+
+def test_a_method_without_a_run_is_no_silent_gap() -> None:
+    with pytest.raises(AssertionError, match="add a run with method simclr to a params"):
+        profile_options("simclr")
+
+
+# --- seeds --------------------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_equal_seeds_give_equal_losses_and_others_do_not(name: str) -> None:
+    first = losses(build(name, seed=3), 0, 5)
+    torch.manual_seed(999)  # the global generator has no part in a step
+    assert losses(build(name, seed=3), 0, 5) == first
+    assert all(one != other for one, other in zip(losses(build(name, seed=4), 0, 5), first, strict=True))
+    assert all(one != other for one, other in zip(losses(build(name, seed=3), 0, 5, seed=1), first, strict=True))
+
+
+@each_method
+def test_a_step_draws_nothing_from_the_global_generator(name: str) -> None:
+    method = build(name)
+    state = torch.get_rng_state()
+    losses(method, 0, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- gradients ----------------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_gradients_reach_the_whole_student_and_no_teacher(name: str) -> None:
+    method = build(name)
+    optimizer = optimizer_of(method)
+    losses(method, 0, 2, optimizer)
+    batch = Noise().at(2)
+    batch = replace(batch, view_student=batch.view_student.requires_grad_(), view_teacher=batch.view_teacher.requires_grad_())
+    optimizer.zero_grad(set_to_none=True)
+    loss_of(method, batch).backward()
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for key, parameter in method.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in trained), key
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{key} takes no part in the loss"
+            assert bool(parameter.grad.isfinite().all()), key
+            if parameter.dim() > 1:
+                assert float(parameter.grad.abs().max()) > 0, key
+        else:
+            assert parameter.grad is None, key
+    student = encoders_of(method)["student"]
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert batch.view_student.grad is not None
+    assert float(batch.view_student.grad.abs().amax((1, 2, 3)).min()) > 0
+    if has_teacher(method):
+        teacher = encoders_of(method)["teacher"]
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert batch.view_teacher.grad is None or not batch.view_teacher.grad.any()
+
+
+@each_method
+def test_the_teachers_view_matters_exactly_where_there_is_a_teacher(name: str) -> None:
+    method, other = build(name), build(name)
+    batch = Noise().at(0)
+    changed = replace(batch, view_teacher=batch.view_teacher.flip(3))
+    assert (loss_of(method, batch).item() != loss_of(other, changed).item()) == has_teacher(method)
+
+
+@each_method
+def test_labels_are_read_by_supervised_alone(name: str) -> None:
+    """Over three steps: a bank could keep labels for later."""
+    found = []
+    for turn in (0, 1):
+        method = build(name)
+        batches = [replace(batch, label=batch.label.roll(turn)) for batch in map(Noise().at, range(3))]
+        found.append([loss_of(method, batch).item() for batch in batches])
+    assert (found[0] != found[1]) == (name in LABELLED)
+
+
+# --- state --------------------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_a_restored_state_continues_bit_for_bit(name: str) -> None:
+    """Three steps leave the bank's pointer in mid-bank."""
+    method = build(name)
+    optimizer = optimizer_of(method)
+    losses(method, 0, 3, optimizer)
+    buffer = io.BytesIO()
+    torch.save({"method": method.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    other = build(name, seed=8)
+    fresh = optimizer_of(other)
+    other.load_state_dict(state["method"])
+    fresh.load_state_dict(state["optimizer"])
+    assert_equal_states(method, other)
+    assert losses(other, 3, 6, fresh) == losses(method, 3, 6, optimizer)
+    assert_equal_states(method, other)
+    assert_equal_states(optimizer, fresh)
+
+
+@each_method
+def test_a_step_moves_every_part_of_the_state(name: str) -> None:
+    """A tensor that never changes would make the tests of resuming blind to it."""
+    method = build(name)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    losses(method, 0, 3)
+    still = [key for key, value in method.state_dict().items() if torch.equal(value, before[key])]
+    assert still == []
+
+
+@each_method
+@pytest.mark.parametrize("stop", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2, STEPS - 1])
+def test_a_resumed_run_is_the_undisturbed_one(name: str, stop: int, tmp_path: Path) -> None:
+    """Stopped in an epoch, at an epoch's end, past one, and just before the end."""
+    whole = build(name)
+    optimizer = optimizer_of(whole)
+    undisturbed = train(whole, optimizer)
+
+    path, fingerprint = tmp_path / "checkpoint.pt", "0123"
+    stopped = build(name)
+    first = optimizer_of(stopped)
+    with pytest.raises(Preempted, match=f"after step {stop};"):
+        train(stopped, first, save=lambda now: checkpoint.save(path, fingerprint, stopped, first, now), stop_after=stop)
+    resumed = build(name, seed=5)
+    second = optimizer_of(resumed)
+    progress = checkpoint.load(path, fingerprint, resumed, second, CPU)
+    assert progress.step == stop
+    train(resumed, second, progress)
+    assert (progress.step, progress.curve) == (undisturbed.step, undisturbed.curve)
+    assert len(progress.curve) == EPOCHS
+    assert_equal_states(whole, resumed)
+    assert_equal_states(optimizer, second)
+
+
+@each_method
+def test_a_resume_from_a_saved_epoch_is_the_undisturbed_run(name: str, tmp_path: Path) -> None:
+    """The resume point that a killed process leaves: the last epoch's end, steps behind where it died."""
+    path = tmp_path / "checkpoint.pt"
+    whole = build(name)
+    optimizer = optimizer_of(whole)
+    undisturbed = train(whole, optimizer, save=lambda now: checkpoint.save(path, "0123", whole, optimizer, now))
+    resumed = build(name, seed=5)
+    second = optimizer_of(resumed)
+    progress = checkpoint.load(path, "0123", resumed, second, CPU)
+    assert progress.step == STEPS - STEPS_PER_EPOCH
+    train(resumed, second, progress)
+    assert progress.curve == undisturbed.curve
+    assert_equal_states(whole, resumed)
+
+
+@each_method
+def test_logging_and_saving_change_nothing(name: str, tmp_path: Path) -> None:
+    plain = build(name)
+    undisturbed = train(plain, efficiency=Efficiency(log_every=1000, checkpoint_every=1000))
+    busy = build(name)
+    optimizer = optimizer_of(busy)
+    saved: list[int] = []
+
+    def save(now: checkpoint.Progress) -> None:
+        saved.append(now.step)
+        checkpoint.save(tmp_path / "checkpoint.pt", "0123", busy, optimizer, now)
+
+    found = train(busy, optimizer, efficiency=Efficiency(log_every=1, checkpoint_every=1), save=save)
+    assert saved == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+    assert found.curve == undisturbed.curve
+    assert_equal_states(plain, busy)
+
+
+# --- shuffle-BN ---------------------------------------------------------------------------------------------------------
+
+
+@each_method
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_shuffle_matters_with_several_batchnorm_groups_alone(name: str, groups: int) -> None:
+    found = []
+    for order in (torch.arange(BATCH), torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])):
+        method = build(name, groups=groups).double()
+        batches = [
+            replace(batch, shuffle=order, view_student=batch.view_student.double(), view_teacher=batch.view_teacher.double())
+            for batch in map(Noise().at, range(3))
+        ]
+        found.append([loss_of(method, batch).item() for batch in batches])
+    apart = max(abs(one - other) for one, other in zip(*found, strict=True))
+    if groups == 2 and has_teacher(build(name)):
+        assert apart > 1e-6
+    else:
+        assert apart < 1e-10
+
+
+@each_method
+def test_a_teacher_sees_its_view_in_the_drawn_order(name: str) -> None:
+    """What enters the teacher's backbone is the view, permuted by the batch's shuffle and by nothing else."""
+    method = build(name)
+    if not has_teacher(method):
+        return
+    seen: list[Tensor] = []
+    teacher = encoders_of(method)["teacher"]
+    teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = Noise().at(0)
+    method(batch)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], batch.view_teacher[batch.shuffle])
+
+
+# --- what is exported ---------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_encoders_are_backbones_without_heads(name: str) -> None:
+    method = build(name)
+    encoders = encoders_of(method)
+    assert list(encoders) in (["student"], ["student", "teacher"])
+    parts = {id(part) for part in method.modules()}
+    for which, encoder in encoders.items():
+        assert id(encoder) in parts, which
+        features = encoder(torch.zeros(3, 1, 8, 8))
+        assert features.shape == (3, encoder.features), which
+    names = [list(encoder.state_dict()) for encoder in encoders.values()]
+    assert all(found == names[0] for found in names)
+    assert "conv1.weight" in names[0]
+    assert not any(key.startswith(("projector", "predictor", "classifier", "fc")) for key in names[0])
+
+
+@each_method
+def test_channels_last_changes_neither_the_state_nor_what_is_exported(name: str, tmp_path: Path) -> None:
+    plain, last = build(name), build(name)
+    last = last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert_equal_states(plain, last)
+    train(last)
+    for which, encoder in encoders_of(last).items():
+        path = tmp_path / which
+        artifacts.save_tensors(path, "encoder", encoder.state_dict(), {})
+        tensors, _ = artifacts.load_tensors(path, "encoder")
+        assert tensors.keys() == encoder.state_dict().keys()
+        assert all(torch.equal(tensors[key], value) for key, value in encoder.state_dict().items())
+    other = build(name)
+    other.load_state_dict(last.state_dict())
+    assert_equal_states(other, last)
+    close = [one == pytest.approx(two, rel=1e-4) for one, two in zip(losses(other, 0, 2), losses(last, 0, 2), strict=True)]
+    assert all(close)
