@@ -95,3 +95,11 @@ def test_the_pipeline_runs_what_changed_and_nothing_else(clone: Path) -> None:
     again = json.loads((clone / "reports/demo/records/isd/pretrain.json").read_text("utf-8"))
     assert again["fingerprint"] != pretrain["fingerprint"]
     assert again["encoder_sha256"] != pretrain["encoder_sha256"]
+
+    features = clone / "runs/isd/features.safetensors"
+    before = features.read_bytes()
+    features.unlink()
+    assert ran(shell(clone, "dvc", "repro")) == set(), "a cached output is restored, not made again"
+    assert features.read_bytes() == before
+    (clone / "reports/demo/records/isd/knn.json").unlink()
+    assert ran(shell(clone, "dvc", "repro")) == {"knn@isd", "report"}, "a record is made again by its stage alone"
