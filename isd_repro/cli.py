@@ -23,6 +23,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 parameters, 4 data, 75 stopped and resumable, 130 interrupted.",
 )
 
+checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
+
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
 RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the parameters.")]
 DEFAULT = Path("params.yaml")
@@ -117,6 +119,20 @@ def check(files: Annotated[list[Path], typer.Argument(help="Parameter files.")])
     for file in files:
         check_file(file)
         typer.echo(f"{file}: ok")
+
+
+@checkpoint.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+) -> None:
+    """List every tensor and what it is to an evaluation; exit code 4 where the file would not load."""
+    from isd_repro.stages.inspect import inspect as account
+
+    account(file, as_json=as_json)
+
+
+app.add_typer(checkpoint, name="checkpoint", rich_help_panel=RESULTS)
 
 
 def main() -> None:

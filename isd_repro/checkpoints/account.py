@@ -1,0 +1,145 @@
+"""The account: what became of every tensor, and every way in which an encoder's tensors are not its architecture's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isd_repro.checkpoints.layouts import Entry, Parsed
+from isd_repro.errors import DataError
+
+_SHOWN = 8
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_COUNTER = "num_batches_tracked"  # absent in files from before torch 0.4.1, and without effect in evaluation
+
+
+@dataclass(frozen=True)
+class TensorUse:
+    """What became of one tensor.
+
+    Attributes:
+        key: its name in the file, or the name that it should have.
+        use: "used", "other encoder", "head dropped", "bank", "counter", "optimizer" or "not used"; in an inspection also
+            "missing", "surplus" and "other shape".
+        encoder: "student", "teacher" or "".
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    use: str
+    encoder: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Where the tensors of one encoder and of its architecture part: torchvision's names with shapes."""
+
+    missing: Mapping[str, tuple[int, ...]]
+    surplus: Mapping[str, tuple[int, ...]]
+    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # found, expected
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.surplus or self.misshapen)
+
+
+def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor]) -> Differences:
+    """Tensors of a file against those of an architecture; BatchNorm's counters may be absent."""
+    have = {name: tuple(entry.tensor.shape) for name, entry in found.items()}
+    want = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    return Differences(
+        missing={name: shape for name, shape in want.items() if name not in have and not name.endswith(_COUNTER)},
+        surplus={name: shape for name, shape in have.items() if name not in want},
+        misshapen={name: (have[name], want[name]) for name in want if name in have and have[name] != want[name]},
+    )
+
+
+def problems(differences: Differences, prefix: str) -> list[str]:
+    """One sentence for each kind of difference, with the file's prefix before the names."""
+    missing, surplus = dict(differences.missing), dict(differences.surplus)
+    renamed = []
+    for name, shape in list(surplus.items()):
+        twin = next((other for other, wanted in missing.items() if wanted == shape), None)
+        if twin is not None:
+            renamed.append(f"{prefix}{name} {shape} where {prefix}{twin} is expected")
+            del surplus[name], missing[twin]
+    sentences = {
+        "renamed": renamed,
+        "missing": [f"{prefix}{name}, expected {shape}" for name, shape in missing.items()],
+        "surplus": [f"{prefix}{name} {shape}" for name, shape in surplus.items()],
+        "of another shape": [
+            f"{prefix}{name} is {found}, expected {wanted}" for name, (found, wanted) in differences.misshapen.items()
+        ],
+    }
+    return [
+        f"{len(items)} tensor{'s' if len(items) > 1 else ''} {kind}: {'; '.join(items[:_SHOWN])}"
+        + (f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+        for kind, items in sentences.items()
+        if items
+    ]
+
+
+def refuse(where: str, arch: str, found: list[str]) -> DataError:
+    """The error for an encoder that is not its architecture."""
+    hints = {
+        "renamed": "give the tensor its name back; names follow torchvision's ResNet",
+        "missing": "the file is not whole or not of this architecture; nothing is filled in",
+        "surplus": "the network has parts that a ResNet lacks; its features cannot be computed without them",
+        "of another shape": "the tensor belongs to another architecture",
+    }
+    hint = next(hints[kind] for kind in hints if any(f" {kind}: " in sentence for sentence in found))
+    return DataError(f"{where}, {arch}: {'. '.join(found)}", hint)
+
+
+def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
+    """Weights as dense float32 of their own memory, counters as int64.
+
+    Raises:
+        DataError: a weight is no floating-point tensor, or has values that are not finite.
+    """
+    result = {}
+    for name, entry in tensors.items():
+        if name.endswith(_COUNTER):
+            result[name] = entry.tensor.detach().to(torch.int64).clone()
+            continue
+        if entry.tensor.dtype not in _DTYPES:
+            raise DataError(
+                f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected a floating-point tensor",
+                "quantised weights cannot be read; give the file that they were made from",
+            )
+        value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise DataError(
+                f"{where}: {bad} of {value.numel()} values of {entry.key} are NaN or infinite",
+                "the training diverged or the file is damaged; an earlier checkpoint may be sound",
+            )
+        result[name] = value
+    return result
+
+
+def uses(parsed: Parsed, wanted: Collection[str], used: Mapping[str, Collection[str]]) -> list[TensorUse]:
+    """What became of every tensor, for the encoders wanted; `used` holds torchvision's names by the encoder they stand under."""
+    rows = []
+    for entry in parsed.entries:
+        use = entry.use
+        if use == "backbone" and entry.name in used.get(entry.encoder, ()):
+            use = "used"
+        elif use in {"backbone", "counter"} and entry.encoder not in wanted:
+            use = "other encoder"
+        elif use == "backbone":
+            use = "not used"
+        rows.append(row(entry, use))
+    return rows
+
+
+def row(entry: Entry, use: str) -> TensorUse:
+    """One line of the account."""
+    return TensorUse(entry.key, tuple(entry.tensor.shape), _dtype(entry.tensor), use, entry.encoder)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

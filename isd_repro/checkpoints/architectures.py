@@ -1,0 +1,210 @@
+"""Which ResNet a set of tensors is, from their names and shapes alone, and that ResNet without its head.
+
+Names: `resnet18`, `resnet34`, `resnet50`, `resnet101`; `wide_resnet50_2` where only the bottlenecks' inner width is multiplied
+(torchvision, timm); `resnet50x2` where every channel is (SimCLR, BYOL); `-small` where the stem is 3x3; `resnet-narrow:2` is
+this project's narrow ResNet with a 2 x 2 pooling grid.
+
+Shapes do not show strides, paddings, activations or pooling. A 7x7 stem is taken to be torchvision's (stride 2, padding 3,
+max-pool), a 3x3 stem the small one (stride 1, no max-pool), and a bottleneck has its stride in the 3x3 convolution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from isd_repro.errors import ConfigError, DataError
+from isd_repro.nn.backbones import NarrowResNet
+from isd_repro.protocols import Backbone
+
+AUTO = "auto"
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # torchvision's name -> shape
+
+_KNOWN: dict[tuple[bool, Shape], str] = {  # (bottlenecks?, blocks of each stage) -> family
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (False, (1, 1, 1, 1)): "resnet-narrow",
+}
+_NAMES = re.compile(r"resnet(18|34|50|101)(x[2-4])?(-small)?|wide_resnet(50|101)_[2-4](-small)?|resnet-narrow(:[1-9]\d?)?")
+NAMES = (
+    "auto, resnet18, resnet34, resnet50, resnet101, wide_resnet50_2 (to _4), resnet50x2 (to x4), with -small for a 3x3 stem, "
+    "resnet-narrow"
+)
+_HINT = "supported are the ResNets of torchvision and timm with a plain stem: 18, 34, 50, 101, widths 1 to 4"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that the forward pass depends on."""
+
+    family: str
+    layers: Shape  # blocks of each stage
+    bottleneck: bool
+    multiplier: int = 1  # of every channel
+    inner: int = 1  # of the bottlenecks' inner channels
+    small: bool = False  # 3x3 stem
+    padding: int = 1  # of a 3x3 stem
+    channels: int = 3  # of the images
+    width: int = 64  # resnet-narrow: channels of the first stage
+    pool: int = 1  # resnet-narrow: side of the pooling grid
+
+    @property
+    def name(self) -> str:
+        """As `--arch` takes it."""
+        if self.family == "resnet-narrow":
+            return self.family + (f":{self.pool}" if self.pool > 1 else "")
+        name = f"wide_{self.family}_{self.inner}" if self.inner > 1 else self.family
+        return name + (f"x{self.multiplier}" if self.multiplier > 1 else "") + ("-small" if self.small else "")
+
+    def build(self) -> Backbone:
+        """The network on the meta device: shapes and no weights."""
+        with torch.device("meta"):
+            if self.family == "resnet-narrow":
+                return NarrowResNet(self.width, self.channels, self.pool)
+            return ResNet(self)
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet without its classifier, at any width and with either stem; tensors have torchvision's names."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        width = 64 * arch.multiplier
+        kernel, stride, padding = (3, 1, arch.padding) if arch.small else (7, 2, 3)
+        self.conv1 = nn.Conv2d(arch.channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if arch.small else nn.MaxPool2d(3, 2, 1)
+        inputs = width
+        for stage, blocks in enumerate(arch.layers):
+            planes = width * 2**stage
+            self.add_module(f"layer{stage + 1}", _stage(arch, inputs, planes, blocks, 1 if stage == 0 else 2))
+            inputs = planes * (4 if arch.bottleneck else 1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.features = inputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x features: means of the last stage."""
+        hidden = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in (1, 2, 3, 4):
+            hidden = self.get_submodule(f"layer{stage}")(hidden)
+        features: Tensor = self.avgpool(hidden).flatten(1)
+        return features
+
+
+def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    block = Bottleneck if arch.bottleneck else BasicBlock
+    outputs = planes * (4 if arch.bottleneck else 1)
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    first = block(inputs, planes, stride, shortcut, base_width=64 * arch.inner)
+    return nn.Sequential(first, *(block(outputs, planes, base_width=64 * arch.inner) for _ in range(blocks - 1)))
+
+
+def infer(shapes: Shapes, where: str, padding: int = 1) -> Architecture:
+    """The architecture whose tensors these are, or nearly: what differs is for the caller to say.
+
+    Args:
+        shapes: torchvision's name -> shape, heads left out.
+        where: file and encoder, for messages.
+        padding: of a 3x3 stem, which shapes do not show.
+
+    Raises:
+        DataError: no supported architecture is near.
+    """
+    _refuse_variants(shapes, where)
+    layers = tuple(_blocks(shapes, stage) for stage in (1, 2, 3, 4))
+    bottleneck = any(re.search(r"^layer\d\.\d+\.conv3\.weight$", name) for name in shapes)
+    family = _KNOWN.get((bottleneck, layers))
+    if family is None:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise DataError(f"{where}: no supported ResNet has {layers} {kind} blocks in its four stages", _HINT)
+    stem = shapes.get("conv1.weight", (0, 3, 3 if family == "resnet-narrow" else 7, 0))
+    kernel = stem[2] if len(stem) == 4 else 0
+    if kernel not in {3, 7}:
+        raise DataError(f"{where}: conv1.weight is {stem}; a stem has a kernel of 7x7 or 3x3", _HINT)
+    base = _width(shapes, bottleneck, where)
+    if family == "resnet-narrow":
+        return Architecture(family, layers, bottleneck, small=True, channels=stem[1], width=base)
+    inner = _inner(shapes, base) if bottleneck else 1
+    if base % 64 or not 1 <= base // 64 <= 4 or not 1 <= inner <= 4 or (inner > 1 and base != 64):
+        raise DataError(
+            f"{where}: a {family} with {base} channels in its first stage and {inner} times the inner width; "
+            "supported are 64, 128, 192 and 256 channels, or 1 to 4 times the inner width",
+            _HINT,
+        )
+    return Architecture(family, layers, bottleneck, base // 64, inner, kernel == 3, padding, stem[1])
+
+
+def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bool) -> Architecture:
+    """What `--arch` makes of it: a check of the name, and the pooling grid where the file does not say.
+
+    Raises:
+        ConfigError: no architecture has this name.
+        DataError: the shapes say another one.
+    """
+    if given == AUTO:
+        return found
+    if not _NAMES.fullmatch(given):
+        raise ConfigError(f"--arch: no architecture {given!r}", f"one of: {NAMES}")
+    if found.family == "resnet-narrow" and not pool_known:
+        found = replace(found, pool=int(given.partition(":")[2] or 1))
+    if given not in {found.name, found.name.removesuffix("-small"), found.name.partition(":")[0]}:
+        raise DataError(f"{where}: --arch says {given}, and the shapes of its tensors say {found.name}", "leave --arch at auto")
+    return found
+
+
+def _refuse_variants(shapes: Shapes, where: str) -> None:
+    signs = {
+        r"^conv1\.\d+\.": "a deep stem of three convolutions (timm's ResNet-C, -D, -S and -T)",
+        r"^layer\d\.\d+\.se\.": "squeeze-and-excitation blocks",
+        r"\.downsample\.2\.": "shortcuts with average pooling (ResNet-D)",
+    }
+    for sign, words in signs.items():
+        name = next((name for name in shapes if re.search(sign, name)), "")
+        if name:
+            raise DataError(f"{where}: {words}: {name}", _HINT)
+    for name, shape in shapes.items():
+        if re.search(r"^layer\d\.\d+\.conv2\.weight$", name) and len(shape) == 4 and shape[0] >= 32 * shape[1] > 0:
+            raise DataError(f"{where}: grouped convolutions (ResNeXt): {name} is {shape}", _HINT)
+
+
+def _blocks(shapes: Shapes, stage: int) -> int:
+    found = {match.group(1) for name in shapes if (match := re.match(rf"layer{stage}\.(\d{{1,3}})\.", name))}
+    return len(found)
+
+
+def _width(shapes: Shapes, bottleneck: bool, where: str) -> int:
+    """Channels of the first stage as most stages have it, so that one odd tensor does not decide."""
+    last, expansion = ("bn3", 4) if bottleneck else ("bn2", 1)
+    votes: Counter[int] = Counter(_size(shapes, f"bn1.{part}") for part in ("weight", "bias"))
+    for stage in (1, 2, 3, 4):
+        for part in ("weight", "bias"):
+            votes[_size(shapes, f"layer{stage}.0.{last}.{part}") // (expansion * 2 ** (stage - 1))] += 1
+    votes.pop(0, None)
+    if not votes:
+        raise DataError(f"{where}: no BatchNorm with one value per channel (GroupNorm, or not a ResNet)", _HINT)
+    return votes.most_common(1)[0][0]
+
+
+def _inner(shapes: Shapes, base: int) -> int:
+    votes: Counter[int] = Counter(
+        _size(shapes, f"layer{stage}.0.bn1.weight") // (base * 2 ** (stage - 1)) for stage in (1, 2, 3, 4)
+    )
+    return votes.most_common(1)[0][0]
+
+
+def _size(shapes: Shapes, name: str) -> int:
+    shape: Shape = shapes.get(name, ())
+    return shape[0] if len(shape) == 1 else 0

@@ -1,0 +1,255 @@
+"""Safe reading: what a file is, by its bytes, and the tensors in it. No code in a file is ever run.
+
+Pickles go through torch's restricted unpickler (`weights_only=True`) with one addition, `argparse.Namespace`, which holds
+plain values and which the authors' scripts save beside the weights. Whatever else a pickle asks for is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from isd_repro import artifacts
+from isd_repro.errors import DataError
+
+MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000
+MAX_NODES = 1_000_000  # containers and values of a pickle, so that one that repeats itself ends
+MAX_DEPTH = 24
+MAX_PICKLE = 256 * 2**20  # bytes of a torch archive's structure, weights excluded
+
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
+_FORMATS = "a torch checkpoint (.pt, .pth, .tar, .ckpt) or a safetensors file"
+CONVERT = (
+    "if you trust its origin, open it with the software that wrote it, in an environment that holds nothing of value, "
+    "save its state dict alone with safetensors.torch.save_file, and give that file here (docs/checkpoints.md shows the lines)"
+)
+# First bytes of what people hand over by mistake: (offset, bytes, what it is, what to do).
+_OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"version https://git-lfs", "a Git LFS pointer and not the file it points to", "fetch the file with `git lfs pull`"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (0, b"BZh", "a bzip2 archive", "unpack it first"),
+    (0, b"\xfd7zXZ", "an xz archive", "unpack it first"),
+    (
+        257,
+        b"ustar",
+        "a tar archive",
+        "unpack it first; a checkpoint from before torch 0.4 has to be saved anew with a later torch",
+    ),
+    (0, b"\x89HDF", "an HDF5 file (Keras?)", "export the weights as safetensors under torchvision's names"),
+    (0, b"\x93NUMPY", "a NumPy array", "export the weights as safetensors under torchvision's names"),
+    (0, b"GGUF", "a GGUF file", "ResNets are not kept in this format"),
+)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A file's content, before any of it is believed."""
+
+    path: Path
+    sha256: str
+    size: int  # bytes
+    form: str  # "safetensors", "torch" or "torch legacy"
+    tree: dict[str, Any]  # containers as saved; for safetensors one flat dict of tensors
+    header: dict[str, Any] | None  # our encoder files' identity
+
+
+def read(path: Path) -> Raw:
+    """Read a file of any supported form.
+
+    Raises:
+        DataError: there is no such file, it is none of the supported forms, damaged, absurdly large inside, or needs code to
+            be opened.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: a directory, not a file", f"name the file inside it; expected {_FORMATS}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", f"expected {_FORMATS}")
+    size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path}: empty file", "the copy or download failed; fetch it again")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    header = None
+    if head[:4] == b"PK\x03\x04":
+        form, tree = "torch", _torch_archive(path, size)
+    elif head[8:9] == b"{":
+        form, (tree, header) = "safetensors", _safetensors(path, size)
+    elif head[:1] == b"\x80":
+        form, tree = "torch legacy", _torch_load(path, size, mmap=False)
+    else:
+        raise _unknown(path, head)
+    return Raw(path, artifacts.sha256_file(path), size, form, tree, header)
+
+
+def tensors_in(tree: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor below a container with its place ("optimizer/state/0/momentum_buffer"), in the file's order.
+
+    Raises:
+        DataError: more tensors, values or levels than any checkpoint has.
+    """
+    stack: list[tuple[str, Any, int]] = [("", tree, 0)]
+    tensors = nodes = 0
+    while stack:
+        place, value, depth = stack.pop()
+        nodes += 1
+        if isinstance(value, Tensor):
+            tensors += 1
+            yield place, value
+        elif isinstance(value, argparse.Namespace):
+            stack.append((place, vars(value), depth))
+        elif isinstance(value, dict | list | tuple):
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
+            stack += [(f"{place}/{key}" if place else str(key), item, depth + 1) for key, item in reversed(items)]
+        if tensors > MAX_TENSORS or nodes + len(stack) > MAX_NODES or depth > MAX_DEPTH:
+            raise DataError(
+                f"{path}: absurd content: more than {MAX_TENSORS:,} tensors, {MAX_NODES:,} values or {MAX_DEPTH} levels",
+                "no ResNet checkpoint is like this; do not trust the file",
+            )
+
+
+def _safetensors(path: Path, size: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > size - 8:
+            raise DataError(
+                f"{path}: truncated safetensors file: its header has {length:,} bytes and the file {size:,}", "fetch it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: damaged safetensors header ({error})", "fetch it again") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise DataError(
+            f"{path}: absurd header: {len(header):,} tensors, at most {MAX_TENSORS:,} are read", "do not trust the file"
+        )
+    try:
+        _check_safetensors(path, header, size - 8 - length)
+        if "isd_repro" in metadata:
+            tensors, identity = artifacts.load_tensors(path, "encoder")
+            return dict(tensors), identity
+        with safe_open(path, framework="pt") as content:
+            return {name: content.get_tensor(name) for name in header}, None
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: damaged safetensors file ({error})", "fetch it again") from error
+
+
+def _check_safetensors(path: Path, header: dict[str, Any], data: int) -> None:
+    """Every tensor lies inside the file, before anything is allocated for it."""
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if not 0 <= first <= last <= data:
+            raise DataError(
+                f"{path}: truncated safetensors file: {name} {tuple(entry['shape'])} ends at byte {last:,} of {data:,}",
+                "fetch it again",
+            )
+
+
+def _torch_archive(path: Path, size: int) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: truncated or damaged torch archive ({error})", "fetch it again") from error
+    names = {info.filename.partition("/")[2]: info for info in infos}
+    if "constants.pkl" in names:
+        raise DataError(
+            f"{path}: a TorchScript archive, which holds code", "save the module's state_dict() with torch.save and give that"
+        )
+    if "data.pkl" not in names:
+        raise DataError(f"{path}: a zip archive that torch.save did not write", f"expected {_FORMATS}")
+    unpacked = sum(info.file_size for info in infos)
+    if unpacked > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise DataError(
+            f"{path}: absurd archive: {unpacked:,} bytes inside a file of {size:,}; torch never compresses",
+            "do not trust the file",
+        )
+    if len(infos) > 2 * MAX_TENSORS or names["data.pkl"].file_size > MAX_PICKLE:
+        raise DataError(
+            f"{path}: absurd archive: {len(infos):,} entries, structure of {names['data.pkl'].file_size:,} bytes",
+            "do not trust the file",
+        )
+    return _torch_load(path, size, mmap=True)
+
+
+def _torch_load(path: Path, size: int, *, mmap: bool) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols and old storages
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, str(error)) from None
+    except Exception as error:  # damaged bytes fail anywhere in a reader, with any exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{path}: truncated or damaged torch checkpoint ({reason})", "fetch it again") from error
+    if isinstance(content, argparse.Namespace):
+        content = vars(content)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors", CONVERT)
+    tree = {str(key): value for key, value in content.items()}
+    for place, tensor in tensors_in(tree, path):
+        if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > size:
+            raise DataError(
+                f"{path}: absurd tensor: {place} {tuple(tensor.shape)} {tensor.dtype} is sparse or larger than the file of "
+                f"{size:,} bytes",
+                "no checkpoint of a ResNet holds one; do not trust the file",
+            )
+    return tree
+
+
+def _refused(path: Path, reason: str) -> DataError:
+    """The restricted unpickler stopped: say at what."""
+    wanted = re.search(r"GLOBAL (\S+) was not an allowed|Trying to (?:load|call) \S+ (\S+)|GLOBAL (\S+)", reason)
+    name = next(filter(None, wanted.groups()), "") if wanted else ""
+    if not name and re.search(r"whose module (\S+) is blocked", reason):
+        name = reason.split("whose module ")[1].split()[0]
+    if name:
+        return DataError(
+            f"{path}: refused: the pickle asks for {name}; only tensors, plain values and argparse.Namespace are loaded, and "
+            "nothing of it was run",
+            CONVERT,
+        )
+    return DataError(
+        f"{path}: not a torch checkpoint, or a damaged one (the restricted unpickler stopped); nothing of it was run", CONVERT
+    )
+
+
+def _unknown(path: Path, head: bytes) -> DataError:
+    for offset, magic, name, hint in _OTHERS:
+        if head[offset : offset + len(magic)] == magic:
+            return DataError(f"{path}: {name}", hint)
+    if re.match(rb"\x08[\x01-\x14][\x12\x1a:B]", head):
+        return DataError(
+            f"{path}: looks like an ONNX model",
+            "ONNX holds a graph under names of its own; give the checkpoint that it was exported from",
+        )
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) and _is_utf8(head):
+        kind = "a web page" if head.lstrip()[:1] == b"<" else "a text file"
+        return DataError(
+            f"{path}: {kind}, not a checkpoint", f"the download went wrong or it is another file; expected {_FORMATS}"
+        )
+    return DataError(f"{path}: of no known form (first bytes {head[:8].hex(' ')})", f"expected {_FORMATS}")
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head[: len(head) - 3 if len(head) == 4096 else None].decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 8 and len(head) == 4096
+    return True

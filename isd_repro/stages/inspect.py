@@ -1,0 +1,71 @@
+"""Command `checkpoint inspect`: which layout and architecture a checkpoint has, and what becomes of each of its tensors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from isd_repro import checkpoints
+from isd_repro.checkpoints import Inspection
+from isd_repro.errors import DataError
+
+_STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
+
+
+def inspect(path: Path, *, as_json: bool = False) -> None:
+    """Print the account of a checkpoint on standard output; it needs neither data nor a pipeline.
+
+    Raises:
+        DataError: the file cannot be read, or, after the account, no encoder in it could be evaluated as it is.
+    """
+    found = checkpoints.inspect(path)
+    if as_json:
+        sys.stdout.write(json.dumps(_plain(found), indent=1, sort_keys=True) + "\n")
+    else:
+        _print(found, Console(file=sys.stdout, highlight=False))
+    if found.problems:
+        raise DataError("\n".join(found.problems), "docs/checkpoints.md says which layouts and architectures are read")
+
+
+def _plain(found: Inspection) -> dict[str, object]:
+    return {**asdict(found), "path": str(found.path), "counts": dict(Counter(row.use for row in found.tensors))}
+
+
+def _counts(found: Inspection) -> Counter[tuple[str, str]]:
+    return Counter((row.use, row.encoder) for row in found.tensors)
+
+
+def _print(found: Inspection, out: Console) -> None:
+    tensors = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("tensor", "shape", "type", "use", "encoder"):
+        tensors.add_column(head, overflow="fold")
+    for row in found.tensors:
+        shape = " x ".join(map(str, row.shape)) or "scalar"
+        tensors.add_row(Text(row.key), shape, row.dtype, Text(row.use, style=_STYLES.get(row.use, "dim")), row.encoder)
+    if not out.is_terminal:  # in a pipe nothing is cut
+        wide = out.options.update(width=10_000, max_width=10_000)
+        out.width = max(out.width, Measurement.get(out, wide, tensors).maximum)
+    out.print(tensors)
+    counts = ", ".join(
+        f"{count} {use}" + (f" ({encoder})" if encoder else "") for (use, encoder), count in _counts(found).items()
+    )
+    lines = {
+        "file": f"{found.path} ({found.form}, {found.size:,} bytes)",
+        "sha256": found.sha256,
+        "layout": found.layout or "not recognised",
+        "architecture": found.arch or "not recognised",
+        "encoders": ", ".join(found.encoders) or "none",
+        "tensors": counts or "none",
+        "notes": "; ".join(found.notes) or "none",
+    }
+    for name, value in lines.items():
+        out.print(f"{name + ':':<14}{value}", markup=False, soft_wrap=True)
