@@ -19,6 +19,7 @@ from isd_repro.errors import DataError
 from isd_repro.evals.arithmetic import exact
 
 BLOCK = 256  # images; part of the result's bits, so no setting
+_ROWS = 4096  # rows looked at together, so that a memory-mapped file is never copied whole
 
 Images = Callable[[Tensor], Tensor]  # positions, int64, B -> normalised float images, B x C x H x W
 
@@ -45,31 +46,46 @@ def features(
     Raises:
         DataError: nothing to extract, or features that are not finite.
     """
+    ready(encoders, count, device)
+    found: dict[str, Tensor] = {}
+    with exact(device):
+        for start in range(0, count, BLOCK):
+            for name, rows in forward(encoders, images, start, count, device).items():
+                if name not in found:
+                    found[name] = torch.empty(count, rows.shape[1])
+                found[name][start : start + len(rows)] = rows
+            on_block(min(BLOCK, count - start))
+    for name, rows in found.items():
+        require_finite(rows, f"features of encoder {name!r}")
+    return found
+
+
+def ready(encoders: Mapping[str, nn.Module], count: int, device: torch.device) -> None:
+    """Encoders on their device and in eval mode; `DataError` where there is nothing to extract."""
     if count < 1:
         raise DataError("no images to extract features from", "look at the subset's rule: its split is empty")
     for encoder in encoders.values():
         encoder.to(device).eval()
-    found: dict[str, Tensor] = {}
-    with exact(device):
-        for start in range(0, count, BLOCK):
-            rows = slice(start, min(start + BLOCK, count))
-            position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
-            batch = images(position).to(device, torch.float32)
-            for name, encoder in encoders.items():
-                with torch.inference_mode():
-                    out = encoder(batch)  # BLOCK x D
-                if name not in found:
-                    found[name] = torch.empty(count, out.shape[1])
-                found[name][rows] = out[: rows.stop - start].cpu()
-            on_block(rows.stop - start)
-    for name, rows_found in found.items():
-        require_finite(rows_found, f"features of encoder {name!r}")
+
+
+def forward(encoders: Mapping[str, nn.Module], images: Images, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
+    """Features of the block that begins at position `start`, a multiple of BLOCK, by encoder; to be called inside `exact`.
+
+    At most BLOCK rows, fewer where `count` ends before.
+    """
+    position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
+    batch = images(position).to(device, torch.float32)
+    found = {}
+    for name, encoder in encoders.items():
+        with torch.inference_mode():
+            out = encoder(batch)  # BLOCK x D
+        found[name] = out[: min(BLOCK, count - start)].cpu()
     return found
 
 
 def require_finite(values: Tensor, what: str) -> None:
     """`DataError` where a row of `values` (N x D) has an infinity or NaN."""
-    bad = int((~torch.isfinite(values).all(dim=1)).sum())
+    bad = sum(int((~torch.isfinite(part).all(dim=1)).sum()) for part in values.split(_ROWS))
     if bad:
         hint = "the encoder diverged; look at its loss and lower its rate"
         raise DataError(f"{what}: {bad} of {len(values)} rows are not finite", hint)

@@ -9,8 +9,9 @@ number is optimistic, so the last epoch's stands beside it.  # DEV-05
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from isd_repro.evals.extract import require_finite
 from isd_repro.params import Linear
 
 EPS = 1e-5
+TOP = 5  # classes that a query's answer may be among for `top5`
 
 TrainBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch from 0 -> (images B x C x H x W, labels B) in order
 OnEpoch = Callable[[Mapping[str, float]], None]
@@ -67,12 +69,31 @@ class Outcome:
         best: the same after the epoch with most correct queries, the first of equals.
         best_epoch: that epoch, counted from 1.
         head: the head after the last epoch.
+        last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
     """
 
     last: Tensor
     best: Tensor
     best_epoch: int
     head: nn.Linear
+    last5: Tensor
+    best5: Tensor
+
+
+class Rider(Protocol):
+    """One more head on the same pass of a backbone over the views.
+
+    Attributes:
+        name: the encoder whose features it learns from.
+    """
+
+    name: str
+
+    def learn(self, features: Tensor, label: Tensor, lr: float, epoch: int, step: int) -> None:
+        """One step on one batch: raw features B x D and classes B on the device, the protocol's rate, both counted from 0."""
+
+    def close_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Called after each epoch, counted from 1; rows for `on_epoch`."""
 
 
 def check_protocol(settings: Linear) -> None:
@@ -116,6 +137,7 @@ def train(
     settings: Linear,
     device: torch.device,
     on_epoch: OnEpoch = lambda row: None,
+    riders: Sequence[Rider] = (),
 ) -> dict[str, Outcome]:
     """Train and score one head per encoder; all heads see the same views and start from the same seed.
 
@@ -125,56 +147,62 @@ def train(
         settings: rates, epochs and seed; batch size, crop and flip are the business of `task.train_batches`.
         device: where backbones and heads run.
         on_epoch: called after each epoch with epoch (from 1), lr, and loss and top1 (percent) of each encoder.
+        riders: further heads, which change nothing for the others.
 
     Raises:
         UserError: a loss that is not finite.
         DataError: features that are not finite, or too few.
     """
-    probes = {name: _Probe(name, encoder.to(device).eval(), task, settings, device) for name, encoder in encoders.items()}
+    for encoder in encoders.values():
+        encoder.to(device).eval()
+    probes = {name: _Probe(name, name, task, settings, device) for name in encoders}
+    heads: list[Rider] = [*probes.values(), *riders]
     with exact(device):
         for epoch in range(settings.epochs):
-            for images, label in task.train_batches(epoch):
-                for probe in probes.values():
-                    probe.learn(images.to(device, torch.float32), label.to(device), rate(settings, epoch))
-            row: dict[str, float] = {"epoch": epoch + 1, "lr": rate(settings, epoch)}
-            for probe in probes.values():
-                row |= probe.close_epoch(epoch + 1)
+            lr = rate(settings, epoch)
+            for step, (images, label) in enumerate(task.train_batches(epoch)):
+                batch, label = images.to(device, torch.float32), label.to(device)
+                for name, encoder in encoders.items():
+                    with torch.no_grad():
+                        features = encoder(batch)
+                    for head in heads:
+                        if head.name == name:
+                            head.learn(features, label, lr, epoch, step)
+            row: dict[str, float] = {"epoch": epoch + 1, "lr": lr}
+            for head in heads:
+                row |= head.close_epoch(epoch + 1)
             on_epoch(row)
     return {name: probe.outcome() for name, probe in probes.items()}
 
 
-class _Probe:
-    """One encoder, its head, and the best that the head has reached."""
+def seeded(name: str, task: Task, settings: Linear, device: torch.device) -> _Probe:
+    """The paper's protocol once more for encoder `name`, from the initial head of `settings.seed`, on the same views."""
+    return _Probe(name, f"{name} seed {settings.seed}", task, settings, device)
 
-    def __init__(self, name: str, encoder: nn.Module, task: Task, settings: Linear, device: torch.device) -> None:
+
+class _Probe:
+    """The paper's protocol for one encoder: its head, and the best that the head has reached."""
+
+    def __init__(self, name: str, title: str, task: Task, settings: Linear, device: torch.device) -> None:
         require_finite(task.search[name], f"search features of encoder {name!r}")
         require_finite(task.query[name], f"query features of encoder {name!r}")
         found = standardise(task.search[name])
-        self.name = name
-        self.encoder = encoder
+        self.name, self.title = name, title
         self.law = Standardise(found.mean.to(device), found.scale.to(device))
         self.query = self.law(task.query[name].to(device))
         self.query_label = task.query_label
         self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(device)
-        self.sgd = torch.optim.SGD(
-            self.head.parameters(), lr=settings.lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay
-        )
+        self.sgd = sgd(self.head, settings, settings.lr)
         self.loss = torch.zeros((), device=device)
         self.seen = 0
         self.last = self.best = torch.empty(0, dtype=torch.int64)
+        self.last5 = self.best5 = torch.empty(0, 0, dtype=torch.int64)
         self.best_epoch, self.best_correct = 0, -1
 
-    def learn(self, images: Tensor, label: Tensor, lr: float) -> None:
+    def learn(self, features: Tensor, label: Tensor, lr: float, epoch: int, step: int) -> None:
         """One SGD step on one batch of views."""
-        with torch.no_grad():
-            features = self.law(self.encoder(images))
-        loss = functional.cross_entropy(self.head(features), label)
-        self.sgd.zero_grad()
-        loss.backward()
-        for group in self.sgd.param_groups:
-            group["lr"] = lr
-        self.sgd.step()
-        self.loss += loss.detach() * len(label)
+        loss = descend(self.head, self.sgd, self.law(features), label, lr)
+        self.loss += loss * len(label)
         self.seen += len(label)
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
@@ -182,16 +210,42 @@ class _Probe:
         loss = float(self.loss) / max(self.seen, 1)
         if not self.seen or not math.isfinite(loss):
             what = f"loss {loss}" if self.seen else "no batch"
-            raise UserError(f"linear head of encoder {self.name!r}: {what} in epoch {epoch}", "lower evaluation.linear.lr")
-        with torch.inference_mode():
-            self.last = torch.cat([self.head(part).argmax(dim=1).cpu() for part in self.query.split(4096)])
+            raise UserError(f"linear head of encoder {self.title!r}: {what} in epoch {epoch}", "lower evaluation.linear.lr")
+        self.last, self.last5 = answers(self.head, self.query)
         correct = int((self.last == self.query_label).sum())
         if correct > self.best_correct:
-            self.best, self.best_correct, self.best_epoch = self.last, correct, epoch
+            self.best, self.best5, self.best_correct, self.best_epoch = self.last, self.last5, correct, epoch
         self.loss.zero_()
         self.seen = 0
-        return {f"{self.name}/loss": loss, f"{self.name}/top1": 100.0 * correct / max(len(self.query_label), 1)}
+        return {f"{self.title}/loss": loss, f"{self.title}/top1": 100.0 * correct / max(len(self.query_label), 1)}
 
     def outcome(self) -> Outcome:
         """Both results, as they are reported."""
-        return Outcome(last=self.last, best=self.best, best_epoch=self.best_epoch, head=self.head.cpu())
+        return Outcome(self.last, self.best, self.best_epoch, self.head.cpu(), self.last5, self.best5)
+
+
+def sgd(head: nn.Linear, settings: Linear, lr: float) -> torch.optim.SGD:
+    """The protocol's optimiser for one head."""
+    return torch.optim.SGD(head.parameters(), lr=lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
+
+
+def descend(head: nn.Linear, optimiser: torch.optim.SGD, z: Tensor, label: Tensor, lr: float) -> Tensor:
+    """One step on standardised features B x D; the mean loss of the batch before it."""
+    loss = functional.cross_entropy(head(z), label)
+    optimiser.zero_grad()
+    loss.backward()
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.step()
+    return loss.detach()
+
+
+def answers(head: nn.Linear, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted class of every row of z (N x D), and the classes of its largest logits; on the CPU, N and N x min(5, C)."""
+    first, among = [], []
+    with torch.inference_mode():
+        for part in z.split(4096):
+            logits = head(part)
+            first.append(logits.argmax(dim=1).cpu())
+            among.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
+    return torch.cat(first), torch.cat(among)

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from isd_repro.artifacts import sha256_file
 from isd_repro.config import Layout, find_run
-from isd_repro.data import augment
-from isd_repro.data.prepared import Split, open_prepared
-from isd_repro.data.store import Store
+from isd_repro.data.images import Frame, StoreReader, centred
+from isd_repro.data.prepared import open_prepared
 from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evals.extract import Features, Images, features, save_features
+from isd_repro.evals.encoders import check_manifest, load_encoders
+from isd_repro.evals.extract import Features, features, save_features
 from isd_repro.params import Params
 
 
@@ -36,12 +35,14 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     prepared = open_prepared(layout.prepared(run.data.subset))
     check_manifest(path, identity.manifest, prepared.identity.sha256)
     splits = {"search": prepared.split("search"), "query": prepared.split("query")}
+    reader = StoreReader(prepared.store)
+    frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
     device = best_device()
     found: dict[str, dict[str, Tensor]] = {}
     with Progress(console=console, disable=not console.is_terminal) as bar:
         for which, split in splits.items():
             task = bar.add_task(f"{name} {which}", total=len(split))
-            images = centred(prepared.store, split, identity, device)
+            images = centred(reader, split.index, frame, device)
             found[which] = features(encoders, images, len(split), device, partial(bar.advance, task))
     kept = Features(
         search=found["search"],
@@ -61,14 +62,3 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     counts = f"{len(splits['search'])} search and {len(splits['query'])} query images"
     seconds = time.monotonic() - started
     console.print(f"{name} {', '.join(encoders)}: {counts} in {seconds:.1f} s", highlight=False, soft_wrap=True)
-
-
-def centred(store: Store, split: Split, identity: EncoderIdentity, device: torch.device) -> Images:
-    """Positions in a split -> the evaluation's view of those images, as the encoder was trained to see them."""
-
-    def images(position: Tensor) -> Tensor:
-        pixels, sizes = store.read(split.index[position])
-        views = augment.centre(pixels.to(device), sizes, identity.image_size, identity.crop_ratio)
-        return augment.normalise(views, identity.mean, identity.std)
-
-    return images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, Score
 from isd_repro.config import Layout, find_run
-from isd_repro.data import augment
-from isd_repro.data.loader import generator_of
+from isd_repro.data import images
+from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evals import linear as protocol
 from isd_repro.evals import scores as shown
@@ -23,7 +23,7 @@ from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evals.extract import load_features
 from isd_repro.evals.linear import Outcome, Task, TrainBatches
-from isd_repro.params import Linear, Params, View
+from isd_repro.params import Linear, Params
 from isd_repro.protocols import Tracker
 from isd_repro.tracking import open_tracker
 
@@ -85,18 +85,8 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
 
 def augmented(prepared: Prepared, identity: EncoderIdentity, settings: Linear, device: torch.device) -> TrainBatches:
     """Batches of augmented labelled images: all of them once an epoch, a pure function of (seed, epoch)."""
-    split = prepared.split("search")
-    law = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(split), generator=generator_of(settings.seed, "linear", epoch))
-        for step, chosen in enumerate(order.split(settings.batch_size)):
-            pixels, sizes = prepared.store.read(split.index[chosen])
-            draws = generator_of(settings.seed, "linear", epoch, step)
-            images = augment.view(pixels.to(device), sizes, law, identity.image_size, draws)
-            yield augment.normalise(images, identity.mean, identity.std), split.label[chosen]
-
-    return batches
+    frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
+    return images.augmented(StoreReader(prepared.store), prepared.split("search"), frame, settings, device)
 
 
 def _reporter(name: str, settings: Linear, tracker: Tracker, bar: Progress, console: Console) -> protocol.OnEpoch:

@@ -1,0 +1,180 @@
+"""Images on their way to an encoder: any reader in, normalised float batches out.
+
+A reader is a packed store or a folder of files; both give the same pixels for the same images, so both give the same bits.
+Images of one batch are padded to a common size. Where that would take more than `PADDED` bytes, which no packed profile
+does, the batch is worked on in parts; how it is cut depends on its images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isd_repro.data import augment
+from isd_repro.data.augment import Crop
+from isd_repro.data.loader import generator_of
+from isd_repro.data.prepared import Split
+from isd_repro.data.store import Store
+from isd_repro.params import Linear, View
+
+PADDED = 2**28  # bytes of a padded uint8 batch; as floats it is four times that
+_RED, _GREEN, _BLUE, _ROUND = 19595, 38470, 7471, 32768  # PIL's weights of "L", in 65536ths
+
+Images = Callable[[Tensor], Tensor]  # positions in a split, int64, B -> B x C x S x S
+
+
+class Reader(Protocol):
+    """Images by position.
+
+    Attributes:
+        sizes: height and width of every image, int64, N x 2.
+        channels: 1 or 3, of every batch that `read` gives.
+    """
+
+    sizes: Tensor
+    channels: int
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Store.read`."""
+
+    def ahead(self, index: Tensor) -> None:
+        """These positions will be read next; a hint that changes nothing but speed."""
+
+
+class StoreReader:
+    """A packed store, read as grey or as RGB."""
+
+    def __init__(self, store: Store, channels: int | None = None) -> None:
+        self.sizes = store.sizes
+        self.channels = store.info.settings.channels if channels is None else channels
+        self._store = store
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Store.read`, with the channels asked for."""
+        pixels, sizes = self._store.read(index)
+        return as_channels(pixels, self.channels), sizes
+
+    def ahead(self, index: Tensor) -> None:
+        """Nothing to prepare: the store is memory-mapped."""
+
+
+def as_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Grey repeated as RGB, or RGB as grey, exactly as PIL converts (ITU-R 601 luma in integers).
+
+    Args:
+        pixels: uint8, B x 1 or 3 x H x W.
+        channels: 1 or 3.
+    """
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1).contiguous()
+    red, green, blue = pixels.to(torch.int32).unbind(1)
+    return ((red * _RED + green * _GREEN + blue * _BLUE + _ROUND) >> 16).to(torch.uint8)[:, None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an encoder sees an image in evaluation (paper.md 4: Resize 256 and CenterCrop 224 are 224 and 0.875).
+
+    Attributes:
+        size: side of the window in pixels.
+        crop_ratio: the short side is resized to size / crop_ratio first.
+        mean, std: of each channel, on the scale 0..1.
+    """
+
+    size: int
+    crop_ratio: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def short_side(self) -> int:
+        """Pixels that the short side is resized to, up or down."""
+        return max(self.size, round(self.size / self.crop_ratio))
+
+
+def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -> Images:
+    """Positions in a split -> the evaluation's view of those images, normalised.
+
+    Args:
+        reader: where pixels come from.
+        index: the split's positions in the reader, int64, n.
+        frame: what the encoder expects.
+        device: where the views are made.
+    """
+
+    def images(position: Tensor) -> Tensor:
+        chosen = index[position]
+        following = position[-1] + 1 + torch.arange(len(position))
+        found = []
+        for part in parts(reader.sizes[chosen], reader.channels):
+            pixels, sizes = reader.read(chosen[part])
+            if part.stop == len(chosen):
+                reader.ahead(index[following[following < len(index)]])
+            views = augment.centre(pixels.to(device), sizes, frame.size, frame.crop_ratio)
+            found.append(augment.normalise(views, frame.mean, frame.std))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    return images
+
+
+def order(count: int, settings: Linear, epoch: int) -> Sequence[Tensor]:
+    """Positions of each batch of one epoch of the linear protocol: all of them once, a function of (seed, epoch)."""
+    return torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch)).split(settings.batch_size)
+
+
+def augmented(
+    reader: Reader, split: Split, frame: Frame, settings: Linear, device: torch.device
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch)."""
+    law = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        chosen = order(len(split), settings, epoch)
+        for step, batch in enumerate(chosen):
+            draws = generator_of(settings.seed, "linear", epoch, step)
+            following = chosen[step + 1] if step + 1 < len(chosen) else batch[:0]
+            views = _view(reader, split.index[batch], split.index[following], law, frame.size, draws, device)
+            yield augment.normalise(views, frame.mean, frame.std), split.label[batch]
+
+    return batches
+
+
+def _view(
+    reader: Reader, index: Tensor, following: Tensor, law: View, size: int, draws: torch.Generator, device: torch.device
+) -> Tensor:
+    """`augment.view` of a law that only crops and flips: all windows are drawn first, so parts change no draw."""
+    sizes = reader.sizes[index]
+    crop = augment.draw_crop(sizes, law, draws)
+    found = []
+    for part in parts(sizes, reader.channels):
+        pixels, _ = reader.read(index[part])
+        if part.stop == len(index):
+            reader.ahead(following)
+        window = Crop(crop.top[part], crop.left[part], crop.height[part], crop.width[part], crop.flip[part])
+        found.append(augment.resample(pixels.to(device), window, size))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def parts(sizes: Tensor, channels: int) -> list[slice]:
+    """Consecutive runs of a batch whose padded form takes at most `PADDED` bytes; an image above that stands alone.
+
+    Args:
+        sizes: height and width of each image, int64, B x 2.
+        channels: of each image.
+    """
+    tallest, widest = sizes.amax(dim=0).tolist() if len(sizes) else (0, 0)
+    if len(sizes) * channels * tallest * widest <= PADDED:
+        return [slice(0, len(sizes))]
+    found, start, high, wide = [], 0, 0, 0
+    for at, (height, width) in enumerate(sizes.tolist()):
+        high, wide = max(high, height), max(wide, width)
+        if at > start and (at + 1 - start) * channels * high * wide > PADDED:
+            found.append(slice(start, at))
+            start, high, wide = at, height, width
+    return [*found, slice(start, len(sizes))]
