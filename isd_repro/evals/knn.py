@@ -4,8 +4,12 @@ Neighbours are ordered by (similarity descending, label ascending, position asce
 prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04
 
 Every product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on how many
-queries or bank images there are. Beside the features given, memory holds one normalised copy of the queries (4 Q D bytes),
-8 Q k bytes of neighbours, and one block of at most about 200 MB; the bank is never copied whole.
+queries or bank images there are.
+
+Memory. Neither the bank nor the queries are ever copied whole: both may be memory-mapped files larger than memory. Beside
+them stand 16 N bytes for the order of the bank, 8 Q k bytes of neighbours, the normalised queries of one pass (at most
+QUERY_BYTES), and one block: 3 BANK_ROWS x D floats and the similarities, together under 200 MB up to D = 2048. The bank is
+read once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from isd_repro.evals.extract import require_finite
 
 QUERY_ROWS = 512
 BANK_ROWS = 8192
+QUERY_BYTES = 2**26
+_FEW = 128  # better columns of one row that are cheaper to gather than to rank
 VOTE_ROWS = 4096
 _LOW = 0xFFFFFFFF  # the half of a key that holds the rank
 
@@ -59,18 +65,28 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
     require_finite(bank, "search features")
     require_finite(query, "query features")
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
+    rows = max(1, QUERY_BYTES // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
+    found = [torch.empty(0, k, dtype=torch.int64)]
+    with exact(device), torch.inference_mode():
+        for part in query.split(rows):
+            found.append(_search(bank, order, part, k, device).cpu())
+    rank = _LOW - (torch.cat(found) & _LOW)
+    return order[rank]
+
+
+def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
+    """Keys of each query's k nearest, int64, Q x k, descending; one pass over the bank."""
     blocks = [_filled(part, QUERY_ROWS, device) for part in query.split(QUERY_ROWS)]
     best = [torch.full((QUERY_ROWS, k), torch.iinfo(torch.int64).min, device=device) for _ in blocks]
-    with exact(device), torch.inference_mode():
-        for start in range(0, len(bank), BANK_ROWS):
-            part = order[start : start + BANK_ROWS]
-            chunk = _filled(bank[part], BANK_ROWS, device)
-            for at, block in enumerate(blocks):
-                similarity = block @ chunk.T  # QUERY_ROWS x BANK_ROWS
-                similarity[:, len(part) :] = -torch.inf
-                best[at] = torch.cat([best[at], _best_keys(similarity, start, k)], dim=1).topk(k).values
-        rank = _LOW - (torch.cat([*best, torch.empty(0, k, dtype=torch.int64, device=device)])[: len(query)] & _LOW)
-    return order[rank.cpu()]
+    similarity = torch.empty(QUERY_ROWS, BANK_ROWS, device=device)
+    for start in range(0, len(bank), BANK_ROWS):
+        part = order[start : start + BANK_ROWS]
+        chunk = _filled(_taken(bank, part), BANK_ROWS, device)
+        for at, block in enumerate(blocks):
+            torch.mm(block, chunk.T, out=similarity)
+            similarity[:, len(part) :] = -torch.inf
+            best[at] = _merged(best[at], similarity, start, k)
+    return torch.cat(best)[: len(query)]
 
 
 def vote(labels: Tensor) -> Tensor:
@@ -95,10 +111,50 @@ def _check_k(k: int, images: int) -> bool:
     return True
 
 
+def _taken(bank: Tensor, part: Tensor) -> Tensor:
+    """Rows of the bank; a view where they follow each other, as those of a bank sorted by class do."""
+    first, last = int(part[0]), int(part[-1])
+    if last - first == len(part) - 1 and bool((part.diff() == 1).all()):
+        return bank[first : last + 1]
+    return bank[part]
+
+
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """L2-normalised rows in float32 on `device`, followed by zero rows up to `size`."""
     unit = functional.normalize(rows.to(device, torch.float32), dim=1)
-    return functional.pad(unit, (0, 0, 0, size - len(unit)))
+    return unit if len(unit) == size else functional.pad(unit, (0, 0, 0, size - len(unit)))
+
+
+def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
+    """The k best keys among those found so far and the columns of one more block; `start` is the rank of its first column.
+
+    Once k are known, only columns at least as similar as the k-th can matter. In most blocks these are few; they are
+    gathered and ranked by key, ties included.
+    """
+    if start < k:
+        return torch.cat([best, _best_keys(similarity, start, k)], dim=1).topk(k).values
+    better = similarity >= _similarity(best[:, -1:])
+    count = better.sum(dim=1)
+    many = count > _FEW
+    better &= ~many[:, None]
+    row, column = better.nonzero(as_tuple=True)  # by row, so that a row's columns follow each other
+    few = torch.where(many, 0, count)
+    first = few.cumsum(0) - few
+    slot = torch.arange(len(row), device=row.device) - first[row]
+    width = int(few.max())
+    found = best.new_full((len(best), width), torch.iinfo(torch.int64).min)
+    found[row, slot] = _keys(similarity[row, column], column + start)
+    merged = torch.cat([best, found], dim=1).topk(k).values
+    rows = many.nonzero().squeeze(1)
+    if len(rows):
+        merged[rows] = torch.cat([best[rows], _best_keys(similarity[rows], start, k)], dim=1).topk(k).values
+    return merged
+
+
+def _similarity(keys: Tensor) -> Tensor:
+    """The similarity that a key was made of; float32."""
+    ordered = (keys >> 32).to(torch.int32)
+    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
 
 
 def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
