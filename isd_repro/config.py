@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,12 @@ class Layout:
     folder: Path  # holds params.yaml
     root: Path  # the repository
     profile: str
+    name: str = "params.yaml"
+
+    @property
+    def file(self) -> Path:
+        """The parameters themselves."""
+        return self.folder / self.name
 
     def prepared(self, subset: str) -> Path:
         """Folder of one prepared subset: manifest.json, images.tsv and the store."""
@@ -85,13 +92,25 @@ def load(path: Path) -> tuple[Params, Layout]:
     except ValidationError as error:
         raise ConfigError(describe(error, path, tree), "mend the keys named above; docs/params.md explains each") from error
     folder = path.resolve().parent
-    return params, Layout(folder=folder, root=(folder / params.root).resolve(), profile=params.profile)
+    return params, Layout(folder, (folder / params.root).resolve(), params.profile, path.name)
 
 
 def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
     """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
     tree = YAML(typ="rt").load(path.read_text("utf-8")) if tree is None else tree
     return "\n".join(_problems(error, path, tree, prefix))
+
+
+@contextmanager
+def naming(path: Path, run: str) -> Iterator[None]:
+    """Within the block a `ConfigError` that begins with a key of the run gets its file, its line and the whole key."""
+    try:
+        yield
+    except ConfigError as error:
+        key, _, message = error.message.partition(": ")
+        location = ("runs", run, *key.split("."))
+        line = _line(YAML(typ="rt").load(path.read_text("utf-8")), location)
+        raise ConfigError(f"{path}:{line} {'.'.join(location)}: {message}", error.hint) from error
 
 
 def _problems(error: ValidationError, path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from isd_repro.config import describe
+from isd_repro.config import describe, naming
 from isd_repro.errors import ConfigError
 from isd_repro.params import Frozen, MethodBlock
 
@@ -32,7 +32,8 @@ def load(name: str) -> ModuleType:
 
 def config_of(run: str, block: MethodBlock, file: Path) -> Frozen:
     """A run's `method` block as that method's own Config; `ConfigError` names every bad key of it in `file`."""
-    module = load(block.name)
+    with naming(file, run):
+        module = load(block.name)
     try:
         config: Frozen = module.Config.model_validate(block.options)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from torch import nn
 
 from isd_repro import artifacts, methods
 from isd_repro.artifacts import ManifestIdentity, PretrainRecord
-from isd_repro.config import Layout, find_run, fingerprint
+from isd_repro.config import Layout, find_run, fingerprint, naming
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError
@@ -66,8 +66,9 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
 
 def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     """Check a run against its method and data, and build its module from its seed."""
-    method_config = methods.config_of(name, run.method, layout.folder / "params.yaml")
-    _check_sizes(name, run)
+    method_config = methods.config_of(name, run.method, layout.file)
+    with naming(layout.file, name):
+        _check_sizes(run)
     identity = prepared.identity
     config = {
         "backbone": run.backbone.model_dump(mode="json"),
@@ -79,7 +80,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         "store": prepared.store.info.settings.model_dump(mode="json"),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():
+    with naming(layout.file, name), torch.random.fork_rng():
         torch.manual_seed(run.numerics.seed)
         setting = Setting(classes=len(identity.classes), batch_size=run.optim.batch_size)
         method: nn.Module = methods.load(run.method.name).Method(
@@ -91,20 +92,20 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     return Plan(name, run, config, fingerprint(config), method, device)
 
 
-def _check_sizes(name: str, run: Run) -> None:
+def _check_sizes(run: Run) -> None:
     batch, groups = run.optim.batch_size, run.numerics.bn_groups
     if batch % groups or batch // groups < 2:
         raise ConfigError(
-            f"runs.{name}.numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
+            f"numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
             "choose optim.batch_size as a multiple of bn_groups, at least twice as large",
         )
     if not len(run.data.mean) == len(run.data.std) == run.backbone.channels:
         raise ConfigError(
-            f"runs.{name}.data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
+            f"data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
             "give one mean and one std per channel",
         )
     if run.numerics.precision == "bf16" and not torch.cuda.is_available():
-        raise ConfigError(f"runs.{name}.numerics.precision: bf16 needs a CUDA device and there is none", "use float32 here")
+        raise ConfigError("numerics.precision: bf16 needs a CUDA device and there is none", "use float32 here")
 
 
 def _train(
@@ -117,7 +118,8 @@ def _train(
     optimizer = loop.optimizer_of(plan.method, run.optim)
     if optimizer is None:
         raise ConfigError(f"runs.{plan.name}: nothing to train", "a backbone without weights needs optim.epochs 0")
-    batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
+    with naming(layout.file, plan.name):
+        batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
     resume = state / "checkpoint.pt"
     progress = checkpoint.load(resume, plan.fingerprint, plan.method, optimizer, plan.device)
     if progress.step:

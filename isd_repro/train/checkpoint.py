@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,8 +52,12 @@ def load(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer |
     if not path.is_file():
         return Progress()
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums that torch.save writes
+            wrong = archive.testzip()
+        if wrong is not None:
+            raise zipfile.BadZipFile(f"{wrong} does not have its checksum")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged resume point ({error})", "delete it to start this run afresh") from error
     if state["fingerprint"] != fingerprint:
         found = state["fingerprint"]

@@ -273,7 +273,7 @@ def test_encoders_are_backbones_without_heads(name: str) -> None:
 @each_method
 def test_channels_last_changes_neither_the_state_nor_what_is_exported(name: str, tmp_path: Path) -> None:
     plain, last = build(name), build(name)
-    last = last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = last.to(memory_format=torch.channels_last)
     assert_equal_states(plain, last)
     train(last)
     for which, encoder in encoders_of(last).items():

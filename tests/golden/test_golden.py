@@ -24,7 +24,7 @@ STEPS, BATCH, GROUPS, LR = 20, 16, 2, 0.01
 # The room up to 1e-4 is for CPUs that draw or round a float32 initial weight in another way.
 CLOSE = 1e-4
 # In float32 itself 20 steps are no stable number: BatchNorm over few images and the teacher's temperature of 0.02 amplify
-# roundings, and ISD's losses are 1e-2 apart after five steps with another memory layout. The first three are held to the same file.
+# roundings: ISD's losses are 1e-2 apart after five steps with another memory layout. The first three are held to the same file.
 FIRST, CLOSE_FLOAT32 = 3, 5e-3
 
 

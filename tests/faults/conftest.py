@@ -1,0 +1,56 @@
+"""Prepared folders, made once and copied."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from isd_repro import config
+from isd_repro.stages.prepare import prepare
+from tests.faults import world
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """params.yaml and the prepared subset, without any run."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "params.yaml").write_text(world.PARAMS, encoding="utf-8")
+    params, layout = config.load(folder / "params.yaml")
+    prepare("digits", params, layout, Console(quiet=True))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _state_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resume state goes into the profile's own folder, even where the tests run inside a pipeline."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A profile of one's own."""
+    copy = tmp_path / "profile"
+    shutil.copytree(prepared, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of three epochs, never disturbed."""
+    copy = tmp_path_factory.mktemp("undisturbed") / "profile"
+    shutil.copytree(prepared, copy)
+    world.train(copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def undisturbed_long(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of as many epochs as processes are killed in."""
+    copy = tmp_path_factory.mktemp("undisturbed") / "profile"
+    shutil.copytree(prepared, copy)
+    world.edit(copy, world.LONGER)
+    world.train(copy)
+    return copy

@@ -1,0 +1,148 @@
+"""Wrong parameters and wrong data: the exit code, and a message that names what to mend."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from isd_repro import config
+from isd_repro.stages.prepare import prepare
+from tests.faults import world
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One change of a valid file, and what its message says; `line` is text of the line that it has to name."""
+
+    change: tuple[str, str]
+    says: tuple[str, ...]
+    line: str = ""
+
+
+WRONG = {
+    "a wrong key": Wrong(("lr: 0.05", "lrr: 0.05"), ("runs.isd.optim.lrr: unknown key (did you mean 'lr'?)",), "lrr:"),
+    "a missing key": Wrong(("    label: ISD\n", ""), ("runs.isd.label: Field required",), "  isd:"),
+    "a wrong value": Wrong(
+        ("epochs: 3", "epochs: -3"), ("runs.isd.optim.epochs: Input should be greater than or equal to 0 (got -3)",), "epochs:"
+    ),
+    "a wrong type": Wrong(("epochs: 3", "epochs: many"), ("runs.isd.optim.epochs:", "(got 'many')"), "epochs:"),
+    "a wrong choice": Wrong(("{name: cosine}", "{name: linear}"), ("runs.isd.optim.schedule", "'step', 'cosine'"), "schedule:"),
+    "an unknown subset": Wrong(("subset: digits", "subset: letters"), ("runs.isd.data.subset: 'letters' is none of ['digits']",)),
+    "a wrong method key": Wrong(
+        ("tau_student: 0.1", "tau_studnet: 0.1"),
+        ("runs.isd.method.tau_studnet: unknown key (did you mean 'tau_student'?)", "runs.isd.method.tau_student: Field required"),
+        "tau_studnet:",
+    ),
+    "a wrong method value": Wrong(
+        ("tau_student: 0.1", "tau_student: 0"), ("runs.isd.method.tau_student:", "greater than 0 (got 0)"), "tau_student:"
+    ),
+    "an unknown method": Wrong(
+        ("name: isd", "name: isdd"), ("runs.isd.method.name", "'isdd'", "did you mean 'isd'?"), "name: isdd"
+    ),
+    "groups that do not divide the batch": Wrong(
+        ("bn_groups: 2", "bn_groups: 3"), ("runs.isd.numerics.bn_groups: 3 groups of a batch of 16",), "bn_groups"
+    ),
+    "groups of one image": Wrong(
+        ("bn_groups: 2", "bn_groups: 16"), ("runs.isd.numerics.bn_groups: 16 groups of a batch of 16",), "bn_groups"
+    ),
+    "a bank that is no multiple": Wrong(
+        ("bank_size: 32", "bank_size: 40"), ("bank_size: 40 is not a multiple of optim.batch_size 16", "use 32"), "bank_size:"
+    ),
+    "a batch larger than the subset": Wrong(
+        ("batch_size: 16", "batch_size: 96"), ("optim.batch_size: 96, but subset 'digits' has only 80 images",), "batch_size:"
+    ),
+    "means that do not fit the channels": Wrong(
+        ("mean: [0.13]", "mean: [0.13, 0.2, 0.2]"), ("runs.isd.data", "3 means, 1 deviations, 1 channels"), "    data:"
+    ),
+    "no YAML": Wrong(("runs:\n", "runs: [\n"), ("not YAML",)),
+    "no mapping": Wrong((world.PARAMS, "- a\n- list\n"), ("params.yaml:1: expected a mapping of groups",)),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_parameters(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = WRONG[kind]
+    changes = [wrong.change]
+    if kind == "a batch larger than the subset":
+        changes.append(("bank_size: 32", "bank_size: 96"))
+    world.edit(folder, *changes)
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 3, error
+    assert error.startswith("error: "), error
+    assert "\nhint: " in error
+    assert "Traceback" not in error
+    for part in wrong.says:
+        assert part in error
+    if wrong.line:
+        lines = (folder / "params.yaml").read_text("utf-8").splitlines()
+        (number,) = [at for at, text in enumerate(lines, start=1) if wrong.line in text]
+        assert f"params.yaml:{number}" in error
+    assert world.written(folder) == set()
+
+
+def test_every_problem_is_named_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world.edit(folder, ("epochs: 3", "epochs: -3"), ("lr: 0.05", "lrr: 0.05"), ("width: 4", "width: four"))
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 3
+    assert error.count("params.yaml:") == 4  # `lr` is missing, too
+
+
+def test_parameters_of_another_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The method's keys are checked later than the others, and in the file that was given."""
+    world.edit(folder, ("tau_student: 0.1", "tau: 0.1"))
+    (folder / "params.yaml").rename(folder / "other.yaml")
+    code, error = world.command(folder, "pretrain", "isd", "--params", "other.yaml", capsys=capsys)
+    assert (code, "other.yaml:19 runs.isd.method.tau: unknown key" in error) == (3, True), error
+
+
+def test_an_unknown_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = world.command(folder, "pretrain", "isdd", capsys=capsys)
+    assert (code, "no run 'isdd'" in error, "did you mean 'isd'?" in error) == (3, True, True)
+
+
+def test_no_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = world.command(tmp_path, "pretrain", "isd", capsys=capsys)
+    assert (code, "params.yaml: no such file" in error) == (3, True)
+
+
+def test_bf16_without_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    world.edit(folder, ("precision: float32", "precision: bf16"))
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (code, "runs.isd.numerics.precision: bf16 needs a CUDA device" in error) == (3, True)
+    assert world.written(folder) == set()
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_that_is_not_prepared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "data")
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (code, "data/prepared/digits" in error, "prepare" in error) == (4, True, True)
+    assert world.written(folder) == set()
+
+
+def test_a_cut_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = max((folder / "data").rglob("*"), key=lambda path: path.stat().st_size)
+    store.write_bytes(store.read_bytes()[:-1])
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (code, f"{store.name}: has" in error) == (4, True)
+
+
+def test_images_that_changed_since_pretraining(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(undisturbed / "runs", folder / "runs")
+    assert world.command(folder, "extract", "isd", capsys=capsys)[0] == 0
+    features = folder / "runs" / "isd" / "features.safetensors"
+    features.unlink()
+    world.edit(folder, ("seed: 0}\n    search", "seed: 1}\n    search"))
+    params, layout = config.load(folder / "params.yaml")
+    prepare("digits", params, layout, Console(quiet=True))
+    code, error = world.command(folder, "extract", "isd", capsys=capsys)
+    assert (code, "manifest" in error, "\nhint: " in error) == (4, True, True)
+    assert not features.exists()

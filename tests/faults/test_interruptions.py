@@ -1,0 +1,226 @@
+"""A run that is killed, stopped or fails at any moment ends, when started again, with the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isd_repro import artifacts
+from isd_repro.train import checkpoint
+from tests.faults import world
+
+
+def assert_equal_runs(folder: Path, undisturbed: Path) -> None:
+    """Encoder bytes, every row but its speed, and the record but for time, machine and state of the code."""
+    assert world.written(folder) == world.COMPLETE
+    assert world.states(folder) == []
+    ours, theirs = world.outputs(folder), world.outputs(undisturbed)
+    assert ours["encoder"].read_bytes() == theirs["encoder"].read_bytes()
+    assert rows(ours["metrics"]) == rows(theirs["metrics"])
+    records = [json.loads(paths["record"].read_text("utf-8")) for paths in (ours, theirs)]
+    for record in records:
+        record.pop("provenance")
+        record.pop("sources")
+    assert records[0] == records[1]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in found]
+
+
+def test_the_undisturbed_run_has_trained(undisturbed: Path) -> None:
+    """Otherwise equal bytes would say nothing."""
+    assert world.written(undisturbed) == world.COMPLETE
+    assert world.states(undisturbed) == []
+    record = json.loads(world.outputs(undisturbed)["record"].read_text("utf-8"))
+    assert record["steps"] == 15
+    assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
+    tensors, identity = artifacts.load_tensors(world.outputs(undisturbed)["encoder"], "encoder")
+    assert identity["encoders"] == ["student", "teacher"]
+    assert any((tensors[key] != tensors[key.replace("student", "teacher")]).any() for key in tensors if "student" in key)
+
+
+# --- real processes -----------------------------------------------------------------------------------------------------
+
+
+def kill_at_random(folder: Path, kills: int, seed: int) -> int:
+    """Start the run and kill it, again and again; how often it was alive when the kill came."""
+    draws = random.Random(seed)
+    killed = 0
+    for turn in range(kills):
+        with world.process(folder) as running:
+            # the first kills fall anywhere in the start, the others anywhere in an epoch
+            epochs, pause = (0, draws.uniform(0, 2)) if turn % 3 == 0 else (draws.randint(1, 2), draws.uniform(0, 0.05))
+            world.wait_for_epochs(running, epochs)
+            time.sleep(pause)
+            running.send_signal(signal.SIGKILL)
+            code = running.wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        assert not world.outputs(folder)["record"].exists()
+        killed += 1
+    return killed
+
+
+def test_three_kills(folder: Path, undisturbed_long: Path) -> None:
+    world.edit(folder, world.LONGER)
+    assert kill_at_random(folder, 3, seed=0) == 3
+    assert "resuming after step" in world.train(folder)
+    assert_equal_runs(folder, undisturbed_long)
+
+
+@pytest.mark.slow
+def test_twelve_kills(folder: Path, undisturbed_long: Path) -> None:
+    world.edit(folder, world.LONGER)
+    assert kill_at_random(folder, 12, seed=1) >= 8
+    if not world.outputs(folder)["record"].exists():
+        world.train(folder)
+    assert_equal_runs(folder, undisturbed_long)
+
+
+def test_a_second_process_and_sigterm(folder: Path, undisturbed_long: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While a run trains, another process is refused; asked to stop, the run saves its state and says how to go on."""
+    world.edit(folder, world.LONGER)
+    with world.process(folder) as running:
+        said = world.wait_for_epochs(running, 1)
+        os.kill(running.pid, signal.SIGSTOP)
+        code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+        assert code == 1
+        assert f"already being trained by process {running.pid}" in error
+        running.send_signal(signal.SIGTERM)
+        os.kill(running.pid, signal.SIGCONT)
+        said += world.wait_for_epochs(running, 1000)
+        assert running.wait() == 75
+    text = "".join(said)
+    assert "error: stopped after step" in text
+    assert "hint: run the same command again to resume" in text
+    assert "Traceback" not in text
+    assert world.written(folder) == set()
+    (state,) = world.states(folder)
+    assert {"checkpoint.pt", "metrics.jsonl"} <= {path.name for path in state.iterdir()}
+    assert "resuming after step" in world.train(folder)
+    assert_equal_runs(folder, undisturbed_long)
+
+
+# --- a crash at every write ---------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The end of a process, as far as one process can play it."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
+    """End at the given write of a whole file, before or after it lands."""
+    real: Callable[[Path, bytes], None] = artifacts.write_atomic
+    seen = 0
+
+    def write(path: Path, content: bytes) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == count and not after:
+            raise Crash
+        real(path, content)
+        if seen == count:
+            raise Crash
+
+    for module in (artifacts, checkpoint):
+        patch.setattr(module, "write_atomic", write)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_a_crash_at_a_write(folder: Path, undisturbed: Path, count: int, after: bool) -> None:
+    """Two resume points, then encoder, metrics and record: five writes, and a way to end before and after each."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, count, after=after)
+        with pytest.raises(Crash):
+            world.train(folder)
+    for name, path in world.outputs(folder).items():
+        if path.exists() and name != "metrics":
+            assert (path.read_bytes() == world.outputs(undisturbed)[name].read_bytes()) == (name == "encoder")
+    said = world.train(folder)
+    resumed = count > 1 or after
+    assert ("resuming after step" in said) == resumed
+    record = artifacts.read_record(world.outputs(folder)["record"], artifacts.PretrainRecord)
+    assert record.sources == (artifacts.source_hash(),)
+    assert_equal_runs(folder, undisturbed)
+
+
+def test_five_writes_are_all(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 6, after=False)
+        world.train(folder)
+
+
+# --- failures of the run itself -----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world.edit(folder, ("lr: 0.05", "lr: 1.0e+30"))
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 1
+    assert "error: step " in error
+    assert "the loss is nan" in error
+    assert "optim.lr" in error
+    assert world.written(folder) == set()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of a weight."""
+    at = len(content) // 3
+    return content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "half of it": half,
+    "nothing": lambda content: b"",
+    "a text": lambda content: b"no checkpoint\n",
+    "zeros": lambda content: bytes(len(content)),
+    "a flipped bit": flipped,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_resume_point(folder: Path, undisturbed: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 3, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    (state,) = world.states(folder)
+    path = state / "checkpoint.pt"
+    path.write_bytes(DAMAGE[kind](path.read_bytes()))
+    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 4
+    assert f"error: {path}: damaged resume point" in error
+    assert "hint: delete it to start this run afresh" in error
+    assert world.written(folder) == set()
+    path.unlink()
+    assert "resuming" not in world.train(folder)
+    assert_equal_runs(folder, undisturbed)
+
+
+def test_a_changed_parameter_starts_afresh(folder: Path) -> None:
+    """The state of the old values is neither used nor lost."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 3, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    (old,) = world.states(folder)
+    world.edit(folder, ("tau_student: 0.1", "tau_student: 0.2"))
+    assert "resuming" not in world.train(folder)
+    assert world.states(folder) == [old]
+    assert world.written(folder) == world.COMPLETE

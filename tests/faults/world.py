@@ -1,0 +1,145 @@
+"""A profile of 80 digits and one ISD run of seconds, and ways to run commands in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from isd_repro import cli, config
+from isd_repro.config import Layout
+from isd_repro.stages.pretrain import pretrain
+
+ROOT = Path(__file__).parents[2]
+PARAMS = """\
+profile: tiny
+root: .
+report: {title: Tiny, caption: A profile for tests}
+efficiency: {log_every: 2, checkpoint_every: 1}
+tracking: {wandb: "off"}
+subsets:
+  digits:
+    source: {name: digits, dataset: MNIST}
+    rule: {name: balanced, per_class: 8, seed: 0}
+    search_per_class: 2
+    query_per_class: 2
+    store: {channels: 1}
+runs:
+  isd:
+    label: ISD
+    backbone: {arch: resnet-narrow, width: 4, channels: 1}
+    method:
+      name: isd
+      tau_student: 0.1
+      tau_teacher: 0.02
+      momentum: 0.9
+      bank_size: 32
+      heads: none
+    optim:
+      epochs: 3
+      batch_size: 16
+      lr: 0.05
+      schedule: {name: cosine}
+    data:
+      subset: digits
+      image_size: 20
+      crop_ratio: 1.0
+      mean: [0.13]
+      std: [0.31]
+      view_student: {crop_min: 0.4, flip: 0.0}
+      view_teacher: {crop_min: 0.4, flip: 0.0}
+    numerics: {seed: 0, bn_groups: 2, precision: float32}
+"""
+
+
+def layout_of(folder: Path) -> Layout:
+    return config.load(folder / "params.yaml")[1]
+
+
+def outputs(folder: Path) -> dict[str, Path]:
+    layout = layout_of(folder)
+    return {
+        "encoder": layout.encoder("isd"),
+        "metrics": layout.metrics("isd"),
+        "record": layout.record("isd", "pretrain"),
+    }
+
+
+def states(folder: Path) -> list[Path]:
+    """Folders of unfinished work."""
+    return sorted((folder / ".state").iterdir()) if (folder / ".state").is_dir() else []
+
+
+def written(folder: Path) -> set[str]:
+    """Every file below the folders that a stage writes its outputs to, hidden ones included."""
+    return {
+        path.relative_to(folder).as_posix()
+        for name in ("runs", "reports")
+        for path in (folder / name).rglob("*")
+        if path.is_file()
+    }
+
+
+LONGER = ("epochs: 3", "epochs: 16")
+COMPLETE = {"runs/isd/encoder.safetensors", "runs/isd/metrics.jsonl", "reports/tiny/records/isd/pretrain.json"}
+
+
+def edit(folder: Path, *changes: tuple[str, str]) -> None:
+    path = folder / "params.yaml"
+    text = path.read_text("utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the parameters"
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+def train(folder: Path) -> str:
+    """The stage itself, in this process; what it says."""
+    params, layout = config.load(folder / "params.yaml")
+    text = io.StringIO()
+    pretrain("isd", params, layout, Console(file=text, force_terminal=False, width=200))
+    return text.getvalue()
+
+
+def command(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The command line in this process: exit code and standard error."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["isd-repro", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    code = end.value.code
+    assert isinstance(code, int)
+    return code, capsys.readouterr().err
+
+
+@contextmanager
+def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`isd-repro pretrain isd` as a process of its own, with one thread; ended with the block."""
+    start = [sys.executable, "-c", "from isd_repro.cli import main; main()", "pretrain", "isd"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    with subprocess.Popen(start, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def wait_for_epochs(running: subprocess.Popen[str], count: int) -> list[str]:
+    """Lines of standard error up to the given number of finished epochs, or to the process's end."""
+    assert running.stderr is not None
+    lines: list[str] = []
+    while sum(" epoch " in line for line in lines) < count:
+        line = running.stderr.readline()
+        if not line:
+            break
+        lines.append(line)
+    return lines
