@@ -56,11 +56,13 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     run = find_run(params, name)
     prepared = open_prepared(layout.prepared(run.data.subset))
     plan = make_plan(name, run, prepared, layout)
+    with naming(layout.file, name):
+        batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
     state = layout.state(plan.fingerprint)
     with guard.exclusive(state), guard.stop_on_signal() as stop:
-        progress = _train(plan, prepared, params, layout, state, stop, console)
+        progress = _train(plan, batches, params, layout, state, stop, console)
         _export(plan, prepared.identity, progress, params, layout, state)
-    shutil.rmtree(state)
+        shutil.rmtree(state)
     console.print(f"{name}: {progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}", highlight=False)
 
 
@@ -104,22 +106,20 @@ def _check_sizes(run: Run) -> None:
             f"data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
             "give one mean and one std per channel",
         )
+    if run.backbone.arch == "pixels" and run.optim.epochs:
+        raise ConfigError("optim.epochs: a backbone without weights cannot be trained", "use 0 with backbone.arch pixels")
     if run.numerics.precision == "bf16" and not torch.cuda.is_available():
         raise ConfigError("numerics.precision: bf16 needs a CUDA device and there is none", "use float32 here")
 
 
 def _train(
-    plan: Plan, prepared: Prepared, params: Params, layout: Layout, state: Path, stop: guard.StopRequest, console: Console
+    plan: Plan, batches: Batches, params: Params, layout: Layout, state: Path, stop: guard.StopRequest, console: Console
 ) -> Progress:
     run = plan.run
     if run.optim.epochs == 0:
         (state / "metrics.jsonl").touch()
         return Progress(sources=[artifacts.source_hash()])
     optimizer = loop.optimizer_of(plan.method, run.optim)
-    if optimizer is None:
-        raise ConfigError(f"runs.{plan.name}: nothing to train", "a backbone without weights needs optim.epochs 0")
-    with naming(layout.file, plan.name):
-        batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
     resume = state / "checkpoint.pt"
     progress = checkpoint.load(resume, plan.fingerprint, plan.method, optimizer, plan.device)
     if progress.step:

@@ -30,20 +30,20 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer | None, progress: Progress) -> None:
+def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
     """Write a resume point; a reader never sees a part of it."""
     buffer = io.BytesIO()
     state = {
         "fingerprint": fingerprint,
         "method": method.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else {},
+        "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
     }
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer | None, device: torch.device) -> Progress:
+def load(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
     """Restore a resume point in place and return the progress; a fresh `Progress` where there is none.
 
     Raises:
@@ -63,6 +63,5 @@ def load(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer |
         found = state["fingerprint"]
         raise DataError(f"{path}: belongs to configuration {found}, not {fingerprint}", "delete it to start this run afresh")
     method.load_state_dict(state["method"])
-    if optimizer:
-        optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["progress"])

@@ -39,11 +39,9 @@ class Hooks:
     stopped: Callable[[], bool]  # has a signal asked to stop?
 
 
-def optimizer_of(method: nn.Module, optim: Optim) -> Optimizer | None:
+def optimizer_of(method: nn.Module, optim: Optim) -> Optimizer:
     """SGD over every parameter that takes a gradient, BatchNorm and biases included (paper.md 1.2)."""
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    if not parameters:
-        return None
     return SGD(parameters, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay)
 
 
@@ -78,7 +76,8 @@ def train(
         _add(progress.sums, {"loss": out.loss.detach(), **out.metrics})
         progress.step = step + 1
         ends_epoch = progress.step % batches.steps_per_epoch == 0
-        if ends_epoch or progress.step % efficiency.log_every == 0:
+        stopping = hooks.stopped()
+        if stopping or ends_epoch or progress.step % efficiency.log_every == 0:  # no state is saved unchecked
             loss = float(out.loss.detach())
             if not math.isfinite(loss) or not math.isfinite(float(progress.sums["loss"])):
                 raise UserError(
@@ -91,7 +90,7 @@ def train(
             _end_epoch(progress, epoch, optim, batches.steps_per_epoch, hooks.epoch)
             if epoch % efficiency.checkpoint_every == 0 and epoch < optim.epochs:
                 hooks.save(progress)
-        if hooks.stopped() and progress.step < optim.epochs * batches.steps_per_epoch:
+        if stopping and progress.step < optim.epochs * batches.steps_per_epoch:
             hooks.save(progress)
             raise Preempted(f"stopped after step {progress.step}; the state is saved", "run the same command again to resume")
 
