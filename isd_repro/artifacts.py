@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,6 +33,7 @@ from isd_repro.params import Frozen
 
 FORMAT = 1
 _KEY = "isd_repro"
+NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Score(Frozen):
     """One number: `top1` percent of `n` queries of a group."""
 
     encoder: Literal["student", "teacher"]
-    metric: str  # "1-NN", "20-NN", "linear-last", "linear-best"
+    metric: str  # "1-NN", "20-NN", "linear-last", "linear-best", "linear-clean", and these three with "-top5"
     group: Literal["all", "rare", "large"]
     correct: int
     n: int
@@ -186,7 +187,25 @@ class EvaluationRecord(Frozen):
     provenance: Provenance
 
 
-Record = TypeVar("Record", PretrainRecord, EvaluationRecord)
+class ExternalRecord(Frozen):
+    """What `evaluate` says of a checkpoint that no run of ours need have made: the file, and its evaluations."""
+
+    format: Literal[1] = 1
+    kind: Literal["external"] = "external"
+    name: Annotated[str, Field(pattern=NAME)]  # of the record's folder
+    label: str  # the row's name in tables
+    file: str  # base name of the checkpoint
+    sha256: str  # of its bytes
+    layout: str  # the rule that recognised it
+    arch: str
+    teacher_bn: Literal["own", "student"]  # whose BatchNorm statistics a teacher ran with
+    transform: dict[str, Any]
+    command: str  # without folders, which differ from machine to machine
+    evaluations: Annotated[tuple[EvaluationRecord, ...], Field(min_length=1)]
+    provenance: Provenance
+
+
+Record = TypeVar("Record", PretrainRecord, EvaluationRecord, ExternalRecord)
 
 
 def pack_labels(values: Tensor) -> str:
@@ -217,8 +236,8 @@ def score(
     return rows
 
 
-def write_record(path: Path, record: PretrainRecord | EvaluationRecord) -> None:
-    """Write one part of a run's record, with stable key order."""
+def write_record(path: Path, record: PretrainRecord | EvaluationRecord | ExternalRecord) -> None:
+    """Write a record or one part of a run's, with stable key order."""
     text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
     write_atomic(path, text.encode() + b"\n")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from isd_repro.params import Params, Run
 from isd_repro.report import stats, text
-from isd_repro.report.pivot import compare, contest, discordant, method_name, methods, peer
+from isd_repro.report.pivot import compare, contest, discordant, families, method_name, methods, peer
 from isd_repro.report.records import RECOMPUTED, RECORDED, Records
-from isd_repro.report.tables import Cell, Table, groups_of, head, runs_of, score_cell
+from isd_repro.report.tables import Cell, Table, externals_of, groups_of, head, runs_of, score_cell
 
 SIGNIFICANT = 0.05
 
@@ -107,7 +107,8 @@ def pivot_findings(params: Params, subsets: Sequence[str], tables: Sequence[Tabl
 
 def verified(records: Records) -> tuple[int, int]:
     """How many scores were recomputed from stored predictions, and how many are recorded only."""
-    levels = [level for run in records.runs.values() for part in (run.knn, run.linear) if part for level in part.levels.values()]
+    every = [*records.runs.values(), *(external.found for external in records.externals)]
+    levels = [level for run in every for part in (run.knn, run.linear) if part for level in part.levels.values()]
     return levels.count(RECOMPUTED), levels.count(RECORDED)
 
 
@@ -134,8 +135,23 @@ def footnotes(params: Params, records: Records) -> list[str]:
         changed = _changes(params.runs[name], run.pretrain.config) if run.pretrain else []
         if changed:
             notes.append(f"{name} was made with other parameters than params.yaml states now: {'; '.join(changed)}.")
+    notes += _externals(params, records)
     if records.strays:
         notes.append(f"Records without a run in params.yaml, not shown: {text.listing(list(records.strays))}.")
+    return notes
+
+
+def _externals(params: Params, records: Records) -> list[str]:
+    """What is known of each evaluated checkpoint, or why it has no row."""
+    single = [subsets[0] for subsets in families(params) if len(subsets) == 1]
+    shown = {external.record.name for subset in single for external in externals_of(params, records, subset)}
+    notes = []
+    for external in records.externals:
+        record = external.record
+        protocols = text.listing([f"{part.kind}: {part.protocol}" for part in record.evaluations])
+        about = f"{record.label} is an evaluated checkpoint, not a run of this profile: {record.file}, sha256 {record.sha256}"
+        where = "" if record.name in shown else "; it has no row, because no table here is of the same images"
+        notes.append(f"{about} ({record.layout}, {record.arch}; {protocols}){where}. Made by {record.command}.")
     return notes
 
 

@@ -11,7 +11,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, PretrainRecord, Score, read_record, unpack_labels
+from isd_repro.artifacts import (
+    EvaluationRecord,
+    ExternalRecord,
+    ManifestIdentity,
+    PretrainRecord,
+    Score,
+    read_record,
+    unpack_labels,
+)
 from isd_repro.config import Layout
 from isd_repro.errors import DataError
 from isd_repro.params import Params
@@ -21,6 +29,7 @@ PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear")
 Key = tuple[str, str, str]  # encoder, metric, group
 RECOMPUTED = "recomputed from stored predictions"
 RECORDED = "recorded only"
+EXTERNAL = "external.json"
 _AGAIN = "run its stage again; if it was edited by hand, restore it from git"
 
 
@@ -76,11 +85,25 @@ class RunRecords:
 
 
 @dataclass(frozen=True)
+class External:
+    """An evaluated checkpoint that no run of the profile made: what is said of the file, and its checked evaluations."""
+
+    record: ExternalRecord
+    found: RunRecords
+
+    @property
+    def manifest(self) -> ManifestIdentity:
+        """The images behind its evaluations."""
+        return self.record.evaluations[0].manifest
+
+
+@dataclass(frozen=True)
 class Records:
     """All records of a profile: one entry per run of the params, in their order."""
 
     runs: Mapping[str, RunRecords]
     strays: tuple[str, ...]  # record folders whose run is not in the params
+    externals: tuple[External, ...] = ()  # record folders with external.json, by name
 
 
 def load(params: Params, layout: Layout) -> Records:
@@ -93,8 +116,11 @@ def load(params: Params, layout: Layout) -> Records:
     runs = {name: _load_run(name, params, layout) for name in params.runs}
     _same_images(runs, params, layout)
     folders = sorted(path.name for path in layout.records.iterdir() if path.is_dir()) if layout.records.is_dir() else []
-    strays = tuple(name for name in folders if name not in params.runs and not name.startswith("."))
-    return Records(runs=runs, strays=strays)
+    others = [name for name in folders if name not in params.runs and not name.startswith(".")]
+    files = {name: layout.records / name / EXTERNAL for name in others}
+    externals = tuple(_load_external(name, path) for name, path in files.items() if path.is_file())
+    strays = tuple(name for name, path in files.items() if not path.is_file())
+    return Records(runs=runs, strays=strays, externals=externals)
 
 
 def _load_run(name: str, params: Params, layout: Layout) -> RunRecords:
@@ -119,6 +145,21 @@ def _load_run(name: str, params: Params, layout: Layout) -> RunRecords:
                 raise DataError(message, "the parts come from different runs; run the later stages again")
     checked = {part: _check(record, paths[part]) for part, record in raw.items()}
     return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"))
+
+
+def _load_external(name: str, path: Path) -> External:
+    """A record that `evaluate --out` wrote; checked like a run's, and against what it says of its own file."""
+    record = read_record(path, ExternalRecord)
+    kinds = [evaluation.kind for evaluation in record.evaluations]
+    facts = [("name", record.name, name), ("evaluations", len(kinds), len(set(kinds)))]
+    for part in record.evaluations:
+        facts += [(f"{part.kind}.run", part.run, name), (f"{part.kind}.encoder_sha256", part.encoder_sha256, record.sha256)]
+        facts += [(f"{part.kind}.manifest.sha256", part.manifest.sha256, record.evaluations[0].manifest.sha256)]
+    for key, found, expected in facts:
+        if found != expected:
+            raise DataError(f"{path}: {key} is {found!r}, expected {expected!r}", "run `evaluate` again")
+    checked = {part.kind: _check(part, path) for part in record.evaluations}
+    return External(record, RunRecords(name, None, checked.get("knn"), checked.get("linear")))
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout) -> None:

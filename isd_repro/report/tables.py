@@ -12,11 +12,11 @@ from typing import Literal
 
 from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
-from isd_repro.report.records import Key, Records, RunRecords
+from isd_repro.report.records import External, Key, Records, RunRecords
 
 ENCODERS = ("student", "teacher")
 GROUPS = ("all", "rare", "large")
-Kind = Literal["score", "difference", "mean", "not run", "none"]
+Kind = Literal["score", "external", "difference", "mean", "not run", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Cell:
     """One cell; `value` is percent or points, and None where the cell has no number.
 
     Attributes:
-        kind: a score of one run, a difference of two, a mean over subsets, `not run`, or `none` where no number can exist.
+        kind: a score of one run or of an evaluated checkpoint, a difference of two, a mean over subsets, `not run`, or `none`
+            where no number can exist.
         runs: the runs that the number comes from.
         correct, n, low, high, level: only of a score; the interval is Wilson's, in percent.
         detail: how a number that is no score came about, or why there is none.
@@ -130,14 +131,17 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
     def order(metric: str) -> tuple[int, int, str]:
         if metric.endswith("-NN"):
             return 0, int(metric.removesuffix("-NN")), ""
-        return 1, ("linear-last", "linear-best").index(metric) if metric in ("linear-last", "linear-best") else 2, metric
+        known = ("linear-last", "linear-best", "linear-clean")
+        return 1, known.index(metric) if metric in known else len(known), metric
 
     return sorted(planned | stated, key=order)
 
 
 def head(metric: str) -> str:
     """A metric as a column head: `linear-last` is `linear, last epoch`."""
-    return f"linear, {metric.removeprefix('linear-')} epoch" if metric in ("linear-last", "linear-best") else metric
+    base = metric.removesuffix("-top5")
+    words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
+    return words.get(base, base) + (", top-5" if metric != base else "")
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
@@ -173,13 +177,16 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     names = runs_of(params, subset)
     found = [records.runs[name] for name in names]
     groups = groups_of(params, records, subset)
-    metrics = {encoder: metrics_of(params, found, encoder) for encoder in ENCODERS}
+    externals = externals_of(params, records, subset)
+    stated = [*found, *(external.found for external in externals)]
+    metrics = {encoder: metrics_of(params, stated, encoder) for encoder in ENCODERS}
     dataset = params.subsets[subset].source.dataset
     notes = (describe(params, records, subset), *protocols(params, found))
     if len(groups) == 1:
         keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
         columns = [Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys]
-        return [_table(params, found, keys, columns, Table(subset, f"{subset}: {dataset}", "Run", (), (), notes=notes))]
+        blank = Table(subset, f"{subset}: {dataset}", "Run", (), (), notes=notes)
+        return [_table(params, found, externals, keys, columns, blank)]
     tables = []
     for encoder in ENCODERS:
         keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
@@ -187,7 +194,7 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
         blank = Table(
             f"{subset}-{encoder}", f"{subset}, {encoder}: {dataset}", "Run", (), (), notes=notes, main=encoder == "student"
         )
-        tables += [_table(params, found, keys, columns, blank)] if keys else []
+        tables += [_table(params, found, externals, keys, columns, blank)] if keys else []
     return tables
 
 
@@ -198,10 +205,33 @@ def group_head(found: Iterable[RunRecords], group: str) -> str:
     return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
 
 
-def _table(params: Params, found: Sequence[RunRecords], keys: Sequence[Key], columns: Sequence[Column], blank: Table) -> Table:
+def externals_of(params: Params, records: Records, subset: str) -> list[External]:
+    """Evaluated checkpoints that answered the queries of this subset over its search set: those of the same manifest."""
+    manifests = {run.manifest.sha256 for run in (records.runs[name] for name in runs_of(params, subset)) if run.manifest}
+    return [external for external in records.externals if external.manifest.sha256 in manifests]
+
+
+def _table(
+    params: Params,
+    found: Sequence[RunRecords],
+    externals: Sequence[External],
+    keys: Sequence[Key],
+    columns: Sequence[Column],
+    blank: Table,
+) -> Table:
     by_column = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
     rows = [Row(params.runs[run.run].label, tuple(column[at] for column in by_column), run.run) for at, run in enumerate(found)]
+    rows += [Row(external.record.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
     return replace(blank, columns=tuple(columns), rows=tuple(rows))
+
+
+def _external_cell(external: External, key: Key) -> Cell:
+    """A number that stands beside the runs' and competes with none: nothing is known of how its encoder was made."""
+    cell = score_cell(external.found, *key)
+    detail = f"evaluated checkpoint {external.record.file}, sha256 {external.record.sha256}"
+    if cell.kind == "score":
+        return replace(cell, kind="external", runs=(), detail=detail)
+    return replace(cell, runs=(), detail=cell.detail.replace("this method", "this checkpoint, as evaluated,"))
 
 
 def rule_text(params: Params, subset: str) -> str:
