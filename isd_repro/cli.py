@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -23,11 +24,37 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 parameters, 4 data, 75 stopped and resumable, 130 interrupted.",
 )
 
+bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
 checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
 RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the parameters.")]
 DEFAULT = Path("params.yaml")
+
+
+class Protocol(StrEnum):
+    """Which evaluations."""
+
+    knn = "knn"
+    linear = "linear"
+    all = "all"
+
+
+class Which(StrEnum):
+    """Which encoders."""
+
+    student = "student"
+    teacher = "teacher"
+    both = "both"
+
+
+class Statistics(StrEnum):
+    """Whose BatchNorm statistics."""
+
+    own = "own"
+    student = "student"
+
+
 STAGES, RESULTS = "Stages, in the order of the pipeline", "Results"
 
 
@@ -119,6 +146,95 @@ def check(files: Annotated[list[Path], typer.Argument(help="Parameter files.")])
     for file in files:
         check_file(file)
         typer.echo(f"{file}: ok")
+
+
+@app.command(rich_help_panel=RESULTS)
+def evaluate(
+    ckpt: Annotated[Path, typer.Option("--ckpt", help="A checkpoint of any known layout, ours or another project's.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Images: train/<class>/* and val/<class>/*, or Tiny-ImageNet's folder or zip.")
+    ] = None,
+    prepared: Annotated[Path | None, typer.Option(help="Instead of --data: a prepared subset of the pipeline.")] = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="One of the authors' lists: its classes and groups.")] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="Which numbers; linear trains heads and says first how long.")
+    ] = Protocol.knn,
+    which: Annotated[Which, typer.Option(help="Which encoder of the file.")] = Which.student,
+    arch: Annotated[str, typer.Option(help="Architecture, where it is not to be read from the shapes.")] = "auto",
+    teacher_bn: Annotated[Statistics, typer.Option(help="BatchNorm statistics that the teacher runs with.")] = Statistics.own,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels; default: the file's, else 224.")] = None,
+    crop_ratio: Annotated[float | None, typer.Option(help="Size / resized short side; default: the file's, else 0.875.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of each channel, as 0.485,0.456,0.406; default: the file's, else these.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Of each channel, as 0.229,0.224,0.225; default: the file's, else these.")
+    ] = None,
+    k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
+    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, to see their spread.")] = 1,
+    linear_epochs: Annotated[int | None, typer.Option(help="Other than the paper's 40; the record names it.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
+    cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
+    per_class: Annotated[bool, typer.Option(help="Accuracy class by class, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a record; `report` shows records/<name>/external.json.")] = None,
+    label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
+) -> None:
+    """Score any checkpoint on labelled images as the paper does, without a pipeline."""
+    from rich.console import Console
+
+    from isd_repro.evals.request import Request, numbers
+    from isd_repro.stages.evaluate import evaluate as run
+
+    request = Request(
+        ckpt=ckpt,
+        data=data,
+        prepared=prepared,
+        listed=listed,
+        protocol=protocol.value,
+        which=which.value,
+        arch=arch,
+        teacher_bn=teacher_bn.value,
+        image_size=image_size,
+        crop_ratio=crop_ratio,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        ks=tuple(k),
+        seeds=linear_seeds,
+        epochs=linear_epochs,
+        cache=cache,
+        workers=workers,
+        label=label,
+        out=out,
+        per_class=per_class,
+        as_json=as_json,
+    )
+    run(request, Console(stderr=True, force_interactive=sys.stderr.isatty()))
+
+
+@bench.command(name="knn")
+def bench_knn(
+    bank: Annotated[int, typer.Option(help="Labelled vectors.")] = 100_000,
+    dim: Annotated[int, typer.Option(help="Numbers of each.")] = 512,
+    queries: Annotated[int, typer.Option(help="Vectors that are asked.")] = 1_000,
+    k: Annotated[int, typer.Option("--k", help="Neighbours.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of both.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Exact search against faiss-cpu's exact index, in turns within one process."""
+    import json
+
+    from isd_repro.bench import knn as measure
+
+    sizes = measure.Sizes(bank=bank, dim=dim, queries=queries, k=k, repeats=n, threads=threads)
+    result = measure.bench(
+        sizes, lambda turn, a, b: typer.echo(f"turn {turn + 1}: isd-repro {a:.3f} s, faiss {b:.3f} s", err=True)
+    )
+    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
+app.add_typer(bench, name="bench", rich_help_panel=RESULTS)
 
 
 @checkpoint.command()

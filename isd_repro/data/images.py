@@ -125,7 +125,8 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
 
 def order(count: int, settings: Linear, epoch: int) -> Sequence[Tensor]:
     """Positions of each batch of one epoch of the linear protocol: all of them once, a function of (seed, epoch)."""
-    return torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch)).split(settings.batch_size)
+    shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
+    return list(shuffled.split(settings.batch_size))
 
 
 def augmented(

@@ -68,8 +68,7 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
     rows = max(1, QUERY_BYTES // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
     found = [torch.empty(0, k, dtype=torch.int64)]
     with exact(device), torch.inference_mode():
-        for part in query.split(rows):
-            found.append(_search(bank, order, part, k, device).cpu())
+        found += [_search(bank, order, part, k, device).cpu() for part in query.split(rows)]
     rank = _LOW - (torch.cat(found) & _LOW)
     return order[rank]
 

@@ -160,8 +160,8 @@ def train(
     with exact(device):
         for epoch in range(settings.epochs):
             lr = rate(settings, epoch)
-            for step, (images, label) in enumerate(task.train_batches(epoch)):
-                batch, label = images.to(device, torch.float32), label.to(device)
+            for step, (images, labels) in enumerate(task.train_batches(epoch)):
+                batch, label = images.to(device, torch.float32), labels.to(device)
                 for name, encoder in encoders.items():
                     with torch.no_grad():
                         features = encoder(batch)

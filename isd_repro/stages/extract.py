@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from functools import partial
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor

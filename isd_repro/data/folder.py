@@ -1,0 +1,233 @@
+"""Images read from where they lie: a folder or a zip of files, hashed once and decoded whenever they are asked for.
+
+The manifest is the one that `prepare` would make of all these images, so its hash is the same; the pixels are those of a
+store packed with resize `none`. Any image that PIL decodes is converted as the store does it: to RGB for an encoder of
+three channels (grey is repeated, CMYK and palettes are converted, transparency is dropped), to grey for one of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from isd_repro import params
+from isd_repro.data import sources
+from isd_repro.data.images import Reader, StoreReader
+from isd_repro.data.manifests import Image, Manifest
+from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.sources import Listing, Located, UnreadableError
+from isd_repro.data.store import Store, convert
+from isd_repro.data.subsets import parse_list
+from isd_repro.errors import DataError
+
+_CHUNK = 4096  # images whose hashes are asked for at a time
+_SHOWN = 5
+_MEND = "mend these files or take them out of the folder"
+_WHERE = "name a folder with train/<class>/ and val/<class>/ of JPEG or PNG files, or Tiny-ImageNet's folder or zip"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """What an evaluation outside the pipeline reads.
+
+    Attributes:
+        prepared: manifest, roles and groups.
+        reader: pixels, by position in the manifest.
+        pixels: what the pixels were made with; part of a feature's identity.
+        notes: what a reader of the results should know.
+    """
+
+    prepared: Prepared
+    reader: Reader
+    pixels: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class FileReader:
+    """Decodes files by position, several at a time and one batch ahead; stands in for a store of unchanged sizes."""
+
+    def __init__(
+        self, listing: Listing, located: Sequence[Located], sizes: Tensor, channels: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self.sizes = sizes
+        self.channels = channels
+        self._listing, self._located, self._pool = listing, located, pool
+        self._settings = params.Store.model_validate({"channels": channels})
+        self._waiting: dict[int, Future[npt.NDArray[np.uint8]]] = {}
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Store.read`; `DataError` names an image that cannot be decoded."""
+        wanted = dict.fromkeys(index.tolist())  # the last block repeats its last image
+        self.ahead(index)
+        found = {at: self._waiting.pop(at).result() for at in wanted}
+        sizes = self.sizes[index]
+        height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
+        batch = np.zeros((len(index), self.channels, height, width), dtype=np.uint8)
+        for row, at in enumerate(index.tolist()):
+            _, tall, wide = found[at].shape
+            batch[row, :, :tall, :wide] = found[at]
+        return torch.from_numpy(batch), sizes
+
+    def ahead(self, index: Tensor) -> None:
+        """Start decoding these positions."""
+        for at in index.tolist():
+            if at not in self._waiting:
+                self._waiting[at] = self._pool.submit(self._decode, at)
+
+    def _decode(self, at: int) -> npt.NDArray[np.uint8]:
+        located = self._located[at]
+        try:
+            pixels = convert(self._listing.decode(self._listing.fetch(located)), self._settings)
+        except UnreadableError as error:
+            raise DataError(f"{_name(located)}: cannot be decoded ({error})", _MEND) from error
+        if pixels.shape[1:] != tuple(self.sizes[at].tolist()):
+            raise DataError(f"{_name(located)}: its size changed while it was being read", "leave the images alone and run again")
+        return pixels
+
+
+@contextmanager
+def open_folder(
+    root: Path,
+    channels: int,
+    *,
+    workers: int | None = None,
+    listed: Path | None = None,
+    begin: Callable[[int], object] = lambda images: None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> Iterator[ImageSet]:
+    """List and hash all images under `root`; they stay readable inside the block.
+
+    Args:
+        root: a folder with train/<class>/ and val/<class>/, or whatever the source `tiny-imagenet` reads.
+        channels: 1 or 3, as the encoder wants them.
+        workers: threads that hash and decode; no result depends on it.
+        listed: one of the authors' lists (D1 to D10): only its classes are used, and the groups `rare` and `large` follow it.
+        begin: called with the number of images before the first is read.
+        advance: called with a number of images that were read.
+
+    Raises:
+        DataError: there is no such folder; its classes differ between train and val; a class is empty; an image is no image.
+    """
+    root = root.expanduser()
+    with ExitStack() as stack:
+        if root.is_file():
+            listing = sources.tiny_imagenet_zip(stack.enter_context(_open_zip(root)), root)
+        elif root.is_dir():
+            listing = sources.tiny_imagenet(root)
+        else:
+            raise DataError(f"{root}: no such folder or zip", _WHERE)
+        pool = ThreadPoolExecutor(max(1, workers or min(8, os.cpu_count() or 1)))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        located, large, train, notes = _chosen(listing, listed)
+        begin(len(located))
+        digests, sizes = _identify(listing, located, pool, advance)
+        manifest = _manifest(root, located, digests, large, train, listed)
+        reader = FileReader(listing, located, sizes, channels, pool)
+        prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # of a store, it is asked for pixels alone
+        pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
+        yield ImageSet(prepared, reader, pixels, (*listing.notes, *notes))
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: not a readable zip ({error})", _WHERE) from error
+
+
+def open_packed(folder: Path, channels: int) -> ImageSet:
+    """A prepared subset of the pipeline; `DataError` where it is missing or damaged."""
+    prepared = open_prepared(folder)
+    settings = prepared.store.info.settings
+    pixels = settings.model_dump(mode="json", exclude={"external"}) | {"channels": channels}
+    if settings.channels != channels:
+        pixels["packed_channels"] = settings.channels
+    return ImageSet(prepared, StoreReader(prepared.store, channels), pixels)
+
+
+def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...], tuple[str, ...], set[int], tuple[str, ...]]:
+    """The images to use, the large classes, positions of the unlabelled training images, and notes."""
+    images = listing.images
+    if listed is None:
+        return images, (), {at for at, image in enumerate(images) if image.split == "train"}, ()
+    if not listed.is_file():
+        raise DataError(f"{listed}: no such list", "name one of the authors' files, D1.txt to D10.txt")
+    authors = parse_list(listed)
+    absent = sorted(set(authors.classes) - {image.cls for image in images})
+    if absent:
+        found = f"{listed}: {len(absent)} of its {len(authors.classes)} classes are not among the images, first {absent[0]}"
+        raise DataError(found, "the lists name classes of ImageNet; point --data at its folder")
+    kept = tuple(image for image in images if image.cls in set(authors.classes))
+    wanted = set(authors.images)
+    train = {at for at, image in enumerate(kept) if image.split == "train" and (image.cls, image.file) in wanted}
+    lacking = len(wanted) - len(train)
+    notes = (f"{lacking} of the {len(wanted)} images of {listed.name} are not among the images",) if lacking else ()
+    return kept, authors.large, train, notes
+
+
+def _identify(
+    listing: Listing, located: Sequence[Located], pool: ThreadPoolExecutor, advance: Callable[[int], object]
+) -> tuple[list[str], Tensor]:
+    """Sha256 of each file's bytes, and its height and width from its header."""
+
+    def look(image: Located) -> tuple[str, int, int] | None:
+        try:
+            payload = listing.fetch(image)
+            with Pillow.open(io.BytesIO(payload)) as opened:
+                return hashlib.sha256(payload).hexdigest(), opened.height, opened.width
+        except (UnreadableError, OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
+            return None
+
+    digests: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    broken: list[str] = []
+    for start in range(0, len(located), _CHUNK):
+        chunk = located[start : start + _CHUNK]
+        for image, found in zip(chunk, pool.map(look, chunk), strict=True):
+            digest, height, width = found or ("", 0, 0)
+            broken += [] if found else [_name(image)]
+            digests.append(digest)
+            sizes.append((height, width))
+            advance(1)
+    if broken:
+        shown = ", ".join(broken[:_SHOWN])
+        raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _MEND)
+    return digests, torch.tensor(sizes, dtype=torch.int64)
+
+
+def _manifest(
+    root: Path, located: Sequence[Located], digests: Sequence[str], large: tuple[str, ...], train: set[int], listed: Path | None
+) -> Manifest:
+    def positions(chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.array(chosen, dtype=np.int64)
+
+    rule = {"source": "folder", "name": "all"} if listed is None else {"source": "folder", "name": "list", "list": listed.stem}
+    return Manifest(
+        dataset=root.resolve().name,
+        subset="folder",
+        rule=dict(rule),
+        classes=tuple(sorted({image.cls for image in located})),
+        large=large,
+        images=tuple(Image(image.split, image.cls, image.file, digest) for image, digest in zip(located, digests, strict=True)),
+        train=positions(sorted(train)),
+        search=positions([at for at, image in enumerate(located) if image.split == "train"]),
+        query=positions([at for at, image in enumerate(located) if image.split == "val"]),
+    )
+
+
+def _name(image: Located) -> str:
+    return f"{image.split}/{image.cls}/{image.file}"

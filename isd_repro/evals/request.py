@@ -1,0 +1,106 @@
+"""What `evaluate` is asked: the options of the command, checked, and the command that asks the same again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isd_repro.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked; the options of the command.
+
+    Attributes:
+        ckpt: the checkpoint.
+        data: a folder or zip of images, or None with `prepared`.
+        prepared: a prepared subset of the pipeline.
+        listed: one of the authors' lists, which names classes and groups.
+        image_size, crop_ratio, mean, std: None takes what the file says, else ImageNet's.
+        seeds: heads of the paper's protocol for each encoder, from seeds 0 to seeds - 1.
+        epochs: None is the paper's 40; fewer is a shortened protocol and named so.
+        cache: keep features for the next evaluation.
+        workers: threads that decode; changes no number.
+    """
+
+    ckpt: Path
+    data: Path | None = None
+    prepared: Path | None = None
+    listed: Path | None = None
+    protocol: Literal["knn", "linear", "all"] = "knn"
+    which: Literal["student", "teacher", "both"] = "student"
+    arch: str = "auto"
+    teacher_bn: Literal["own", "student"] = "own"
+    image_size: int | None = None
+    crop_ratio: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    ks: tuple[int, ...] = (1, 20)
+    seeds: int = 1
+    epochs: int | None = None
+    cache: bool = True
+    workers: int | None = None
+    label: str | None = None
+    out: Path | None = None
+    per_class: bool = False
+    as_json: bool = False
+
+    def check(self) -> None:
+        """`ConfigError` where options contradict each other or a value is out of its range."""
+        if (self.data is None) == (self.prepared is None):
+            raise ConfigError(
+                "name the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
+            )
+        if self.listed is not None and self.data is None:
+            raise ConfigError("--list goes with --data", "a prepared folder says itself which classes are large")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"--image-size {self.image_size}: must be 1 or more", "give a side in pixels")
+        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
+            raise ConfigError(f"--crop-ratio {self.crop_ratio}: must be above 0 and at most 1", "the paper's is 0.875")
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError("--std: every value must be above 0", "ImageNet's is 0.229,0.224,0.225")
+        if not self.ks or min(self.ks) < 1 or self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
+            raise ConfigError(
+                "--k, --linear-seeds and --linear-epochs must be 1 or more", "leave them out for the paper's values"
+            )
+        if self.out is not None and self.out.is_dir():
+            raise ConfigError(f"{self.out}: is a folder", "--out names a file; `report` reads records/<name>/external.json")
+
+    @property
+    def name(self) -> str:
+        """The record's folder where `report` will look for it, else the checkpoint's name made fit to be one."""
+        own = self.out.resolve().parent.name if self.out is not None and self.out.name == "external.json" else ""
+        text = re.sub(r"[^a-z0-9.-]+", "-", (own or self.ckpt.name.split(".")[0]).lower()).lstrip("-.") or "checkpoint"
+        if own and text != own:
+            raise ConfigError(f"{self.out}: {own!r} is no name of a record", "use small letters, digits, dots and hyphens")
+        return text
+
+    @property
+    def command(self) -> str:
+        """The command that asks for the same numbers, without folders, which differ from machine to machine."""
+        words = ["isd-repro evaluate", f"--ckpt {self.ckpt.name}"]
+        places = {"data": self.data, "prepared": self.prepared, "list": self.listed}
+        words += [f"--{name} {path.name}" for name, path in places.items() if path is not None]
+        plain = Request(self.ckpt)
+        options = {"protocol": "protocol", "which": "which", "arch": "arch", "teacher_bn": "teacher-bn"}
+        options |= {"image_size": "image-size", "crop_ratio": "crop-ratio", "seeds": "linear-seeds", "epochs": "linear-epochs"}
+        words += [
+            f"--{option} {getattr(self, key)}" for key, option in options.items() if getattr(self, key) != getattr(plain, key)
+        ]
+        lists = {"mean": self.mean, "std": self.std}
+        words += [f"--{name} {','.join(map(str, values))}" for name, values in lists.items() if values is not None]
+        words += [f"--k {k}" for k in self.ks] if self.ks != plain.ks else []
+        return " ".join(words)
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as numbers; `ConfigError` where it is none."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: not numbers", "give one for each channel, as 0.485,0.456,0.406") from error
