@@ -215,18 +215,18 @@ def _torch_load(path: Path, size: int, *, mmap: bool) -> dict[str, Any]:
 
 def _refused(path: Path, reason: str) -> DataError:
     """The restricted unpickler stopped: say at what."""
-    wanted = re.search(r"GLOBAL (\S+) was not an allowed|Trying to (?:load|call) \S+ (\S+)|GLOBAL (\S+)", reason)
-    name = next(filter(None, wanted.groups()), "") if wanted else ""
-    if not name and re.search(r"whose module (\S+) is blocked", reason):
-        name = reason.split("whose module ")[1].split()[0]
-    if name:
+    asked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", reason)
+    if asked:
         return DataError(
-            f"{path}: refused: the pickle asks for {name}; only tensors, plain values and argparse.Namespace are loaded, and "
-            "nothing of it was run",
+            f"{path}: refused: the pickle asks for {asked.group(1)}; only tensors, plain values and argparse.Namespace "
+            "are loaded, and nothing of it was run",
             CONVERT,
         )
+    lines = [line.strip() for line in reason.partition("WeightsUnpickler error:")[2].splitlines() if line.strip()]
     return DataError(
-        f"{path}: not a torch checkpoint, or a damaged one (the restricted unpickler stopped); nothing of it was run", CONVERT
+        f"{path}: refused: the restricted unpickler stopped ({lines[0] if lines else 'not a checkpoint of torch, or damaged'}); "
+        "nothing of it was run",
+        CONVERT,
     )
 
 
