@@ -304,7 +304,7 @@ def _git() -> tuple[str | None, bool | None]:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
         ).stdout.strip()
-        paths = ["isd_repro", "dvc.yaml", "params.yaml", "pipelines"]
+        paths = ["isd_repro", "dvc.yaml", ":(glob)**/params.yaml"]  # not dvc.lock, which every running stage changes
         status = subprocess.run(
             ["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True
         )
