@@ -156,20 +156,14 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="Instead of --data: a prepared subset of the pipeline.")] = None,
     listed: Annotated[Path | None, typer.Option("--list", help="One of the authors' lists: its classes and groups.")] = None,
-    protocol: Annotated[
-        Protocol, typer.Option(help="Which numbers; linear trains heads and says first how long.")
-    ] = Protocol.knn,
+    protocol: Annotated[Protocol, typer.Option(help="Which numbers; linear says first how long it takes.")] = Protocol.knn,
     which: Annotated[Which, typer.Option(help="Which encoder of the file.")] = Which.student,
     arch: Annotated[str, typer.Option(help="Architecture, where it is not to be read from the shapes.")] = "auto",
     teacher_bn: Annotated[Statistics, typer.Option(help="BatchNorm statistics that the teacher runs with.")] = Statistics.own,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels; default: the file's, else 224.")] = None,
     crop_ratio: Annotated[float | None, typer.Option(help="Size / resized short side; default: the file's, else 0.875.")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of each channel, as 0.485,0.456,0.406; default: the file's, else these.")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Of each channel, as 0.229,0.224,0.225; default: the file's, else these.")
-    ] = None,
+    mean: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.229,0.224,0.225.")] = None,
     k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
     linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, to see their spread.")] = 1,
     linear_epochs: Annotated[int | None, typer.Option(help="Other than the paper's 40; the record names it.")] = None,

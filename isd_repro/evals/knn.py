@@ -8,8 +8,8 @@ queries or bank images there are.
 
 Memory. Neither the bank nor the queries are ever copied whole: both may be memory-mapped files larger than memory. Beside
 them stand 16 N bytes for the order of the bank, 8 Q k bytes of neighbours, the normalised queries of one pass (at most
-QUERY_BYTES), and one block: 3 BANK_ROWS x D floats and the similarities, together under 200 MB up to D = 2048. The bank is
-read once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers.
+QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read
+once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from isd_repro.errors import ConfigError, DataError
 from isd_repro.evals.arithmetic import exact
 from isd_repro.evals.extract import require_finite
 
-QUERY_ROWS = 512
-BANK_ROWS = 8192
+QUERY_ROWS = 1024
+BANK_ROWS = 2048
 QUERY_BYTES = 2**26
-_FEW = 128  # better columns of one row that are cheaper to gather than to rank
+GROUPS = 64  # columns whose residues are looked at together
+_FEW = 16  # groups of one row that are cheaper to gather than to rank
 VOTE_ROWS = 4096
+_ZERO = 1e-12  # a vector shorter than this is not lengthened to 1
+_ROWS = 256  # bank rows normalised at a time
+_RANKED = 64  # rows whose every column is ranked by key at a time
 _LOW = 0xFFFFFFFF  # the half of a key that holds the rank
 
 
@@ -62,7 +66,6 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1] or len(label) != len(bank):
         shapes = f"bank {tuple(bank.shape)}, label {tuple(label.shape)}, query {tuple(query.shape)}"
         raise DataError(f"features do not fit each other: {shapes}", "run `extract` again")
-    require_finite(bank, "search features")
     require_finite(query, "query features")
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
     rows = max(1, QUERY_BYTES // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
@@ -78,9 +81,10 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
     blocks = [_filled(part, QUERY_ROWS, device) for part in query.split(QUERY_ROWS)]
     best = [torch.full((QUERY_ROWS, k), torch.iinfo(torch.int64).min, device=device) for _ in blocks]
     similarity = torch.empty(QUERY_ROWS, BANK_ROWS, device=device)
+    chunk = torch.zeros(BANK_ROWS, query.shape[1], device=device)
     for start in range(0, len(bank), BANK_ROWS):
         part = order[start : start + BANK_ROWS]
-        chunk = _filled(_taken(bank, part), BANK_ROWS, device)
+        _fill(chunk, bank, part)
         for at, block in enumerate(blocks):
             torch.mm(block, chunk.T, out=similarity)
             similarity[:, len(part) :] = -torch.inf
@@ -121,31 +125,44 @@ def _taken(bank: Tensor, part: Tensor) -> Tensor:
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """L2-normalised rows in float32 on `device`, followed by zero rows up to `size`."""
     unit = functional.normalize(rows.to(device, torch.float32), dim=1)
-    return unit if len(unit) == size else functional.pad(unit, (0, 0, 0, size - len(unit)))
+    return functional.pad(unit, (0, 0, 0, size - len(unit)))
+
+
+def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> None:
+    """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them, a few at a time."""
+    for start in range(0, len(part), _ROWS):
+        rows = _taken(bank, part[start : start + _ROWS]).to(chunk.device, torch.float32)
+        length = rows.norm(dim=1, keepdim=True)
+        if not bool(torch.isfinite(length).all()):
+            require_finite(bank, "search features")
+        torch.div(rows, length.clamp_min_(_ZERO), out=chunk[start : start + len(rows)])  # as functional.normalize
+    chunk[len(part) :] = 0
 
 
 def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
     """The k best keys among those found so far and the columns of one more block; `start` is the rank of its first column.
 
-    Once k are known, only columns at least as similar as the k-th can matter. In most blocks these are few; they are
-    gathered and ranked by key, ties included.
+    Once k are known, only columns at least as similar as the k-th can matter, and in most blocks these are few. The largest
+    value of every GROUPS-th column tells in one pass where they can be; they are gathered and ranked by key, ties included.
     """
-    if start < k:
+    columns = similarity.shape[1]
+    if start < k or columns % GROUPS:
         return torch.cat([best, _best_keys(similarity, start, k)], dim=1).topk(k).values
-    better = similarity >= _similarity(best[:, -1:])
-    count = better.sum(dim=1)
-    many = count > _FEW
-    better &= ~many[:, None]
-    row, column = better.nonzero(as_tuple=True)  # by row, so that a row's columns follow each other
-    few = torch.where(many, 0, count)
-    first = few.cumsum(0) - few
-    slot = torch.arange(len(row), device=row.device) - first[row]
-    width = int(few.max())
-    found = best.new_full((len(best), width), torch.iinfo(torch.int64).min)
-    found[row, slot] = _keys(similarity[row, column], column + start)
+    least = _similarity(best[:, -1:])
+    grouped = similarity.view(len(similarity), columns // GROUPS, GROUPS)
+    hot = grouped.amax(dim=1) >= least  # rows x GROUPS
+    many = hot.sum(dim=1) > _FEW
+    hot &= ~many[:, None]
+    row, group = hot.nonzero(as_tuple=True)  # by row, so that a row's columns follow each other
+    values = grouped[row, :, group]
+    hit, place = (values >= least[row]).nonzero(as_tuple=True)
+    row, column = row[hit], place * GROUPS + group[hit]
+    count = torch.bincount(row, minlength=len(best))
+    slot = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    found = best.new_full((len(best), int(count.max())), torch.iinfo(torch.int64).min)
+    found[row, slot] = _keys(values[hit, place], column + start)
     merged = torch.cat([best, found], dim=1).topk(k).values
-    rows = many.nonzero().squeeze(1)
-    if len(rows):
+    for rows in many.nonzero().squeeze(1).split(_RANKED):
         merged[rows] = torch.cat([best[rows], _best_keys(similarity[rows], start, k)], dim=1).topk(k).values
     return merged
 
@@ -167,9 +184,8 @@ def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
     keys = _keys(value[:, :k], column[:, :k] + start)
     if columns > k:
         unclear = (value[:, k - 1] == value[:, k]) & value[:, k].isfinite()
-        rows = unclear.nonzero().squeeze(1)
-        if len(rows):
-            ranks = torch.arange(start, start + columns, device=similarity.device)
+        ranks = torch.arange(start, start + columns, device=similarity.device)
+        for rows in unclear.nonzero().squeeze(1).split(_RANKED):
             keys[rows] = _keys(similarity[rows], ranks).topk(k).values
     return functional.pad(keys, (0, k - keys.shape[1]), value=torch.iinfo(torch.int64).min)
 

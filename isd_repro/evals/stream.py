@@ -142,10 +142,12 @@ class _Rows:
     def _open(self) -> npt.NDArray[np.float32] | None:
         """Rows of an earlier extraction; None where there are none, or not all of the file is there."""
         try:
-            rows: npt.NDArray[np.float32] = np.load(self._path, mmap_mode="r+")
+            rows: npt.NDArray[np.float32] = np.load(self._path, mmap_mode="r")  # which a file cut short does not survive
         except (OSError, ValueError, EOFError):
             return None
-        return rows if rows.ndim == 2 and len(rows) == self._count and rows.dtype == np.float32 else None
+        if rows.ndim != 2 or len(rows) != self._count or rows.dtype != np.float32:
+            return None
+        return cast("npt.NDArray[np.float32]", np.load(self._path, mmap_mode="r+"))
 
     def _create(self, width: int) -> npt.NDArray[np.float32]:
         """A file whose space is taken at once: a full disk is an error here, and no signal in the middle of a write."""
@@ -161,10 +163,12 @@ class _Rows:
         return cast("npt.NDArray[np.float32]", rows)
 
     def _verified(self, log: Mapping[int, str]) -> dict[int, str]:
-        """Shards whose rows still have the hash that the log says."""
+        """Shards whose rows still have the hash that the log says; the log is written anew where it says more."""
         assert self._rows is not None
         cuts = {shard: self._rows[shard * SHARD : (shard + 1) * SHARD] for shard in log}
-        return {shard: log[shard] for shard, rows in cuts.items() if len(rows) and _sha256(rows) == log[shard]}
+        found = {shard: log[shard] for shard, rows in cuts.items() if len(rows) and _sha256(rows) == log[shard]}
+        write_atomic(self._shards, "".join(f"{shard} {text}\n" for shard, text in found.items()).encode())
+        return found
 
 
 def _sha256(rows: npt.NDArray[np.float32]) -> str:

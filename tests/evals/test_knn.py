@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -39,7 +42,7 @@ def oracle(bank: Tensor, label: Tensor, query: Tensor, k: int) -> tuple[list[lis
     return neighbours, votes
 
 
-@pytest.fixture(params=[(512, 8192), (8, 32)], ids=["as shipped", "many chunks"])
+@pytest.fixture(params=[(1024, 2048), (8, 32)], ids=["as shipped", "many chunks"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tests with blocks so small that every merge is exercised."""
     monkeypatch.setattr(knn, "QUERY_ROWS", request.param[0])
@@ -186,3 +189,84 @@ def test_bad_features_are_refused() -> None:
         knn.predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
     with pytest.raises(DataError, match="do not fit"):
         knn.predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
+
+
+# --- blocks whose better columns are gathered, and memory ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("few", [0, 1, 3, 1000])
+def test_gathering_and_ranking_agree(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Ties and a bank that gets better towards its end, so that rows go either way."""
+    monkeypatch.setattr(knn, "_FEW", few)
+    monkeypatch.setattr(knn, "GROUPS", 8)
+    monkeypatch.setattr(knn, "QUERY_BYTES", 1)
+    bank, query = signs(300, 16, seed=1), signs(41, 16, seed=2)
+    order = torch.argsort(bank @ query[0])
+    label = torch.arange(300) // 50
+    assert knn.nearest(bank[order], label, query, 7, CPU).tolist() == oracle(bank[order], label, query, 7)[0]
+
+
+def clustered(bank: int, queries: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    centre = torch.randn(30, dim, generator=generator(1))
+    label, asked = torch.arange(bank) % 30, torch.randint(0, 30, (queries,), generator=generator(2))
+    rows = centre[label] + 2 * torch.randn(bank, dim, generator=generator(3))
+    return rows, label, centre[asked] + 2 * torch.randn(queries, dim, generator=generator(4))
+
+
+def test_twenty_thousand_clustered_features_as_faiss_and_scikit_learn() -> None:
+    bank, label, query = clustered(20_000, 300, 128)
+    unit_bank, unit_query = (torch.nn.functional.normalize(rows, dim=1) for rows in (bank, query))
+    near = knn.nearest(bank, label, query, 20, CPU)
+    index = faiss.IndexFlatIP(128)
+    index.add(unit_bank.numpy())
+    theirs = torch.from_numpy(index.search(unit_query.numpy(), 20)[1])
+    model = KNeighborsClassifier(n_neighbors=20, metric="cosine", algorithm="brute").fit(bank.numpy(), label.numpy())
+    others = torch.from_numpy(model.kneighbors(query.numpy(), 20)[1])
+    exact = unit_query.double() @ unit_bank.double().T
+    for found in (theirs, others):
+        differs = near != found
+        assert differs.float().mean() < 0.001
+        gap = (exact.gather(1, near) - exact.gather(1, found)).abs()
+        assert float(gap.max()) < 1e-6  # what differs is the order of near-equals
+    predicted = knn.predict(bank, label, query, (1, 20), CPU)
+    assert torch.equal(predicted[1], label[theirs[:, 0]])
+    assert torch.equal(predicted[20], knn.vote(label[theirs]))
+    assert np.array_equal(predicted[20].numpy(), model.predict(query.numpy()))
+
+
+MEMORY = """
+import resource, sys, numpy as np, torch
+from isd_repro.evals import knn
+torch.set_num_threads(1)
+rows, dim = 40_000, 2048
+bank = torch.from_numpy(np.memmap(sys.argv[1], np.float32, "c", shape=(rows, dim)))
+label = torch.arange(rows) % 100 if sys.argv[2] == 'mixed' else torch.arange(rows) // 400
+knn.nearest(bank[:1000], label[:1000], bank[:100].clone(), 20, torch.device("cpu"))
+def own():
+    fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "VmHWM", "RssFile")))
+    return int(fields["RssAnon"].split()[0]) / 1024
+import threading, time
+peak, stop = [own()], threading.Event()
+def watch():
+    while not stop.wait(0.005):
+        peak.append(own())
+before = own()
+thread = threading.Thread(target=watch); thread.start()
+knn.nearest(bank, label, bank[:600].clone(), 20, torch.device("cpu"))
+stop.set(); thread.join()
+print(max(peak) - before)
+"""
+
+
+@pytest.mark.parametrize("order", ["sorted", "mixed"])
+def test_a_memory_mapped_bank_is_never_copied(tmp_path: Path, order: str) -> None:
+    """330 MB of features; anonymous memory, which a copy would be, grows by less than the stated bound."""
+    path = tmp_path / "bank"
+    draw = np.random.default_rng(0)
+    with path.open("wb") as file:
+        block = draw.standard_normal((1000, 2048), dtype=np.float32)
+        for at in range(40):
+            file.write((block + np.float32(at)).tobytes())
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(path), order], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200, f"{done.stdout} MB"

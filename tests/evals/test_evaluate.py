@@ -1,0 +1,328 @@
+"""The command `evaluate`: the pipeline's own numbers for the pipeline's encoders, and errors that say what to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from ruamel.yaml import YAML
+from torch import nn
+from torchvision import models
+from typer.testing import CliRunner
+
+from isd_repro import artifacts, cli, config
+from isd_repro.artifacts import EvaluationRecord, ExternalRecord, unpack_labels
+from isd_repro.config import Layout
+from isd_repro.errors import ConfigError, DataError, UserError
+from isd_repro.evals.request import Request, numbers
+from isd_repro.nn.backbones import build
+from isd_repro.params import BackboneConfig, Params
+from isd_repro.report import page, records
+from isd_repro.stages.evaluate import evaluate
+from isd_repro.stages.extract import extract
+from isd_repro.stages.knn import knn
+from isd_repro.stages.linear import linear
+from isd_repro.stages.prepare import prepare
+from isd_repro.stages.pretrain import pretrain
+
+DEMO = Path(__file__).parents[2] / "params.yaml"
+RUN = "isd"
+
+
+@dataclass(frozen=True)
+class World:
+    """A run of the demo cut to one epoch on a few digits, through the real stages, with the paper's linear protocol."""
+
+    params: Params
+    layout: Layout
+
+    def record(self, part: Any) -> EvaluationRecord:
+        return artifacts.read_record(self.layout.record(RUN, part), EvaluationRecord)
+
+    @property
+    def ours(self) -> dict[str, Any]:
+        return {"ckpt": self.layout.encoder(RUN), "prepared": self.layout.prepared("digits")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("pipeline")
+    tree = YAML(typ="safe").load(DEMO.read_text("utf-8"))
+    run = tree["runs"][RUN]
+    run["backbone"]["width"] = 4
+    run["method"]["bank_size"] = 64
+    run["optim"] = {**run["optim"], "epochs": 1, "batch_size": 32}
+    subset = tree["subsets"]["digits"]
+    subset["rule"] = {"name": "unbalanced", "large": 2, "rare_images": 5, "seed": 0}
+    subset["search_per_class"], subset["query_per_class"] = 4, 10
+    tree["report"].pop("reference")
+    tree["report"].pop("pixels")
+    tree |= {"runs": {RUN: run}, "recipes": {}, "linear_runs": [RUN], "evaluation": {}, "tracking": {"wandb": "off"}}
+    yaml = YAML()
+    yaml.representer.ignore_aliases = lambda _: True
+    with (root / "params.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+    params, layout = config.load(root / "params.yaml")
+    console = Console(file=io.StringIO())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISD_STATE_ROOT", str(root))
+        prepare("digits", params, layout, console)
+        for stage in (pretrain, extract, knn, linear):
+            stage(RUN, params, layout, console)
+    return World(params, layout)
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISD_STATE_ROOT", str(tmp_path / "state"))
+
+
+def ask(request: Request, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What is said on standard output and on the console."""
+    said = io.StringIO()
+    evaluate(request, Console(file=said, width=40))
+    return capsys.readouterr().out, said.getvalue()
+
+
+def test_an_encoder_of_a_run_gets_the_runs_own_numbers_and_predictions(
+    made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "again" / "external.json"
+    printed, said = ask(Request(**made.ours, protocol="all", which="both", out=out), capsys)
+    again = artifacts.read_record(out, ExternalRecord)
+    for part in again.evaluations:
+        recorded = made.record(part.kind)
+        assert part.manifest == recorded.manifest
+        assert part.encoder_sha256 == recorded.encoder_sha256
+        assert part.protocol == recorded.protocol
+        assert part.labels == recorded.labels
+        assert recorded.predictions.items() <= part.predictions.items()
+        theirs = {(score.encoder, score.metric, score.group): score.correct for score in recorded.scores}
+        ours = {(score.encoder, score.metric, score.group): score.correct for score in part.scores}
+        assert theirs.items() <= ours.items()
+    assert [part.kind for part in again.evaluations] == ["knn", "linear"]
+    assert again.evaluations[1].settings["best_epoch"] == made.record("linear").settings["best_epoch"]
+    metrics = {score.metric for part in again.evaluations for score in part.scores}
+    best = ("linear-best", "linear-last", "linear-clean")
+    assert metrics == {"1-NN", "20-NN", *best, *(f"{metric}-top5" for metric in best)}
+    one, five = (
+        {
+            s.metric.removesuffix("-top5"): s.correct
+            for s in again.evaluations[1].scores
+            if s.group == "all" and s.encoder == "student" and s.metric.endswith("-top5") == top
+        }
+        for top in (False, True)
+    )
+    assert all(five[metric] > one[metric] for metric in best)
+    assert "linear, best epoch (chosen on the queries)" in printed
+    assert all(group in printed for group in ("all (n=100)", "rare (n=80)", "large (n=20)"))
+    assert "\x1b" not in printed + said
+    assert "linear: 40 epochs of 40 images, about" in said
+
+
+def test_student_and_teacher_are_told_apart_and_features_are_reused(made: World, capsys: pytest.CaptureFixture[str]) -> None:
+    _, first = ask(Request(**made.ours), capsys)
+    printed, said = ask(Request(**made.ours, which="teacher", as_json=True), capsys)
+    assert "were there from before" not in first + said
+    found = json.loads(printed)
+    recorded = {(s.encoder, s.metric, s.group): s.correct for s in made.record("knn").scores if s.encoder == "teacher"}
+    assert {(s["encoder"], s["metric"], s["group"]): s["correct"] for s in found["scores"]} == recorded
+    again, said = ask(Request(**made.ours, which="both", as_json=True), capsys)
+    assert "features of 140 of 140 images were there from before" in said
+    assert len(json.loads(again)["scores"]) == 2 * len(recorded)
+    _, said = ask(Request(**made.ours, cache=False), capsys)
+    assert "were there from before" not in said
+    _, said = ask(Request(**made.ours, image_size=20), capsys)
+    assert "were there from before" not in said
+
+
+def test_classes_one_by_one_add_up(made: World, capsys: pytest.CaptureFixture[str]) -> None:
+    printed, _ = ask(Request(**made.ours, per_class=True, as_json=True), capsys)
+    found = json.loads(printed)
+    assert [row["class"] for row in found["per_class"]] == [str(digit) for digit in range(10)]
+    total = {score["metric"]: score["correct"] for score in found["scores"] if score["group"] == "all"}
+    for metric, correct in total.items():
+        assert sum(row[f"student/{metric}"] * row["n"] / 100 for row in found["per_class"]) == pytest.approx(correct)
+    printed, _ = ask(Request(**made.ours, per_class=True), capsys)
+    assert "By class, top-1 in percent" in printed
+
+
+def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(folder=made.layout.folder, root=tmp_path, profile=made.layout.profile)
+    shutil.copytree(made.layout.records, layout.records)
+    out = layout.records / "theirs" / "external.json"
+    ask(Request(**made.ours, label="Theirs", out=out), capsys)
+    report = page.assemble(made.params, records.load(made.params, layout), layout)
+    rows = {row.label: row for row in report.tables[0].rows}
+    ours, theirs = rows[made.params.runs[RUN].label], rows["Theirs"]
+    paired = list(zip(ours.cells, theirs.cells, strict=True))
+    assert [two.value for one, two in paired if one.part == "knn"] == [one.value for one, _ in paired if one.part == "knn"]
+    assert {two.number for one, two in paired if one.part == "linear"} == {"not run"}
+    assert not any(cell.best or cell.runs for cell in theirs.cells)
+    (note,) = [note for note in report.footnotes if note.startswith("Theirs")]
+    assert "encoder.safetensors, sha256" in note
+    assert "Made by isd-repro evaluate --ckpt encoder.safetensors --prepared digits." in note
+    assert "Theirs" in page.render(report)["index.html"].decode()
+
+    tree = json.loads(out.read_text())
+    tree["evaluations"][0]["scores"][0]["correct"] -= 1
+    out.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="its predictions give"):
+        records.load(made.params, layout)
+    tree["evaluations"][0]["scores"][0]["correct"] += 1
+    tree["sha256"] = "0" * 64
+    out.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"knn\.encoder_sha256 is"):
+        records.load(made.params, layout)
+    tree["sha256"] = tree["evaluations"][0]["encoder_sha256"]
+    tree["evaluations"][0]["manifest"]["sha256"] = "1" * 64
+    out.write_text(json.dumps(tree))
+    report = page.assemble(made.params, records.load(made.params, layout), layout)
+    assert "Theirs" not in {row.label for row in report.tables[0].rows}
+    assert any("no table here is of the same images" in note for note in report.footnotes)
+
+
+# --- other people's checkpoints on plain folders ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of different brightness, 12 train and 4 val images each, some grey."""
+    root = tmp_path / "pictures"
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for cls, level in (("dark", 40), ("grey", 120), ("light", 210)):
+            folder = root / split / cls
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = (level + draw.normal(0, 15, (20, 24, 3))).clip(0, 255).astype(np.uint8)
+                image = Image.fromarray(pixels)
+                (image.convert("L") if number % 4 == 0 else image).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = models.resnet18().state_dict()
+    path = tmp_path / "R18.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_a_foreign_checkpoint_on_a_folder(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request(foreign, data=pictures, image_size=32, as_json=True, ks=(1, 5))
+    first = json.loads(ask(request, capsys)[0])
+    said = ask(Request(**{**vars(request), "cache": False, "workers": 1}), capsys)
+    again = json.loads(said[0])
+    assert first["scores"] == again["scores"]
+    assert (first["name"], first["arch"], first["images"]["query"]) == ("r18", "resnet18", 12)
+    assert first["transform"]["mean"] == [0.485, 0.456, 0.406]
+    assert "48 of 48 images have a short side below 37 and are enlarged to it" in said[1]
+    net = models.resnet18()
+    net.load_state_dict(torch.load(foreign, weights_only=True))
+    net.fc = nn.Identity()
+    rows, labels = {}, {}
+    from isd_repro.data import augment
+
+    for split in ("train", "val"):
+        files = sorted((pictures / split).rglob("*.png"), key=lambda path: (path.parent.name, path.name))
+        pixels = torch.stack(
+            [torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1) for path in files]
+        )
+        views = augment.centre(pixels, torch.tensor([[20, 24]] * len(files)), 32, 0.875)
+        views = augment.normalise(views, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        with torch.inference_mode():
+            rows[split] = nn.functional.normalize(net.eval()(views).double(), dim=1)
+        labels[split] = torch.tensor([("dark", "grey", "light").index(path.parent.name) for path in files])
+    nearest = labels["train"][(rows["val"] @ rows["train"].T).argmax(dim=1)]
+    correct = {score["metric"]: score["correct"] for score in first["scores"]}
+    assert correct["1-NN"] == int((nearest == labels["val"]).sum())
+    assert correct["1-NN"] > 4  # of 12; a random network tells brightness
+
+
+def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
+    net = build(config, 16)
+    identity = {
+        "backbone": config.model_dump(mode="json"),
+        "image_size": 16,
+        "crop_ratio": 1.0,
+        "mean": [0.4],
+        "std": [0.2],
+        "encoders": ["student"],
+    }
+    identity |= {"profile": "p", "run": "r", "fingerprint": "f", "manifest": "m"}
+    path = tmp_path / "encoder.safetensors"
+    artifacts.save_tensors(path, "encoder", {f"student.{key}": value for key, value in net.state_dict().items()}, identity)
+    colour = json.loads(ask(Request(path, data=pictures, as_json=True), capsys)[0])
+    grey = tmp_path / "grey"
+    for file in pictures.rglob("*.png"):
+        target = grey / file.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).convert("L").save(target)
+    assert json.loads(ask(Request(path, data=grey, as_json=True), capsys)[0])["scores"] == colour["scores"]
+    assert colour["transform"]["channels"] == 1
+    with pytest.raises(ConfigError, match="--mean has 3 values, the encoder sees 1 channels"):
+        ask(Request(path, data=pictures, mean=(0.1, 0.2, 0.3)), capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "match"),
+    [
+        ({"data": None}, ConfigError, "either --data or --prepared"),
+        ({"prepared": Path("x")}, ConfigError, "either --data or --prepared"),
+        ({"data": None, "prepared": Path("none")}, DataError, "manifest.json: no such file"),
+        ({"data": Path("none")}, DataError, "no such folder or zip"),
+        ({"ckpt": Path("none.pth")}, DataError, "no such file"),
+        ({"ks": (1, 37)}, ConfigError, "37 neighbours asked of 36 labelled images"),
+        ({"ks": (0,)}, ConfigError, "must be 1 or more"),
+        ({"image_size": 0}, ConfigError, "--image-size 0"),
+        ({"crop_ratio": 1.5}, ConfigError, "--crop-ratio 1.5"),
+        ({"std": (0.0, 1.0, 1.0)}, ConfigError, "--std"),
+        ({"data": None, "prepared": Path("x"), "listed": Path("D1.txt")}, ConfigError, "--list goes with --data"),
+        ({"out": Path("Bad Name/external.json")}, ConfigError, "is no name of a record"),
+    ],
+    ids=str,
+)
+def test_wrong_requests_say_what_is_wrong(
+    foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], kind: type[UserError], match: str
+) -> None:
+    request = Request(**{"ckpt": foreign, "data": pictures, "image_size": 16, **change})
+    with pytest.raises(kind, match=match) as caught:
+        ask(request, capsys)
+    assert caught.value.hint
+
+
+def test_features_that_are_not_finite_are_named(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(foreign, weights_only=True)
+    state["layer4.1.bn2.running_var"].fill_(-1.0)
+    torch.save(state, foreign)
+    with pytest.raises(DataError, match=r"'student': .* rows are not finite"):
+        ask(Request(foreign, data=pictures, image_size=16), capsys)
+
+
+def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None:
+    run: Callable[..., Any] = CliRunner().invoke
+    words = ["evaluate", "--ckpt", str(foreign), "--data", str(pictures), "--image-size", "16", "--k", "3", "--json"]
+    done = run(cli.app, [*words, "--std", "0.2,0.2,0.2", "--out", str(tmp_path / "x.json")])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert {score["metric"] for score in found["scores"]} == {"3-NN"}
+    record = artifacts.read_record(tmp_path / "x.json", ExternalRecord)
+    assert record.command.endswith("--image-size 16 --std 0.2,0.2,0.2 --k 3")
+    assert len(unpack_labels(record.evaluations[0].labels)) == 12
+    with pytest.raises(ConfigError, match="--mean 1,a: not numbers"):
+        numbers("--mean", "1,a")
+    assert run(cli.app, ["evaluate", "--ckpt", str(foreign), "--which", "both-ish"]).exit_code == 2
