@@ -114,14 +114,6 @@ def _check_k(k: int, images: int) -> bool:
     return True
 
 
-def _taken(bank: Tensor, part: Tensor) -> Tensor:
-    """Rows of the bank; a view where they follow each other, as those of a bank sorted by class do."""
-    first, last = int(part[0]), int(part[-1])
-    if last - first == len(part) - 1 and bool((part.diff() == 1).all()):
-        return bank[first : last + 1]
-    return bank[part]
-
-
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """L2-normalised rows in float32 on `device`, followed by zero rows up to `size`."""
     unit = functional.normalize(rows.to(device, torch.float32), dim=1)
@@ -130,13 +122,18 @@ def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
 
 def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> None:
     """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them, a few at a time."""
-    for start in range(0, len(part), _ROWS):
-        rows = _taken(bank, part[start : start + _ROWS]).to(chunk.device, torch.float32)
-        length = rows.norm(dim=1, keepdim=True)
-        if not bool(torch.isfinite(length).all()):
-            require_finite(bank, "search features")
-        torch.div(rows, length.clamp_min_(_ZERO), out=chunk[start : start + len(rows)])  # as functional.normalize
-    chunk[len(part) :] = 0
+    first, count = int(part[0]), len(part)
+    follow = int(part[-1]) - first == count - 1 and bool((part.diff() == 1).all())  # as in a bank sorted by class
+    lengths = chunk.new_empty(count, 1)
+    for start in range(0, count, _ROWS):
+        stop = min(start + _ROWS, count)
+        rows = bank[first + start : first + stop] if follow else bank[part[start:stop]]
+        rows, length = rows.to(chunk.device, torch.float32), lengths[start:stop]
+        torch.linalg.vector_norm(rows, dim=1, keepdim=True, out=length)
+        torch.div(rows, length.clamp_min(_ZERO), out=chunk[start:stop])  # as functional.normalize
+    if not bool(torch.isfinite(lengths).all()):
+        require_finite(bank, "search features")
+    chunk[count:] = 0
 
 
 def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
