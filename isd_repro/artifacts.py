@@ -301,6 +301,13 @@ def _git() -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
     checkout = Path(__file__).parent.parent
     try:
+        ours = [
+            "git",
+            "ls-files",
+            "--error-unmatch",
+            "isd_repro/artifacts.py",
+        ]  # not a foreign repository around an installed copy
+        subprocess.run(ours, cwd=checkout, capture_output=True, check=True)
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
         ).stdout.strip()

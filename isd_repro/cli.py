@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from isd_repro import __version__
-from isd_repro.errors import EXIT_INTERRUPTED, UserError
+from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
     name="isd-repro",
@@ -75,8 +75,9 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     """Run one stage for each name, in one process."""
     from rich.console import Console
 
-    from isd_repro import config
+    from isd_repro import artifacts, config
 
+    artifacts.remember_code()
     params, layout = config.load(file)
     console = Console(stderr=True, force_interactive=sys.stderr.isatty())
     function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
@@ -254,8 +255,13 @@ def main() -> None:
         if error.hint:
             typer.secho(f"hint: {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror or error}", fg=typer.colors.RED, err=True)
+        typer.secho("hint: look at free space and permissions; nothing half-written is left", err=True)
+        sys.exit(EXIT_FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from isd_repro.errors import ConfigError
 from isd_repro.params import Frozen, MethodBlock, Params, Run, Subset
@@ -78,15 +78,17 @@ def load(path: Path) -> tuple[Params, Layout]:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run from a folder with a params.yaml, or name one with --params")
-    yaml = YAML(typ="rt")
     try:
-        tree = yaml.load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        tree = YAML(typ="rt").load(text)
+        plain = YAML(typ="safe").load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "mend the syntax") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}:1: not YAML in UTF-8: {error}", "save the file as UTF-8 text") from error
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}:1: expected a mapping of groups, found {type(tree).__name__}", "see docs/params.md")
-    plain = YAML(typ="safe").load(path.read_text("utf-8"))
     try:
         params = Params.model_validate(plain)
     except ValidationError as error:

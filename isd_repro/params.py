@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # no dot: DVC reads one as a level of the file
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Frozen(BaseModel):
     """Base of every parameter block: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
@@ -175,6 +175,12 @@ class Blur(Frozen):
     sigma_max: Positive
     p: Unit
 
+    @model_validator(mode="after")
+    def _sigma_is_a_range(self) -> Blur:
+        if self.sigma_min > self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
+        return self
+
 
 class View(Frozen):
     """One augmentation law: random resized crop, flip, jitter, grayscale, blur, in this order."""
@@ -231,7 +237,7 @@ class Run(Frozen):
 class Knn(Frozen):
     """Nearest-neighbour evaluation."""
 
-    k: tuple[Count, ...] = (1, 20)
+    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 20)
 
 
 class Linear(Frozen):
@@ -301,6 +307,9 @@ class Params(Frozen):
         for key, run in self.runs.items():
             if run.data.subset not in self.subsets:
                 raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")
+            packed = self.subsets[run.data.subset].store.channels
+            if packed != run.backbone.channels:
+                raise ValueError(f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset packs {packed}")
         wanted = [*self.linear_runs, *filter(None, (self.report.reference, self.report.pixels))]
         for key in wanted:
             if key not in self.runs:

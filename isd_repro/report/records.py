@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from isd_repro.artifacts import (
     read_record,
     unpack_labels,
 )
-from isd_repro.config import Layout
+from isd_repro.config import Layout, fingerprint
 from isd_repro.errors import DataError
 from isd_repro.params import Params
 
@@ -144,7 +144,27 @@ def _load_run(name: str, params: Params, layout: Layout) -> RunRecords:
                 message = f"{paths[first]} and {paths[part]} disagree on {key}: {theirs} and {ours}"
                 raise DataError(message, "the parts come from different runs; run the later stages again")
     checked = {part: _check(record, paths[part]) for part, record in raw.items()}
+    _consistent(present, paths)
     return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"))
+
+
+def _consistent(present: Mapping[Part, PretrainRecord | EvaluationRecord], paths: Mapping[Part, Path]) -> None:
+    """What one part says twice, or two parts both say, must be the same."""
+    first = next(iter(present), None)
+    for part, record in present.items():
+        if first and record.manifest != present[first].manifest:
+            raise DataError(f"{paths[first]} and {paths[part]} disagree on what the manifest holds", _AGAIN)
+        if isinstance(record, PretrainRecord):
+            if fingerprint(record.config) != record.fingerprint:
+                found = fingerprint(record.config)
+                raise DataError(f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {found}", _AGAIN)
+            epochs = record.config["optim"]["epochs"]
+            if len(record.curve) != epochs:
+                raise DataError(f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}", _AGAIN)
+    features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
+    if len(set(features.values())) > 1:
+        files = " and ".join(str(paths[part]) for part in features)
+        raise DataError(f"{files} disagree on features_sha256", "run `knn` and `linear` again on the same features")
 
 
 def _load_external(name: str, path: Path) -> External:
@@ -163,9 +183,10 @@ def _load_external(name: str, path: Path) -> External:
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout) -> None:
-    """Rows of one table must answer the same queries over the same images."""
+    """Rows of one table must answer the same queries over the same images, under the same settings."""
     seen: dict[str, tuple[Path, ManifestIdentity]] = {}
     labels: dict[str, tuple[Path, Tensor]] = {}
+    settings: dict[Part, tuple[Path, dict[str, Any]]] = {}
     for name, found in runs.items():
         subset = params.runs[name].data.subset
         for part in PARTS:
@@ -177,6 +198,11 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout)
             if manifest.sha256 != record.manifest.sha256:
                 message = f"{other} and {path} disagree on manifest.sha256: {manifest.sha256} and {record.manifest.sha256}"
                 raise DataError(message, f"runs of subset {subset!r} saw different images; run the older ones again")
+            if isinstance(record, EvaluationRecord):
+                stated = {key: value for key, value in record.settings.items() if key != "best_epoch"}
+                other, before = settings.setdefault(part, (path, stated))
+                if stated != before:
+                    raise DataError(f"{other} and {path} were made with different settings", f"run `{part}` again for the older")
             evaluation = {"knn": found.knn, "linear": found.linear}.get(part)
             if evaluation is not None:
                 other, label = labels.setdefault(subset, (path, evaluation.label))

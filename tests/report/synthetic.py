@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from isd_repro import artifacts
-from isd_repro.config import Layout
+from isd_repro.config import Layout, fingerprint
 from isd_repro.params import Params
 
 Part = Literal["pretrain", "knn", "linear"]
@@ -38,7 +38,7 @@ def profile(
         {
             "profile": "synthetic",
             "report": {"title": "Synthetic profile", "caption": "Random predictions.", **report},
-            "subsets": {name: {"source": source, "rule": rule} for name, rule in rules.items()},
+            "subsets": {name: {"source": source, "rule": rule, "store": {"channels": 1}} for name, rule in rules.items()},
             "runs": {
                 name: {
                     "label": label,
@@ -127,12 +127,13 @@ def write_run(
         path = where.record(run, part)
         if part == "pretrain":
             curve = tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1))
+            groups_of_run = params.runs[run].model_dump(mode="json", exclude={"label", "notes"})
             record: Any = artifacts.PretrainRecord(
                 **common,
                 label=params.runs[run].label,
                 notes=params.runs[run].notes,
-                config=params.runs[run].model_dump(mode="json", exclude={"label", "notes"}),
-                fingerprint=sha("config", run)[:16],
+                config=groups_of_run,
+                fingerprint=fingerprint(groups_of_run),
                 encoders=encoders,
                 steps=16 * epochs,
                 curve=curve,
@@ -152,7 +153,7 @@ def write_run(
                 kind=part,
                 protocol="1-NN, 20-NN exact float32, ties by lowest label" if part == "knn" else "paper",
                 settings={"k": [1, 20]} if part == "knn" else {"epochs": 40},
-                features_sha256=sha("features", run) if part == "knn" else None,
+                features_sha256=sha("features", run),
                 scores=tuple(score for key, found in given.items() for score in artifacts.score(*key, found, label, groups)),
                 labels=artifacts.pack_labels(label),
                 predictions={"/".join(key): artifacts.pack_labels(found) for key, found in given.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -176,3 +176,28 @@ def test_no_records_at_all(tmp_path: Path) -> None:
     assert [cell.number for cell in report.tables[0].rows[0].cells] == ["not run", "not run"]
     assert report.curves is None
     assert report.blocks[0].dots is None
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is deadbeefdeadbeef"),
+        ("pretrain", lambda tree: tree["config"].pop("method"), "fingerprint is"),
+        ("pretrain", lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint is"),
+        ("pretrain", lambda tree: tree["curve"].pop(), "the curve has 9 epochs, its config 10"),
+        ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "disagree on what the manifest holds"),
+        ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "disagree on what the manifest holds"),
+        ("knn", lambda tree: tree.update(features_sha256="0" * 64), "disagree on features_sha256"),
+        ("knn", lambda tree: tree["settings"].update(k=[1, 5]), "made with different settings"),
+        ("linear", lambda tree: tree["settings"].update(epochs=6), "made with different settings"),
+        ("pretrain", lambda tree: tree["provenance"].update(seconds=float("nan")), "seconds"),
+    ],
+)
+def test_what_records_say_twice_must_agree(
+    profile: Profile, part: Literal["pretrain", "knn", "linear"], change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    for run in ("moco", "isd"):
+        synthetic.write_run(profile.layout, profile.params, run, 0.8, parts=("linear",))
+    profile.records()
+    edit(profile.layout.record("isd", part), change)
+    assert words in refused(profile)
