@@ -35,7 +35,7 @@ def subset_findings(params: Params, records: Records, subset: str) -> list[Findi
     for run in runs_of(params, subset):
         cell = score_cell(records.runs[run], "student", metric, "all")
         others = {name: other for name, other in aside.items() if other is not None and other != run}
-        if cell.value is None or run in aside.values() or not others:
+        if cell.value is None or cell.level == RECORDED or run in aside.values() or not others:
             continue
         scores = {name: score_cell(records.runs[other], "student", metric, "all") for name, other in others.items()}
         lead = f"{params.runs[run].label} {text.one_decimal(cell.value)} ({head(metric)}, student)"
@@ -117,7 +117,9 @@ def footnotes(params: Params, records: Records) -> list[str]:
     recorded = verified(records)[1]
     notes = []
     if recorded:
-        notes.append(f"{text.count(recorded)} scores are recorded only: no predictions are stored, so nothing here checks them.")
+        notes.append(
+            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): no predictions are stored, so nothing here checks them."
+        )
     parts = [(name, part, record) for name, run in records.runs.items() for part, record in run.parts.items()]
     dirty = list(dict.fromkeys(name for name, _, record in parts if record.provenance.dirty))
     if dirty:

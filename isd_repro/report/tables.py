@@ -12,7 +12,7 @@ from typing import Literal
 
 from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
-from isd_repro.report.records import External, Key, Records, RunRecords
+from isd_repro.report.records import RECORDED, External, Key, Records, RunRecords
 
 ENCODERS = ("student", "teacher")
 GROUPS = ("all", "rare", "large")
@@ -56,7 +56,8 @@ class Cell:
         """The value, or the words in its place."""
         if self.value is None:
             return text.NOT_RUN if self.kind == "not run" else text.ABSENT
-        return text.signed(self.value) if self.kind == "difference" else text.one_decimal(self.value)
+        mark = "\N{DAGGER}" if self.level == RECORDED else ""
+        return (text.signed(self.value) if self.kind == "difference" else text.one_decimal(self.value)) + mark
 
     @property
     def half(self) -> str:
@@ -165,11 +166,11 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
 
 
 def mark_best(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the largest of the values, ties included; a lone value has nothing to beat."""
-    values = [cell.value for cell in cells if cell.value is not None]
+    """Mark the largest of the checked values, ties included; a lone value has nothing to beat."""
+    values = [cell.value for cell in cells if cell.value is not None and cell.level != RECORDED]
     if len(values) < 2:
         return list(cells)
-    return [replace(cell, best=cell.value is not None and cell.value == max(values)) for cell in cells]
+    return [replace(cell, best=cell.value == max(values) and cell.level != RECORDED) for cell in cells]
 
 
 def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:

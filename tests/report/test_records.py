@@ -90,7 +90,11 @@ def test_a_score_without_predictions_is_recorded_only(profile: Profile) -> None:
     assert {key for key, level in found.levels.items() if level == RECORDED} == {
         ("teacher", "1-NN", g) for g in ("all", "rare", "large")
     }
-    assert any(note.startswith("3 scores are recorded only") for note in profile.report().footnotes)
+    report = profile.report()
+    assert any(note.startswith("3 scores are recorded only") for note in report.footnotes)
+    marked = [cell for table in report.tables for row in table.rows for cell in row.cells if cell.number.endswith("\N{DAGGER}")]
+    assert {(cell.encoder, cell.metric) for cell in marked} == {("teacher", "1-NN")}
+    assert not any(cell.best for cell in marked), "a number that nothing checks never passes for the best"
 
 
 def test_parts_with_different_encoders_are_refused(profile: Profile) -> None:
