@@ -118,7 +118,7 @@ def footnotes(params: Params, records: Records) -> list[str]:
     notes = []
     if recorded:
         notes.append(
-            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): no predictions are stored, so nothing here checks them."
+            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): no predictions are stored, so nothing checks them."
         )
     parts = [(name, part, record) for name, run in records.runs.items() for part, record in run.parts.items()]
     dirty = list(dict.fromkeys(name for name, _, record in parts if record.provenance.dirty))
