@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --timeout 120 --retries 10
 
 # Stage commands of the pipeline find `isd-repro` there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
