@@ -160,6 +160,7 @@ def test_five_writes_are_all(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, 6, after=False)
         world.train(folder)
+    assert world.outputs(folder)["encoder"].is_file(), "a sixth write would have crashed before the end"
 
 
 # --- failures of the run itself -----------------------------------------------------------------------------------------
