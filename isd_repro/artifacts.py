@@ -9,15 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import platform
-import subprocess
-import tempfile
 import zlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,30 +23,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from isd_repro.config import fingerprint
 from isd_repro.errors import DataError
-from isd_repro.params import Frozen
+from isd_repro.files import write_atomic as write_atomic  # named here too, for those who write what they identify
+from isd_repro.params import Frozen, Many, Words
+from isd_repro.provenance import Machine as Machine
+from isd_repro.provenance import Provenance as Provenance
+from isd_repro.provenance import provenance as provenance
+from isd_repro.provenance import remember_code as remember_code
+from isd_repro.provenance import shown_provenance as shown_provenance
+from isd_repro.provenance import source_hash as source_hash
 
 FORMAT = 1
-_KEY = "isd_repro"
+KEY = "isd_repro"
+_DIGEST = "content_sha256"
+MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
+MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
 NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
 
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, a kill or a full disk sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def sha256_file(path: Path) -> str:
@@ -62,6 +52,32 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_sha256(path: Path, folder: Path | None = None) -> str:
+    """As `sha256_file` for large files: hashed once, and again only where size, times or inode have changed since.
+
+    What was found is kept in `folder`; without one, or where it cannot be written, it is kept for this process.
+    """
+    found = path.stat()
+    identity = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    if folder is None:
+        return _hashed(path, *identity)
+    memory = folder / f"{fingerprint({'path': identity[0]})}.json"
+    with suppress(OSError, ValueError, KeyError, RecursionError):
+        kept = json.loads(memory.read_bytes())
+        if isinstance(kept, dict) and kept.get("file") == identity:
+            return str(kept["sha256"])
+    digest = _hashed(path, *identity)
+    with suppress(OSError):  # a torn line is no JSON, and then the file is hashed again
+        folder.mkdir(parents=True, exist_ok=True)
+        memory.write_text(json.dumps({"file": identity, "sha256": digest}), "utf-8")
+    return digest
+
+
+@cache
+def _hashed(path: Path, *_identity: str | int) -> str:
+    return sha256_file(path)
+
+
 # --- tensors with an identity -----------------------------------------------------------------------------------------
 
 
@@ -69,9 +85,20 @@ def save_tensors(
     path: Path, kind: Literal["encoder", "features"], tensors: Mapping[str, Tensor], identity: Mapping[str, Any]
 ) -> None:
     """Write named tensors and their identity; equal input gives equal bytes."""
-    header = {_KEY: json.dumps({"format": FORMAT, "kind": kind, **identity}, sort_keys=True, allow_nan=False)}
+    said = {"format": FORMAT, "kind": kind, **identity}
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    write_atomic(path, save(ordered, metadata=header))
+    text = json.dumps({**said, _DIGEST: _digest(said, ordered)}, sort_keys=True, allow_nan=False)
+    write_atomic(path, save(ordered, metadata={KEY: text}))
+
+
+def _digest(identity: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 over an identity and over name, type, shape and bytes of every tensor: safetensors itself has no checksum."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,64 +111,63 @@ def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict
         raise DataError(f"{path}: no such file", "run the stage that makes it; `dvc repro` runs all that are needed")
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            identity = json.loads(text) if text else None
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file ({error})", "delete it and run its stage again") from error
-    if identity is None or identity.get("kind") != kind or identity.get("format") != FORMAT:
-        found = "no identity" if identity is None else f"kind {identity.get('kind')!r} format {identity.get('format')!r}"
+    return tensors, identified(path, kind, metadata, tensors)
+
+
+def identified(
+    path: Path, kind: Literal["encoder", "features"], metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The identity in a file's metadata; `DataError` as `load_tensors` where it is none or the tensors are not its own."""
+    try:
+        identity = json.loads(metadata.get(KEY) or "null")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file ({error})", "delete it and run its stage again") from error
+    identity = identity if isinstance(identity, dict) else {}
+    if identity.get("kind") != kind or identity.get("format") != FORMAT:
+        found = f"kind {identity.get('kind')!r} format {identity.get('format')!r}" if identity else "no identity"
         raise DataError(f"{path}: expected kind {kind!r} format {FORMAT}, found {found}", "delete it and run its stage again")
-    return tensors, identity
+    stated = identity.pop(_DIGEST, None)  # absent in files from before there was one
+    if stated is not None and stated != _digest(identity, tensors):
+        raise DataError(f"{path}: damaged: its content has another hash than it states", "delete it and run its stage again")
+    return identity
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # a float holds it exactly
+Measured = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences and squares of such values stay finite
 
 
 class ManifestIdentity(Frozen):
     """What a record says of the images: enough to draw them again and to tell two sets apart."""
 
     sha256: str  # layout-independent identity of all images and roles
-    dataset: str  # public name, never a path
-    subset: str  # key in params.yaml
+    dataset: Words  # public name, never a path
+    subset: Words  # key in params.yaml
     rule: dict[str, Any]
-    classes: tuple[str, ...]
-    large: tuple[str, ...]  # empty where the subset is balanced
-    train: int  # unlabelled training images
-    search: int  # labelled search set
-    query: int  # validation queries
-
-
-class Machine(Frozen):
-    """Where a result was made."""
-
-    cpu: str
-    cores: int
-    threads: int
-    gpu: str | None
-    system: str
-
-
-class Provenance(Frozen):
-    """Who could repeat a result: code, packages, machine, time."""
-
-    commit: str | None  # None outside a git checkout
-    dirty: bool | None  # uncommitted changes in the checkout
-    source: str  # sha256 over the package's Python files
-    versions: dict[str, str]
-    machine: Machine
-    written: str  # UTC, ISO 8601
-    seconds: float
+    classes: Many[Words]
+    large: Many[Words]  # empty where the subset is balanced
+    train: Count  # unlabelled training images
+    search: Count  # labelled search set
+    query: Annotated[int, Field(ge=0, le=MAX_QUERIES)]  # validation queries
 
 
 class Score(Frozen):
     """One number: `top1` percent of `n` queries of a group."""
 
     encoder: Literal["student", "teacher"]
-    metric: str  # "1-NN", "20-NN", "linear-last", "linear-best", "linear-clean", and these three with "-top5"
+    # "1-NN", "20-NN"; "linear-" last, best or clean, "few-10pct-" last or best, these with "-top5", too; "transfer"
+    metric: Annotated[
+        str, Field(pattern=r"^([1-9][0-9]{0,8}-NN|(linear-(last|best|clean)|few-[0-9.]{1,9}pct-(last|best))(-top5)?|transfer)$")
+    ]
     group: Literal["all", "rare", "large"]
-    correct: int
-    n: int
+    correct: Count
+    n: Count
 
     @property
     def top1(self) -> float:
@@ -149,41 +175,76 @@ class Score(Frozen):
         return 100.0 * self.correct / self.n
 
 
+class Attempt(Frozen):
+    """One process's work on a run."""
+
+    started: str  # UTC, ISO 8601
+    seconds: float  # of a killed one: up to its last resume point
+    first_step: int  # steps that were done before it
+    last_step: int  # steps that were done after it; of a killed one, in its last resume point
+    outcome: Literal["finished", "stopped", "failed", "killed"]
+    device: str
+
+
 class PretrainRecord(Frozen):
     """What pretraining says of itself."""
 
     format: Literal[1] = 1
     kind: Literal["pretrain"] = "pretrain"
-    profile: str
-    run: str
-    label: str
-    notes: tuple[str, ...]
+    profile: Words
+    run: Words
+    label: Words
+    notes: Many[Words]
     config: dict[str, Any]  # the groups that the fingerprint covers, defaults included
     fingerprint: str
     manifest: ManifestIdentity
     encoder_sha256: str
-    encoders: tuple[str, ...]
-    steps: int
-    curve: tuple[dict[str, float], ...]  # one row per epoch: epoch, lr, loss and the method's metrics
-    sources: tuple[str, ...]  # source hashes of every session that trained; more than one after a resume across versions
+    encoders: Many[str]
+    steps: Count
+    curve: Many[dict[str, Measured]]  # one row per epoch: epoch, lr, loss and the method's metrics
+    sources: Many[str]  # source hashes of every session that trained; more than one after a resume across versions
+    attempts: Many[Attempt] = ()  # every process that worked on the run, in order
+    warnings: Many[Words] = ()  # what a reader of the numbers should know: a collapse, a resume under other code
     provenance: Provenance
 
 
 class EvaluationRecord(Frozen):
-    """What `knn` and `linear` say: scores, and the predictions that the scores can be recomputed from."""
+    """What an evaluating stage says: scores, and the predictions that the scores can be recomputed from."""
 
     format: Literal[1] = 1
-    kind: Literal["knn", "linear"]
-    profile: str
-    run: str
-    protocol: str
+    kind: Literal["knn", "linear", "few_label", "transfer"]
+    profile: Words
+    run: Words
+    protocol: Words
     settings: dict[str, Any]
     manifest: ManifestIdentity
     encoder_sha256: str
     features_sha256: str | None
-    scores: tuple[Score, ...]
+    scores: Many[Score]
     labels: str  # packed class index of every query
     predictions: dict[str, str]  # "<encoder>/<metric>" -> packed predicted class of every query
+    provenance: Provenance
+
+
+class TrajectoryPoint(Frozen):
+    """Scores of the encoders that were kept after an epoch."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    encoder_sha256: str  # of the snapshot's file; the last point's is the run's encoder
+    scores: Annotated[Many[Score], Field(min_length=1)]
+
+
+class TrajectoryRecord(Frozen):
+    """What `trajectory` says: nearest-neighbour scores over a run's training, without predictions."""
+
+    format: Literal[1] = 1
+    kind: Literal["trajectory"] = "trajectory"
+    profile: Words
+    run: Words
+    protocol: Words
+    settings: dict[str, Any]
+    manifest: ManifestIdentity
+    points: Annotated[Many[TrajectoryPoint], Field(min_length=1)]
     provenance: Provenance
 
 
@@ -193,19 +254,20 @@ class ExternalRecord(Frozen):
     format: Literal[1] = 1
     kind: Literal["external"] = "external"
     name: Annotated[str, Field(pattern=NAME)]  # of the record's folder
-    label: str  # the row's name in tables
-    file: str  # base name of the checkpoint
+    label: Words  # the row's name in tables
+    file: Words  # base name of the checkpoint
     sha256: str  # of its bytes
-    layout: str  # the rule that recognised it
-    arch: str
+    layout: Words  # the rule that recognised it
+    arch: Words
     teacher_bn: Literal["own", "student"]  # whose BatchNorm statistics a teacher ran with
     transform: dict[str, Any]
-    command: str  # without folders, which differ from machine to machine
-    evaluations: Annotated[tuple[EvaluationRecord, ...], Field(min_length=1)]
+    command: Words  # without folders, which differ from machine to machine
+    warnings: Many[Words] = ()  # what a reader of the numbers should know: a collapse
+    evaluations: Annotated[Many[EvaluationRecord], Field(min_length=1)]
     provenance: Provenance
 
 
-Record = TypeVar("Record", PretrainRecord, EvaluationRecord, ExternalRecord)
+Record = TypeVar("Record", bound=Frozen)
 
 
 def pack_labels(values: Tensor) -> str:
@@ -214,9 +276,14 @@ def pack_labels(values: Tensor) -> str:
     return base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
-def unpack_labels(text: str) -> Tensor:
-    """Inverse of `pack_labels`, as int64."""
-    raw = zlib.decompress(base64.b64decode(text))
+def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
+    """Inverse of `pack_labels`, as int64; `ValueError` where the text is damaged or more than `most`, which are not unpacked."""
+    packed = zlib.decompressobj()
+    raw = packed.decompress(base64.b64decode(text), 2 * most + 1)
+    if len(raw) > 2 * most:
+        raise ValueError(f"more than {most} entries")
+    if not packed.eof:
+        raise ValueError("cut short")
     return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
 
 
@@ -236,7 +303,7 @@ def score(
     return rows
 
 
-def write_record(path: Path, record: PretrainRecord | EvaluationRecord | ExternalRecord) -> None:
+def write_record(path: Path, record: Frozen) -> None:
     """Write a record or one part of a run's, with stable key order."""
     text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
     write_atomic(path, text.encode() + b"\n")
@@ -246,85 +313,10 @@ def read_record(path: Path, model: type[Record]) -> Record:
     """Read one part of a record; `DataError` names the file and every problem."""
     if not path.is_file():
         raise DataError(f"{path}: no such record", "run the stage that makes it")
+    if path.stat().st_size > MAX_RECORD:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read", "no record is as long")
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise DataError(f"{path}: not a {model.__name__}: {problems}", "delete it and run its stage again") from error
-
-
-# --- provenance -------------------------------------------------------------------------------------------------------
-
-
-def provenance(seconds: float) -> Provenance:
-    """Describe this process's code, packages and machine."""
-    commit, dirty = _git()
-    return Provenance(
-        commit=commit,
-        dirty=dirty,
-        source=source_hash(),
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
-        },
-        machine=Machine(
-            cpu=_cpu_name(),
-            cores=os.cpu_count() or 1,
-            threads=torch.get_num_threads(),
-            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            system=f"{platform.system()} {platform.machine()}",
-        ),
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
-    )
-
-
-def remember_code() -> None:
-    """Fix commit and source hash for this process, before hours pass and the checkout moves on."""
-    source_hash()
-    _git()
-
-
-@cache
-def source_hash() -> str:
-    """Sha256 over names and bytes of the package's Python files."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-@cache
-def _git() -> tuple[str | None, bool | None]:
-    """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
-    checkout = Path(__file__).parent.parent
-    try:
-        ours = [
-            "git",
-            "ls-files",
-            "--error-unmatch",
-            "isd_repro/artifacts.py",
-        ]  # not a foreign repository around an installed copy
-        subprocess.run(ours, cwd=checkout, capture_output=True, check=True)
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        paths = ["isd_repro", "dvc.yaml", ":(glob)**/params.yaml"]  # not dvc.lock, which every running stage changes
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        carried = checkout / "COMMIT"
-        return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)
-    return head, bool(status.stdout.strip())
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from isd_repro import __version__
-from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
+from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
+from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
+from isd_repro.train import guard
 
 app = typer.Typer(
     name="isd-repro",
@@ -24,12 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 parameters, 4 data, 75 stopped and resumable, 130 interrupted.",
 )
 
-bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
-checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
-
-ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
 RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the parameters.")]
-DEFAULT = Path("params.yaml")
 
 
 class Protocol(StrEnum):
@@ -73,16 +72,17 @@ def _root(
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
     """Run one stage for each name, in one process."""
-    from rich.console import Console
-
     from isd_repro import artifacts, config
 
     artifacts.remember_code()
     params, layout = config.load(file)
-    console = Console(stderr=True, force_interactive=sys.stderr.isatty())
-    function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
-    for name in names:
-        function(name, params, layout, console)
+    console = stderr()
+    with guard.stop_on_signal() if stage == "pretrain" else nullcontext() as stop:
+        function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
+        for name in names:
+            if stop is not None and stop():  # it came when the run before had nothing left to save
+                raise Preempted(f"{stop.reason}: stopped before {name}", "run the same command for the runs that are left")
+            function(name, params, layout, console)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -118,15 +118,31 @@ def linear(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
+def trajectory(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
+    """Score the encoders kept during training, epoch by epoch."""
+    _stage("trajectory", runs, params)
+
+
+@app.command(rich_help_panel=STAGES)
+def few_label(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
+    """Score runs by a linear classifier that sees few labels."""
+    _stage("few_label", runs, params)
+
+
+@app.command(rich_help_panel=STAGES)
+def transfer(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
+    """Score runs by classifiers on the features of other data sets."""
+    _stage("transfer", runs, params)
+
+
+@app.command(rich_help_panel=STAGES)
 def report(params: ParamsFile = DEFAULT) -> None:
     """Render tables, figures and the page from the committed records."""
-    from rich.console import Console
-
     from isd_repro import config
     from isd_repro.stages.report import report as render
 
     loaded, layout = config.load(params)
-    render(loaded, layout, Console(stderr=True, force_interactive=sys.stderr.isatty()))
+    render(loaded, layout, stderr())
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -137,6 +153,24 @@ def show(params: ParamsFile = DEFAULT) -> None:
 
     loaded, layout = config.load(params)
     print_table(loaded, layout)
+
+
+@app.command(rich_help_panel=RESULTS)
+def verify(
+    params: ParamsFile = DEFAULT,
+    run: Annotated[list[str] | None, typer.Option(help="Numbers of this run alone; may be given again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Records and rendered files alone: no images, no encoder.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Train the linear heads again, too; says first how long.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+) -> None:
+    """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
+    from isd_repro import config
+    from isd_repro.stages.verify import Asked
+    from isd_repro.stages.verify import verify as walk
+
+    loaded, layout = config.load(params)
+    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, as_json=as_json)
+    walk(loaded, layout, asked, stderr())
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -176,8 +210,6 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
 ) -> None:
     """Score any checkpoint on labelled images as the paper does, without a pipeline."""
-    from rich.console import Console
-
     from isd_repro.evals.request import Request, numbers
     from isd_repro.stages.evaluate import evaluate as run
 
@@ -204,64 +236,77 @@ def evaluate(
         per_class=per_class,
         as_json=as_json,
     )
-    run(request, Console(stderr=True, force_interactive=sys.stderr.isatty()))
+    run(request, stderr())
 
 
-@bench.command(name="knn")
-def bench_knn(
-    bank: Annotated[int, typer.Option(help="Labelled vectors.")] = 100_000,
-    dim: Annotated[int, typer.Option(help="Numbers of each.")] = 512,
-    queries: Annotated[int, typer.Option(help="Vectors that are asked.")] = 1_000,
-    k: Annotated[int, typer.Option("--k", help="Neighbours.")] = 20,
-    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
-    threads: Annotated[int, typer.Option(help="Of both.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+@app.command(rich_help_panel=RESULTS)
+def figures(
+    runs: RunNames,
+    params: ParamsFile = DEFAULT,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Clusters of k-means; default: as many as classes.")] = None,
+    clusters: Annotated[int, typer.Option(min=1, help="Random clusters shown.")] = 12,
+    members: Annotated[int, typer.Option(min=1, help="Random images shown of each.")] = 16,
+    queries: Annotated[int, typer.Option(min=1, help="Random queries shown with their nearest anchors.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every draw.")] = 0,
 ) -> None:
-    """Exact search against faiss-cpu's exact index, in turns within one process."""
-    import json
+    """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
+    from isd_repro import artifacts, config
+    from isd_repro.stages.figures import Asked
+    from isd_repro.stages.figures import figures as draw
 
-    from isd_repro.bench import knn as measure
-
-    sizes = measure.Sizes(bank=bank, dim=dim, queries=queries, k=k, repeats=n, threads=threads)
-    result = measure.bench(
-        sizes, lambda turn, a, b: typer.echo(f"turn {turn + 1}: isd-repro {a:.3f} s, faiss {b:.3f} s", err=True)
-    )
-    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
-
-
-app.add_typer(bench, name="bench", rich_help_panel=RESULTS)
+    artifacts.remember_code()
+    loaded, layout = config.load(params)
+    console = stderr()
+    for name in runs:
+        draw(name, loaded, layout, Asked(k, clusters, members, queries, seed), console)
 
 
-@checkpoint.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
-) -> None:
-    """List every tensor and what it is to an evaluation; exit code 4 where the file would not load."""
-    from isd_repro.stages.inspect import inspect as account
-
-    account(file, as_json=as_json)
-
-
-app.add_typer(checkpoint, name="checkpoint", rich_help_panel=RESULTS)
+for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, "paper"), (checkpoint, "checkpoint")):
+    app.add_typer(group, name=name, rich_help_panel=RESULTS)
 
 
 def main() -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    guard.follow_dvc()
+    out = sys.stdout
     try:
-        app()
+        try:
+            with guard.interrupt_on_signal():
+                app()
+        finally:
+            out.flush()  # here, where a reader that has gone (`show | head -1`) can be met
+    except SystemExit as end:  # typer and rich end so, with 1, when the reader has gone; to us that is no failure
+        if isinstance(end.__context__, BrokenPipeError):
+            _drop(out)
+            sys.exit(0)
+        if end.code == EXIT_INTERRUPTED:
+            typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
+        raise
     except UserError as error:
-        typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
-        if error.hint:
-            typer.secho(f"hint: {error.hint}", err=True)
+        _say(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(out)
         sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        typer.secho(f"error: {where}{error.strerror or error}", fg=typer.colors.RED, err=True)
-        typer.secho("hint: look at free space and permissions; nothing half-written is left", err=True)
+        _say(f"{where}{error.strerror or error}", "look at free space and permissions; nothing half-written is left")
+        sys.exit(EXIT_FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate|not enough memory", str(error)):
+            raise
+        _say(f"not enough memory: {(str(error).splitlines() or [''])[0]}", "smaller sizes need less; see docs/reliability.md")
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _say(message: str, hint: str) -> None:
+    typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
+    if hint:
+        typer.secho(f"hint: {printable(hint)}", err=True)
+
+
+def _drop(out: TextIO) -> None:
+    """What is left in the buffer goes nowhere, or Python would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -5,12 +5,30 @@ A `UserError` is printed as one line and a hint, without a traceback; any other 
 
 from __future__ import annotations
 
+import unicodedata
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 3
 EXIT_DATA = 4
 EXIT_RESUME = 75
 EXIT_INTERRUPTED = 130
+
+
+def seen(sign: str) -> bool:
+    """Whether a character shows or is a space: not one that drives a terminal, turns text round or is half of another."""
+    return sign.isprintable() or unicodedata.category(sign) == "Zs"
+
+
+def printable(text: str) -> str:
+    """Text in which a terminal finds no command: what is not `seen` as an escape, lines kept."""
+    return "".join(sign if sign == "\n" or seen(sign) else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+def line(text: str, most: int = 200) -> str:
+    """A stranger's word within a sentence: `printable`, on one line, and not for ever."""
+    shown = printable(text).replace("\n", "\\n")
+    return shown if len(shown) <= most else f"{shown[:most]}..."
 
 
 class UserError(Exception):

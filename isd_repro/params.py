@@ -10,18 +10,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # no dot: DVC reads one as a level of the file
-Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Frozen(BaseModel):
-    """Base of every parameter block: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+from isd_repro.fields import Count as Count
+from isd_repro.fields import Frozen as Frozen
+from isd_repro.fields import Many as Many
+from isd_repro.fields import Name as Name
+from isd_repro.fields import Natural as Natural
+from isd_repro.fields import Pixels as Pixels
+from isd_repro.fields import Positive as Positive
+from isd_repro.fields import Unit as Unit
+from isd_repro.fields import Words as Words
+from isd_repro.protocol_params import Evaluation as Evaluation
+from isd_repro.protocol_params import FewLabel as FewLabel
+from isd_repro.protocol_params import Knn as Knn
+from isd_repro.protocol_params import Linear as Linear
+from isd_repro.protocol_params import Transfer as Transfer
+from isd_repro.protocol_params import TransferName as TransferName
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -30,8 +33,8 @@ class Source(Frozen):
     """Where images come from. The folder itself is never a parameter: it differs from machine to machine."""
 
     name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100"]
-    root_env: str = ""  # environment variable that names the folder; unused by `digits`
-    dataset: str  # the data set's public name, as provenance shows it
+    root_env: Words = ""  # environment variable that names the folder; unused by `digits`
+    dataset: Words  # the data set's public name, as provenance shows it
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Source:
@@ -64,7 +67,7 @@ class Unbalanced(Frozen):
     classes: Count | None = None
     large: Count  # L, the number of large classes
     rare_images: Count  # n, images kept of each rare class
-    large_classes: tuple[str, ...] | None = None  # explicit choice instead of a draw
+    large_classes: Many[Words] | None = None  # explicit choice instead of a draw
     seed: Natural = 0
 
 
@@ -73,7 +76,7 @@ class ListFile(Frozen):
 
     name: Literal["list"]
     list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
-    root_env: str = "ISD_LISTS_ROOT"
+    root_env: Words = "ISD_LISTS_ROOT"
 
 
 Rule = Annotated[AllClasses | Balanced | Unbalanced | ListFile, Field(discriminator="name")]
@@ -83,7 +86,7 @@ class Store(Frozen):
     """How images are packed: `square` resizes to size x size, `short-side` keeps the aspect, `none` packs as they are."""
 
     resize: Literal["none", "square", "short-side"] = "none"
-    size: Count | None = None  # pixels
+    size: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
 
@@ -113,15 +116,17 @@ class BackboneConfig(Frozen):
 
     arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
-    width: Count = 64  # channels of the first stage
-    pool: Count = 1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
+    width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
+    pool: Annotated[int, Field(ge=1, le=64)] = (
+        1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
+    )
     channels: Literal[1, 3] = 3
 
 
 class MethodBlock(BaseModel):
     """The method's name; every other key belongs to that method's own Config and is checked by it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
     @property
@@ -134,7 +139,7 @@ class Step(Frozen):
     """Multiply the rate by `factor` after each epoch listed."""
 
     name: Literal["step"]
-    milestones: tuple[Count, ...]
+    milestones: Many[Count]
     factor: Positive
 
 
@@ -150,7 +155,7 @@ Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
 class Optim(Frozen):
     """SGD with momentum, as every method of the paper uses it."""
 
-    epochs: Natural  # 0 exports the initial encoder: the untrained row
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
     batch_size: Count
     lr: Positive
     sgd_momentum: Unit = 0.9
@@ -203,10 +208,10 @@ class Data(Frozen):
     """Which subset a run reads and what it makes of its images."""
 
     subset: Name
-    image_size: Count  # pixels; side of the square that the encoder sees
+    image_size: Pixels  # side of the square that the encoder sees
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # evaluation: resize to size / ratio, then centre crop
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    mean: Many[float] = (0.485, 0.456, 0.406)
+    std: Many[Positive] = (0.229, 0.224, 0.225)
     view_student: View
     view_teacher: View
 
@@ -222,8 +227,8 @@ class Numerics(Frozen):
 class Run(Frozen):
     """One pretraining and all it yields."""
 
-    label: str  # the row's name in tables; changes no number
-    notes: tuple[str, ...] = ()  # DEVIATIONS ids and remarks shown beside the row
+    label: Words  # the row's name in tables; changes no number
+    notes: Many[Words] = ()  # DEVIATIONS ids and remarks shown beside the row
     backbone: BackboneConfig
     method: MethodBlock
     optim: Optim
@@ -231,36 +236,7 @@ class Run(Frozen):
     numerics: Numerics = Numerics()
 
 
-# --- how results are read -----------------------------------------------------------------------------------------
-
-
-class Knn(Frozen):
-    """Nearest-neighbour evaluation."""
-
-    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 20)
-
-
-class Linear(Frozen):
-    """The paper's linear protocol (paper.md 4); a shortened one must be named as such."""
-
-    epochs: Count = 40
-    batch_size: Count = 256
-    lr: Positive = 0.01
-    sgd_momentum: Unit = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    milestones: tuple[Count, ...] = (15, 30)
-    factor: Positive = 0.1
-    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.08
-    flip: Unit = 0.5
-    seed: Natural = 0
-    protocol: str = "paper"  # the name that tables print; `paper` only with the paper's values
-
-
-class Evaluation(Frozen):
-    """Settings of the `knn` and `linear` stages, one for all runs of a profile."""
-
-    knn: Knn = Knn()
-    linear: Linear = Linear()
+# --- the rest of a profile ----------------------------------------------------------------------------------------
 
 
 class Efficiency(Frozen):
@@ -268,38 +244,50 @@ class Efficiency(Frozen):
 
     log_every: Count = 10  # steps between two reads of the loss
     checkpoint_every: Count = 1  # epochs between two resume points
+    snapshot_every: Natural = 0  # epochs between two encoders kept for the `trajectory` stage; 0 keeps none
 
 
 class Tracking(Frozen):
     """Where metrics go beside `metrics.jsonl`."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    project: str = "isd-repro"
-    entity: str | None = None
+    project: Words = "isd-repro"
+    entity: Words | None = None
+
+
+class Beside(Frozen):
+    """A table of the paper that runs of this profile stand beside, because they follow its protocol."""
+
+    table: Words  # an id of isd_repro/report/paper.yaml
+    rows: dict[Name, Words]  # run -> row of that table; runs of one row are its repetitions
 
 
 class ReportConfig(Frozen):
     """What a report page says of itself."""
 
-    title: str
-    caption: str
-    notes: tuple[str, ...] = ()
+    title: Words
+    caption: Words
+    notes: Many[Words] = ()
     reference: Name | None = None  # run whose encoder is untrained
     pixels: Name | None = None  # run that scores raw pixels
+    paper: Many[Beside] = ()  # only where the profile runs the paper's protocol
 
 
 class Params(Frozen):
     """A whole `params.yaml`."""
 
     profile: Name
-    root: str = "."
+    root: Words = "."
     report: ReportConfig
     evaluation: Evaluation = Evaluation()
     efficiency: Efficiency = Efficiency()
     tracking: Tracking = Tracking()
     subsets: dict[Name, Subset]
-    recipes: dict[str, Any] = {}  # anchors that runs merge; not read
-    linear_runs: tuple[Name, ...] = ()  # runs that the `linear` stage scores
+    recipes: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it; anchors that runs merge; not read
+    linear_runs: Many[Name] = ()  # runs that the `linear` stage scores
+    few_label_runs: Many[Name] = ()  # and `few_label`
+    transfer_runs: Many[Name] = ()  # and `transfer`
+    trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores
     runs: dict[Name, Run]
 
     @model_validator(mode="after")
@@ -310,8 +298,13 @@ class Params(Frozen):
             packed = self.subsets[run.data.subset].store.channels
             if packed != run.backbone.channels:
                 raise ValueError(f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset packs {packed}")
-        wanted = [*self.linear_runs, *filter(None, (self.report.reference, self.report.pixels))]
-        for key in wanted:
+        if self.trajectory_runs and not self.efficiency.snapshot_every:
+            raise ValueError("trajectory_runs: no snapshot is kept; set efficiency.snapshot_every")
+        if self.transfer_runs and not self.evaluation.transfer.sets:
+            raise ValueError("transfer_runs: there is nothing to transfer to; name data sets in evaluation.transfer.sets")
+        listed = [*self.linear_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
+        listed += [run for table in self.report.paper for run in table.rows]
+        for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
             if key not in self.runs:
-                raise ValueError(f"{key!r} in linear_runs or report is none of the runs {sorted(self.runs)}")
+                raise ValueError(f"{key!r} in a list of runs or in report is none of the runs {sorted(self.runs)}")
         return self

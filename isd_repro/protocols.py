@@ -5,9 +5,9 @@ Shape letters used in the whole package: N images, B batch, C channels, H W pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -76,5 +76,11 @@ class Tracker(Protocol):
     """Where the numbers of a stage go. W&B never stops a run; a metrics file that cannot be written does, with a `UserError`."""
 
     def log(self, row: Mapping[str, float | int | str]) -> None: ...
+
+    def log_image(self, key: str, pixels: Tensor, caption: str = "") -> None:
+        """Keep a picture, uint8 C x H x W, under a key of lower-case letters, digits and hyphens."""
+        ...
+
+    def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
 
     def close(self) -> None: ...

@@ -98,7 +98,7 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
     """Weights as dense float32 of their own memory, counters as int64.
 
     Raises:
-        DataError: a weight is no floating-point tensor, or has values that are not finite.
+        DataError: a weight is no floating-point tensor, has values that are not finite, or is a negative variance.
     """
     result = {}
     for name, entry in tensors.items():
@@ -116,6 +116,11 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
             raise DataError(
                 f"{where}: {bad} of {value.numel()} values of {entry.key} are NaN or infinite",
                 "the training diverged or the file is damaged; an earlier checkpoint may be sound",
+            )
+        if name.endswith(".running_var") and bool((value < 0).any()):
+            raise DataError(
+                f"{where}: {int((value < 0).sum())} of {value.numel()} values of {entry.key} are negative, and a variance is not",
+                "the file is damaged or was edited; fetch it again",
             )
         result[name] = value
     return result

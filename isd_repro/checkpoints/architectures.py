@@ -134,6 +134,8 @@ def infer(shapes: Shapes, where: str, padding: int = 1) -> Architecture:
     kernel = stem[2] if len(stem) == 4 else 0
     if kernel not in {3, 7}:
         raise DataError(f"{where}: conv1.weight is {stem}; a stem has a kernel of 7x7 or 3x3", _HINT)
+    if stem[1] not in {1, 3}:
+        raise DataError(f"{where}: conv1.weight is {stem}, so images have {stem[1]} channels; 1 or 3 can be read", _HINT)
     base = _width(shapes, bottleneck, where)
     if family == "resnet-narrow":
         return Architecture(family, layers, bottleneck, small=True, channels=stem[1], width=base)

@@ -11,14 +11,14 @@ UMBCvision/CompRess (train_student.py), facebookresearch/moco (moco/builder.py),
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from isd_repro.checkpoints.read import Raw, tensors_in
-from isd_repro.errors import DataError
+from isd_repro.errors import DataError, line
 
 _RESNET = r"(?:conv1|bn1|layer[1-4])\."
 _FC = (r"^fc\.",)
@@ -43,6 +43,7 @@ class Rule:
 
 
 _AUTHORS: dict[str, Any] = {"student": ("encoder_q.",), "teacher": ("encoder_k.",), "outer_heads": (r"^predict_q\.",)}
+_BARE = "strides, padding and activations cannot be seen from shapes and are taken to be torchvision's"
 _MEMORY = (r"memory_bank\.", r"\bqueue")
 
 OURS = Rule("isd-repro encoder", (), student=("student.",), teacher=("teacher.",), inner_heads=())
@@ -91,8 +92,8 @@ RULES: tuple[Rule, ...] = (
         banks=_MEMORY,
         indexed=True,
     ),
-    Rule("compress", (rf"^{_RESNET}",), container="model"),
-    Rule("resnet (torchvision, timm)", (rf"^{_RESNET}",)),
+    Rule("compress or torchvision", (rf"^{_RESNET}",), container="model", note=_BARE),
+    Rule("resnet (torchvision, timm)", (rf"^{_RESNET}",), note=_BARE),
 )
 # Position in nn.Sequential(*resnet.children()); 2, 3 and 8 are ReLU, max-pool and average pool, without tensors.
 _INDEX = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -117,6 +118,7 @@ class Parsed:
     entries: tuple[Entry, ...]
     encoders: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)  # encoder -> torchvision's name -> entry
     prefixes: Mapping[str, str] = field(default_factory=dict)  # encoder -> prefix
+    notes: tuple[str, ...] = ()  # other backbones that the file has, too
 
 
 def parse(raw: Raw) -> Parsed:
@@ -143,7 +145,16 @@ def parse(raw: Raw) -> Parsed:
     for entry in entries:
         if entry.name:
             encoders[entry.encoder][entry.name] = entry
-    return Parsed(rule, (*entries, *_others(raw, container)), encoders, prefixes)
+    entries += _others(raw, container)
+    return Parsed(rule, tuple(entries), encoders, prefixes, _spare(entries, container, prefixes))
+
+
+def _spare(entries: Sequence[Entry], container: str, prefixes: Mapping[str, str]) -> tuple[str, ...]:
+    """What was taken, where the file has other backbones that no encoder is made of."""
+    first = re.compile(r"(?:^|(?<=[./]))(?:layer1|4)\.0\.conv1\.weight$")
+    places = [first.sub("", entry.key) for entry in entries if entry.use == "not used" and first.search(entry.key)]
+    taken = " and ".join(f"{container}{'/' if container else ''}{prefix}" or "the top" for prefix in prefixes.values())
+    return tuple(f"weights are taken from {taken}; there is another backbone under {place or 'the top'}" for place in places)
 
 
 def unrecognised(raw: Raw) -> tuple[Entry, ...]:
@@ -189,9 +200,15 @@ def _rule_of(raw: Raw, container: str, names: list[str]) -> Rule:
             continue
         if all(any(re.search(mark, name) for name in names) for mark in rule.marks):
             return rule
+    if not names:
+        held = f"found {line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file holds nothing"
+        raise DataError(
+            f"{raw.path}: no state dict under state_dict, model or network, nor at the top: {held}",
+            "save model.state_dict(), bare or under one of these keys",
+        )
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise DataError(
-        f"{raw.path}: no known layout: {len(names)} tensors ({shown or 'none'})" + _foreign(names),
+        f"{raw.path}: no known layout: {len(names)} tensors ({shown})" + _foreign(names),
         "known are ResNets under torchvision's names, bare or below encoder_q., backbone., encoder. and the like; rename the "
         "tensors to torchvision's names and save them with safetensors (docs/checkpoints.md)",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +17,9 @@ from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.architectures import AUTO, Architecture, infer, settle
 from isd_repro.checkpoints.layouts import Entry, Parsed
-from isd_repro.errors import ConfigError, DataError
+from isd_repro.errors import ConfigError, DataError, line
 from isd_repro.nn import backbones
-from isd_repro.params import BackboneConfig, Count, Frozen, Positive
+from isd_repro.params import BackboneConfig, Frozen, Many, Pixels, Positive
 from isd_repro.protocols import Backbone
 
 Which = Literal["student", "teacher", "both"]
@@ -30,10 +32,11 @@ class Header(Frozen):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     backbone: BackboneConfig
-    image_size: Count  # pixels
+    image_size: Pixels
     crop_ratio: Annotated[float, Field(gt=0, le=1)]
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
+    mean: Many[float]
+    std: Many[Positive]
+    encoders: Many[str] = ()
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,20 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
         plans.append(plan)
         for name, entry in tensors.items():
             used.setdefault(entry.encoder, set()).add(name)
-    notes = dict.fromkeys((*(note for plan in plans for note in plan.notes), *_conversions(parsed, used)))
+    archs = dict.fromkeys(plan.arch for plan in plans)
+    notes = dict.fromkeys(
+        (
+            *parsed.notes,
+            *_contradiction(raw, archs),
+            *(note for plan in plans for note in plan.notes),
+            *_conversions(parsed, used),
+        )
+    )
     return Checkpoint(
         path=path,
         sha256=raw.sha256,
         layout=parsed.rule.name,
-        arch=" / ".join(dict.fromkeys(plan.arch for plan in plans)),
+        arch=" / ".join(archs),
         channels=plans[0].channels,
         encoders=encoders,
         tensors=tuple(account.uses(parsed, wanted, used)),
@@ -160,7 +171,7 @@ def inspect(path: Path) -> Inspection:
     everything = {name: set(parsed.encoders.get(name, {})) for name in names}
     rows = account.uses(parsed, names, everything)
     found: list[str] = []
-    notes: list[str] = _conversions(parsed, everything)
+    notes: list[str] = [*parsed.notes, *_conversions(parsed, everything)]
     archs: list[str] = []
     for encoder in names:
         tensors = parsed.encoders.get(encoder, {})
@@ -178,6 +189,7 @@ def inspect(path: Path) -> Inspection:
         if not differences:
             found += _not_finite(tensors, f"{path}: {encoder}")
     arch = " / ".join(dict.fromkeys(archs))
+    notes += _contradiction(raw, archs)
     return Inspection(
         path,
         raw.sha256,
@@ -282,6 +294,19 @@ def _fill(network: Backbone, tensors: dict[str, Tensor]) -> nn.Module:
     state = {name: tensors[name] if name in tensors else torch.zeros((), dtype=torch.int64) for name in expected}
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _contradiction(raw: read.Raw, archs: Iterable[str]) -> list[str]:
+    """Where the file names an architecture (`arch`, at the top or among the saved arguments), and its shapes are another."""
+    places = (vars(value) if isinstance(value, Namespace) else value for value in (raw.tree, *raw.tree.values()))
+    stated = [place["arch"] for place in places if isinstance(place, dict) and isinstance(place.get("arch"), str)]
+    family = re.compile(r"(?:wide_)?resnet(?:\d+|-narrow)")
+    return [
+        f"the file calls itself {line(name)}, and the shapes of its tensors say {arch}"
+        for name in dict.fromkeys(stated)
+        for arch in archs
+        if (said := family.match(name.lower())) and (shown := family.match(arch)) and said.group() != shown.group()
+    ]
 
 
 def _conversions(parsed: Parsed, used: Mapping[str, set[str]]) -> list[str]:

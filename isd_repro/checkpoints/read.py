@@ -7,9 +7,13 @@ plain values and which the authors' scripts save beside the weights. Whatever el
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
+import os
 import pickle
 import re
+import stat
 import struct
 import warnings
 import zipfile
@@ -18,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from isd_repro import artifacts
@@ -73,28 +78,50 @@ def read(path: Path) -> Raw:
         DataError: there is no such file, it is none of the supported forms, damaged, absurdly large inside, or needs code to
             be opened.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: a directory, not a file", f"name the file inside it; expected {_FORMATS}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file", f"expected {_FORMATS}")
-    size = path.stat().st_size
-    if size == 0:
-        raise DataError(f"{path}: empty file", "the copy or download failed; fetch it again")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    content = _content(path)
     header = None
-    if head[:4] == b"PK\x03\x04":
-        form, tree = "torch", _torch_archive(path, size)
-    elif head[8:9] == b"{":
-        form, (tree, header) = "safetensors", _safetensors(path, size)
-    elif head[:1] == b"\x80":
-        form, tree = "torch legacy", _torch_load(path, size, mmap=False)
+    if content[:4] == b"PK\x03\x04":
+        form, tree = "torch", _torch_archive(path, content)
+    elif content[8:9] == b"{":
+        form, (tree, header) = "safetensors", _safetensors(path, content)
     else:
-        raise _unknown(path, head)
-    return Raw(path, artifacts.sha256_file(path), size, form, tree, header)
+        form, tree = "torch legacy", _torch_load(path, content)
+    for place, _ in tensors_in(tree, path):
+        if not place.isprintable():
+            raise DataError(f"{path}: a tensor's name cannot be shown: {ascii(place)[:200]}", "no network has such a name")
+    return Raw(path, hashlib.sha256(content).hexdigest(), len(content), form, tree, header)
+
+
+def _content(path: Path) -> bytes:
+    """All bytes, read once: what is hashed is what is parsed, whatever becomes of the file meanwhile."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:  # noqa: PTH123 - a pipe must not block
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                what = "a pipe or a device, not a file"
+                raise DataError(f"{path}: {what}", f"write it to the disk first; expected {_FORMATS}")
+            if before.st_size == 0:
+                raise DataError(f"{path}: empty file", "the copy or download failed; fetch it again")
+            head = file.read(4096)
+            if head[:4] != b"PK\x03\x04" and head[8:9] != b"{" and head[:1] != b"\x80":
+                raise _unknown(path, head)
+            file.seek(0)
+            content = file.readall()
+            after = os.fstat(file.fileno())
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: a directory, not a file", f"name the file inside it; expected {_FORMATS}") from error
+    except FileNotFoundError as error:
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise DataError(f"{path}: {what}", f"expected {_FORMATS}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", f"expected {_FORMATS}") from error
+    if len(content) != before.st_size or _state(before) != _state(after):
+        raise DataError(f"{path}: changed while it was being read", "wait until whatever writes it has finished, then run again")
+    return content
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def tensors_in(tree: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -123,17 +150,17 @@ def tensors_in(tree: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def _safetensors(path: Path, size: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > size - 8:
-            raise DataError(
-                f"{path}: truncated safetensors file: its header has {length:,} bytes and the file {size:,}", "fetch it again"
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: damaged safetensors header ({error})", "fetch it again") from error
+def _safetensors(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    size = len(content)
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > size - 8:
+        raise DataError(
+            f"{path}: truncated safetensors file: its header has {length:,} bytes and the file {size:,}", "fetch it again"
+        )
+    try:
+        header = json.loads(content[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged safetensors header ({error})", "fetch it again") from error
     metadata = header.pop("__metadata__", {})
     if len(header) > MAX_TENSORS:
         raise DataError(
@@ -141,11 +168,8 @@ def _safetensors(path: Path, size: int) -> tuple[dict[str, Any], dict[str, Any] 
         )
     try:
         _check_safetensors(path, header, size - 8 - length)
-        if "isd_repro" in metadata:
-            tensors, identity = artifacts.load_tensors(path, "encoder")
-            return dict(tensors), identity
-        with safe_open(path, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in header}, None
+        tensors: dict[str, Any] = safetensors.torch.load(content)
+        return tensors, artifacts.identified(path, "encoder", metadata, tensors) if artifacts.KEY in metadata else None
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged safetensors file ({error})", "fetch it again") from error
 
@@ -161,9 +185,10 @@ def _check_safetensors(path: Path, header: dict[str, Any], data: int) -> None:
             )
 
 
-def _torch_archive(path: Path, size: int) -> dict[str, Any]:
+def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
+    size = len(content)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: truncated or damaged torch archive ({error})", "fetch it again") from error
@@ -185,29 +210,47 @@ def _torch_archive(path: Path, size: int) -> dict[str, Any]:
             f"{path}: absurd archive: {len(infos):,} entries, structure of {names['data.pkl'].file_size:,} bytes",
             "do not trust the file",
         )
-    return _torch_load(path, size, mmap=True)
+    _check_sums(path, content)
+    return _torch_load(path, content)
 
 
-def _torch_load(path: Path, size: int, *, mmap: bool) -> dict[str, Any]:
+def _check_sums(path: Path, content: bytes) -> None:
+    """torch.load does not look at the checksums that torch.save writes."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: truncated or damaged torch archive ({error})", "fetch it again") from error
+    if wrong is not None:
+        hint = "fetch it again; a file that torch wrote without checksums has to be saved anew with them"
+        raise DataError(f"{path}: damaged torch archive: {wrong} does not have its checksum", hint)
+
+
+def _torch_load(path: Path, content: bytes) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols and old storages
-            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # damaged bytes fail anywhere in a reader, with any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{path}: truncated or damaged torch checkpoint ({reason})", "fetch it again") from error
-    if isinstance(content, argparse.Namespace):
-        content = vars(content)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors", CONVERT)
-    tree = {str(key): value for key, value in content.items()}
+    if isinstance(found, argparse.Namespace):
+        found = vars(found)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds a {type(found).__name__}, expected a dict of tensors", CONVERT)
+    tree = {str(key): value for key, value in found.items()}
     for place, tensor in tensors_in(tree, path):
-        if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > size:
+        if tensor.is_meta:
+            raise DataError(
+                f"{path}: {place} {tuple(tensor.shape)} has a shape and no values (torch's meta device)",
+                "the model was saved before its weights were loaded; save it again from one that has them",
+            )
+        if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > len(content):
             raise DataError(
                 f"{path}: absurd tensor: {place} {tuple(tensor.shape)} {tensor.dtype} is sparse or larger than the file of "
-                f"{size:,} bytes",
+                f"{len(content):,} bytes",
                 "no checkpoint of a ResNet holds one; do not trust the file",
             )
     return tree
@@ -220,6 +263,12 @@ def _refused(path: Path, reason: str) -> DataError:
         return DataError(
             f"{path}: refused: the pickle asks for {asked.group(1)}; only tensors, plain values and argparse.Namespace "
             "are loaded, and nothing of it was run",
+            CONVERT,
+        )
+    if "Unsupported operand" in reason:
+        return DataError(
+            f"{path}: refused: a pickle with operations that torch.save does not write, so not a checkpoint of torch; "
+            "nothing of it was run",
             CONVERT,
         )
     lines = [line.strip() for line in reason.partition("WeightsUnpickler error:")[2].splitlines() if line.strip()]

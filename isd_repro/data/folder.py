@@ -8,9 +8,7 @@ three channels (grey is repeated, CMYK and palettes are converted, transparency 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,18 +19,18 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image as Pillow
 from torch import Tensor
 
 from isd_repro import params
-from isd_repro.data import sources
-from isd_repro.data.images import Reader, StoreReader
+from isd_repro.data import opening, sources
+from isd_repro.data.images import PADDED, Reader, StoreReader
 from isd_repro.data.manifests import Image, Manifest
+from isd_repro.data.opening import UnreadableError
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.data.sources import Listing, Located, UnreadableError
+from isd_repro.data.sources import Listing, Located
 from isd_repro.data.store import Store, convert
 from isd_repro.data.subsets import parse_list
-from isd_repro.errors import DataError
+from isd_repro.errors import DataError, printable
 
 _CHUNK = 4096  # images whose hashes are asked for at a time
 _SHOWN = 5
@@ -58,21 +56,27 @@ class ImageSet:
 
 
 class FileReader:
-    """Decodes files by position, several at a time and one batch ahead; stands in for a store of unchanged sizes."""
+    """Decodes files by position, several at a time and up to one batch ahead; stands in for a store of unchanged sizes."""
 
     def __init__(
-        self, listing: Listing, located: Sequence[Located], sizes: Tensor, channels: int, pool: ThreadPoolExecutor
+        self,
+        listing: Listing,
+        located: Sequence[Located],
+        identity: tuple[Sequence[str], Tensor],
+        channels: int,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self.sizes = sizes
+        self._digests, self.sizes = identity
         self.channels = channels
         self._listing, self._located, self._pool = listing, located, pool
         self._settings = params.Store.model_validate({"channels": channels})
         self._waiting: dict[int, Future[npt.NDArray[np.uint8]]] = {}
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Store.read`; `DataError` names an image that cannot be decoded."""
+        """As `Store.read`; `DataError` names an image that cannot be decoded, or whose bytes are not those of the manifest."""
         wanted = dict.fromkeys(index.tolist())  # the last block repeats its last image
-        self.ahead(index)
+        for at in wanted:
+            self._begin(at)
         found = {at: self._waiting.pop(at).result() for at in wanted}
         sizes = self.sizes[index]
         height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
@@ -83,20 +87,30 @@ class FileReader:
         return torch.from_numpy(batch), sizes
 
     def ahead(self, index: Tensor) -> None:
-        """Start decoding these positions."""
-        for at in index.tolist():
-            if at not in self._waiting:
-                self._waiting[at] = self._pool.submit(self._decode, at)
+        """Start decoding the first of these positions, at most `PADDED` bytes; what is waiting and not among them is let go."""
+        wanted = list(dict.fromkeys(index.tolist()))
+        for at in self._waiting.keys() - set(wanted):
+            self._waiting.pop(at).cancel()
+        room = PADDED
+        for at in wanted:
+            room -= self.channels * int(self.sizes[at].prod())
+            if room < 0:
+                break
+            self._begin(at)
+
+    def _begin(self, at: int) -> None:
+        if at not in self._waiting:
+            self._waiting[at] = self._pool.submit(self._decode, at)
 
     def _decode(self, at: int) -> npt.NDArray[np.uint8]:
         located = self._located[at]
         try:
-            pixels = convert(self._listing.decode(self._listing.fetch(located)), self._settings)
+            payload = self._listing.fetch(located)
+            if hashlib.sha256(payload).hexdigest() != self._digests[at]:  # these very bytes are decoded
+                raise DataError(f"{_name(located)}: changed while it was being read", "leave the images alone and run again")
+            return convert(self._listing.decode(payload), self._settings)
         except UnreadableError as error:
             raise DataError(f"{_name(located)}: cannot be decoded ({error})", _MEND) from error
-        if pixels.shape[1:] != tuple(self.sizes[at].tolist()):
-            raise DataError(f"{_name(located)}: its size changed while it was being read", "leave the images alone and run again")
-        return pixels
 
 
 @contextmanager
@@ -125,7 +139,7 @@ def open_folder(
     root = root.expanduser()
     with ExitStack() as stack:
         if root.is_file():
-            listing = sources.tiny_imagenet_zip(stack.enter_context(_open_zip(root)), root)
+            listing = sources.tiny_imagenet_zip(stack.enter_context(opening.open_zip(root)), root)
         elif root.is_dir():
             listing = sources.tiny_imagenet(root)
         else:
@@ -136,22 +150,15 @@ def open_folder(
         begin(len(located))
         digests, sizes = _identify(listing, located, pool, advance)
         manifest = _manifest(root, located, digests, large, train, listed)
-        reader = FileReader(listing, located, sizes, channels, pool)
+        reader = FileReader(listing, located, (digests, sizes), channels, pool)
         prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # of a store, it is asked for pixels alone
         pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
         yield ImageSet(prepared, reader, pixels, (*listing.notes, *notes))
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: not a readable zip ({error})", _WHERE) from error
-
-
-def open_packed(folder: Path, channels: int) -> ImageSet:
-    """A prepared subset of the pipeline; `DataError` where it is missing or damaged."""
-    prepared = open_prepared(folder)
+def open_packed(folder: Path, channels: int, memory: Path | None = None) -> ImageSet:
+    """A prepared subset of the pipeline, opened as by `open_prepared`; `DataError` where it is missing or damaged."""
+    prepared = open_prepared(folder, memory)
     settings = prepared.store.info.settings
     pixels = settings.model_dump(mode="json", exclude={"external"}) | {"channels": channels}
     if settings.channels != channels:
@@ -187,9 +194,9 @@ def _identify(
     def look(image: Located) -> tuple[str, int, int] | None:
         try:
             payload = listing.fetch(image)
-            with Pillow.open(io.BytesIO(payload)) as opened:
+            with opening.open_image(payload) as opened:
                 return hashlib.sha256(payload).hexdigest(), opened.height, opened.width
-        except (UnreadableError, OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):
+        except UnreadableError:
             return None
 
     digests: list[str] = []
@@ -217,7 +224,7 @@ def _manifest(
 
     rule = {"source": "folder", "name": "all"} if listed is None else {"source": "folder", "name": "list", "list": listed.stem}
     return Manifest(
-        dataset=root.resolve().name,
+        dataset=printable(root.resolve().name),
         subset="folder",
         rule=dict(rule),
         classes=tuple(sorted({image.cls for image in located})),

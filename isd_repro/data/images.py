@@ -114,8 +114,7 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
         found = []
         for part in parts(reader.sizes[chosen], reader.channels):
             pixels, sizes = reader.read(chosen[part])
-            if part.stop == len(chosen):
-                reader.ahead(index[following[following < len(index)]])
+            reader.ahead(torch.cat([chosen[part.stop :], index[following[following < len(index)]]]))
             views = augment.centre(pixels.to(device), sizes, frame.size, frame.crop_ratio)
             found.append(augment.normalise(views, frame.mean, frame.std))
         return found[0] if len(found) == 1 else torch.cat(found)
@@ -155,8 +154,7 @@ def _view(
     found = []
     for part in parts(sizes, reader.channels):
         pixels, _ = reader.read(index[part])
-        if part.stop == len(index):
-            reader.ahead(following)
+        reader.ahead(torch.cat([index[part.stop :], following]))
         window = Crop(crop.top[part], crop.left[part], crop.height[part], crop.width[part], crop.flip[part])
         found.append(augment.resample(pixels.to(device), window, size))
     return found[0] if len(found) == 1 else torch.cat(found)

@@ -38,10 +38,7 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, torch.randperm(len(self.split.index), generator=generator_of(self.seed, "epoch", epoch)))
-        chosen = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = self._chosen(step)
         pixels, sizes = self.store.read(self.split.index[chosen])
         pixels = pixels.to(self.device)
         draws = generator_of(self.seed, "step", step)
@@ -49,6 +46,16 @@ class Batches:
         shuffle = torch.randperm(self.batch_size, generator=draws)
         label = self.split.label[chosen]
         return Batch(views[0], views[1], chosen.to(self.device), label.to(self.device), shuffle.to(self.device))
+
+    def labels_at(self, step: int) -> Tensor:
+        """Classes of a step's images, int64, B, in the order of its batch; no image is read."""
+        return self.split.label[self._chosen(step)]
+
+    def _chosen(self, step: int) -> Tensor:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, torch.randperm(len(self.split.index), generator=generator_of(self.seed, "epoch", epoch)))
+        return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
 
     def _view(self, pixels: Tensor, sizes: Tensor, law: View, draws: Generator) -> Tensor:
         images = augment.view(pixels, sizes, law, self.data.image_size, draws)

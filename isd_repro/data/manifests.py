@@ -157,7 +157,8 @@ def read(folder: Path) -> Manifest:
     }
     claimed = header.identity
     strangers = {image.cls for image in images}.symmetric_difference(claimed.classes)
-    if strangers or tuple(sorted(claimed.classes)) != claimed.classes:
+    strangers |= set(claimed.large).difference(claimed.classes)
+    if strangers or tuple(sorted(set(claimed.classes))) != claimed.classes:
         first = min(strangers, default="their order")
         raise DataError(f"{path}: its classes are not those of {HEADER}, first difference: {first}", _AGAIN)
     manifest = Manifest(
@@ -171,6 +172,9 @@ def read(folder: Path) -> Manifest:
         search=positions["search"],
         query=positions["query"],
     )
+    packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
+    if packed != claimed.rule.get("store", packed):
+        raise DataError(f"{folder / HEADER}: the rule and the store have different settings", _AGAIN)
     if manifest.identity() != claimed or len(images) != header.images:
         raise DataError(f"{path}: sha256 of its rows is {manifest.sha256}, {HEADER} says {claimed.sha256}", _AGAIN)
     return manifest

@@ -1,7 +1,7 @@
 """How a prepared subset is made: every image it uses is read once, hashed, decoded and packed.
 
 Everything is written under temporary names (`.partial_*`) beside the final ones and renamed when complete. A killed or failed
-`prepare` leaves nothing under a final name; running it again starts from the beginning.
+`prepare` leaves nothing under a final name; running it again removes what was left and starts from the beginning.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from isd_repro import params
+from isd_repro import files, params
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest, Positions
+from isd_repro.data.opening import UnreadableError
 from isd_repro.data.prepared import pack_root
-from isd_repro.data.sources import Listing, Located, UnreadableError
+from isd_repro.data.sources import Listing, Located
 from isd_repro.data.store import StoreInfo, StoreWriter, convert
 from isd_repro.data.subsets import Selection
 from isd_repro.errors import DataError
@@ -55,20 +56,21 @@ def build(
 
     Raises:
         DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
+        UserError: another process prepares this subset.
     """
     used = _used(listing.images, selection)
     external = pack_root() if subset.store.external else None
     try:
-        for leftover in folder.parent.glob(f".partial_{name}_*"):
-            shutil.rmtree(leftover)
         with ExitStack() as stack:
-            made = stack.enter_context(_temporary(folder.parent / f".partial_{name}_{secrets.token_hex(4)}"))
-            packed = made if external is None else stack.enter_context(_temporary(external / f".partial_{secrets.token_hex(4)}"))
+            lock = folder.with_name(f".lock_{name}")
+            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
+            made = stack.enter_context(_partial(folder.parent, f".partial_{name}_"))
+            packed = made if external is None else stack.enter_context(_partial(external, ".partial_"))
             manifest, info, dropped = _pack(packed, name, subset, listing, selection, used, advance)
             _tell(folder, manifest, dropped, len(used), say)
             manifests.write(made, manifest, store=info, dropped=dropped)
             if external is not None:
-                _move(packed, external / info.key(manifest.sha256))
+                _install(packed, external / info.key(manifest.sha256))
             _move(made, folder)
     except OSError as error:
         raise DataError(
@@ -204,14 +206,21 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-@contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
-    """A folder that is gone after the block, unless it was renamed."""
-    folder.mkdir(parents=True)
+def _partial(parent: Path, prefix: str) -> AbstractContextManager[Path]:
+    """A temporary folder with a name of its own; those that killed processes left under the prefix are removed."""
+    files.sweep(parent, prefix)
+    return files.temporary(parent / f"{prefix}{secrets.token_hex(4)}")
+
+
+def _install(made: Path, final: Path) -> None:
+    """Put an external store in its place. One that is there may be in use: its files are replaced, and none is ever missing."""
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        for path in sorted(made.iterdir()):
+            path.replace(final / path.name)
 
 
 def _move(made: Path, final: Path) -> None:

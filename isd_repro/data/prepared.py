@@ -76,8 +76,12 @@ class Prepared:
         return groups
 
 
-def open_prepared(folder: Path) -> Prepared:
-    """Open a prepared subset, checking hashes of the small files and the length of the store.
+def open_prepared(folder: Path, memory: Path | None = None) -> Prepared:
+    """Open a prepared subset, checking the hash of every file of it.
+
+    Args:
+        folder: what `prepare` wrote.
+        memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
 
     Raises:
         DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
@@ -90,12 +94,8 @@ def open_prepared(folder: Path) -> Prepared:
     if len(store) != len(manifest.images):
         found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"
         raise DataError(f"{folder}: {found}", "run `prepare` for this subset again")
+    store.verify(memory)
     return Prepared(manifest=manifest, store=store)
-
-
-def verify(prepared: Prepared) -> None:
-    """Hash the whole store; `DataError` where its bytes are not those that `prepare` packed."""
-    prepared.store.verify()
 
 
 def store_folder(folder: Path, manifest: Manifest, info: StoreInfo) -> Path:

@@ -8,13 +8,11 @@ downloaded; folders are named by environment variables, because they differ from
 from __future__ import annotations
 
 import importlib
-import io
 import itertools
 import os
-import struct
 import sys
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +22,12 @@ from typing import Any
 from PIL import Image
 
 from isd_repro import params
+from isd_repro.data.opening import UnreadableError, decode_file, open_zip, read_file, unpack
 from isd_repro.errors import DataError, UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 DIGITS_TRAIN = 400  # images of each digit that are train; the other 100 are val
+_SHOWN = 8  # kinds of files in a note
 _ANNOTATIONS = "val/val_annotations.txt"
 _EXPECTED = {
     "image-folder": "a folder with train/<class>/ and val/<class>/ of JPEG or PNG files",
@@ -35,11 +35,6 @@ _EXPECTED = {
     "cifar10": "the folder that holds cifar-10-batches-py",
     "cifar100": "the folder that holds cifar-100-python",
 }
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
-class UnreadableError(Exception):
-    """An image's bytes cannot be read or decoded; the caller counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +78,7 @@ def open_source(source: params.Source) -> Iterator[Listing]:
         return
     root = _root(source)
     if source.name == "tiny-imagenet" and root.is_file():
-        with _open_zip(root) as archive:
+        with open_zip(root) as archive:
             yield tiny_imagenet_zip(archive, root)
     elif source.name == "tiny-imagenet":
         yield tiny_imagenet(root)
@@ -100,7 +95,7 @@ def _root(source: params.Source) -> Path:
     if not value:
         raise DataError(f"{source.root_env} is not set", f"set it to the images of {source.dataset}: {expected}")
     root = Path(value).expanduser()
-    if not root.exists() or (root.is_file() and source.name != "tiny-imagenet"):
+    if not (root.is_dir() or (root.is_file() and source.name == "tiny-imagenet")):
         raise DataError(f"{source.root_env}={value}: no such folder", f"set it to the images of {source.dataset}: {expected}")
     return root
 
@@ -109,15 +104,17 @@ def _root(source: params.Source) -> Path:
 
 
 def image_folder(root: Path) -> Listing:
-    """ROOT/train/<class>/* and ROOT/val/<class>/*, JPEG or PNG; other files and hidden ones are passed over."""
-    return Listing(_parse(root, _scan(root), None, nested=False), _reader(root), decode_file)
+    """ROOT/train/<class>/* and ROOT/val/<class>/*, JPEG or PNG; other files are passed over and counted, hidden ones not."""
+    images, notes = _parse(root, _scan(root), None, nested=False)
+    return Listing(images, _reader(root), decode_file, notes)
 
 
 def tiny_imagenet(root: Path) -> Listing:
     """The official layout of Tiny-ImageNet (train/<class>/images/*, val/images/* with annotations), or plain folders."""
     annotations = root / _ANNOTATIONS
-    text = annotations.read_text("utf-8") if annotations.is_file() else None
-    return Listing(_parse(root, _scan(root), text, nested=True), _reader(root), decode_file)
+    text = _decoded(root, read_file(annotations)) if annotations.is_file() else None
+    images, notes = _parse(root, _scan(root), text, nested=True)
+    return Listing(images, _reader(root), decode_file, notes)
 
 
 def tiny_imagenet_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
@@ -127,43 +124,27 @@ def tiny_imagenet_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
     prefix = min(prefixes, key=lambda text: (text.count("/"), text), default="")
     entries = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
     folders = {f"{parent}/" for name in entries for parent in PurePosixPath(name).parents}
-    text = archive.read(entries[_ANNOTATIONS]).decode() if _ANNOTATIONS in entries else None
+    try:
+        text = _decoded(path, unpack(archive, entries[_ANNOTATIONS])) if _ANNOTATIONS in entries else None
+    except UnreadableError as error:
+        raise DataError(f"{path}: {_ANNOTATIONS} cannot be read ({error})", "fetch the zip again") from error
 
     def fetch(image: Located) -> bytes:
-        try:
-            return archive.read(f"{prefix}{image.ref}")
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UnreadableError(str(error)) from error
+        return unpack(archive, f"{prefix}{image.ref}")
 
-    return Listing(_parse(path, sorted({*entries, *folders}), text, nested=True), fetch, decode_file)
-
-
-def decode_file(payload: bytes) -> Image.Image:
-    """Decode a whole JPEG or PNG file; `UnreadableError` where it is damaged or cut short."""
-    try:
-        image = Image.open(io.BytesIO(payload))
-        image.load()
-    except _DAMAGE as error:
-        raise UnreadableError(str(error)) from error
-    return image
+    images, notes = _parse(path, sorted({*entries, *folders}), text, nested=True)
+    return Listing(images, fetch, decode_file, notes)
 
 
 def _reader(root: Path) -> Callable[[Located], bytes]:
-    def fetch(image: Located) -> bytes:
-        path = root / str(image.ref)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})", "mend the image folder") from error
-
-    return fetch
+    return lambda image: read_file(root / str(image.ref))
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _decoded(root: Path, content: bytes) -> str:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: not a readable zip ({error})", f"expected {_EXPECTED['tiny-imagenet']}") from error
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{root}: {_ANNOTATIONS} is not UTF-8 text ({error})", "unpack the zip again") from error
 
 
 def _scan(root: Path) -> Iterator[str]:
@@ -172,17 +153,24 @@ def _scan(root: Path) -> Iterator[str]:
         if not (root / split).is_dir():
             raise DataError(f"{root}: has no folder {split!r}", "name the folder that holds train and val")
         for entry in _entries(root / split):
-            yield f"{split}/{entry.name}{'/' if entry.is_dir() else ''}"
-            if entry.is_dir():
+            yield f"{split}/{entry.name}{'/' if _is_folder(entry) else ''}"
+            if _is_folder(entry):
                 yield from _scan_class(f"{split}/{entry.name}", entry.path)
 
 
 def _scan_class(name: str, folder: str) -> Iterator[str]:
     for entry in _entries(folder):
-        if not entry.is_dir():
-            yield f"{name}/{entry.name}"
-        elif entry.name == "images":
-            yield from (f"{name}/images/{inner.name}" for inner in _entries(entry.path) if not inner.is_dir())
+        found = f"{name}/{entry.name}{'/' if _is_folder(entry) else ''}"
+        yield found
+        if found.endswith("/images/"):
+            yield from (f"{name}/images/{inner.name}{'/' if _is_folder(inner) else ''}" for inner in _entries(entry.path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise DataError(f"{entry.path}: a link that leads nowhere ({error.strerror})", "mend the image folder") from error
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -193,8 +181,10 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})", "mend the image folder") from error
 
 
-def _parse(root: Path, entries: Iterable[str], annotations: str | None, *, nested: bool) -> tuple[Located, ...]:
-    """Entries as images.
+def _parse(
+    root: Path, entries: Iterable[str], annotations: str | None, *, nested: bool
+) -> tuple[tuple[Located, ...], tuple[str, ...]]:
+    """Entries as images, and a note that counts what is none.
 
     Args:
         root: for messages.
@@ -205,14 +195,20 @@ def _parse(root: Path, entries: Iterable[str], annotations: str | None, *, neste
     classes = {} if annotations is None else _read_annotations(root, annotations)
     folders = {("val", cls) for cls in classes.values()}
     images = []
+    passed: Counter[str] = Counter()
     for entry in entries:
         split, _, rest = entry.partition("/")
         cls, slash, file = rest.partition("/")
-        if split not in ("train", "val") or not slash or cls.startswith("."):
+        if split not in ("train", "val") or cls.startswith("."):
             continue
         file = file.removeprefix("images/") if nested else file
+        if (file or not slash) and not _is_image(file):
+            passed[_kind(split, file if slash else cls, nested=nested)] += 1
+        if not slash:
+            continue
         if split == "val" and annotations is not None:
             if cls != "images" or not _is_image(file):
+                passed["files in folders"] += _is_image(file)
                 continue
             if file not in classes:
                 raise DataError(f"{root}: val/images/{file} has no class in {_ANNOTATIONS}", "unpack the zip again")
@@ -223,7 +219,28 @@ def _parse(root: Path, entries: Iterable[str], annotations: str | None, *, neste
     if classes:
         absent = f"{_ANNOTATIONS} names {len(classes)} images that are absent, first {min(classes)}"
         raise DataError(f"{root}: {absent}", "unpack the zip again")
-    return _checked(root, images, folders)
+    return _checked(root, images, folders), _passed_over(passed)
+
+
+def _passed_over(passed: Counter[str]) -> tuple[str, ...]:
+    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
+    shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+    note = f"{sum(count for _, count in kinds)} files or folders under train and val were passed over: {shown}"
+    return (note,) if kinds else ()
+
+
+def _kind(split: str, file: str, *, nested: bool) -> str:
+    """What a note calls an entry that is no image; "" where nobody has to know: hidden files and Tiny-ImageNet's own lists."""
+    name = PurePosixPath(file)
+    own = nested and (file.endswith("_boxes.txt") or f"{split}/{file}" == _ANNOTATIONS)
+    if name.name.startswith(".") or own or not name.name:
+        return ""
+    if file.endswith("/"):
+        return "folders"
+    if len(name.parts) > 1:
+        return "files in folders"
+    suffix = name.suffix.lower()
+    return suffix if suffix.isprintable() and 1 < len(suffix) < 10 else "others"
 
 
 def _read_annotations(root: Path, text: str) -> dict[str, str]:
@@ -258,6 +275,8 @@ def _checked(root: Path, images: list[Located], folders: set[tuple[str, str]]) -
     ordered = sorted(images, key=_order)
     for image in ordered:
         name = f"{image.cls}{image.file}"
+        if not image.cls or "/" in image.cls or image.cls in (".", ".."):
+            raise DataError(f"{root}: {image.cls!r} is no name of a class", "mend the annotations")
         if not name.isprintable():
             raise DataError(f"{root}: {image.split}: {name!r} has control or undecodable characters", "rename the file or folder")
     for one, two in itertools.pairwise(ordered):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isd_repro.artifacts import load_tensors
 from isd_repro.errors import DataError
 from isd_repro.nn.backbones import build
-from isd_repro.params import BackboneConfig, Count, Frozen, Positive
+from isd_repro.params import BackboneConfig, Frozen, Many, Pixels, Positive
 
 _HINT = "the file was written by another version or for another backbone; run `pretrain` again"
 
@@ -25,11 +25,11 @@ class EncoderIdentity(Frozen):
     run: str
     manifest: str  # sha256 of the images it was trained on
     backbone: BackboneConfig
-    image_size: Count  # pixels
+    image_size: Pixels
     crop_ratio: Annotated[float, Field(gt=0, le=1)]
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
-    encoders: Annotated[tuple[Literal["student", "teacher"], ...], Field(min_length=1)]
+    mean: Many[float]
+    std: Many[Positive]
+    encoders: Annotated[Many[Literal["student", "teacher"]], Field(min_length=1)]
 
 
 def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
@@ -62,6 +62,12 @@ def check_manifest(path: Path, recorded: str, prepared: str) -> None:
             f"{path}: manifest changed since it was made: made with {recorded[:12]}, prepared now {prepared[:12]}",
             "run `pretrain` and what follows it again; `dvc repro` does so",
         )
+
+
+def check_run(path: Path, identity: EncoderIdentity, run: str) -> None:
+    """`DataError` where the encoder file at `path` is a copy from the folder of another run."""
+    if identity.run != run:
+        raise DataError(f"{path}: is of run {identity.run!r}, not {run!r}", "run `pretrain` for this run")
 
 
 def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

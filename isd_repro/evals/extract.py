@@ -19,6 +19,7 @@ from isd_repro.errors import DataError
 from isd_repro.evals.arithmetic import exact
 
 BLOCK = 256  # images; part of the result's bits, so no setting
+UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"
 _ROWS = 1024  # rows looked at together, so that a memory-mapped file is never copied whole
 
 Images = Callable[[Tensor], Tensor]  # positions, int64, B -> normalised float images, B x C x H x W
@@ -84,15 +85,18 @@ def forward(encoders: Mapping[str, nn.Module], images: Images, start: int, count
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """`DataError` where a row of `values` (N x D) has an infinity or NaN."""
-    bad = 0
+    """`DataError` where a row of `values` (N x D) has an infinity or NaN, or a length beyond float32."""
+    bad = overflow = 0
     for part in values.split(_ROWS):
-        odd = ~torch.isfinite(part.sum(dim=1))  # in one pass; a finite row whose sum overflows is cleared by the second
+        odd = ~torch.isfinite(torch.linalg.vector_norm(part, dim=1))
         if bool(odd.any()):
-            bad += int((~torch.isfinite(part[odd]).all(dim=1)).sum())
-    if bad:
-        hint = "the encoder diverged; look at its loss and lower its rate"
-        raise DataError(f"{what}: {bad} of {len(values)} rows are not finite", hint)
+            finite = torch.isfinite(part[odd]).all(dim=1)
+            overflow += int(finite.sum())
+            bad += int((~finite).sum())
+    problems = [f"{bad} of {len(values)} rows are not finite"] if bad else []
+    problems += [f"{overflow} of {len(values)} rows are too long for float32 and have no direction"] if overflow else []
+    if problems:
+        raise DataError(f"{what}: {' and '.join(problems)}", UNUSABLE)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from isd_repro.errors import ConfigError, DataError
 from isd_repro.evals.arithmetic import exact
-from isd_repro.evals.extract import require_finite
+from isd_repro.evals.extract import UNUSABLE, require_finite
 
 QUERY_ROWS = 1024
 BANK_ROWS = 2048
@@ -60,13 +60,15 @@ def predict(bank: Tensor, label: Tensor, query: Tensor, ks: Sequence[int], devic
 def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
     """Positions in the bank of each query's k nearest, int64, Q x k, nearest first; arguments as for `predict`.
 
-    Cosine similarity; a zero vector has similarity 0 to everything.
+    Cosine similarity; a zero vector has similarity 0 to everything, and where every vector is one there is nothing to search.
     """
     _check_k(k, len(bank))
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1] or len(label) != len(bank):
         shapes = f"bank {tuple(bank.shape)}, label {tuple(label.shape)}, query {tuple(query.shape)}"
         raise DataError(f"features do not fit each other: {shapes}", "run `extract` again")
     require_finite(query, "query features")
+    if len(query) and not any(bool((torch.linalg.vector_norm(part, dim=1) > _ZERO).any()) for part in query.split(QUERY_ROWS)):
+        raise DataError("query features: every one is zero", UNUSABLE)
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
     rows = max(1, QUERY_BYTES // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
     found = [torch.empty(0, k, dtype=torch.int64)]
@@ -82,13 +84,16 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
     best = [torch.full((QUERY_ROWS, k), torch.iinfo(torch.int64).min, device=device) for _ in blocks]
     similarity = torch.empty(QUERY_ROWS, BANK_ROWS, device=device)
     chunk = torch.zeros(BANK_ROWS, query.shape[1], device=device)
+    longest = 0.0
     for start in range(0, len(bank), BANK_ROWS):
         part = order[start : start + BANK_ROWS]
-        _fill(chunk, bank, part)
+        longest = max(longest, _fill(chunk, bank, part))
         for at, block in enumerate(blocks):
             torch.mm(block, chunk.T, out=similarity)
             similarity[:, len(part) :] = -torch.inf
             best[at] = _merged(best[at], similarity, start, k)
+    if longest <= _ZERO:
+        raise DataError("search features: every one is zero", UNUSABLE)
     return torch.cat(best)[: len(query)]
 
 
@@ -120,8 +125,8 @@ def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     return functional.pad(unit, (0, 0, 0, size - len(unit)))
 
 
-def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> None:
-    """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them, a few at a time."""
+def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> float:
+    """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them; the greatest length."""
     first, count = int(part[0]), len(part)
     follow = int(part[-1]) - first == count - 1 and bool((part.diff() == 1).all())  # as in a bank sorted by class
     lengths = chunk.new_empty(count, 1)
@@ -134,6 +139,7 @@ def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> None:
     if not bool(torch.isfinite(lengths).all()):
         require_finite(bank, "search features")
     chunk[count:] = 0
+    return float(lengths.max())
 
 
 def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console
 
+from isd_repro.errors import printable
+
 _SECONDS = 10.0  # between two lines where there is no terminal
 
 
@@ -55,7 +57,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One plain line."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str) -> Iterator[Task]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from isd_repro.errors import ConfigError
+from isd_repro.errors import ConfigError, printable
+
+LEAST, MOST = 8, 4096  # pixels of a side: less leaves no image, more no memory for a block of 256
+_NAME_MAX = 200  # bytes; beside it a file of the same name and 20 more is written first
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,72 @@ class Request:
     as_json: bool = False
 
     def check(self) -> None:
-        """`ConfigError` where options contradict each other or a value is out of its range."""
+        """`ConfigError` where options contradict each other, a value is out of its range, or `--out` cannot be written."""
         if (self.data is None) == (self.prepared is None):
             raise ConfigError(
                 "name the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
             )
         if self.listed is not None and self.data is None:
             raise ConfigError("--list goes with --data", "a prepared folder says itself which classes are large")
-        if self.image_size is not None and self.image_size < 1:
-            raise ConfigError(f"--image-size {self.image_size}: must be 1 or more", "give a side in pixels")
+        self._check_view()
+        self._check_counts()
+        if self.label is not None and (not self.label.strip() or "\n" in self.label or printable(self.label) != self.label):
+            raise ConfigError("--label: is empty or has characters that cannot be seen", "give words as a table shows them")
+        if self.out is not None:
+            self._check_out(self.out)
+
+    def _check_view(self) -> None:
+        if self.image_size is not None and not LEAST <= self.image_size <= MOST:
+            raise ConfigError(f"--image-size {self.image_size}: must be {LEAST} to {MOST}", "give a side in pixels")
         if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
             raise ConfigError(f"--crop-ratio {self.crop_ratio}: must be above 0 and at most 1", "the paper's is 0.875")
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError("--std: every value must be above 0", "ImageNet's is 0.229,0.224,0.225")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ConfigError("--mean: every value must be a finite number", "ImageNet's is 0.485,0.456,0.406")
+        if self.std is not None and not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ConfigError("--std: every value must be a finite number above 0", "ImageNet's is 0.229,0.224,0.225")
+
+    def _check_counts(self) -> None:
+        """Numbers in their range, and none for a protocol that is not run."""
         if not self.ks or min(self.ks) < 1 or self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
             raise ConfigError(
                 "--k, --linear-seeds and --linear-epochs must be 1 or more", "leave them out for the paper's values"
             )
-        if self.out is not None and self.out.is_dir():
-            raise ConfigError(f"{self.out}: is a folder", "--out names a file; `report` reads records/<name>/external.json")
+        if len(set(self.ks)) < len(self.ks):
+            raise ConfigError(f"--k: {', '.join(map(str, self.ks))} repeats a number", "give each number once")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: must be 1 or more", "leave it out for as many as there are cores")
+        unused = {
+            "--k": self.protocol == "linear" and self.ks != Request.ks,
+            "--linear-seeds": self.protocol == "knn" and self.seeds != 1,
+            "--linear-epochs": self.protocol == "knn" and self.epochs is not None,
+            "--workers": self.data is None and self.workers is not None,
+        }
+        for option in (name for name, wrong in unused.items() if wrong):
+            where = "--prepared, which is not decoded" if option == "--workers" else f"--protocol {self.protocol}"
+            raise ConfigError(f"{option} has no effect with {where}", f"leave {option} out, or ask for what it is about")
+
+    def _check_out(self, out: Path) -> None:
+        """Before the work, not after it: that the record can be written where it shall be, and takes no input's place."""
+        hint = "--out names a file; `report` reads records/<name>/external.json"
+        try:
+            found = out.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}", hint) from error
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device, no file"
+            raise ConfigError(f"--out {out}: {what}", hint)
+        for given in (self.ckpt, self.data, self.listed):
+            if found is not None and given is not None and given.exists() and out.samefile(given):
+                raise ConfigError(f"--out {out}: is the very file that is read", hint)
+        if len(os.fsencode(out.name)) > _NAME_MAX:
+            raise ConfigError(f"--out: its name has more than {_NAME_MAX} bytes", hint)
+        folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            what = "cannot be written to" if folder.is_dir() else "is no folder"
+            raise ConfigError(f"--out {out}: {folder} {what}", "name another folder, or permit writing")
+        _ = self.name  # which says where it is none
 
     @property
     def name(self) -> str:

@@ -32,6 +32,7 @@ from isd_repro.evals.arithmetic import exact
 from isd_repro.evals.extract import BLOCK, Images, forward, ready, require_finite
 
 SHARD = 4 * BLOCK  # images
+_NOISE = 1e-6  # of a number of a normalised feature
 Identity = Mapping[str, object]  # JSON-serialisable; all that the rows depend on beside the split
 
 
@@ -87,6 +88,12 @@ def digest(root: Path, identities: Mapping[str, Identity]) -> str:
             hasher.update(f"{name} {path.name}\n".encode())
             hasher.update("".join(f"{shard} {text}\n" for shard, text in sorted(_log(path).items())).encode())
     return hasher.hexdigest()
+
+
+def same(rows: Tensor) -> bool:
+    """Whether all rows (N x D) have one direction, up to the noise of float32, as after a collapse."""
+    first = nn.functional.normalize(rows[:1].double(), dim=1)
+    return all(bool((nn.functional.normalize(part.double(), dim=1) - first).abs().max() < _NOISE) for part in rows.split(SHARD))
 
 
 def _compute(

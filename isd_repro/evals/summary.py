@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from isd_repro.artifacts import Score
+from isd_repro.artifacts import EvaluationRecord, Score, unpack_labels
+from isd_repro.errors import printable
 
 WORDS = {
     "linear-best": "linear, best epoch (chosen on the queries)",
@@ -55,13 +56,20 @@ def per_class(predictions: Mapping[str, Tensor], label: Tensor, classes: Sequenc
     return rows
 
 
+def class_rows(record: EvaluationRecord) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of a record's accuracy class by class, recomputed from its predictions."""
+    predictions = {key: unpack_labels(text) for key, text in sorted(record.predictions.items())}
+    rows = per_class(predictions, unpack_labels(record.labels), record.manifest.classes)
+    return ["class", "n", *predictions], [list(row.values()) for row in rows]
+
+
 def class_table(rows: Sequence[Mapping[str, object]]) -> Table:
     """What `per_class` gives, as a table."""
     table = _table()
     for at, head in enumerate(rows[0]):
         table.add_column(Text(head), justify="left" if at == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(f"{value:.1f}" if isinstance(value, float) else str(value)) for value in row.values()))
+        table.add_row(*(Text(f"{value:.1f}" if isinstance(value, float) else printable(str(value))) for value in row.values()))
     return table
 
 
@@ -71,7 +79,7 @@ def show(out: Console, tables: Iterable[tuple[str, Table]]) -> None:
         if not out.is_terminal:
             wide = out.options.update(width=10_000, max_width=10_000)
             out.width = max(out.width, Measurement.get(out, wide, table).maximum)
-        out.print(title, style="bold", markup=False, soft_wrap=True)
+        out.print(printable(title), style="bold", markup=False, soft_wrap=True)
         out.print(table)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isd_repro.nn import ema
 from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.nn.health import health
 from isd_repro.params import Frozen, Unit
 from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
@@ -47,7 +48,7 @@ class Method(nn.Module):
         student_BD = unit(self.predictor(self.student(batch.view_student)))
         teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
         loss = byol_loss(student_BD, teacher_BD)
-        return StepOutput(loss, {"cosine": 1 - loss.detach() / 2})
+        return StepOutput(loss, health(student_BD, teacher_BD))
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

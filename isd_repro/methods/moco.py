@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.nn.health import health
 from isd_repro.params import Frozen, Unit
 from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
@@ -64,8 +65,7 @@ class Method(nn.Module):
         with torch.autocast(student_BD.device.type, enabled=False):
             loss = moco_loss(student_BD, teacher_BD, bank_KD, self.config.tau)
         self.bank.push(teacher_BD)
-        agreement = (student_BD.detach() * teacher_BD).sum(1).mean()
-        return StepOutput(loss, {"cosine": agreement})
+        return StepOutput(loss, health(student_BD, teacher_BD))
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

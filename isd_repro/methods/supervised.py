@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import nn
 
+from isd_repro.nn.heads import unit
+from isd_repro.nn.health import health
 from isd_repro.params import Frozen
 from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
@@ -30,9 +32,10 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Cross-entropy in nats and the share of the batch that is classified rightly."""
-        logits = self.classifier(self.student(batch.view_student)).float()
+        features = self.student(batch.view_student)
+        logits = self.classifier(features).float()
         right = (logits.detach().argmax(1) == batch.label).float().mean()
-        return StepOutput(F.cross_entropy(logits, batch.label), {"train_top1": 100 * right})
+        return StepOutput(F.cross_entropy(logits, batch.label), {"train_top1": 100 * right, **health(unit(features.detach()))})
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

@@ -52,5 +52,8 @@ class Bank(nn.Module):
         return torch.tensor(self.pointer)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the pointer."""
-        self.pointer = int(state)
+        """Restore the pointer; `ValueError` where it is no row."""
+        pointer = int(state)
+        if not 0 <= pointer < len(self.rows):
+            raise ValueError(f"bank: the pointer is {pointer}, the rows are {len(self.rows)}")
+        self.pointer = pointer

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from isd_repro.params import Params
 from isd_repro.report import text
-from isd_repro.report.pivot import methods
+from isd_repro.report.cells import Cell
+from isd_repro.report.pivot import draw_cell, methods
 from isd_repro.report.records import Records
-from isd_repro.report.tables import ENCODERS, Cell, groups_of, runs_of, score_cell
+from isd_repro.report.tables import ENCODERS, groups_of, runs_of, score_cell
 
 WIDTH = 960.0  # of a full figure, in px at scale 1
 _LABEL = 7.4  # width of one character of a row label, generous
@@ -189,10 +190,10 @@ def pivot_dots(params: Params, records: Records, subsets: Sequence[str]) -> Dots
     by_method = methods(params, subsets)
     groups = dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset))
 
-    def of(run: str | None, group: str) -> Cell:
-        return score_cell(records.runs[run], "student", metric, group) if run else Cell("none")
+    def of(runs: Sequence[str], group: str) -> Cell:
+        return draw_cell(records, runs, ("student", metric, group))
 
-    cells = {group: [[of(runs.get(subset), group) for runs in by_method.values()] for subset in subsets] for group in groups}
+    cells = {group: [[of(runs.get(subset, ()), group) for runs in by_method.values()] for subset in subsets] for group in groups}
     title = f"{subsets[0]} to {subsets[-1]}: {metric} top-1, student, %"
     return _dots(title, subsets, list(by_method), cells, hollow=False)
 
@@ -203,7 +204,7 @@ def _dots(title: str, rows: Sequence[str], series: Sequence[str], cells: Mapping
     if not flat:
         return None
     used = [at for at in range(len(series)) if any(row[at].value is not None for group in cells.values() for row in group)]
-    low, high = min(cell.low or 0.0 for cell in flat), max(cell.high or 0.0 for cell in flat)
+    low, high = min(_whisker(cell)[0] for cell in flat), max(_whisker(cell)[1] for cell in flat)
     low, high = max(0.0, 5 * math.floor(low / 5)), min(100.0, 5 * math.ceil(high / 5))
     labels = min(max(len(_shorten(row, 30)) for row in rows) * _LABEL + 16, 240.0)
     legend = len(used) > 1
@@ -222,10 +223,11 @@ def _dots(title: str, rows: Sequence[str], series: Sequence[str], cells: Mapping
             shown = [number for number in used if line[number].value is not None]
             for place, number in enumerate(shown):
                 cell = line[number]
-                if cell.value is not None and cell.low is not None and cell.high is not None:
+                if cell.value is not None:
+                    ends = [across(end) for end in _whisker(cell)]
                     y = top + row_height * (row + 0.5) + 11.0 * (place - (len(shown) - 1) / 2)
                     words = f"{rows[row]}, {series[number]}, {group}: {cell.plain}"
-                    dots.append(Dot(across(cell.value), y, across(cell.low), across(cell.high), number, words))
+                    dots.append(Dot(across(cell.value), y, ends[0], ends[1], number, words))
         ticks = tuple(Tick(across(value), _tick_label(value)) for value in nice_ticks(low, high, 6))
         panels.append(DotPanel(x, group.capitalize(), tuple(dots), ticks))
     height = row_height * len(rows)
@@ -236,6 +238,12 @@ def _dots(title: str, rows: Sequence[str], series: Sequence[str], cells: Mapping
     marks = tuple(Tick(top + row_height * (at + 0.5), _shorten(row, 30)) for at, row in enumerate(rows))
     legends = tuple(names) if legend else ()
     return Dots(title, WIDTH, top + height + bottom, top, plot_width, height, marks, legends, hollow, tuple(panels))
+
+
+def _whisker(cell: Cell) -> tuple[float, float]:
+    """The interval of one run's score; one standard deviation either way where several seeds stand behind a dot."""
+    value, spread = cell.value or 0.0, cell.deviation or 0.0
+    return (value - spread, value + spread) if cell.low is None or cell.high is None else (cell.low, cell.high)
 
 
 def _shorten(label: str, length: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isd_repro.params import Params, Run
+from isd_repro.params import Params
 from isd_repro.report import stats, text
-from isd_repro.report.pivot import compare, contest, discordant, families, method_name, methods, peer
+from isd_repro.report.cells import Cell, Table
+from isd_repro.report.pivot import compare, contest, discordant, draw_cell, families, methods, peer
+from isd_repro.report.pool import SIGNIFICANT, evidence
 from isd_repro.report.records import RECOMPUTED, RECORDED, Records
-from isd_repro.report.tables import Cell, Table, externals_of, groups_of, head, runs_of, score_cell
-
-SIGNIFICANT = 0.05
+from isd_repro.report.runs import changes
+from isd_repro.report.tables import externals_of, groups_of, head, runs_of, score_cell
 
 
 @dataclass(frozen=True)
@@ -68,47 +69,52 @@ def _against(records: Records, cell: Cell, name: str, other: Cell) -> str:
 
 def _rivals(params: Params, records: Records, subset: str, metric: str) -> list[Finding]:
     subject, others = contest(params, [subset])
-    runs = {name: of_subset[subset] for name, of_subset in methods(params, [subset]).items()}
+    seeds = {name: of_subset[subset] for name, of_subset in methods(params, [subset]).items()}
     found = []
     for other in others if subject else []:
         parts = []
         for group in groups_of(params, records, subset):
-            ours, theirs = (score_cell(records.runs[runs[name]], "student", metric, group) for name in (str(subject), other))
+            ours, theirs = (draw_cell(records, seeds[name], ("student", metric, group)) for name in (str(subject), other))
             if ours.value is not None and theirs.value is not None:
                 paired = compare(records, ours, theirs)
-                parts.append(f"{text.signed(ours.value - theirs.value)} points on {group} queries{paired and f' ({paired})'}")
+                spread = f"means of {ours.count or 1} and {theirs.count or 1} seeds, s.d. {_spread(ours)} and {_spread(theirs)}"
+                said = paired or (spread if ours.count or theirs.count else "")
+                parts.append(f"{text.signed(ours.value - theirs.value)} points on {group} queries{said and f' ({said})'}")
         if parts:
             found.append(Finding(f"{subject} against {other} ({head(metric)}, student)", f"{text.listing(parts)}."))
     return found
 
 
 def pivot_findings(params: Params, subsets: Sequence[str], tables: Sequence[Table]) -> list[Finding]:
-    """Mean difference over the draws in every group, with a sign test over draws; from the first (main) table."""
+    """Mean difference over the draws in every group, its interval and a permutation test over draws; from the main table."""
     subject, others = contest(params, subsets)
     table = tables[0]
+    width = len(methods(params, subsets)) + len(others)
     found = []
     for at, column in enumerate(table.columns):
         cells = [row.cells[at] for row in table.rows if row.cells[at].kind == "difference" and row.cells[at].value is not None]
         values = [cell.value for cell in cells if cell.value is not None]
         if not values:
             continue
-        run = next(iter(cells)).runs[1]
-        mean, deviation = stats.mean_and_deviation(values)
-        above, below = sum(value > 0 for value in values), sum(value < 0 for value in values)
-        spread = "" if deviation is None else f" (standard deviation {deviation:.1f})"
-        test = text.p_value(stats.sign_test(above, below))
+        paired = stats.paired(values)
+        spread = "" if paired.deviation is None else f" (standard deviation {paired.deviation:.1f})"
         body = (
-            f"{text.signed(mean)} points on average over {len(values)} of {len(table.rows)} draws{spread};"
-            f" {subject} is ahead on {above}, behind on {below}; exact sign test over draws {test}."
+            f"{text.signed(paired.mean)} points on average over {paired.n} of {len(table.rows)} draws{spread};"
+            f" {evidence(paired)}; {subject} is ahead on {paired.above}, behind on {paired.below}."
         )
-        found.append(Finding(f"{subject} against {method_name(params, run)}, {column.span[:1].lower()}{column.span[1:]}", body))
-    return found if others else []
+        other = others[at % width - (width - len(others))]
+        found.append(Finding(f"{subject} against {other}, {column.span[:1].lower()}{column.span[1:]}", body))
+    return found
+
+
+def _spread(cell: Cell) -> str:
+    return "unknown" if cell.deviation is None else text.one_decimal(cell.deviation)
 
 
 def verified(records: Records) -> tuple[int, int]:
     """How many scores were recomputed from stored predictions, and how many are recorded only."""
     every = [*records.runs.values(), *(external.found for external in records.externals)]
-    levels = [level for run in every for part in (run.knn, run.linear) if part for level in part.levels.values()]
+    levels = [level for run in every for part in run.evaluations for level in part.levels.values()]
     return levels.count(RECOMPUTED), levels.count(RECORDED)
 
 
@@ -127,14 +133,15 @@ def footnotes(params: Params, records: Records) -> list[str]:
     if any(record.provenance.commit is None for _, _, record in parts):
         unknown = list(dict.fromkeys(name for name, _, record in parts if record.provenance.commit is None))
         notes.append(f"Made outside a git checkout, so without a commit: {text.listing(unknown)}.")
-    for part in ("pretrain", "knn", "linear"):
+    for part in ("pretrain", "knn", "linear", "few_label", "transfer"):
         sources = {record.provenance.source for _, of, record in parts if of == part}
         if len(sources) > 1:
             notes.append(f"The {part} records come from {len(sources)} versions of the package's source.")
     for name, run in records.runs.items():
         if run.pretrain and len(run.pretrain.sources) > 1:
             notes.append(f"{name} was trained in {len(run.pretrain.sources)} sessions under different versions of the source.")
-        changed = _changes(params.runs[name], run.pretrain.config) if run.pretrain else []
+        notes += [f"{name}: {warning}." for warning in run.pretrain.warnings] if run.pretrain else []
+        changed = changes(params.runs[name], run.pretrain.config) if run.pretrain else []
         if changed:
             notes.append(f"{name} was made with other parameters than params.yaml states now: {'; '.join(changed)}.")
     notes += _externals(params, records)
@@ -151,14 +158,8 @@ def _externals(params: Params, records: Records) -> list[str]:
     for external in records.externals:
         record = external.record
         protocols = text.listing([f"{part.kind}: {part.protocol}" for part in record.evaluations])
-        about = f"{record.label} is an evaluated checkpoint, not a run of this profile: {record.file}, sha256 {record.sha256}"
+        about = f"{external.label} is an evaluated checkpoint, not a run of this profile: {record.file}, sha256 {record.sha256}"
         where = "" if record.name in shown else "; it has no row, because no table here is of the same images"
         notes.append(f"{about} ({record.layout}, {record.arch}; {protocols}){where}. Made by {record.command}.")
+        notes += [f"{external.label}: {warning}." for warning in record.warnings]
     return notes
-
-
-def _changes(run: Run, recorded: dict[str, object]) -> list[str]:
-    """Keys that both the params and a record's config hold, with different values."""
-    planned = run.model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})
-    then = dict(text.flatten(recorded))
-    return [f"{key} was {then[key]}, is {now}" for key, now in text.flatten(planned) if key in then and then[key] != now]

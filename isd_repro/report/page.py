@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isd_repro.config import Layout
 from isd_repro.errors import UserError
 from isd_repro.params import Params
-from isd_repro.report import figures, findings, pivot, runs, text
+from isd_repro.report import (
+    beside,
+    costs,
+    draws,
+    dump,
+    figures,
+    findings,
+    glance,
+    pivot,
+    protocols,
+    published,
+    runs,
+    text,
+    trajectory,
+)
+from isd_repro.report import paper as papers
+from isd_repro.report.cells import Cell, Table
+from isd_repro.report.faults import Sink, refuse
 from isd_repro.report.findings import Finding
 from isd_repro.report.records import Records
-from isd_repro.report.tables import Cell, Row, Table, subset_tables
+from isd_repro.report.rendered import stamped
+from isd_repro.report.tables import subset_tables
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,9 +41,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 DEVIATIONS = "../../../DEVIATIONS.md"  # from reports/<profile>/tables/
 READING = (
     "Top-1 accuracy in percent \N{PLUS-MINUS SIGN} half the 95 % Wilson interval, which covers the choice of queries and not"
-    " of the seed: one run behind each number. Bold marks the best value of a column, or of a row's methods where rows are"
-    " subsets, even where the difference lies within the intervals. Where two runs are compared, the queries that each alone"
-    " answers rightly are counted, and p is of McNemar's exact test on them, not corrected for the number of comparisons."
+    " of the seed. Means over seeds or draws carry their standard deviation (s.d.) and number (n) instead. Bold marks the best"
+    " value of a column, or of a row's methods where rows are subsets, even where the difference lies within the intervals. Where"
+    " two runs are compared, the queries that each alone answers rightly are counted, and p is of McNemar's exact test on them;"
+    " where two methods are compared over draws, the interval is a bootstrap's of the mean difference and p is of a sign-flip"
+    " permutation test. No p is corrected for the number of comparisons."
+)
+READING_PAPER = (
+    " Beside the paper, diff is ours less the paper's before rounding, and the verdict says whether it is within or"
+    " outside a tolerance that was fixed with its reason before any run; 'not comparable' withholds the verdict and says why."
 )
 
 
@@ -49,10 +70,13 @@ class Report:
     params: Params
     records: Records
     folder: str  # where commands are run, relative to the repository
+    glance: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
     blocks: tuple[Block, ...]
+    trajectories: tuple[trajectory.Trajectories, ...]  # of each subset that has any
     curves: figures.Curves | None
     footnotes: tuple[str, ...]
     runs: dict[str, dict[str, Any]]
+    sources: tuple[tuple[str, str], ...]  # of published numbers
 
     @property
     def tables(self) -> list[Table]:
@@ -60,9 +84,14 @@ class Report:
         return [table for block in self.blocks for table in block.tables]
 
 
-def assemble(params: Params, records: Records, layout: Layout) -> Report:
-    """Compute every table, sentence and figure of a profile from its verified records."""
-    blocks = []
+def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refuse) -> Report:
+    """Compute every table, sentence and figure of a profile from its verified records.
+
+    Raises:
+        ConfigError: `report.paper` names what the paper does not have.
+        DataError: a record of snapshots disagrees with its run's other records; unless `sink` takes it.
+    """
+    blocks = _beside(params, records)
     for subsets in pivot.families(params):
         if len(subsets) > 1:
             tables = pivot.pivot_tables(params, records, subsets)
@@ -73,14 +102,55 @@ def assemble(params: Params, records: Records, layout: Layout) -> Report:
             tables = subset_tables(params, records, subsets[0])
             said = findings.subset_findings(params, records, subsets[0])
             blocks.append(Block(subsets[0], tuple(tables), tuple(said), figures.subset_dots(params, records, subsets[0])))
+    blocks += [Block(table.title, (table,), (), None) for table in protocols.protocol_tables(params, records)]
+    kept = trajectory.load(params, layout, records, sink)
+    drawn = (trajectory.figure(params, kept, subset) for subset in params.subsets)
+    every = [table for block in blocks for table in block.tables]
+    ours = [finding for block in blocks for finding in block.findings]
     return Report(
         params=params,
         records=records,
         folder=runs.working_folder(layout),
+        glance=tuple(glance.at_a_glance(params, records, every, ours)),
         blocks=tuple(blocks),
+        trajectories=tuple(figure for figure in drawn if figure),
         curves=figures.loss_curves(params, records),
         footnotes=tuple(findings.footnotes(params, records)),
         runs={name: runs.run_facts(params, found) for name, found in records.runs.items()},
+        sources=_sources(params),
+    )
+
+
+def _beside(params: Params, records: Records) -> list[Block]:
+    """One block for each table of the paper that runs stand beside, and one for what its numbers say by themselves."""
+    blocks = []
+    for wanted in params.report.paper:
+        paper = papers.load()
+        table = beside.resolve(params, paper, wanted)
+        wrong = [check for check in published.checks(paper) if check.table == table.id and check.outcome != "adds up"]
+        odd = [Finding("The paper's numbers", f"{check.sentence}.") for check in wrong]
+        read = [item for item in paper.disagreements if table.id in item.tables]
+        odd += [Finding("Sources disagree", f"{item.about}: {item.verdict}.") for item in read]
+        if table.contest:
+            tables = draws.draw_tables(params, records, paper, table, wanted)
+            blocks.append(Block(table.title, tuple(tables), (), None))
+            said = (*draws.published_findings(table), *odd)
+            blocks.append(Block(f"{table.title}, recomputed", (draws.published_table(table),), said, None))
+        else:
+            blocks.append(Block(table.title, tuple(beside.row_tables(params, records, paper, table, wanted)), tuple(odd), None))
+    return blocks
+
+
+def _sources(params: Params) -> tuple[tuple[str, str], ...]:
+    """Where the published numbers on the page were read: (table, source)."""
+    if not params.report.paper:
+        return ()
+    paper = papers.load()
+    tables = [paper.table(wanted.table) for wanted in params.report.paper]
+    read = [(table, paper.sources[table.source]) for table in tables]
+    return tuple(
+        (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
+        for table, source in read
     )
 
 
@@ -90,26 +160,38 @@ def render(report: Report) -> dict[str, bytes]:
     Raises:
         UserError: jinja2 is not installed.
     """
-    markup, plain, tex = _environment("html"), _environment("markdown"), _environment("latex")
+    markup, plain, tex = environment("html"), environment("markdown"), environment("latex")
     files = {"table.md": _fill(plain, "table.md.jinja", report), "table.tex": _fill(tex, "table.tex.jinja", report)}
     files["index.html"] = _fill(markup, "page.html.jinja", report)
-    css = _template_text("figure.css")
+    css = template_text("figure.css")
+    for figure in report.trajectories:
+        files[trajectory_name(figure)] = markup.get_template("trajectory.svg.jinja").render(f=figure, css=css)
     if report.curves:
         files["loss-curves.svg"] = markup.get_template("curves.svg.jinja").render(f=report.curves, css=css)
     for block in report.blocks:
         if block.dots:
             files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
     files["cells.json"] = json.dumps(_cells_json(report), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    files["cells.csv"] = _cells_csv(report)
-    return {name: content.encode("utf-8") for name, content in sorted(files.items())}
+    files["cells.csv"] = dump.as_csv(report.tables, report.runs)
+    encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
+    return stamped(report.params, report.records, encoded)
+
+
+def trajectory_name(figure: trajectory.Trajectories) -> str:
+    """File of one figure of snapshots."""
+    return f"trajectory-{figure.subset}.svg"
 
 
 def _dots_name(block: Block) -> str:
     return f"scores-{block.title.replace(' ', '-')}.svg"
 
 
-def _environment(kind: str) -> Environment:
-    """Templates of one format: HTML and SVG escape by themselves, LaTeX has delimiters of its own."""
+def environment(kind: str) -> Environment:
+    """Templates of one format: HTML and SVG escape by themselves, LaTeX has delimiters of its own.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
@@ -130,6 +212,8 @@ def _environment(kind: str) -> Environment:
     environment.filters.update(
         tex=text.latex,
         texcell=_tex_cell,
+        texlegend=_tex_legend,
+        panels=_panels,
         md=text.markdown,
         mdpart=text.markdown_part,
         px=lambda value: f"{value:.1f}".removesuffix(".0"),
@@ -146,7 +230,46 @@ def _environment(kind: str) -> Environment:
 def _tex_cell(cell: Cell) -> str:
     number = text.latex(cell.number)
     shown = f"\\textbf{{{number}}}" if cell.best else number
-    return f"{shown} {{\\scriptsize$\\pm$ {cell.half}}}" if cell.half else shown
+    return f"{shown} {{\\scriptsize {text.latex(cell.aside)}}}".strip() if cell.aside else shown
+
+
+def _panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
+    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge."""
+    if len(table.columns) <= most:
+        return [table]
+    cuts, at = [0], 0
+    for _, width in table.spans:
+        if at + width - cuts[-1] > wide and at > cuts[-1]:
+            cuts.append(at)
+        at += width
+    parts = [slice(start, end) for start, end in zip(cuts, [*cuts[1:], at], strict=True)]
+    return [
+        replace(
+            table,
+            columns=table.columns[part],
+            rows=tuple(replace(row, cells=row.cells[part]) for row in table.shown),
+            foot=tuple(replace(row, cells=row.cells[part]) for row in table.foot),
+        )
+        for part in parts
+    ]
+
+
+def _tex_legend(table: Table) -> str:
+    """The end of a caption: what the numbers of this table are."""
+    cells = [cell for row in (*table.rows, *table.foot) for cell in row.cells]
+    kinds = {cell.kind for cell in cells}
+    said = []
+    if kinds & {"score", "external"}:
+        said.append(r"Top-1 accuracy in percent $\pm$ half the 95\,\% Wilson interval over queries of one run")
+    if any(cell.count for cell in cells):
+        said.append("s.d.: standard deviation over n seeds or draws")
+    if "against" in kinds:
+        said.append("diff: ours less the paper's, with a verdict by a tolerance fixed beforehand")
+    if any(cell.best for cell in cells):
+        pivot = not table.rows[0].run and not said[0].startswith("diff")
+        said.append(f"bold: best {'method of a row' if pivot else 'of a column'}, even within the intervals")
+    words = "; ".join(said)
+    return f" {words[:1].upper()}{words[1:]}." if words else ""
 
 
 def _fill(environment: Environment, name: str, report: Report) -> str:
@@ -155,14 +278,15 @@ def _fill(environment: Environment, name: str, report: Report) -> str:
     return environment.get_template(name).render(
         report=report,
         params=report.params,
-        reading=READING,
+        reading=READING + READING_PAPER * bool(report.params.report.paper),
         deviations=DEVIATIONS,
         done=done,
         seconds=runs.total_seconds(report.records),
         recomputed=recomputed,
         recorded=recorded,
-        style=_template_text("style.css") + _template_text("figure.css"),
-        script=_template_text("script.js"),
+        spent=costs.table(costs.of_profile(report.params, report.records)),
+        style=template_text("style.css") + template_text("figure.css"),
+        script=template_text("script.js"),
         cell_facts=lambda cell: runs.cell_facts(report.records, cell),
         part_rows=runs.part_rows,
         image_rows=runs.image_rows,
@@ -170,78 +294,24 @@ def _fill(environment: Environment, name: str, report: Report) -> str:
         command=runs.command,
         record_link=runs.record_link,
         dots_name=_dots_name,
+        trajectory_name=trajectory_name,
     )
 
 
-def _template_text(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file of the templates' folder as it stands."""
     return (TEMPLATES / name).read_text("utf-8")
-
-
-def _rows(report: Report) -> Iterator[tuple[Table, Row]]:
-    for table in report.tables:
-        for row in (*table.rows, *table.foot):
-            yield table, row
-
-
-def _cells(report: Report) -> Iterator[dict[str, Any]]:
-    """Every cell as a flat mapping; numbers are rounded to 4 decimals, far below what an interval leaves open."""
-    for table, row in _rows(report):
-        for column, cell in zip(table.columns, row.cells, strict=True):
-            numbers = {"value": cell.value, "low": cell.low, "high": cell.high}
-            yield {
-                "table": table.id,
-                "row": row.label,
-                "span": column.span,
-                "column": column.head,
-                "kind": cell.kind,
-                "runs": list(cell.runs),
-                "encoder": cell.encoder,
-                "metric": cell.metric,
-                "group": cell.group,
-                **{key: None if value is None else round(value, 4) for key, value in numbers.items()},
-                "correct": cell.correct,
-                "n": cell.n,
-                "best": cell.best,
-                "verification": cell.level or None,
-                "detail": cell.detail or None,
-                "records": [runs.record_link(run, cell.part) for run in cell.runs if cell.part in report.runs[run]["parts"]],
-                "commands": [runs.command(run, cell.part) for run in cell.runs],
-            }
 
 
 def _cells_json(report: Report) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": 2,
         "profile": report.params.profile,
         "title": report.params.report.title,
         "working_folder": report.folder,
-        "cells": list(_cells(report)),
+        "at_a_glance": [list(fact) for fact in report.glance],
+        "cells": list(dump.flat(report.tables, report.runs)),
         "findings": [finding.plain for block in report.blocks for finding in block.findings],
         "footnotes": list(report.footnotes),
         "runs": report.runs,
     }
-
-
-def _cells_csv(report: Report) -> str:
-    keys = [
-        "table",
-        "row",
-        "span",
-        "column",
-        "kind",
-        "runs",
-        "encoder",
-        "metric",
-        "group",
-        "value",
-        "low",
-        "high",
-        "correct",
-        "n",
-    ]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(keys)
-    for cell in _cells(report):
-        writer.writerow([" ".join(cell[key]) if key == "runs" else "" if cell[key] is None else cell[key] for key in keys])
-    return stream.getvalue()

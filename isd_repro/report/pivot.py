@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from isd_repro.params import ListFile, Params
 from isd_repro.report import stats, text
+from isd_repro.report.cells import Cell, Column, Kind, Row, Table
+from isd_repro.report.pool import method_name, pool, repetitions
 from isd_repro.report.records import Key, Records
 from isd_repro.report.tables import (
     ENCODERS,
-    Cell,
-    Column,
-    Kind,
-    Row,
-    Table,
     group_head,
     groups_of,
     head,
@@ -30,14 +26,6 @@ from isd_repro.report.tables import (
 _DRAW = {"seed", "list", "large_classes"}  # keys of a rule that tell draws of one kind apart
 
 
-def method_name(params: Params, run: str) -> str:
-    """A run's label without its subset's name: `ISD on D1`, `ISD (D1)` and `ISD` are all ISD."""
-    subset = re.escape(params.runs[run].data.subset)
-    pattern = rf"[\s,;:/-]*[(\[]?\s*(?:\bon\s+)?(?<![\w.]){subset}(?![\w.])\s*[)\]]?"
-    label = params.runs[run].label
-    return re.sub(pattern, "", label, flags=re.IGNORECASE).strip() or label
-
-
 def peer(params: Params, run: str | None, subset: str) -> str | None:
     """The run that plays the part of `run` on a subset: itself, or the one of the same name there."""
     if run is None or params.runs[run].data.subset == subset:
@@ -48,7 +36,8 @@ def peer(params: Params, run: str | None, subset: str) -> str | None:
 def families(params: Params) -> list[list[str]]:
     """Subsets that have runs, draws of one kind together; a list of one is a subset with tables of its own.
 
-    Draws are put together only where each method names one run a subset and appears on two or more of them.
+    Draws are put together only where each method names one run a subset, or several that differ in their seed alone, and appears
+    on two or more of them.
     """
     kinds: dict[str, list[str]] = {}
     for subset, config in params.subsets.items():
@@ -58,19 +47,26 @@ def families(params: Params) -> list[list[str]]:
             kinds.setdefault(repr(kind), []).append(subset)
     found = []
     for subsets in kinds.values():
-        names = [[method_name(params, run) for run in runs_of(params, subset)] for subset in subsets]
+        alike = [repetitions(params, runs_of(params, subset)) for subset in subsets]
+        names = [[method_name(params, seeds[0]) for seeds in of_one] for of_one in alike]
         distinct = all(len(set(of_one)) == len(of_one) for of_one in names)
         repeated = all(sum(name in of_one for of_one in names) > 1 for of_all in names for name in of_all)
         found += [subsets] if len(subsets) > 1 and distinct and repeated else [[subset] for subset in subsets]
     return found
 
 
-def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Each method's run by subset, methods in the order in which the params first name them."""
-    found: dict[str, dict[str, str]] = {}
-    for run, config in params.runs.items():
-        if config.data.subset in subsets:
-            found.setdefault(method_name(params, run), {})[config.data.subset] = run
+def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Each method's runs by subset, one a seed, methods in the order in which the params first name them.
+
+    Runs of one subset that share a name and differ in more than their seed are told apart by their own names.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    order = list(params.runs)
+    groups = [seeds for subset in subsets for seeds in repetitions(params, runs_of(params, subset))]
+    for seeds in sorted(groups, key=lambda seeds: order.index(seeds[0])):
+        subset, name = params.runs[seeds[0]].data.subset, method_name(params, seeds[0])
+        taken = subset in found.get(name, {})
+        found.setdefault(seeds[0] if taken else name, {})[subset] = seeds
     return found
 
 
@@ -78,7 +74,7 @@ def contest(params: Params, subsets: Sequence[str]) -> tuple[str | None, list[st
     """The method under test (the first with method `isd`, else the first) and those it is compared with; references stay out."""
     aside = {method_name(params, run) for run in (params.report.reference, params.report.pixels) if run}
     trained = {name: runs for name, runs in methods(params, subsets).items() if name not in aside}
-    of_isd = [name for name, runs in trained.items() if params.runs[next(iter(runs.values()))].method.name == "isd"]
+    of_isd = [name for name, runs in trained.items() if params.runs[next(iter(runs.values()))[0]].method.name == "isd"]
     subject = next(iter(of_isd or trained), None)
     return subject, [name for name in trained if name != subject]
 
@@ -103,7 +99,7 @@ def _table(params: Params, records: Records, subsets: Sequence[str], key: tuple[
     by_method = methods(params, subsets)
     subject, others = contest(params, subsets)
     groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
-    found = [records.runs[run] for runs in by_method.values() for run in runs.values()]
+    found = [records.runs[run] for runs in by_method.values() for seeds in runs.values() for run in seeds]
     columns: list[Column] = []
     body: list[list[Cell]] = [[] for _ in subsets]
     for group in groups:
@@ -111,7 +107,7 @@ def _table(params: Params, records: Records, subsets: Sequence[str], key: tuple[
         columns += [Column(span, name) for name in by_method]
         columns += [Column(span, difference_head(subject, other, others)) for other in others]
         for subset, row in zip(subsets, body, strict=True):
-            scores = {name: _of(records, runs.get(subset), (*key, group)) for name, runs in by_method.items()}
+            scores = {name: draw_cell(records, runs.get(subset, ()), (*key, group)) for name, runs in by_method.items()}
             differences = [difference_cell(records, scores[subject], scores[other]) for other in others] if subject else []
             row.extend([*mark_best(list(scores.values())), *differences])
     rows = tuple(Row(subset, tuple(cells)) for subset, cells in zip(subsets, body, strict=True))
@@ -119,8 +115,13 @@ def _table(params: Params, records: Records, subsets: Sequence[str], key: tuple[
     return replace(blank, columns=tuple(columns), rows=rows, foot=(foot,))
 
 
-def _of(records: Records, run: str | None, key: Key) -> Cell:
-    return score_cell(records.runs[run], *key) if run else Cell("none", (), *key, detail="no such run")
+def draw_cell(records: Records, runs: Sequence[str], key: Key) -> Cell:
+    """A method's number on one draw: a run's score, or the mean over its seeds."""
+    return (
+        pool([score_cell(records.runs[run], *key) for run in runs], "seeds")
+        if runs
+        else Cell("none", (), *key, detail="no such run")
+    )
 
 
 def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
@@ -133,22 +134,21 @@ def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
     void = [all(cell.kind == "none" for cell in column) for column in columns]
     needed = [column for column, empty in zip(columns, void, strict=True) if not empty]
     complete = [at for at in range(len(rows)) if all(column[at].value is not None for column in needed)]
-    cells = [_mean([column[at] for at in complete], column[0]) for column in columns]
+    cells = [_mean([column[at] for at in complete], column) for column in columns]
     for start in range(0, len(cells), width):
         cells[start : start + scores] = mark_best(cells[start : start + scores])
     return Row("Mean" if len(complete) == len(rows) else f"Mean ({len(complete)} of {len(rows)})", tuple(cells))
 
 
-def _mean(members: Sequence[Cell], like: Cell) -> Cell:
-    values = [cell.value for cell in members if cell.value is not None]
-    runs = tuple(run for cell in members for run in cell.runs)
-    cell = Cell("none", runs, like.encoder, like.metric, like.group, detail="no draw has every number")
-    if not values:
-        return cell
-    mean, deviation = stats.mean_and_deviation(values)
-    spread = "" if deviation is None else f"; standard deviation {deviation:.2f} points"
-    kind: Kind = "difference" if members[0].kind == "difference" else "mean"
-    return replace(cell, kind=kind, value=mean, detail=f"mean of {len(values)} draws{spread}")
+def _mean(members: Sequence[Cell], column: Sequence[Cell]) -> Cell:
+    like, runs = column[0], tuple(run for cell in members for run in cell.runs)
+    if all(cell.value is None for cell in members):
+        kind: Kind = "not run" if any(cell.kind == "not run" for cell in column) else "none"
+        return Cell(kind, runs, like.encoder, like.metric, like.group, detail="no draw has every number")
+    if len(members) > 1:
+        return pool(members, "draws")
+    kind = "difference" if members[0].kind == "difference" else "mean"
+    return Cell(kind, runs, like.encoder, like.metric, like.group, members[0].value, detail="of one draw", count=1)
 
 
 def difference_head(subject: str | None, other: str, others: Sequence[str]) -> str:
@@ -164,12 +164,19 @@ def difference_cell(records: Records, subject: Cell, other: Cell) -> Cell:
         kinds = {subject.kind, other.kind}
         return replace(cell, kind="not run" if "not run" in kinds else "none", detail="needs both runs")
     paired = compare(records, subject, other)
-    detail = f"{subject.runs[0]} {text.MINUS} {other.runs[0]}, before rounding"
+    sides = [text.listing(list(side.runs)) for side in (subject, other)]
+    over_seeds = " means over seeds," if len(subject.runs) > 1 or len(other.runs) > 1 else ""
+    detail = f"{sides[0]} {text.MINUS} {sides[1]},{over_seeds} before rounding"
     return replace(cell, value=subject.value - other.value, detail=f"{detail}; {paired}" if paired else detail)
 
 
 def discordant(records: Records, subject: Cell, other: Cell) -> tuple[int, int] | None:
-    """Queries that only the subject, and that only the other, answers rightly; None where predictions are not stored."""
+    """Queries that only the subject, and that only the other, answers rightly.
+
+    None where predictions are not stored, or where one side is a mean over seeds.
+    """
+    if len(subject.runs) > 1 or len(other.runs) > 1:
+        return None
     hits = []
     for cell in (subject, other):
         evaluation = records.runs[cell.runs[0]].evaluation(cell.metric)

@@ -1,11 +1,17 @@
-"""Reads a profile's committed records and checks them against each other and against their own predictions."""
+"""Reads a profile's committed records and checks them against each other and against their own predictions.
+
+Each check that fails is a `Fault`, handed to a `Sink`. The report's sink raises at the first; `verify` keeps them all and goes
+on with what is left.
+"""
 
 from __future__ import annotations
 
-import binascii
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,47 +22,37 @@ from isd_repro.artifacts import (
     ExternalRecord,
     ManifestIdentity,
     PretrainRecord,
-    Score,
+    Record,
     read_record,
-    unpack_labels,
 )
 from isd_repro.config import Layout, fingerprint
 from isd_repro.errors import DataError
 from isd_repro.params import Params
+from isd_repro.records import TransferRecord, mean_per_class
+from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
+from isd_repro.report.evaluation import RECORDED as RECORDED
+from isd_repro.report.evaluation import Evaluation, check
+from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
+from isd_repro.report.faults import Key as Key
 
-Part = Literal["pretrain", "knn", "linear"]
-PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear")
-Key = tuple[str, str, str]  # encoder, metric, group
-RECOMPUTED = "recomputed from stored predictions"
-RECORDED = "recorded only"
+Part = Literal["pretrain", "knn", "linear", "few_label", "transfer"]
+PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear", "few_label")  # all about one manifest; transfer is about others
+Present = dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]
 EXTERNAL = "external.json"
-_AGAIN = "run its stage again; if it was edited by hand, restore it from git"
+
+
+def part_of(metric: str) -> Part:
+    """The stage, and the part of a run's record, that a metric belongs to; `transfer` may be followed by a target data set."""
+    kinds: dict[str, Part] = {"linear": "linear", "few": "few_label", "transfer": "transfer"}
+    return kinds.get(metric.partition("-")[0], "knn")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One evaluation record that has passed every check.
+class Transfer:
+    """A transfer record that has passed every check, and its evaluations by target data set."""
 
-    Attributes:
-        record: what the file says.
-        scores: each score by (encoder, metric, group).
-        levels: how far each score was verified, by the same key.
-        label: class of every query, int64, N.
-        predictions: predicted class of every query by "<encoder>/<metric>", int64, N.
-        masks: queries of each group, bool, N.
-    """
-
-    record: EvaluationRecord
-    scores: Mapping[Key, Score]
-    levels: Mapping[Key, str]
-    label: Tensor
-    predictions: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-
-    def hits(self, encoder: str, metric: str, group: str) -> Tensor | None:
-        """Whether each query of a group was answered rightly, bool; None without stored predictions."""
-        predicted = self.predictions.get(f"{encoder}/{metric}")
-        return None if predicted is None or group not in self.masks else (predicted == self.label)[self.masks[group]]
+    record: TransferRecord
+    sets: Mapping[str, Evaluation]
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,26 @@ class RunRecords:
     pretrain: PretrainRecord | None = None
     knn: Evaluation | None = None
     linear: Evaluation | None = None
+    few_label: Evaluation | None = None
+    transfer: Transfer | None = None
 
     @property
-    def parts(self) -> dict[str, PretrainRecord | EvaluationRecord]:
+    def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]:
         """The records by part, in the order in which they are made."""
-        found: dict[str, PretrainRecord | EvaluationRecord] = {"pretrain": self.pretrain} if self.pretrain else {}
-        return found | {part.record.kind: part.record for part in (self.knn, self.linear) if part}
+        found: dict[Part, PretrainRecord | EvaluationRecord | TransferRecord] = {}
+        found |= {"pretrain": self.pretrain} if self.pretrain else {}
+        found |= {part.record.kind: part.record for part in self.own}
+        return found | ({"transfer": self.transfer.record} if self.transfer else {})
+
+    @property
+    def own(self) -> list[Evaluation]:
+        """Every checked evaluation on the run's own images."""
+        return [part for part in (self.knn, self.linear, self.few_label) if part]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Every checked evaluation, those of transfer by target data set."""
+        return [*self.own, *(self.transfer.sets.values() if self.transfer else ())]
 
     @property
     def manifest(self) -> ManifestIdentity | None:
@@ -80,8 +90,8 @@ class RunRecords:
         return next((record.manifest for record in self.parts.values()), None)
 
     def evaluation(self, metric: str) -> Evaluation | None:
-        """The evaluation that a metric belongs to."""
-        return self.linear if metric.startswith("linear") else self.knn
+        """The evaluation on the run's own images that a metric belongs to."""
+        return {"knn": self.knn, "linear": self.linear, "few_label": self.few_label}.get(part_of(metric))
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class External:
 
     record: ExternalRecord
     found: RunRecords
+    label: str = ""  # of its row; the record's own, or where another row could have that, followed by the record's name
 
     @property
     def manifest(self) -> ManifestIdentity:
@@ -106,34 +117,50 @@ class Records:
     externals: tuple[External, ...] = ()  # record folders with external.json, by name
 
 
-def load(params: Params, layout: Layout) -> Records:
+def load(params: Params, layout: Layout, sink: Sink = refuse) -> Records:
     """Read and verify all records of a profile.
 
     Raises:
         DataError: a record is damaged, belongs to another run, disagrees with another part or run about encoder, images or
-            labels, or states a score that its predictions do not give.
+            labels, or states a score that its predictions do not give; unless `sink` takes it.
     """
-    runs = {name: _load_run(name, params, layout) for name in params.runs}
-    _same_images(runs, params, layout)
+    runs = {name: _load_run(name, params, layout, sink) for name in params.runs}
+    _same_images(runs, params, layout, sink)
     folders = sorted(path.name for path in layout.records.iterdir() if path.is_dir()) if layout.records.is_dir() else []
     others = [name for name in folders if name not in params.runs and not name.startswith(".")]
     files = {name: layout.records / name / EXTERNAL for name in others}
-    externals = tuple(_load_external(name, path) for name, path in files.items() if path.is_file())
+    found = (_load_external(name, path, sink) for name, path in files.items() if path.is_file())
+    externals = _told_apart(params, [external for external in found if external])
     strays = tuple(name for name, path in files.items() if not path.is_file())
     return Records(runs=runs, strays=strays, externals=externals)
 
 
-def _load_run(name: str, params: Params, layout: Layout) -> RunRecords:
+def _read(path: Path, model: type[Record], run: str, sink: Sink) -> Record | None:
+    """One record; None where the file is missing, or is none and the sink takes that."""
+    if not path.is_file():
+        return None
+    try:
+        return read_record(path, model)
+    except DataError as error:
+        words = error.message.removeprefix(f"{path}: ")
+        sink(Fault(path, "form", words, f"a {model.__name__}", error.hint, (run,), words=error.message))
+        return None
+
+
+def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecords:
     paths = {part: layout.record(name, part) for part in PARTS}
-    pretrain = read_record(paths["pretrain"], PretrainRecord) if paths["pretrain"].is_file() else None
-    raw = {part: read_record(paths[part], EvaluationRecord) for part in PARTS[1:] if paths[part].is_file()}
-    present: dict[Part, PretrainRecord | EvaluationRecord] = {**({"pretrain": pretrain} if pretrain else {}), **raw}
+    paths["transfer"] = layout.record(name, "transfer")
+    pretrain = _read(paths["pretrain"], PretrainRecord, name, sink)
+    opened = {part: _read(paths[part], EvaluationRecord, name, sink) for part in PARTS[1:]}
+    raw = {part: evaluation for part, evaluation in opened.items() if evaluation}
+    transfer = _read(paths["transfer"], TransferRecord, name, sink)
+    present: Present = {**({"pretrain": pretrain} if pretrain else {}), **raw, **({"transfer": transfer} if transfer else {})}
     for part, record in present.items():
         expected = {"kind": part, "profile": params.profile, "run": name, "manifest.subset": params.runs[name].data.subset}
         found = {"kind": record.kind, "profile": record.profile, "run": record.run, "manifest.subset": record.manifest.subset}
         for key, value in expected.items():
             if found[key] != value:
-                raise DataError(f"{paths[part]}: {key} is {found[key]!r}, expected {value!r}", _AGAIN)
+                sink(Fault(paths[part], key, repr(found[key]), repr(value), AGAIN, (name,)))
     first = next(iter(present), None)
     for part, record in present.items():
         for key, ours, theirs in (
@@ -142,34 +169,57 @@ def _load_run(name: str, params: Params, layout: Layout) -> RunRecords:
         ):
             if first and ours != theirs:
                 message = f"{paths[first]} and {paths[part]} disagree on {key}: {theirs} and {ours}"
-                raise DataError(message, "the parts come from different runs; run the later stages again")
-    checked = {part: _check(record, paths[part]) for part, record in raw.items()}
-    _consistent(present, paths)
-    return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"))
+                hint = "the parts come from different runs; run the later stages again"
+                sink(Fault(paths[part], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
+    checked = {part: check(record, paths[part], name, sink) for part, record in raw.items()}
+    _consistent(name, present, paths, sink)
+    others = _check_transfer(transfer, paths["transfer"], sink) if transfer else None
+    return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"), checked.get("few_label"), others)
 
 
-def _consistent(present: Mapping[Part, PretrainRecord | EvaluationRecord], paths: Mapping[Part, Path]) -> None:
+def _consistent(name: str, present: Present, paths: Mapping[Part, Path], sink: Sink) -> None:
     """What one part says twice, or two parts both say, must be the same."""
     first = next(iter(present), None)
     for part, record in present.items():
-        if first and record.manifest != present[first].manifest:
-            raise DataError(f"{paths[first]} and {paths[part]} disagree on what the manifest holds", _AGAIN)
+        if first and record.manifest != present[first].manifest and record.manifest.sha256 == present[first].manifest.sha256:
+            message = f"{paths[first]} and {paths[part]} disagree on what the manifest holds"
+            key, ours, theirs = _difference(
+                record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
+            )
+            where = f"{theirs}, as {paths[first].name} says"
+            sink(Fault(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
         if isinstance(record, PretrainRecord):
-            if fingerprint(record.config) != record.fingerprint:
-                found = fingerprint(record.config)
-                raise DataError(f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {found}", _AGAIN)
-            epochs = record.config["optim"]["epochs"]
+            given = fingerprint(record.config)
+            if given != record.fingerprint:
+                message = f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {given}"
+                where = f"{given}, from its config"
+                sink(Fault(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
+            optim = record.config.get("optim")
+            epochs = optim.get("epochs") if isinstance(optim, dict) else None
             if len(record.curve) != epochs:
-                raise DataError(f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}", _AGAIN)
+                message = f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}"
+                where = f"{epochs}, from its config"
+                sink(Fault(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
     features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
     if len(set(features.values())) > 1:
-        files = " and ".join(str(paths[part]) for part in features)
-        raise DataError(f"{files} disagree on features_sha256", "run `knn` and `linear` again on the same features")
+        words = f"{' and '.join(str(paths[part]) for part in features)} disagree on features_sha256"
+        hint = "run `knn`, `linear` and `few-label` again on the same features"
+        for part, other in permutations(features, 2):
+            said = f"{features[other]}, as {other}.json says"
+            sink(Fault(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
 
 
-def _load_external(name: str, path: Path) -> External:
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The first key in which two mappings of the same form differ, and both values."""
+    key = next(key for key in ours if ours[key] != theirs[key])
+    return key, repr(ours[key]), repr(theirs[key])
+
+
+def _load_external(name: str, path: Path, sink: Sink) -> External | None:
     """A record that `evaluate --out` wrote; checked like a run's, and against what it says of its own file."""
-    record = read_record(path, ExternalRecord)
+    record = _read(path, ExternalRecord, name, sink)
+    if record is None:
+        return None
     kinds = [evaluation.kind for evaluation in record.evaluations]
     facts = [("name", record.name, name), ("evaluations", len(kinds), len(set(kinds)))]
     for part in record.evaluations:
@@ -177,88 +227,95 @@ def _load_external(name: str, path: Path) -> External:
         facts += [(f"{part.kind}.manifest.sha256", part.manifest.sha256, record.evaluations[0].manifest.sha256)]
     for key, found, expected in facts:
         if found != expected:
-            raise DataError(f"{path}: {key} is {found!r}, expected {expected!r}", "run `evaluate` again")
-    checked = {part.kind: _check(part, path) for part in record.evaluations}
+            sink(Fault(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
+    checked = {part.kind: check(part, path, name, sink) for part in record.evaluations}
     return External(record, RunRecords(name, None, checked.get("knn"), checked.get("linear")))
 
 
-def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout) -> None:
+def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External, ...]:
+    """Rows of evaluated checkpoints under labels that no run, no mean over seeds and no other checkpoint has."""
+
+    def plain(label: str) -> str:
+        return " ".join(label.split()).casefold()
+
+    taken = Counter([plain(run.label) for run in params.runs.values()] + [plain(one.record.label) for one in externals])
+    found = []
+    for one in externals:
+        label, name = one.record.label, one.record.name
+        alike = taken[plain(label)] > 1 or re.search(r"\(checkpoint |, \d+ seeds", label)
+        found.append(replace(one, label=f"{label} (checkpoint {name})" if alike else label))
+    return tuple(found)
+
+
+def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, sink: Sink) -> None:
     """Rows of one table must answer the same queries over the same images, under the same settings."""
     seen: dict[str, tuple[Path, ManifestIdentity]] = {}
     labels: dict[str, tuple[Path, Tensor]] = {}
     settings: dict[Part, tuple[Path, dict[str, Any]]] = {}
     for name, found in runs.items():
         subset = params.runs[name].data.subset
-        for part in PARTS:
-            record = found.parts.get(part)
-            if record is None:
-                continue
+        for part, record in found.parts.items():
             path = layout.record(name, part)
             other, manifest = seen.setdefault(subset, (path, record.manifest))
-            if manifest.sha256 != record.manifest.sha256:
-                message = f"{other} and {path} disagree on manifest.sha256: {manifest.sha256} and {record.manifest.sha256}"
-                raise DataError(message, f"runs of subset {subset!r} saw different images; run the older ones again")
-            if isinstance(record, EvaluationRecord):
+            ours, theirs = record.manifest.sha256, manifest.sha256
+            if theirs != ours:
+                message = f"{other} and {path} disagree on manifest.sha256: {theirs} and {ours}"
+                hint = f"runs of subset {subset!r} saw different images; run the older ones again"
+                sink(Fault(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
+            if not isinstance(record, PretrainRecord):
                 stated = {key: value for key, value in record.settings.items() if key != "best_epoch"}
                 other, before = settings.setdefault(part, (path, stated))
                 if stated != before:
-                    raise DataError(f"{other} and {path} were made with different settings", f"run `{part}` again for the older")
-            evaluation = {"knn": found.knn, "linear": found.linear}.get(part)
+                    message = f"{other} and {path} were made with different settings"
+                    hint = f"run `{part}` again for the older"
+                    sink(Fault(path, "settings", f"{stated}", f"{before}, as {other} says", hint, (name,), words=message))
+            evaluation = {"knn": found.knn, "linear": found.linear, "few_label": found.few_label}.get(part)
             if evaluation is not None:
                 other, label = labels.setdefault(subset, (path, evaluation.label))
                 if not label.equal(evaluation.label):
-                    raise DataError(f"{other} and {path} hold different query labels for one manifest", _AGAIN)
+                    message = f"{other} and {path} hold different query labels for one manifest"
+                    sink(Fault(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
+    _same_targets(runs, layout, sink)
 
 
-def _check(record: EvaluationRecord, path: Path) -> Evaluation:
-    """Recompute every score that has predictions."""
-    manifest = record.manifest
-    unknown = sorted(set(manifest.large) - set(manifest.classes))
-    if unknown:
-        raise DataError(f"{path}: manifest.large names {', '.join(unknown)}, which manifest.classes lacks", _AGAIN)
-    label = _unpack(record.labels, "labels", record, path)
-    packed = sorted(record.predictions.items())
-    predictions = {name: _unpack(text, f"predictions[{name!r}]", record, path) for name, text in packed}
-    masks = _masks(label, manifest)
-    scores: dict[Key, Score] = {}
-    levels: dict[Key, str] = {}
-    for stated in record.scores:
-        key = (stated.encoder, stated.metric, stated.group)
-        name = f"{stated.encoder} {stated.metric} {stated.group}"
-        if key in scores:
-            raise DataError(f"{path}: {name} is stated twice", _AGAIN)
-        if not 0 <= stated.correct <= stated.n or stated.n == 0:
-            raise DataError(f"{path}: {name} states {stated.correct} of {stated.n}, which is no score", _AGAIN)
-        predicted = predictions.get(f"{stated.encoder}/{stated.metric}")
-        levels[key] = RECORDED if predicted is None else RECOMPUTED
-        if predicted is not None:
-            mask = masks.get(stated.group)
-            correct, n = (0, 0) if mask is None else (int((predicted == label)[mask].sum()), int(mask.sum()))
-            if (correct, n) != (stated.correct, stated.n):
-                message = f"{path}: {name} states {stated.correct} of {stated.n}, its predictions give {correct} of {n}"
-                raise DataError(message, _AGAIN)
-        scores[key] = stated
-    return Evaluation(record, scores, levels, label, predictions, masks)
+def _same_targets(runs: Mapping[str, RunRecords], layout: Layout, sink: Sink) -> None:
+    """A column of the transfer table is about one division of one data set."""
+    seen: dict[str, tuple[Path, Evaluation]] = {}
+    for name, found in runs.items():
+        for key, one in (found.transfer.sets if found.transfer else {}).items():
+            path = layout.record(name, "transfer")
+            other, first = seen.setdefault(key, (path, one))
+            if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
+                hint = "the images or their division changed; run `transfer` again for the older"
+                message = f"{other} and {path} disagree on the images of {key}"
+                sink(Fault(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))
 
 
-def _unpack(text: str, key: str, record: EvaluationRecord, path: Path) -> Tensor:
-    try:
-        values = unpack_labels(text)
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise DataError(f"{path}: {key} cannot be unpacked ({error})", _AGAIN) from error
-    if len(values) != record.manifest.query:
-        raise DataError(f"{path}: {key} has {len(values)} entries, the manifest {record.manifest.query} queries", _AGAIN)
-    if len(values) and int(values.max()) >= len(record.manifest.classes):
-        message = f"{path}: {key} names class {int(values.max())}, the manifest has {len(record.manifest.classes)} classes"
-        raise DataError(message, _AGAIN)
-    return values
+def _of_set(key: str, sink: Sink, fault: Fault) -> None:
+    """A fault of one target data set: it is that set's number which it makes worthless."""
+    score = (fault.score[0], f"{fault.score[1]}-{key}", fault.score[2]) if fault.score else None
+    sink(replace(fault, key=f"{key}: {fault.key}", score=score))
 
 
-def _masks(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
-    """Queries of each group that has any: `all`, and `rare` and `large` where some class is large."""
-    masks = {"all": label >= 0}
-    if manifest.large:
-        large = label.new_zeros(len(manifest.classes)).bool()
-        large[[manifest.classes.index(name) for name in manifest.large]] = True
-        masks |= {"rare": ~large[label], "large": large[label]}
-    return {group: mask for group, mask in masks.items() if bool(mask.any())}
+def _check_transfer(record: TransferRecord, path: Path, sink: Sink) -> Transfer:
+    """Recompute both numbers of every target set, and hold each evaluation against its record."""
+    keys = [part.manifest.subset for part in record.evaluations]
+    facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
+    checked: dict[str, Evaluation] = {}
+    for key, part in zip(keys, record.evaluations, strict=True):
+        facts += [(f"{key}: run", part.run, record.run), (f"{key}: profile", part.profile, record.profile)]
+        facts += [(f"{key}: encoder_sha256", part.encoder_sha256, record.encoder_sha256)]
+        one = check(part, path, record.run, partial(_of_set, key, sink))
+        if one is None:
+            continue
+        checked[key] = one
+        means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
+        given = part.mean_per_class
+        if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
+            message = f"{path}: {key}: mean_per_class is {given}, its predictions give {means}"
+            where = f"{means}, from its predictions"
+            sink(Fault(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
+    for fact, found, expected in facts:
+        if found != expected:
+            sink(Fault(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
+    return Transfer(record, checked)

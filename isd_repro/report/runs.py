@@ -8,18 +8,18 @@ from typing import Any
 
 from isd_repro.artifacts import EvaluationRecord, PretrainRecord
 from isd_repro.config import Layout
-from isd_repro.params import Params
+from isd_repro.params import Params, Run
+from isd_repro.records import TransferRecord
 from isd_repro.report import text
+from isd_repro.report.cells import Cell, Printed
 from isd_repro.report.records import Records, RunRecords
-from isd_repro.report.tables import Cell
 
 DEVIATION = re.compile(r"\bDEV-\d+\b")
-STAGES = {"pretrain": "pretrain", "knn": "knn", "linear": "linear"}
 
 
 def command(run: str, part: str) -> str:
     """The command that makes one part of a run's record."""
-    return f"isd-repro {STAGES[part]} {run}"
+    return f"isd-repro {part.replace('_', '-')} {run}"
 
 
 def working_folder(layout: Layout) -> str:
@@ -50,7 +50,7 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
     }
 
 
-def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord) -> dict[str, Any]:
+def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord) -> dict[str, Any]:
     if isinstance(record, PretrainRecord):
         own: dict[str, Any] = {
             "fingerprint": record.fingerprint,
@@ -59,7 +59,8 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord) 
             "sources": list(record.sources),
         }
     else:
-        own = {"protocol": record.protocol, "settings": record.settings, "features_sha256": record.features_sha256}
+        own = {"protocol": record.protocol, "settings": record.settings}
+        own |= {"features_sha256": record.features_sha256} if isinstance(record, EvaluationRecord) else {}
     return {
         "record": record_link(run, part),
         "command": command(run, part),
@@ -113,10 +114,20 @@ def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
         rows.append(("Score", f"{cell.value:.2f} %: {text.count(cell.correct or 0)} of {text.count(cell.n or 0)} queries"))
         rows.append(("95 % interval", f"{cell.low:.2f} to {cell.high:.2f} % (Wilson; queries alone, one run)"))
         rows.append(("Verification", cell.level))
-    elif cell.value is not None:
-        rows.append(("Value", f"{text.signed(cell.value) if cell.kind == 'difference' else text.one_decimal(cell.value)}"))
+    elif cell.value is not None and cell.kind != "paper":
+        signed = cell.kind in ("difference", "against") or cell.words.startswith(("+", text.MINUS))
+        rows.append(("Value", text.signed(cell.value, 2) if signed else text.decimal(cell.value, 2)))
+    if cell.deviation is not None:
+        rows.append(("Spread", f"standard deviation {cell.deviation:.2f} points, n = {cell.count} seeds or draws"))
+    if cell.kind == "difference" and cell.low is not None and cell.high is not None:
+        rows.append(
+            ("95 % interval", f"{text.signed(cell.low, 2)} to {text.signed(cell.high, 2)} points (bootstrap of the mean)")
+        )
+    if cell.verdict:
+        rows.append(("Verdict", cell.verdict))
     if cell.detail:
         rows.append(("Why" if cell.value is None else "How", cell.detail))
+    rows += _paper_facts(cell.paper) if cell.paper else []
     if cell.runs and cell.kind != "none":
         commands = "; ".join(command(run, cell.part) for run in dict.fromkeys(cell.runs))
         rows.append(("Made by", f"{commands}; or everything with dvc repro"))
@@ -124,6 +135,14 @@ def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
         record = records.runs[cell.runs[0]].parts[cell.part]
         rows += [("Protocol", record.protocol)] if isinstance(record, EvaluationRecord) else []
     return rows
+
+
+def _paper_facts(paper: Printed) -> list[tuple[str, str]]:
+    """Where a published number stands, and what is wrong with it."""
+    rows = [("The paper prints", f"{paper.printed}")]
+    rows += [("It must be", f"{paper.corrected}: {paper.why}")] if paper.corrected is not None else []
+    about = "; printed by another paper of the group" if paper.borrowed else ""
+    return [*rows, ("Where", f"{paper.where}{about}"), ("Read from", f"{paper.source}; confidence {paper.confidence}")]
 
 
 def linked(note: str) -> list[tuple[str, bool]]:
@@ -138,3 +157,10 @@ def linked(note: str) -> list[tuple[str, bool]]:
 def total_seconds(records: Records) -> float:
     """Seconds of all parts of all runs."""
     return sum(record.provenance.seconds for found in records.runs.values() for record in found.parts.values())
+
+
+def changes(run: Run, recorded: dict[str, object]) -> list[str]:
+    """Keys that both the params and a record's config hold, with different values."""
+    planned = run.model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})
+    then = dict(text.flatten(recorded))
+    return [f"{key} was {then[key]}, is {now}" for key, now in text.flatten(planned) if key in then and then[key] != now]

@@ -1,115 +1,23 @@
-"""The tables: what each cell says and where it comes from, before any format is chosen.
+"""The tables of our own runs.
 
 A subset has one table (balanced: student, then teacher) or two (unbalanced, the paper's shape: all, rare and large queries;
-the student's table, then the teacher's). Repeated draws of one kind of subset become the paper's pivot, see `pivot`.
+the student's table, then the teacher's); runs that differ in their seed alone have a row of their mean below. Repeated draws of
+one kind of subset become the paper's pivot, see `pivot`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
+from isd_repro.report.cells import Cell, Column, Row, Table
+from isd_repro.report.pool import method_name, pool, repetitions
 from isd_repro.report.records import RECORDED, External, Key, Records, RunRecords
 
 ENCODERS = ("student", "teacher")
 GROUPS = ("all", "rare", "large")
-Kind = Literal["score", "external", "difference", "mean", "not run", "none"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell; `value` is percent or points, and None where the cell has no number.
-
-    Attributes:
-        kind: a score of one run or of an evaluated checkpoint, a difference of two, a mean over subsets, `not run`, or `none`
-            where no number can exist.
-        runs: the runs that the number comes from.
-        correct, n, low, high, level: only of a score; the interval is Wilson's, in percent.
-        detail: how a number that is no score came about, or why there is none.
-        best: the largest of the values that it competes with.
-    """
-
-    kind: Kind
-    runs: tuple[str, ...] = ()
-    encoder: str = ""
-    metric: str = ""
-    group: str = ""
-    value: float | None = None
-    correct: int | None = None
-    n: int | None = None
-    low: float | None = None
-    high: float | None = None
-    level: str = ""
-    detail: str = ""
-    best: bool = False
-
-    @property
-    def part(self) -> str:
-        """The stage, and the part of the record, that holds the number."""
-        return "linear" if self.metric.startswith("linear") else "knn"
-
-    @property
-    def number(self) -> str:
-        """The value, or the words in its place."""
-        if self.value is None:
-            return text.NOT_RUN if self.kind == "not run" else text.ABSENT
-        mark = "\N{DAGGER}" if self.level == RECORDED else ""
-        return (text.signed(self.value) if self.kind == "difference" else text.one_decimal(self.value)) + mark
-
-    @property
-    def half(self) -> str:
-        """Half width of the interval, or nothing."""
-        return "" if self.low is None or self.high is None else text.one_decimal((self.high - self.low) / 2)
-
-    @property
-    def plain(self) -> str:
-        """The whole cell as plain text."""
-        return f"{self.number} \N{PLUS-MINUS SIGN} {self.half}" if self.half else self.number
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's head and the head that it shares with its neighbours."""
-
-    span: str
-    head: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row's name, the run behind it (none in a pivot), and one cell a column."""
-
-    label: str
-    cells: tuple[Cell, ...]
-    run: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table; `foot` rows are set apart below the others."""
-
-    id: str
-    title: str
-    first: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    foot: tuple[Row, ...] = ()
-    notes: tuple[str, ...] = ()
-    main: bool = True
-
-    @property
-    def spans(self) -> list[tuple[str, int]]:
-        """Shared heads with the number of columns under each."""
-        spans: list[tuple[str, int]] = []
-        for column in self.columns:
-            if spans and spans[-1][0] == column.span:
-                spans[-1] = (column.span, spans[-1][1] + 1)
-            else:
-                spans.append((column.span, 1))
-        return spans
 
 
 def runs_of(params: Params, subset: str) -> list[str]:
@@ -222,8 +130,14 @@ def _table(
 ) -> Table:
     by_column = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
     rows = [Row(params.runs[run.run].label, tuple(column[at] for column in by_column), run.run) for at, run in enumerate(found)]
-    rows += [Row(external.record.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
-    return replace(blank, columns=tuple(columns), rows=tuple(rows))
+    rows += [Row(external.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
+    seeds = [names for names in repetitions(params, [run.run for run in found]) if len(names) > 1]
+    of_run = {row.run: row.cells for row in rows}
+    pooled = [[pool([of_run[name][at] for name in names], "seeds") for names in seeds] for at in range(len(keys))]
+    best = [mark_best(column) for column in pooled]
+    labels = [f"{method_name(params, names[0])}, {len(names)} seeds" for names in seeds]
+    foot = tuple(Row(label, tuple(column[at] for column in best)) for at, label in enumerate(labels))
+    return replace(blank, columns=tuple(columns), rows=tuple(rows), foot=foot)
 
 
 def _external_cell(external: External, key: Key) -> Cell:

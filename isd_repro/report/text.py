@@ -6,12 +6,15 @@ import json
 import re
 from typing import Any
 
+from isd_repro.errors import seen
+
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"  # a cell that cannot exist, such as the teacher of a method without one
 NOT_RUN = "not run"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
+    "[": "{[}",  # at the start of a row it would be an argument of the line break before it
     "{": r"\{",
     "}": r"\}",
     "|": r"\textbar{}",
@@ -21,7 +24,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "*": r"\textasteriskcentered{}",
     **{sign: f"\\{sign}" for sign in "&%$#_"},
-    '"': r"\textquotedbl{}",
+    '"': "''",  # its LaTeX name is missing in the default encoding
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     MINUS: r"$-$",
     "\N{EN DASH}": "--",
@@ -32,6 +35,7 @@ _LATEX = {
     "\N{GREEK SMALL LETTER TAU}": r"$\tau$",
     "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
     "\N{DAGGER}": r"\dag{}",
+    "\N{DOUBLE DAGGER}": r"\ddag{}",
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~^$])")
 _MARKDOWN_START = re.compile(r"^(\d+(?=[.)](?:\s|$)))|^(?=[-+](?:\s|$)|--|=)")  # a list, a rule or a heading's underline
@@ -39,30 +43,50 @@ _MARKDOWN_START = re.compile(r"^(\d+(?=[.)](?:\s|$)))|^(?=[-+](?:\s|$)|--|=)")  
 
 def latex(text: str) -> str:
     """Text as LaTeX prints it, on one line."""
-    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
+    return "".join(_LATEX.get(sign, sign) for sign in visible(text))
 
 
 def markdown(text: str) -> str:
     """Text as Markdown prints it, in a table cell or a paragraph, on one line."""
-    line = markdown_part(" ".join(text.split()))
+    line = markdown_part(visible(text))
     return _MARKDOWN_START.sub(lambda found: f"{found[1] or ''}\\", line)
 
 
 def markdown_part(text: str) -> str:
     """A piece of a line as Markdown prints it, its spaces kept."""
-    return _MARKDOWN.sub(r"\\\1", text.replace("\n", " ").replace("&", "&amp;"))
+    return _MARKDOWN.sub(r"\\\1", _unseen(text).replace("&", "&amp;"))
+
+
+def visible(text: str) -> str:
+    """Text on one line, without signs that nobody sees: they drive terminals, turn text round, and no XML may hold them."""
+    return " ".join(_unseen(text).split())
+
+
+def _unseen(text: str) -> str:
+    return "".join(sign if seen(sign) else " " for sign in text)
+
+
+def csv_cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    line = visible(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
+def decimal(value: float, places: int) -> str:
+    """84.10; a negative value has a true minus sign, and no value is printed as minus zero."""
+    text = f"{value:.{places}f}"
+    return (text if text.strip("-0.") else text.removeprefix("-")).replace("-", MINUS)
 
 
 def one_decimal(value: float) -> str:
-    """84.1; a negative value has a true minus sign, and no value is printed as minus zero."""
-    text = f"{value:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", MINUS)
+    """84.1, in the form of `decimal`."""
+    return decimal(value, 1)
 
 
-def signed(value: float) -> str:
+def signed(value: float, places: int = 1) -> str:
     """+0.7 or, with a true minus sign, -0.7; a difference that rounds to zero has no sign."""
-    text = one_decimal(value)
-    return text if text.startswith(MINUS) or text == "0.0" else f"+{text}"
+    text = decimal(value, places)
+    return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
 
 
 def p_value(p: float) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,22 +16,25 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts, checkpoints
+from isd_repro import artifacts, checkpoints, files
 from isd_repro.artifacts import EvaluationRecord, ExternalRecord, Score
 from isd_repro.checkpoints import Checkpoint
+from isd_repro.config import state_root
 from isd_repro.data import folder, images
 from isd_repro.data.folder import ImageSet
 from isd_repro.data.images import Frame
-from isd_repro.errors import ConfigError
-from isd_repro.evals import heads, knn, stream, summary
+from isd_repro.errors import ConfigError, Preempted, printable
+from isd_repro.evals import heads, knn, linear, stream, summary
 from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.extract import BLOCK
 from isd_repro.evals.progress import Progress
-from isd_repro.evals.request import Request
+from isd_repro.evals.request import MOST, Request
+from isd_repro.params import Linear
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images that says nothing of its own
 _SIZE, _CROP_RATIO = 224, 0.875
+_ONCE = "once-"  # folders of features that are not kept
 
 
 @dataclass
@@ -46,6 +48,7 @@ class _Result:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     protocols: dict[str, str] = field(default_factory=dict)
     features: str = ""  # sha256
+    warnings: list[str] = field(default_factory=list)  # what the record's reader should know, too
 
 
 def evaluate(request: Request, console: Console) -> None:
@@ -55,6 +58,7 @@ def evaluate(request: Request, console: Console) -> None:
         ConfigError: options that contradict each other, or a k above the number of search images.
         DataError: the checkpoint or the images are missing, damaged, or not what they must be; features that are not finite.
         UserError: another process extracts the same features; a linear head diverged.
+        Preempted: a signal asked to stop; finished features are kept.
     """
     started = time.monotonic()
     request.check()
@@ -64,17 +68,18 @@ def evaluate(request: Request, console: Console) -> None:
     encoders = f"{checkpoint.arch}, layout {checkpoint.layout}, {', '.join(checkpoint.encoders)}"
     progress.say(f"{request.ckpt.name}: {encoders}, sha256 {checkpoint.sha256[:16]}")
     with ExitStack() as stack:
+        root = stack.enter_context(_cache(request))
         opened = stack.enter_context(_images(request, checkpoint.channels, progress))
         result = _Result(opened.prepared.split("query").label, [*checkpoint.notes, *opened.notes, *_about(opened, frame)])
         for note in result.notes:
             progress.say(note)
         _check_k(request, len(opened.prepared.manifest.search))
-        root = stack.enter_context(_cache(request))
+        plan = _plan(request, checkpoint, opened, frame, progress) if request.protocol != "knn" else None
         features = _features(root, request, checkpoint, opened, frame, progress, result)
         if request.protocol != "linear":
             _neighbours(request, features, opened, result)
-        if request.protocol != "knn":
-            _linear(request, checkpoint, features, opened, frame, progress, result)
+        if plan is not None:
+            _linear(request, checkpoint, features, opened, plan, progress, result)
         record = _record(request, checkpoint, opened, frame, result, time.monotonic() - started)
     if request.out is not None:
         artifacts.write_record(request.out, record)
@@ -94,7 +99,11 @@ def frame_of(request: Request, checkpoint: Checkpoint) -> Frame:
             message = f"--{name} has {len(values)} values, the encoder sees {checkpoint.channels} channels"
             raise ConfigError(message, "give one value for each channel")
     size = request.image_size or checkpoint.image_size or _SIZE
-    return Frame(size, request.crop_ratio or checkpoint.crop_ratio or _CROP_RATIO, tuple(mean), tuple(std))
+    ratio = request.crop_ratio or checkpoint.crop_ratio or _CROP_RATIO
+    if size / ratio > MOST:
+        message = f"--image-size {size} with --crop-ratio {ratio:g}: a short side above {MOST} pixels"
+        raise ConfigError(message, "give a smaller size or a larger ratio")
+    return Frame(size, ratio, tuple(mean), tuple(std))
 
 
 def _check_k(request: Request, search: int) -> None:
@@ -106,7 +115,7 @@ def _check_k(request: Request, search: int) -> None:
 @contextmanager
 def _images(request: Request, channels: int, progress: Progress) -> Iterator[ImageSet]:
     if request.prepared is not None:
-        yield folder.open_packed(request.prepared, channels)
+        yield folder.open_packed(request.prepared, channels, state_root() / "verified")
         return
     assert request.data is not None
     with ExitStack() as stack:
@@ -131,15 +140,18 @@ def _about(opened: ImageSet, frame: Frame) -> Iterator[str]:
 
 @contextmanager
 def _cache(request: Request) -> Iterator[Path]:
-    """Where features lie; outside DVC, as all resume state."""
-    base = os.environ.get("ISD_STATE_ROOT") or os.environ.get("DVC_ROOT") or "."
-    root = Path(base) / ".state" / "features"
-    if request.cache:
-        yield root
+    """Where features lie; outside DVC, as all resume state. An interrupted evaluation that keeps them can go on."""
+    root = state_root() / "features"
+    files.sweep(root, _ONCE)
+    if not request.cache:
+        with files.temporary(root / f"{_ONCE}{secrets.token_hex(4)}") as once:
+            yield once
         return
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix="once-") as once:
-        yield Path(once)
+    try:
+        yield root
+    except KeyboardInterrupt as error:
+        message = "stopped; the features that were finished are kept"
+        raise Preempted(message, "run the same command again: it goes on with them") from error
 
 
 # --- features and scores ------------------------------------------------------------------------------------------------
@@ -186,6 +198,10 @@ def _features(
     if kept:
         progress.say(f"features of {kept} of {total} images were there from before")
     result.features = stream.digest(root, identities)
+    for name, rows in found["search"].items():
+        if stream.same(rows):
+            result.warnings.append(f"{name}: features of all images are the same (collapsed), so its numbers are those of chance")
+            progress.say(result.warnings[-1])
     return found
 
 
@@ -204,24 +220,34 @@ def _neighbours(request: Request, features: _Features, opened: ImageSet, result:
     result.protocols["knn"] = f"{', '.join(f'{k}-NN' for k in request.ks)} exact float32, ties by lowest label"
 
 
+_Plan = tuple[Linear, linear.TrainBatches]
+
+
+def _plan(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame, progress: Progress) -> _Plan:
+    """Settings and views of the linear protocol; says how long it will take, before anything that takes long."""
+    settings = heads.shortened(request.epochs)
+    split = opened.prepared.split("search")
+    batches = images.augmented(opened.reader, split, frame, settings, best_device())
+    pace = heads.pace(checkpoint.encoders, batches, best_device())
+    progress.say(
+        f"linear: {settings.epochs} epochs of {len(split)} images, about {heads.duration(pace * settings.epochs * len(split))}"
+        f" at {1 / pace:.1f} images a second"
+    )
+    return settings, batches
+
+
 def _linear(
     request: Request,
     checkpoint: Checkpoint,
     features: _Features,
     opened: ImageSet,
-    frame: Frame,
+    plan: _Plan,
     progress: Progress,
     result: _Result,
 ) -> None:
-    settings = heads.shortened(request.epochs)
+    settings, batches = plan
     device = best_device()
     split = opened.prepared.split("search")
-    batches = images.augmented(opened.reader, split, frame, settings, device)
-    pace = heads.pace(checkpoint.encoders, batches, device)
-    progress.say(
-        f"linear: {settings.epochs} epochs of {len(split)} images, about {heads.duration(pace * settings.epochs * len(split))}"
-        f" at {1 / pace:.1f} images a second"
-    )
     asked = heads.Asked(
         search=features["search"],
         search_label=split.label,
@@ -265,13 +291,14 @@ def _record(
     return ExternalRecord(
         name=name,
         label=request.label or name,
-        file=request.ckpt.name,
+        file=printable(request.ckpt.name),
         sha256=checkpoint.sha256,
         layout=checkpoint.layout,
         arch=checkpoint.arch,
         teacher_bn=request.teacher_bn,
         transform={**asdict(frame), "channels": checkpoint.channels, "dtype": "float32", "pixels": opened.pixels},
-        command=request.command,
+        command=printable(request.command),
+        warnings=tuple(result.warnings),
         evaluations=tuple(
             EvaluationRecord(
                 kind=cast("Literal['knn', 'linear']", kind),
@@ -305,7 +332,7 @@ def _print(request: Request, record: ExternalRecord, result: _Result) -> None:
             "scores": [{**score.model_dump(mode="json"), "top1": score.top1} for score in scores],
             "settings": result.settings,
             "protocols": result.protocols,
-            "notes": result.notes,
+            "notes": [*result.notes, *result.warnings],
             **({"per_class": classes} if request.per_class else {}),
         }
         sys.stdout.write(json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -9,14 +9,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from isd_repro.artifacts import sha256_file
+from isd_repro.artifacts import sha256_file, shown_provenance
 from isd_repro.config import Layout, find_run
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import open_prepared
 from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import check_manifest, load_encoders
+from isd_repro.evals.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evals.extract import Features, features, save_features
 from isd_repro.params import Params
+from isd_repro.tracking import open_stage
 
 
 def extract(name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -31,7 +32,8 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     path = layout.encoder(name)
     sha256 = sha256_file(path)
     encoders, identity = load_encoders(path)
-    prepared = open_prepared(layout.prepared(run.data.subset))
+    check_run(path, identity, name)
+    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     check_manifest(path, identity.manifest, prepared.identity.sha256)
     splits = {"search": prepared.split("search"), "query": prepared.split("query")}
     reader = StoreReader(prepared.store)
@@ -60,4 +62,8 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     save_features(layout.features(name), kept)
     counts = f"{len(splits['search'])} search and {len(splits['query'])} query images"
     seconds = time.monotonic() - started
+    config = {"encoder_sha256": sha256, "manifest": identity.manifest, **shown_provenance()}
+    row = {"epoch": run.optim.epochs, "images": sum(map(len, splits.values())), "seconds": round(seconds, 3)}
+    with open_stage("extract", name, params, layout, identity=sha256, config=config) as tracker:
+        tracker.log(row)
     console.print(f"{name} {', '.join(encoders)}: {counts} in {seconds:.1f} s", highlight=False, soft_wrap=True)

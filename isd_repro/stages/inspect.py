@@ -16,7 +16,7 @@ from rich.text import Text
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints import Inspection
-from isd_repro.errors import DataError
+from isd_repro.errors import DataError, printable
 
 _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
 
@@ -50,7 +50,7 @@ def _print(found: Inspection, out: Console) -> None:
         tensors.add_column(head, overflow="fold")
     for row in found.tensors:
         shape = " x ".join(map(str, row.shape)) or "scalar"
-        tensors.add_row(Text(row.key), shape, row.dtype, Text(row.use, style=_STYLES.get(row.use, "dim")), row.encoder)
+        tensors.add_row(Text(printable(row.key)), shape, row.dtype, Text(row.use, style=_STYLES.get(row.use, "dim")), row.encoder)
     if not out.is_terminal:  # in a pipe nothing is cut
         wide = out.options.update(width=10_000, max_width=10_000)
         out.width = max(out.width, Measurement.get(out, wide, tensors).maximum)
@@ -68,4 +68,4 @@ def _print(found: Inspection, out: Console) -> None:
         "notes": "; ".join(found.notes) or "none",
     }
     for name, value in lines.items():
-        out.print(f"{name + ':':<14}{value}", markup=False, soft_wrap=True)
+        out.print(printable(f"{name + ':':<14}{value}"), markup=False, soft_wrap=True)

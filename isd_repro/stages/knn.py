@@ -5,19 +5,25 @@ from __future__ import annotations
 import time
 from typing import Literal, cast
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, Score
 from isd_repro.config import Layout, find_run
-from isd_repro.data.prepared import open_prepared
+from isd_repro.data import sheet
+from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evals import knn as search
 from isd_repro.evals import scores as shown
+from isd_repro.evals import summary
 from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.encoders import check_manifest
-from isd_repro.evals.extract import load_features
+from isd_repro.evals.extract import Features, load_features
 from isd_repro.params import Params
-from isd_repro.tracking import open_tracker
+from isd_repro.tracking import names, open_stage
+
+QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
 
 
 def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -32,7 +38,7 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
     encoder_sha256 = artifacts.sha256_file(layout.encoder(name))
     path = layout.features(name)
     features = load_features(path, encoder_sha256)
-    prepared = open_prepared(layout.prepared(run.data.subset))
+    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     check_manifest(path, features.identity["manifest"], prepared.identity.sha256)
     settings = params.evaluation.knn
     label = features.query_label
@@ -40,9 +46,13 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
     device = best_device()
     scores: list[Score] = []
     predictions: dict[str, str] = {}
+    near: dict[str, Tensor] = {}
     for encoder in features.search:
-        found = search.predict(features.search[encoder], features.search_label, features.query[encoder], settings.k, device)
-        for k, predicted in found.items():
+        near[encoder] = search.nearest(
+            features.search[encoder], features.search_label, features.query[encoder], max(settings.k), device
+        )
+        for k in settings.k:
+            predicted = search.vote(features.search_label[near[encoder][:, :k]])
             predictions[f"{encoder}/{k}-NN"] = artifacts.pack_labels(predicted)
             scores += artifacts.score(cast("Literal['student', 'teacher']", encoder), f"{k}-NN", predicted, label, groups)
     record = EvaluationRecord(
@@ -60,8 +70,26 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
         provenance=artifacts.provenance(time.monotonic() - started),
     )
     artifacts.write_record(layout.record(name, "knn"), record)
-    names = {"run_id": f"{params.profile}-{name}-knn", "group": f"{params.profile}-{name}", "job_type": "knn"}
-    with open_tracker(None, tracking=params.tracking, layout_root=layout.root, config=record.settings, **names) as tracker:
+    identity = names.evaluation_identity(record.encoder_sha256, record.settings)
+    config = {**record.settings, **artifacts.shown_provenance()}
+    with open_stage("knn", name, params, layout, identity=identity, config=config) as tracker:
         tracker.log({"epoch": run.optim.epochs, **shown.row(scores)})
+        for encoder in near:
+            tracker.log_image(f"nearest-{encoder}", *_neighbours(encoder, near[encoder], features, prepared))
+        tracker.log_table("per-class", *summary.class_rows(record))
     for score in scores:
         console.print(shown.line(name, score), highlight=False, soft_wrap=True)
+
+
+def _neighbours(encoder: str, near: Tensor, features: Features, prepared: Prepared) -> tuple[Tensor, str]:
+    """Some queries, one a row and spread over the classes, each before its nearest search images."""
+    count = min(QUERIES, len(near))
+    asked = torch.arange(count) * len(near) // count
+    shown_near = near[asked, :NEIGHBOURS]
+    query, found = prepared.split("query").index[asked], prepared.split("search").index[shown_near]
+    pictures = prepared.store.read(torch.cat([query[:, None], found], dim=1).flatten())
+    pixels = sheet.thumbnails(*pictures)
+    right = (features.search_label[shown_near] == features.query_label[asked, None]).long()
+    marks = torch.cat([torch.full((count, 1), -1), right], dim=1)
+    words = f"Queries (first column) and their nearest search images under the {encoder}; green has the query's class."
+    return sheet.sheet(list(pixels.unflatten(0, (count, -1))), marks), words

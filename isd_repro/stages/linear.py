@@ -19,13 +19,14 @@ from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evals import linear as protocol
 from isd_repro.evals import scores as shown
+from isd_repro.evals import summary
 from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evals.extract import load_features
+from isd_repro.evals.encoders import EncoderIdentity, check_manifest, check_run, load_encoders
+from isd_repro.evals.extract import Features, load_features
 from isd_repro.evals.linear import Outcome, Task, TrainBatches
 from isd_repro.params import Linear, Params
 from isd_repro.protocols import Tracker
-from isd_repro.tracking import open_tracker
+from isd_repro.tracking import names, open_stage
 
 
 def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -40,10 +41,11 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
     run = find_run(params, name)
     settings = params.evaluation.linear
     protocol.check_protocol(settings)
-    encoder_sha256 = artifacts.sha256_file(layout.encoder(name))
-    features = load_features(layout.features(name), encoder_sha256)
+    hashes = tuple(artifacts.sha256_file(path) for path in (layout.encoder(name), layout.features(name)))
+    features = load_features(layout.features(name), hashes[0])
     encoders, identity = load_encoders(layout.encoder(name))
-    prepared = open_prepared(layout.prepared(run.data.subset))
+    check_run(layout.encoder(name), identity, name)
+    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     check_manifest(layout.encoder(name), identity.manifest, prepared.identity.sha256)
     device = best_device()
     task = Task(
@@ -54,32 +56,17 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
         train_batches=augmented(prepared, identity, settings, device),
     )
     config = settings.model_dump(mode="json")
-    names = {"run_id": f"{params.profile}-{name}-linear", "group": f"{params.profile}-{name}", "job_type": "linear"}
+    made_of = names.evaluation_identity(hashes[0], config)
+    shown_config = {**config, **artifacts.shown_provenance()}
     bar = Progress(console=console, disable=not console.is_terminal)
-    with bar, open_tracker(None, tracking=params.tracking, layout_root=layout.root, config=config, **names) as tracker:
-        outcomes = protocol.train(encoders, task, settings, device, _reporter(name, settings, tracker, bar, console))
-        scores = _score(outcomes, features.query_label, prepared.groups(features.query_label))
-        tracker.log({"epoch": settings.epochs, **shown.row(scores)})
-    record = EvaluationRecord(
-        kind="linear",
-        profile=params.profile,
-        run=name,
-        protocol=settings.protocol,
-        settings={**config, "best_epoch": {encoder: out.best_epoch for encoder, out in outcomes.items()}},
-        manifest=prepared.identity,
-        encoder_sha256=encoder_sha256,
-        features_sha256=artifacts.sha256_file(layout.features(name)),
-        scores=tuple(scores),
-        labels=artifacts.pack_labels(features.query_label),
-        predictions={
-            f"{encoder}/{metric}": artifacts.pack_labels(predicted)
-            for encoder, out in outcomes.items()
-            for metric, predicted in _metrics(out).items()
-        },
-        provenance=artifacts.provenance(time.monotonic() - started),
-    )
-    artifacts.write_record(layout.record(name, "linear"), record)
-    for score in scores:
+    with bar, open_stage("linear", name, params, layout, identity=made_of, config=shown_config) as tracker:
+        reporter = _Reporter(name, settings, tracker, bar, console)
+        outcomes = protocol.train(encoders, task, settings, device, reporter)
+        record = _record(name, params, prepared, hashes, features, outcomes, time.monotonic() - started)
+        artifacts.write_record(layout.record(name, "linear"), record)
+        tracker.log({**reporter.last, **shown.row(record.scores)})  # over the last epoch's row, which it repeats
+        tracker.log_table("per-class", *summary.class_rows(record))
+    for score in record.scores:
         console.print(shown.line(name, score), highlight=False, soft_wrap=True)
 
 
@@ -89,17 +76,53 @@ def augmented(prepared: Prepared, identity: EncoderIdentity, settings: Linear, d
     return images.augmented(StoreReader(prepared.store), prepared.split("search"), frame, settings, device)
 
 
-def _reporter(name: str, settings: Linear, tracker: Tracker, bar: Progress, console: Console) -> protocol.OnEpoch:
-    task = bar.add_task(f"{name} linear", total=settings.epochs)
+class _Reporter:
+    """Logs and shows every epoch, and remembers the last one's row."""
 
-    def on_epoch(row: Mapping[str, float]) -> None:
-        tracker.log(row)
-        bar.update(task, completed=row["epoch"])
-        if not console.is_terminal:
+    def __init__(self, name: str, settings: Linear, tracker: Tracker, bar: Progress, console: Console) -> None:
+        self.last: dict[str, float] = {}
+        self._name, self._epochs, self._tracker, self._bar, self._console = name, settings.epochs, tracker, bar, console
+        self._task = bar.add_task(f"{name} linear", total=settings.epochs)
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        self.last = dict(row)
+        self._tracker.log(row)
+        self._bar.update(self._task, completed=row["epoch"])
+        if not self._console.is_terminal:
             values = " ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            console.print(f"{name} linear epoch {int(row['epoch'])}/{settings.epochs} {values}", highlight=False, soft_wrap=True)
+            line = f"{self._name} linear epoch {int(row['epoch'])}/{self._epochs} {values}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
-    return on_epoch
+
+def _record(
+    name: str,
+    params: Params,
+    prepared: Prepared,
+    hashes: tuple[str, ...],
+    features: Features,
+    outcomes: Mapping[str, Outcome],
+    seconds: float,
+) -> EvaluationRecord:
+    settings = params.evaluation.linear
+    best = {encoder: out.best_epoch for encoder, out in outcomes.items()}
+    return EvaluationRecord(
+        kind="linear",
+        profile=params.profile,
+        run=name,
+        protocol=settings.protocol,
+        settings={**settings.model_dump(mode="json"), "best_epoch": best},
+        manifest=prepared.identity,
+        encoder_sha256=hashes[0],
+        features_sha256=hashes[1],
+        scores=tuple(_score(outcomes, features.query_label, prepared.groups(features.query_label))),
+        labels=artifacts.pack_labels(features.query_label),
+        predictions={
+            f"{encoder}/{metric}": artifacts.pack_labels(predicted)
+            for encoder, out in outcomes.items()
+            for metric, predicted in _metrics(out).items()
+        },
+        provenance=artifacts.provenance(seconds),
+    )
 
 
 def _metrics(outcome: Outcome) -> dict[str, Tensor]:

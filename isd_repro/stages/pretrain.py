@@ -1,13 +1,16 @@
 """Stage `pretrain`: a prepared subset and a run's parameters in, encoders and a record out.
 
 Resume state lives in `.state/<fingerprint>/` until the outputs are written, because DVC deletes outputs before a stage
-starts. The fingerprint covers every value that changes the result, so a changed temperature starts afresh.
+starts. The fingerprint covers every value that changes the result, so a changed temperature starts afresh. What holds when
+a run is killed, stopped or diverges is in docs/reliability.md.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
+import json
+import secrets
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +18,29 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
-from torch import nn
+from torch import Tensor, nn
 
-from isd_repro import artifacts, methods
+from isd_repro import artifacts, files, methods
 from isd_repro.artifacts import ManifestIdentity, PretrainRecord
-from isd_repro.config import Layout, find_run, fingerprint, naming
+from isd_repro.config import Layout, find_run, fingerprint, naming, snapshot_name
+from isd_repro.data import sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.errors import ConfigError
+from isd_repro.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.nn import backbones
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import Params, Run
-from isd_repro.protocols import Setting
-from isd_repro.tracking import open_tracker, truncate_metrics
-from isd_repro.train import checkpoint, guard, loop
+from isd_repro.protocols import Setting, Tracker
+from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
+from isd_repro.train import attempts, checkpoint, checks, code, export, guard, loop
+from isd_repro.train.attempts import Attempts
 from isd_repro.train.checkpoint import Progress
+from isd_repro.train.monitor import Monitor
+
+SNAPSHOTS = "snapshots"  # in the state folder
+SHOWN = 8  # images of which the first views are kept as a picture
+RESUME_ME = "resume-me"  # in the state folder of a run that was asked to stop
+_DONE = ".done-"  # a state folder that is being removed
 
 
 @dataclass(frozen=True)
@@ -49,20 +60,31 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
 
     Raises:
         ConfigError: the run, its method or a size is wrong.
-        DataError: the prepared subset is missing or damaged.
+        DataError: the prepared subset or the resume state is missing or damaged.
+        UserError: a number is not finite, another process trains the run, or other code trained it so far.
         Preempted: a signal asked to stop; the state is saved.
     """
     artifacts.remember_code()
     run = find_run(params, name)
-    prepared = open_prepared(layout.prepared(run.data.subset))
+    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     plan = make_plan(name, run, prepared, layout)
     with naming(layout.file, name):
         batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
     state = layout.state(plan.fingerprint)
-    with guard.exclusive(state), guard.stop_on_signal() as stop:
-        progress = _train(plan, batches, params, layout, state, stop, console)
-        _export(plan, prepared.identity, progress, params, layout, state)
-        shutil.rmtree(state)
+    busy = f"{state}: this run is already being trained"
+    with files.exclusive(state / "lock", busy), guard.stop_on_signal() as stop:
+        files.sweep(state.parent, _DONE)
+        (state / RESUME_ME).unlink(missing_ok=True)
+        owner = {"profile": params.profile, "run": name, "config": plan.config}  # for whoever finds the state of a dead run
+        text = json.dumps(owner, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        files.write_atomic(state / "run.json", text.encode())
+        work = _Work(plan, batches, prepared.identity, params, layout, state, console)
+        progress = work.resume(code.code_of(run.method.name))
+        with attempts.recorded(state / "attempts.jsonl", progress, plan.device) as log:
+            work.train(progress, log, stop)
+            work.export(progress, log)
+        with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
+            state.rename(trash)  # at once: half a state would be resumed from
     console.print(f"{name}: {progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}", highlight=False)
 
 
@@ -112,81 +134,185 @@ def _check_sizes(run: Run) -> None:
         raise ConfigError("numerics.precision: bf16 needs a CUDA device and there is none", "use float32 here")
 
 
-def _train(
-    plan: Plan, batches: Batches, params: Params, layout: Layout, state: Path, stop: guard.StopRequest, console: Console
-) -> Progress:
-    run = plan.run
-    if run.optim.epochs == 0:
-        (state / "metrics.jsonl").touch()
-        return Progress(sources=[artifacts.source_hash()])
-    optimizer = loop.optimizer_of(plan.method, run.optim)
-    resume = state / "checkpoint.pt"
-    progress = checkpoint.load(resume, plan.fingerprint, plan.method, optimizer, plan.device)
-    if progress.step:
-        console.print(f"{plan.name}: resuming after step {progress.step}", highlight=False)
-    if artifacts.source_hash() not in progress.sources:
-        progress.sources.append(artifacts.source_hash())
-    rows = state / "metrics.jsonl"
-    if rows.exists():
-        truncate_metrics(rows, lambda row: row["epoch"] <= len(progress.curve))
+class _Work:
+    """One process's work on a run, between taking its lock and writing its outputs."""
 
-    total = run.optim.epochs * batches.steps_per_epoch
-    names = {"run_id": f"{params.profile}-{plan.name}-pretrain", "group": f"{params.profile}-{plan.name}", "job_type": "pretrain"}
-    bar = Bar(console=console, disable=not console.is_terminal)
-    with bar, open_tracker(rows, tracking=params.tracking, layout_root=layout.root, config=plan.config, **names) as tracker:
-        task = bar.add_task(plan.name, total=total, completed=progress.step)
-        began, first = time.monotonic(), progress.step
+    def __init__(
+        self,
+        plan: Plan,
+        batches: Batches,
+        manifest: ManifestIdentity,
+        params: Params,
+        layout: Layout,
+        state: Path,
+        console: Console,
+    ) -> None:
+        self.plan, self.batches, self.manifest = plan, batches, manifest
+        self.params, self.layout, self.console = params, layout, console
+        self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
+        self.state, self.point, self.rows = state, state / "checkpoint.pt", state / "metrics.jsonl"
+        self.total = plan.run.optim.epochs * batches.steps_per_epoch
+        self.optimizer = loop.optimizer_of(plan.method, plan.run.optim) if self.total else None
+        self.good = 0  # step of the newest resume point
+
+    def say(self, line: str) -> None:
+        """One plain line that begins with the run."""
+        self.console.print(f"{self.plan.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def resume(self, now: dict[str, str]) -> Progress:
+        """Where the run stands, its state restored; `now` is the code that goes on."""
+        if self.optimizer is None:
+            self.rows.touch()
+            return Progress(sources=[artifacts.source_hash()])
+        plan = self.plan
+        progress = checkpoint.load(self.point, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
+        self.good = progress.step
+        if progress.step > self.total or len(progress.curve) != progress.step // self.batches.steps_per_epoch:
+            found = f"{progress.step} steps and {len(progress.curve)} epochs"
+            expected = f"at most {self.total} steps, {self.batches.steps_per_epoch} an epoch"
+            raise DataError(f"{self.point}: has {found}, expected {expected}", f"delete {self.state} to start this run afresh")
+        code.take_over(progress, now, self.state)
+        if progress.step:
+            self.say(f"resuming after step {progress.step}")
+        if artifacts.source_hash() not in progress.sources:
+            progress.sources.append(artifacts.source_hash())
+        truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
+        return progress
+
+    def train(self, progress: Progress, log: Attempts, stop: guard.StopRequest) -> None:
+        """To the end of the last epoch, through the loop."""
+        if self.optimizer is None:
+            return
+        plan, params = self.plan, self.params
+        config = {**plan.config, **artifacts.shown_provenance()}
+        bar = Bar(console=self.console, disable=not self.console.is_terminal)
+        opened = open_stage("pretrain", plan.name, params, self.layout, identity=plan.fingerprint, config=config, rows=self.rows)
+        with bar, opened as tracker:
+            for row in self._lost(progress):
+                tracker.log(row)
+            if progress.step == 0:
+                tracker.log_image("views", *_views(self.batches, plan.run))
+            task = bar.add_task(plan.name, total=self.total, completed=progress.step)
+            hooks = loop.Hooks(
+                save=lambda now: self._save(now, log),
+                epoch=self._reporter(progress, tracker),
+                tick=lambda step, loss: bar.update(task, completed=step, description=f"{plan.name} loss {loss:.3f}"),
+                stopped=stop,
+            )
+            try:
+                loop.train(
+                    plan.method,
+                    self.optimizer,
+                    self.batches,
+                    plan.run.optim,
+                    plan.run.numerics,
+                    params.efficiency,
+                    progress,
+                    hooks,
+                )
+            except Preempted as error:  # here, not where it ends: W&B's last upload may take longer than a scheduler waits
+                self._ask_for_resume(progress)
+                raise Preempted(f"{plan.name}: {stop.reason}: {error.message}", error.hint) from error
+            except checks.Diverged as error:
+                raise self._diverged(error) from error
+
+    def export(self, progress: Progress, log: Attempts) -> None:
+        """Write encoders, metrics and record, the record last."""
+        plan, layout = self.plan, self.layout
+        try:
+            checks.check_features(self.encoders, self.batches.at(max(self.total, 1) - 1).view_student)
+        except checks.Diverged as error:
+            raise self._diverged(error) from error
+        path = layout.encoder(plan.name)
+        export.save_encoders(path, self.encoders, self.identity())
+        export.export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
+        artifacts.write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
+        collapse = checks.collapse(progress.curve)
+        record = PretrainRecord(
+            profile=self.params.profile,
+            run=plan.name,
+            label=plan.run.label,
+            notes=plan.run.notes,
+            config=plan.config,
+            fingerprint=plan.fingerprint,
+            manifest=self.manifest,
+            encoder_sha256=artifacts.sha256_file(path),
+            encoders=tuple(self.encoders),
+            steps=progress.step,
+            curve=tuple(progress.curve),
+            sources=tuple(progress.sources),
+            attempts=log.so_far("finished"),
+            warnings=(*progress.remarks, *([collapse] if collapse else [])),
+            provenance=artifacts.provenance(progress.seconds),
+        )
+        artifacts.write_record(layout.record(plan.name, "pretrain"), record)
+
+    def identity(self) -> dict[str, Any]:
+        """What an encoder file of this run says of itself."""
+        plan, run = self.plan, self.plan.run
+        return {
+            "profile": self.params.profile,
+            "run": plan.name,
+            "fingerprint": plan.fingerprint,
+            "manifest": self.manifest.sha256,
+            "backbone": run.backbone.model_dump(mode="json"),
+            "image_size": run.data.image_size,
+            "crop_ratio": run.data.crop_ratio,
+            "mean": list(run.data.mean),
+            "std": list(run.data.std),
+        }
+
+    def _save(self, progress: Progress, log: Attempts) -> None:
+        assert self.optimizer is not None
+        checkpoint.save(self.point, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
+        self.good = progress.step
+        log.saved()
+
+    def _lost(self, progress: Progress) -> list[dict[str, float]]:
+        """Epochs of the resume point that the rows lack: a power cut can lose the end of a file that was only appended to."""
+        there = {row["epoch"] for row in read_metrics(self.rows)} if self.rows.is_file() else set()
+        return [row for row in progress.curve if row["epoch"] not in there]
+
+    def _reporter(self, progress: Progress, tracker: Tracker) -> Callable[[dict[str, float]], None]:
+        name, optim, every = self.plan.name, self.plan.run.optim, self.params.efficiency.snapshot_every
+        monitor = Monitor(self.plan.method, self.batches, progress.step)
 
         def epoch(row: dict[str, float]) -> None:
-            speed = (progress.step - first) * run.optim.batch_size / max(time.monotonic() - began, 1e-9)
-            tracker.log({**row, "images_per_second": round(speed, 1)})
-            if not console.is_terminal:
+            health, at = monitor.epoch(progress.step), int(row["epoch"])
+            warning = {"warning": "collapse"} if checks.collapsed(row) else {}
+            tracker.log({**row, **health, **warning})
+            if warning:
+                spread = f"spread {row[checks.SPREAD]:.2g}, below {checks.LEAST_SPREAD:g}"
+                self.say(f"warning: the embeddings have collapsed in epoch {at}: {spread}")
+            if every and at % every == 0 and at < optim.epochs:
+                export.save_encoders(self.state / SNAPSHOTS / snapshot_name(at), self.encoders, {**self.identity(), "epoch": at})
+            if not self.console.is_terminal:
                 values = " ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in {"epoch", "lr"})
-                line = f"{plan.name} epoch {int(row['epoch'])}/{run.optim.epochs} {values} {speed:.0f} images/s"
-                console.print(line, highlight=False, soft_wrap=True)
+                line = f"{name} epoch {at}/{optim.epochs} {values} {health['images_per_second']:.0f} images/s"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
-        hooks = loop.Hooks(
-            save=lambda now: checkpoint.save(resume, plan.fingerprint, plan.method, optimizer, now),
-            epoch=epoch,
-            tick=lambda step, loss: bar.update(task, completed=step, description=f"{plan.name} loss {loss:.3f}"),
-            stopped=stop,
-        )
-        loop.train(plan.method, optimizer, batches, run.optim, run.numerics, params.efficiency, progress, hooks)
-    return progress
+        return epoch
+
+    def _ask_for_resume(self, progress: Progress) -> None:
+        """Tell wrappers what DVC's exit code hides."""
+        command = shlex.join(["isd-repro", "pretrain", self.plan.name, "--params", str(self.layout.file)])
+        text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"
+        files.write_atomic(self.state / RESUME_ME, text.encode())
+
+    def _diverged(self, error: UserError) -> UserError:
+        last = f"{self.point}, of step {self.good}" if self.good else "none, it failed before the first"
+        return UserError(f"{error.message}; last good resume point: {last}", error.hint)
 
 
-def _export(plan: Plan, manifest: ManifestIdentity, progress: Progress, params: Params, layout: Layout, state: Path) -> None:
-    run = plan.run
-    encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
-    identity = {
-        "profile": params.profile,
-        "run": plan.name,
-        "fingerprint": plan.fingerprint,
-        "manifest": manifest.sha256,
-        "backbone": run.backbone.model_dump(mode="json"),
-        "image_size": run.data.image_size,
-        "crop_ratio": run.data.crop_ratio,
-        "mean": list(run.data.mean),
-        "std": list(run.data.std),
-        "encoders": list(encoders),
-    }
-    tensors = {f"{which}.{key}": value for which, encoder in encoders.items() for key, value in encoder.state_dict().items()}
-    path = layout.encoder(plan.name)
-    artifacts.save_tensors(path, "encoder", tensors, identity)
-    artifacts.write_atomic(layout.metrics(plan.name), (state / "metrics.jsonl").read_bytes())
-    record = PretrainRecord(
-        profile=params.profile,
-        run=plan.name,
-        label=run.label,
-        notes=run.notes,
-        config=plan.config,
-        fingerprint=plan.fingerprint,
-        manifest=manifest,
-        encoder_sha256=artifacts.sha256_file(path),
-        encoders=tuple(encoders),
-        steps=progress.step,
-        curve=tuple(progress.curve),
-        sources=tuple(progress.sources),
-        provenance=artifacts.provenance(progress.seconds),
-    )
-    artifacts.write_record(layout.record(plan.name, "pretrain"), record)
+def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
+    """Both views of the first images that the run sees, and what to say of them."""
+    batch = batches.at(0)
+    rows = [sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)]
+    return sheet.sheet(rows), "The first training images as the student (above) and the teacher (below) see them."
+
+
+def _epoch_of(row: Mapping[str, Any], path: Path) -> float:
+    epoch = row.get("epoch")
+    if not isinstance(epoch, int | float):
+        raise DataError(f"{path}: a row without the number of its epoch: {str(row)[:100]}", "delete the line")
+    return epoch

@@ -11,15 +11,16 @@ from rich.console import Console
 
 from isd_repro.artifacts import write_atomic
 from isd_repro.config import Layout
+from isd_repro.errors import printable
 from isd_repro.params import Params
 
 if TYPE_CHECKING:
+    from isd_repro.report.cells import Table
     from isd_repro.report.page import Report
-    from isd_repro.report.tables import Table
 
 
 def report(params: Params, layout: Layout, console: Console) -> None:
-    """Write `reports/<profile>/tables/` and print the main tables on stdout, the path of the page last.
+    """Write `reports/<profile>/tables/` and `cards/`, and print the main tables on stdout, the path of the page last.
 
     Reads the records alone: no encoder, no features, no images. Remarks on odd records go to `console`.
 
@@ -27,7 +28,7 @@ def report(params: Params, layout: Layout, console: Console) -> None:
         DataError: a record is damaged, or disagrees with another or with its own predictions.
         UserError: a package of the extra `report` is missing.
     """
-    from isd_repro.report import page
+    from isd_repro.report import cards, page
 
     assembled = _assemble(params, layout)
     files = page.render(assembled)
@@ -36,8 +37,14 @@ def report(params: Params, layout: Layout, console: Console) -> None:
             path.unlink()
     for name, content in files.items():
         write_atomic(layout.report / name, content)
+    described = cards.render(params, assembled.records, layout)
+    for path in layout.cards.glob("*.md"):
+        if path.name not in described:
+            path.unlink()
+    for name, content in described.items():
+        write_atomic(layout.cards / name, content)
     for note in assembled.footnotes:
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(printable(note), style="dim", markup=False, highlight=False)
     _print(assembled, layout)
 
 
@@ -84,10 +91,10 @@ def _print_table(out: Console, table: Table) -> None:
     grid.add_column(Text(table.first), overflow="fold")
     for column in table.columns:
         grid.add_column(Text(_safe(out, f"{column.span}\n{column.head}")), justify="right", overflow="fold")
-    for row in (*table.rows, *table.foot):
+    for row in (*table.shown, *table.foot):
         styles = ["bold" if cell.best else "dim" if cell.value is None else "" for cell in row.cells]
         cells = [Text(_safe(out, cell.plain), style=style) for cell, style in zip(row.cells, styles, strict=True)]
-        grid.add_row(Text(_safe(out, row.label)), *cells, end_section=bool(table.foot) and row is table.rows[-1])
+        grid.add_row(Text(_safe(out, row.label)), *cells, end_section=bool(table.foot) and row is table.shown[-1])
     if not out.is_terminal:
         unbounded = out.options.update(width=10_000, max_width=10_000)
         out.width = max(out.width, Measurement.get(out, unbounded, grid).maximum)
@@ -95,7 +102,8 @@ def _print_table(out: Console, table: Table) -> None:
 
 
 def _safe(out: Console, words: str) -> str:
-    """Words in what the terminal's encoding can show."""
+    """Words in what the terminal's encoding can show, without commands to the terminal."""
+    words = printable(words)
     try:
         words.encode(out.encoding)
     except UnicodeEncodeError:

@@ -1,69 +1,126 @@
-"""One process per run, and a clean stop when a signal asks for one."""
+"""A clean stop: when a signal asks for one, or when the DVC that started this process is gone."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import select
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from isd_repro.errors import UserError
-
-SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+INSIST = 1.0  # seconds after which the same signal again is meant; `timeout` and schedulers send one twice at once
 
 
 class StopRequest:
-    """True once a signal arrived; a second one ends the process at once."""
+    """True once something asked to stop; `reason` says what."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.reason = ""
 
     def __call__(self) -> bool:
-        """Has a signal arrived?"""
-        return self.asked
+        """Is a stop asked for?"""
+        return bool(self.reason)
+
+    def ask(self, reason: str) -> None:
+        """Ask for a stop; the first reason stays."""
+        self.reason = self.reason or reason
+
+
+_REQUESTS: list[StopRequest] = []  # of the block that is open, if one is: signals belong to a process, not to a caller
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Within the block SIGTERM and SIGINT only set the request; the loop saves its state and ends."""
+    """Within the block signals only set the request; the loop saves its state and ends. A block within it is the same one."""
+    if _REQUESTS:
+        yield _REQUESTS[0]
+        return
     request = StopRequest()
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        request.asked = True
-        signal.signal(number, previous[number])
-
-    for number in SIGNALS:
-        signal.signal(number, ask)
+    _REQUESTS.append(request)
     try:
-        yield request
+        with _on_signal(lambda number: request.ask(signal.Signals(number).name)):
+            yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _REQUESTS.clear()
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it when the process ends, however it ends.
+def interrupt_on_signal() -> Iterator[None]:
+    """Within the block every signal is a KeyboardInterrupt, so that whatever is half-written is removed."""
 
-    Raises:
-        UserError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder}: this run is already being trained by process {holder}", "wait for it, or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    def interrupt(_number: int) -> None:
+        raise KeyboardInterrupt
+
+    with _on_signal(interrupt):
         yield
+
+
+@contextmanager
+def _on_signal(react: Callable[[int], None]) -> Iterator[None]:
+    """React to the first signal of each kind; the same one again, some time later, ends the process at once."""
+    first: dict[int, float] = {}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number not in first:
+            first[number] = time.monotonic()
+            react(number)
+        elif time.monotonic() - first[number] >= INSIST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if not (number is signal.SIGHUP and handler is signal.SIG_IGN):  # `nohup` means it
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- the process that started this one ----------------------------------------------------------------------------------
+
+
+def follow_dvc() -> None:
+    """Where DVC started this process: stop it when DVC is gone, as if SIGTERM had come. Otherwise nothing.
+
+    DVC, asked to end or killed alone, leaves its stage running: an orphan that holds the device for days.
+    """
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_follow, args=(_dvc(),), daemon=True, name="follow-dvc").start()
+
+
+def _follow(pid: int) -> None:
+    _wait_for_end(pid)
+    if _REQUESTS:  # no signal: one that came to the whole group must not count as sent twice
+        _REQUESTS[0].ask("the end of DVC")
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _dvc() -> int:
+    """The nearest process above that has no DVC_STAGE itself: a shell between DVC and this process has it."""
+    pid = os.getppid()
+    try:
+        while any(entry.startswith(b"DVC_STAGE=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # not Linux, or another user's process: the nearest that can be looked at
+        pass
+    return pid
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or a parent outside the container: being adopted shows its end
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(INSIST)
+        return
+    select.select([handle], [], [])

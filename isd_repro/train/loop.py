@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from isd_repro.errors import Preempted, UserError
+from isd_repro.errors import Preempted
 from isd_repro.params import Efficiency, Numerics, Optim
 from isd_repro.protocols import Batch, StepOutput
+from isd_repro.train import checks
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.schedule import lr_at
 
@@ -59,11 +60,12 @@ def train(
 
     Raises:
         Preempted: a signal asked to stop; the resume point is written.
-        UserError: the loss is not finite; the last resume point is from before that step.
+        Diverged: a number is not finite; no resume point is written after it.
     """
     method.train()
     device = next(method.parameters()).device
     started = time.monotonic() - progress.seconds
+    sound = progress.step  # the last step after which everything was looked at and finite
     for step in range(progress.step, optim.epochs * batches.steps_per_epoch):
         epoch = step // batches.steps_per_epoch + 1
         _set_lr(optimizer, lr_at(epoch, optim))
@@ -79,20 +81,29 @@ def train(
         stopping = hooks.stopped()
         if stopping or ends_epoch or progress.step % efficiency.log_every == 0:  # no state is saved unchecked
             loss = float(out.loss.detach())
-            if not math.isfinite(loss) or not math.isfinite(float(progress.sums["loss"])):
-                raise UserError(
-                    f"step {step} (epoch {epoch}): the loss is {loss}; the last resume point is from before it",
-                    "lower optim.lr or raise the temperatures; the resume point is kept until a parameter changes",
-                )
+            _check(method, loss, progress, epoch, sound, whole=stopping or ends_epoch)
+            sound = progress.step if stopping or ends_epoch else sound
             hooks.tick(progress.step, loss)
         progress.seconds = time.monotonic() - started
         if ends_epoch:
             _end_epoch(progress, epoch, optim, batches.steps_per_epoch, hooks.epoch)
-            if epoch % efficiency.checkpoint_every == 0 and epoch < optim.epochs:
-                hooks.save(progress)
-        if stopping and progress.step < optim.epochs * batches.steps_per_epoch:
+        due = ends_epoch and epoch % efficiency.checkpoint_every == 0
+        if (due or stopping) and progress.step < optim.epochs * batches.steps_per_epoch:
             hooks.save(progress)
-            raise Preempted(f"stopped after step {progress.step}; the state is saved", "run the same command again to resume")
+            if stopping:
+                raise Preempted(f"stopped after step {progress.step}; the state is saved", "run the same command again to resume")
+
+
+def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, sound: int, *, whole: bool) -> None:
+    """Stop where a number is not finite. Loss and gradient are cheap; weights and buffers are read only where `whole`."""
+    total = float(progress.sums["loss"])
+    finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(checks.gradient_norm(method))
+    if finite and (not whole or checks.is_finite(method)):
+        return
+    raise checks.Diverged(
+        f"step {progress.step} (epoch {epoch}): {checks.causes(method, loss, total)}; all was finite after step {sound}",
+        "lower optim.lr or raise the temperatures; the resume point is kept until a parameter changes",
+    )
 
 
 def _end_epoch(progress: Progress, epoch: int, optim: Optim, steps: int, report: Callable[[dict[str, float]], None]) -> None:

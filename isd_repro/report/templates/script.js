@@ -1,6 +1,7 @@
 "use strict";
 (function () {
   // Sorting: best first, worst first, then the order of the params again. Cells without a number stay last.
+  var said = document.getElementById("sorted");
   document.querySelectorAll("table.sortable").forEach(function (table) {
     var body = table.tBodies[0], given = Array.from(body.rows);
     table.querySelectorAll("th button").forEach(function (button) {
@@ -10,6 +11,7 @@
         var next = now === "none" ? (column ? "descending" : "ascending") : now === (column ? "descending" : "ascending") ? (column ? "ascending" : "descending") : "none";
         table.querySelectorAll("th[aria-sort]").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
         head.setAttribute("aria-sort", next);
+        said.textContent = next === "none" ? "Rows in their given order." : "Sorted by " + (button.getAttribute("aria-label") || button.textContent) + ", " + next + ".";
         var rows = given.slice(), sign = next === "ascending" ? 1 : -1;
         if (next !== "none") rows.sort(function (a, b) {
           var x = a.cells[column].dataset.value, y = b.cells[column].dataset.value;

@@ -1,0 +1,114 @@
+"""Which images count as labelled where few do: those of a published list by file name, or a draw by class.
+
+The published lists are SimCLR's 1 % and 10 % of ImageNet, one file name a line (`n01440764_10026.JPEG`), read from a folder
+that an environment variable names. A draw takes the same share of every class, at least one image, by a permutation that
+depends on seed and class alone: a smaller share is a part of a larger one.  # DEV-18
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isd_repro.data.loader import generator_of
+from isd_repro.data.prepared import Prepared, Split
+from isd_repro.errors import DataError
+from isd_repro.params import FewLabel
+
+ORIGIN = (
+    "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"
+)
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The labelled part of a search split.
+
+    Attributes:
+        at: positions in the split, int64, ascending.
+        split: the same images as a split.
+        source: `drawn`, or the list's file name.
+        sha256: over the class and file of every image, in manifest order.
+        list_sha256: of the list's bytes; None where drawn.
+    """
+
+    at: Tensor
+    split: Split
+    source: str
+    sha256: str
+    list_sha256: str | None = None
+
+    def facts(self) -> dict[str, str | int | None]:
+        """What the record says."""
+        return {"images": len(self.at), "source": self.source, "sha256": self.sha256, "list_sha256": self.list_sha256}
+
+
+def percent(fraction: float) -> str:
+    """0.01 as `1`, 0.125 as `12.5`."""
+    return f"{round(100 * fraction, 10):g}"
+
+
+def labelled(prepared: Prepared, fraction: float, settings: FewLabel) -> Labelled:
+    """The labelled images of a prepared subset's search set.
+
+    Args:
+        prepared: the subset.
+        fraction: share of the images.
+        settings: the environment variable that names a folder of lists, and the seed of a draw.
+
+    Raises:
+        DataError: the folder or its list is missing, names images that the search set lacks, or leaves a class without any.
+    """
+    search = prepared.split("search")
+    images = [prepared.manifest.images[at] for at in search.index.tolist()]
+    root = os.environ.get(settings.lists_env, "") if settings.lists_env else ""
+    list_sha256 = None
+    if root:
+        path = Path(root).expanduser() / f"{percent(fraction)}percent.txt"
+        at, list_sha256 = _listed(path, [image.file for image in images])
+        source = path.name
+    else:
+        at, source = drawn(search.label, fraction, settings.seed), "drawn"
+    chosen = torch.tensor(at, dtype=torch.int64)
+    bare = sorted(set(search.label.tolist()) - set(search.label[chosen].tolist()))
+    if bare:
+        first = prepared.manifest.classes[bare[0]]
+        raise DataError(f"{source}: {len(bare)} classes have no labelled image, first {first}", ORIGIN)
+    digest = hashlib.sha256("".join(f"{images[place].cls}\t{images[place].file}\n" for place in at).encode())
+    return Labelled(chosen, Split(search.index[chosen], search.label[chosen]), source, digest.hexdigest(), list_sha256)
+
+
+def drawn(label: Tensor, fraction: float, seed: int) -> list[int]:
+    """Positions of round(fraction x images) images of each class, at least one, ascending; `label` is int64, N."""
+    found: list[int] = []
+    for cls in label.unique().tolist():
+        members = (label == cls).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator_of(seed, "few labels", cls))
+        found += members[order[: max(1, round(fraction * len(members)))]].tolist()
+    return sorted(found)
+
+
+def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
+    """Positions of the files that a list names, ascending, and the sha256 of the list's bytes."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such list", f"{ORIGIN}; unset the environment variable to draw instead")
+    content = path.read_bytes()
+    names = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+    place = {file: at for at, file in enumerate(files)}
+    if len(place) != len(files):
+        twice = next(file for file, count in Counter(files).items() if count > 1)
+        raise DataError(f"{path}: two labelled images are called {twice}, so a list of names is ambiguous", "draw instead")
+    missing = [name for name in names if name not in place]
+    if missing or len(set(names)) != len(names):
+        what = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        twice = f"{len(names) - len(set(names))} of its {len(names)} lines name an image again"
+        raise DataError(f"{path}: {what if missing else twice}", ORIGIN)
+    return sorted(place[name] for name in names), hashlib.sha256(content).hexdigest()

@@ -1,0 +1,171 @@
+"""Files that are whole or absent, and locks that end with their process.
+
+Whoever writes holds a lock (`flock`) on what it writes, so what a killed process left behind can be told from work in
+progress by trying its lock: neither process ids nor file times are looked at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from isd_repro.errors import UserError
+
+_PARTIAL = ".partial"
+
+
+class Busy(UserError):
+    """Another process holds what this one needs."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> None:
+    """Write a file so that a reader, a kill or a full disk sees the old file or the whole new one.
+
+    What killed processes left of earlier attempts at the same file is removed.
+
+    Args:
+        path: the file.
+        content: all of it.
+        keep: the name that an older file at `path` gets, once the new one is safe on the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_partials(path)
+    file = _open_partial(path)
+    name = Path(file.name)
+    with file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            name.chmod(0o644)
+            if keep is not None and path.exists():
+                path.replace(keep)
+            name.replace(path)
+        except BaseException:
+            name.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+def _open_partial(path: Path) -> IO[bytes]:
+    """A locked file beside `path`; without the lock it would be taken for a leftover."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL, delete=False)  # noqa: SIM115
+        try:
+            _lock(file)
+        except BlockingIOError:  # just being swept
+            file.close()
+            continue
+        except OSError:  # a file system without locks: nothing is swept there
+            return file
+        if _is_at(file, Path(file.name)):
+            return file
+        file.close()
+
+
+def _sweep_partials(path: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(_PARTIAL)}")
+    for other in path.parent.iterdir():
+        if pattern.fullmatch(other.name):
+            with suppress(OSError), other.open("r+b") as file:
+                _lock(file)
+                other.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems refuse it
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is gone after the block; the system releases it however the process ends.
+
+    Args:
+        path: the lock file; its folder is made.
+        busy: what is said where another process holds it, followed by that process.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:  # the folder was removed just now, by a process that finished
+            continue
+        with file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise Busy(f"{busy} by {holder}", "wait for it, or stop it") from error
+            if not _is_at(file, path):  # removed between open and lock, by a process that finished
+                continue
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+                yield
+            finally:
+                if _is_at(file, path):
+                    path.unlink()
+            return
+
+
+@contextmanager
+def temporary(folder: Path) -> Iterator[Path]:
+    """A new folder that is gone after the block, unless it was renamed; `sweep` leaves it alone meanwhile."""
+    with exclusive(_lock_of(folder), f"{folder}: is being written"):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove folders that `temporary` made in `parent` and killed processes left, those whose name begins with `prefix`."""
+    if not parent.is_dir():
+        return
+    names = {path.name.removesuffix(".lock") for path in parent.iterdir() if path.name.startswith(prefix)}
+    for name in sorted(names):
+        with suppress(Busy), exclusive(_lock_of(parent / name), name):
+            shutil.rmtree(parent / name, ignore_errors=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _lock(file: IO[Any]) -> None:
+    """`BlockingIOError` where another process holds it."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

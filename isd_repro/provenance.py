@@ -1,0 +1,119 @@
+"""Who could repeat a result: code, packages, machine and time, as every record says them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from isd_repro.params import Frozen
+
+
+class Machine(Frozen):
+    """Where a result was made."""
+
+    cpu: str
+    cores: int
+    threads: int
+    gpu: str | None
+    system: str
+
+
+class Provenance(Frozen):
+    """Who could repeat a result: code, packages, machine, time."""
+
+    commit: str | None  # None outside a git checkout
+    dirty: bool | None  # uncommitted changes in the checkout
+    source: str  # sha256 over the package's Python files
+    versions: dict[str, str]
+    machine: Machine
+    written: str  # UTC, ISO 8601
+    seconds: Annotated[float, Field(ge=0, le=1e10)]
+
+
+def provenance(seconds: float) -> Provenance:
+    """Describe this process's code, packages and machine."""
+    commit, dirty = _git()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        source=source_hash(),
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        },
+        machine=Machine(
+            cpu=_cpu_name(),
+            cores=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            system=f"{platform.system()} {platform.machine()}",
+        ),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+    )
+
+
+def shown_provenance() -> dict[str, Any]:
+    """What a tracker's config says of code, packages and machine: the same for every attempt in one place."""
+    return {"provenance": provenance(0.0).model_dump(mode="json", exclude={"seconds", "written"})}
+
+
+def remember_code() -> None:
+    """Fix commit and source hash for this process, before hours pass and the checkout moves on."""
+    source_hash()
+    _git()
+
+
+@cache
+def source_hash() -> str:
+    """Sha256 over names and bytes of the package's Python files."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
+    checkout = Path(__file__).parent.parent
+    try:
+        ours = [
+            "git",
+            "ls-files",
+            "--error-unmatch",
+            "isd_repro/artifacts.py",
+        ]  # not a foreign repository around an installed copy
+        subprocess.run(ours, cwd=checkout, capture_output=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        paths = ["isd_repro", "dvc.yaml", ":(glob)**/params.yaml"]  # not dvc.lock, which every running stage changes
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        carried = checkout / "COMMIT"
+        return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)
+    return head, bool(status.stdout.strip())
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

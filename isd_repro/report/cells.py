@@ -1,0 +1,177 @@
+"""What a table is made of, before any format is chosen: cells that know where their number comes from, rows and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from isd_repro.report import text
+from isd_repro.report.records import RECORDED, Part, part_of
+
+Kind = Literal["score", "external", "difference", "mean", "not run", "none", "paper", "against", "computed"]
+Verdict = Literal["", "within", "outside", "not comparable"]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number of the paper: where it stands, and what is wrong with it if anything is.
+
+    Attributes:
+        table, row, column: place in `paper.yaml`.
+        where: the same in words, with the paper's version.
+        printed, corrected: percent; `corrected` is None where the print is right.
+        why: how the correction is known.
+        source: what was read; `borrowed` where it is not the paper's own table.
+    """
+
+    table: str
+    row: str
+    column: str
+    where: str
+    printed: float
+    corrected: float | None
+    why: str
+    source: str
+    borrowed: bool
+    confidence: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `value` is percent or points, and None where the cell has no number.
+
+    Attributes:
+        kind: ours: a score of one run or of an evaluated checkpoint, a difference of two, a mean over seeds or draws, `not run`,
+            or `none` where no number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its
+            printed ones; `against` is ours less the paper's.
+        runs: the runs that the number comes from.
+        correct, n, level: only of a score.
+        low, high: 95 % interval: Wilson's of a score in percent, the bootstrap's of a mean difference in points.
+        deviation, count: standard deviation over `count` seeds or draws behind a mean.
+        detail: how a number that is no score came about, or why there is none.
+        best: the largest of the values that it competes with.
+        paper: the published number that the cell shows or is held against.
+        verdict, tolerance: of `against`, in points.
+        words: shown instead of the value's usual form.
+    """
+
+    kind: Kind
+    runs: tuple[str, ...] = ()
+    encoder: str = ""
+    metric: str = ""
+    group: str = ""
+    value: float | None = None
+    correct: int | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    deviation: float | None = None
+    count: int | None = None
+    level: str = ""
+    detail: str = ""
+    best: bool = False
+    paper: Printed | None = None
+    verdict: Verdict = ""
+    tolerance: float | None = None
+    words: str = ""
+
+    @property
+    def part(self) -> Part:
+        """The stage, and the part of the record, that holds the number."""
+        return part_of(self.metric)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is more to say of the cell than it shows."""
+        return (bool(self.runs) and self.kind not in ("none", "against")) or (self.paper is not None and self.value is not None)
+
+    @property
+    def number(self) -> str:
+        """The value, or the words in its place."""
+        if self.words:
+            return self.words
+        if self.value is None:
+            return "" if self.kind == "against" else text.NOT_RUN if self.kind == "not run" else text.ABSENT
+        mark = "\N{DAGGER}" if self.level == RECORDED else ""
+        if self.kind == "paper" and self.paper:
+            mark = "*" * (self.paper.corrected is not None) + "\N{DOUBLE DAGGER}" * self.paper.borrowed
+        return (text.signed(self.value) if self.kind in ("difference", "against") else text.one_decimal(self.value)) + mark
+
+    @property
+    def half(self) -> str:
+        """Half width of a score's interval, or nothing."""
+        if self.low is None or self.high is None or self.kind not in ("score", "external"):
+            return ""
+        return text.one_decimal((self.high - self.low) / 2)
+
+    @property
+    def aside(self) -> str:
+        """What stands in smaller type behind the number: interval, spread or verdict."""
+        if self.half:
+            return f"\N{PLUS-MINUS SIGN} {self.half}"
+        if self.count is not None:
+            return (
+                f"s.d. {text.one_decimal(self.deviation)}, n = {self.count}"
+                if self.deviation is not None
+                else f"n = {self.count}"
+            )
+        return self.verdict
+
+    @property
+    def plain(self) -> str:
+        """The whole cell as plain text."""
+        aside = self.aside if self.half or not self.number else f"({self.aside})" if self.aside else ""
+        return f"{self.number} {aside}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's head and the head that it shares with its neighbours."""
+
+    span: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's name, the run behind it (none in a pivot), and one cell a column."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    run: str = ""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it has nothing to show, as a row of differences has while there are no runs."""
+        return not any(cell.plain for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; `foot` rows are set apart below the others."""
+
+    id: str
+    title: str
+    first: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    foot: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    main: bool = True
+    sortable: bool = True
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows above the foot that show anything."""
+        return tuple(row for row in self.rows if not row.blank)
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """Shared heads with the number of columns under each."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.span:
+                spans[-1] = (column.span, spans[-1][1] + 1)
+            else:
+                spans.append((column.span, 1))
+        return spans

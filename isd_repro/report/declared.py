@@ -1,0 +1,155 @@
+"""Do the parameters still say what the records were made with, and does DVC's lock still know the records?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.config import Layout
+from isd_repro.params import Frozen, Params
+from isd_repro.report import text
+from isd_repro.report.faults import Fault
+from isd_repro.report.records import PARTS, Records
+
+RECORDS: tuple[Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"], ...] = (
+    *PARTS,
+    "transfer",
+    "trajectory",
+)
+_RESTORE = "restore the value in the parameters; or, if it is meant, make the record anew with `dvc repro`"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the parameters come to, with every default.
+
+    Attributes:
+        methods: the `method` block of each run, with every default, and without.
+        rules: how each subset is drawn, as its manifest says it.
+    """
+
+    methods: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+    rules: Mapping[str, Mapping[str, Any]]
+
+
+def parameters(params: Params, records: Records, layout: Layout, planned: Planned) -> list[Fault]:
+    """Every value of a run or subset that is not the one its records were made with; one fault for all runs that share it."""
+    merged: dict[tuple[Path, str, str, str], Fault] = {}
+    for fault in _every(params, records, layout, planned):
+        key = fault.file, fault.key, fault.found, fault.expected.split(", as ")[0]
+        before = merged.get(key)
+        merged[key] = replace(before, runs=tuple(dict.fromkeys(before.runs + fault.runs))) if before else fault
+    return list(merged.values())
+
+
+def _every(params: Params, records: Records, layout: Layout, planned: Planned) -> Iterator[Fault]:
+    for run, found in records.runs.items():
+        if found.pretrain is not None:
+            yield from _of_run(run, params, found.pretrain, layout, planned.methods[run])
+        for part, record in found.parts.items():
+            settings = getattr(params.evaluation, part, None)
+            if isinstance(record, EvaluationRecord) and isinstance(settings, Frozen):
+                then = {key: value for key, value in record.settings.items() if key in type(settings).model_fields}
+                yield from _changes(run, f"evaluation.{part}", *_both(settings), then, layout, part)
+        if found.manifest is not None:
+            name = params.runs[run].data.subset
+            now = _drawn(planned.rules[name], params.subsets[name].source.dataset)
+            then = _drawn(found.manifest.rule, found.manifest.dataset)
+            yield from _changes(run, f"subsets.{name}", now, now, then, layout, next(iter(found.parts)))
+
+
+def _of_run(
+    run: str, params: Params, record: PretrainRecord, layout: Layout, method: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> Iterator[Fault]:
+    now = params.runs[run]
+    groups = {
+        "backbone": _both(now.backbone),
+        "method": method,
+        "optim": _both(now.optim),
+        "data": _both(now.data, {"subset"}),
+        "numerics": _both(now.numerics),
+    }
+    for group, (values, chosen) in groups.items():
+        yield from _changes(run, f"runs.{run}.{group}", values, chosen, record.config.get(group, {}), layout, "pretrain")
+    label = {"label": now.label}
+    yield from _changes(run, f"runs.{run}", label, label, {"label": record.label}, layout, "pretrain")
+    store, made = _both(params.subsets[now.data.subset].store), record.config.get("store", {})
+    yield from _changes(run, f"subsets.{now.data.subset}.store", *store, made, layout, "pretrain")
+    manifest = record.config.get("manifest")
+    if manifest != record.manifest.sha256:
+        path = layout.record(run, "pretrain")
+        hint = "run `pretrain` again; if it was edited by hand, restore it from git"
+        yield Fault(path, "config.manifest", str(manifest), f"{record.manifest.sha256}, its manifest.sha256", hint, (run,))
+
+
+def _drawn(rule: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """A manifest's rule in the form of the parameters; how it was stored is compared in full elsewhere."""
+    beside = ("source", "search_per_class", "query_per_class", "store")
+    own = {key: value for key, value in rule.items() if key not in beside}
+    return {
+        "rule": own,
+        "source": {"name": rule.get("source"), "dataset": dataset},
+        **{key: rule.get(key) for key in ("search_per_class", "query_per_class")},
+    }
+
+
+def _both(group: Frozen, exclude: set[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group of parameters with every default, and without."""
+    with_defaults = group.model_dump(mode="json", exclude=exclude)
+    return with_defaults, group.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
+
+
+def _changes(run: str, prefix: str, now: Any, chosen: Any, then: Any, layout: Layout, part: str) -> Iterator[Fault]:
+    """Keys whose values differ; a key that a record from before it existed lacks counts where its value is no default."""
+    ours, theirs, own = dict(text.flatten(now)), dict(text.flatten(then)), dict(text.flatten(chosen))
+    for key in sorted(key for key in ours.keys() | theirs.keys() if key in theirs or key in own):
+        if ours.get(key) != theirs.get(key):
+            said = f"{theirs.get(key, 'nothing')}, as {run}/{part}.json says"
+            yield Fault(layout.file, f"{prefix}.{key}" if key else prefix, ours.get(key, "nothing"), said, _RESTORE, (run,))
+
+
+def copies(records: Records, layout: Layout) -> Iterator[Fault]:
+    """Runs that name one encoder file: an encoder's header holds its run's name, so no two runs can have made it."""
+    seen: dict[str, str] = {}
+    for run, found in records.runs.items():
+        for part, record in list(found.parts.items())[:1]:  # parts that disagree are a fault of their own
+            other = seen.setdefault(record.encoder_sha256, run)
+            if other != run:
+                path = layout.records / run / f"{part}.json"
+                expected = f"a file of its own, but the records of {other} name the same"
+                hint = "one of the two was copied; restore it from git, or run its stages again"
+                yield Fault(path, "encoder_sha256", record.encoder_sha256, expected, hint, (run,))
+
+
+def locked(records: Records, layout: Layout) -> Iterator[Fault]:
+    """Record files that are not those of the profile's `dvc.lock`; records made without DVC are not in it and are left alone."""
+    known = _lock(layout.folder / "dvc.lock")
+    for run in records.runs:
+        for part in RECORDS:
+            path = layout.record(run, part)
+            expected = known.get(path.resolve())
+            if expected is None or not path.is_file():
+                continue
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's own hash
+            if found != expected:
+                hint = "restore the record from git; or, if a stage made it without DVC, take it into the lock with `dvc commit`"
+                yield Fault(path, "md5 of the file", found, f"{expected}, as {layout.folder / 'dvc.lock'} says", hint, (run,))
+
+
+def _lock(path: Path) -> dict[Path, str]:
+    """Md5 of every single file that some stage made, by its place; nothing where there is no readable lock."""
+    if not path.is_file():
+        return {}
+    try:
+        tree = YAML(typ="safe").load(path.read_text("utf-8"))
+        outs = [out for stage in tree["stages"].values() for out in stage.get("outs", ())]
+        return {(path.parent / out["path"]).resolve(): str(out["md5"]) for out in outs if not str(out["md5"]).endswith(".dir")}
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,70 @@
+"""Every cell of a report as JSON and CSV, ours and the paper's, with what stands behind each."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from isd_repro.report import runs, text
+from isd_repro.report.cells import Cell, Column, Row, Table
+
+PLAIN = (  # columns of the CSV
+    *("table", "row", "span", "column", "kind", "runs", "encoder", "metric", "group", "value", "low", "high", "correct", "n"),
+    *("deviation", "count", "verdict", "tolerance", "paper_printed", "paper_corrected"),
+)
+
+
+def flat(tables: Sequence[Table], parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every cell as a flat mapping; numbers are rounded to 4 decimals, far below what an interval leaves open.
+
+    Args:
+        tables: in the order of the page.
+        parts: facts of each run, as `runs.run_facts` gives them.
+    """
+    for table in tables:
+        for row in (*table.rows, *table.foot):
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                yield _one(table, row, column, cell, parts)
+
+
+def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {key: getattr(cell, key) for key in ("value", "low", "high", "deviation", "tolerance")}
+    return {
+        "table": table.id,
+        "row": row.label,
+        "span": column.span,
+        "column": column.head,
+        "kind": cell.kind,
+        "runs": list(cell.runs),
+        "encoder": cell.encoder,
+        "metric": cell.metric,
+        "group": cell.group,
+        **{key: None if value is None else round(value, 4) for key, value in numbers.items()},
+        "correct": cell.correct,
+        "n": cell.n,
+        "count": cell.count,
+        "best": cell.best,
+        "verification": cell.level or None,
+        "verdict": cell.verdict or None,
+        "paper": asdict(cell.paper) if cell.paper else None,
+        "detail": cell.detail or None,
+        "records": [runs.record_link(run, cell.part) for run in cell.runs if cell.part in parts[run]["parts"]],
+        "commands": [runs.command(run, cell.part) for run in cell.runs],
+    }
+
+
+def as_csv(tables: Sequence[Table], parts: Mapping[str, Any]) -> str:
+    """The same without provenance, a line a cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(PLAIN)
+    for cell in flat(tables, parts):
+        paper = cell["paper"] or {}
+        row = {**cell, "runs": " ".join(cell["runs"])}
+        row |= {"paper_printed": paper.get("printed"), "paper_corrected": paper.get("corrected")}
+        values = ["" if row[key] is None else row[key] for key in PLAIN]
+        writer.writerow([text.csv_cell(value) if isinstance(value, str) else value for value in values])
+    return stream.getvalue()

@@ -1,0 +1,49 @@
+"""What a check found wrong, and who takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from isd_repro.errors import DataError
+
+Key = tuple[str, str, str]  # encoder, metric, group
+AGAIN = "run its stage again; if it was edited by hand, restore it from git"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it should be.
+
+    Attributes:
+        file: where it was found.
+        key: the key, number or line in it.
+        found, expected: both values, as a reader is told them.
+        hint: what to do.
+        runs: whose numbers it makes worthless; none where it is about a rendered file.
+        score: the one number of that run; None for all of them.
+        words: the sentence of `message`, where it is another than the usual one.
+    """
+
+    file: Path
+    key: str
+    found: str
+    expected: str
+    hint: str
+    runs: tuple[str, ...] = ()
+    score: Key | None = None
+    words: str = ""
+
+    @property
+    def message(self) -> str:
+        """The whole in one sentence that names the file."""
+        return self.words or f"{self.file}: {self.key} is {self.found}, expected {self.expected}"
+
+
+Sink = Callable[[Fault], None]
+
+
+def refuse(fault: Fault) -> None:
+    """The sink that stops at the first fault."""
+    raise DataError(fault.message, fault.hint)

@@ -1,0 +1,272 @@
+"""The paper's printed numbers, typed: `paper.yaml` beside this file, checked when it is read.
+
+A number is kept as printed. Where the print is wrong, `corrected` is what it must have been and `why` says how that is known;
+both are shown wherever the number is. A column says which of our numbers it can be compared with and how near is near enough,
+fixed before any run, or why no comparison means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from isd_repro.errors import ConfigError
+from isd_repro.params import Frozen, Many, Name
+
+Exact = Annotated[Decimal, Strict(False)]  # a number as it is printed; YAML gives a float or an integer
+
+FILE = Path(__file__).with_name("paper.yaml")
+Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Confidence = Literal["high", "medium", "low"]
+
+
+class Source(Frozen):
+    """Where numbers were read; `name` is the short one."""
+
+    name: str
+    title: str
+    where: str
+
+
+class Tolerance(Frozen):
+    """Points between our value and the paper's up to which the verdict is `within`; `why` says what they are measured by."""
+
+    points: Annotated[Exact, Field(gt=0)]
+    why: str
+
+
+class Value(Frozen):
+    """One printed number; `corrected` and `why` go together, and `source` is another than the table's."""
+
+    printed: Exact
+    corrected: Exact | None = None
+    why: str = ""
+    source: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_number(cls, given: Any) -> Any:
+        return {"printed": given} if isinstance(given, int | float | Decimal) else given
+
+    @model_validator(mode="after")
+    def _a_correction_has_a_reason(self) -> Value:
+        if (self.corrected is None) != (not self.why) or self.corrected == self.printed:
+            raise ValueError("corrected needs why, and differs from printed")
+        return self
+
+    @property
+    def value(self) -> Decimal:
+        """What is believed: the correction where there is one."""
+        return self.printed if self.corrected is None else self.corrected
+
+
+class PaperColumn(Frozen):
+    """One column: what it is compared with and how.
+
+    Attributes:
+        metric, group: our number, of the student; no metric where no stage measures it.
+        tolerance: for a verdict on single values.
+        not_comparable: instead of a tolerance, why there is no verdict.
+        mean_difference: for a verdict on the mean difference of two methods over draws.
+    """
+
+    head: str
+    metric: str | None = None
+    group: Literal["all", "rare", "large"] = "all"
+    tolerance: Tolerance | None = None
+    not_comparable: str = ""
+    mean_difference: Tolerance | None = None
+
+    @model_validator(mode="after")
+    def _a_verdict_or_a_reason(self) -> PaperColumn:
+        if (self.tolerance is None) == (not self.not_comparable):
+            raise ValueError("a column has either a tolerance or a reason why it is not comparable")
+        return self
+
+
+class PaperRow(Frozen):
+    """One row's identity and its values in the order of the columns.
+
+    Attributes:
+        epochs: of pretraining; none where the paper does not say.
+        symmetric: whether both views pass through both encoders (twice the work).
+        draw: D1 to D10, of the unbalanced table.
+        group: `comparable` rows share budget and protocol with ISD's, `reference` rows use labels, a larger teacher or no
+            training, `other` rows have another budget or protocol.
+    """
+
+    method: str
+    arch: Literal["resnet18", "resnet50"] | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    symmetric: bool | None = None
+    draw: str | None = None
+    encoder: Literal["student", "teacher"] = "student"
+    group: Literal["comparable", "reference", "other"]
+    values: Many[Value | None]
+
+    @property
+    def label(self) -> str:
+        """The row in words, such as `MoCo v2, ResNet-50, 200 epochs, symmetric`."""
+        network = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", None: ""}[self.arch]
+        facts = [self.method, network, self.draw or "", f"{self.epochs:,} epochs" if self.epochs else ""]
+        facts += ["symmetric" if self.symmetric else "", "teacher" if self.encoder == "teacher" else ""]
+        return ", ".join(filter(None, facts))
+
+
+class MeanCheck(Frozen):
+    """Of each row that has them all: the mean of columns equals another column."""
+
+    kind: Literal["mean"]
+    of: Many[Key]
+    equals: Key
+
+
+class DifferenceCheck(Frozen):
+    """Of each draw and column: the value of one method less that of another equals that of a third."""
+
+    kind: Literal["difference"]
+    minuend: str
+    subtrahend: str
+    equals: str
+
+
+class Implied(Frozen):
+    """A group that the paper prints no number for, from one that contains it.
+
+    With as many queries for every class it is (classes * whole - part_classes * part) / (classes - part_classes).
+    """
+
+    head: str
+    whole: Key
+    part: Key
+    classes: int
+    part_classes: int
+    assumes: str
+    group: Literal["all", "rare", "large"]
+    mean_difference: Tolerance
+
+    def of(self, whole: Decimal, part: Decimal) -> Decimal:
+        """The implied value, percent."""
+        return (self.classes * whole - self.part_classes * part) / (self.classes - self.part_classes)
+
+
+class PaperTable(Frozen):
+    """One table or figure as one version of the paper prints it; `dataset` is what its encoders were pretrained on."""
+
+    id: Key
+    title: str
+    version: str
+    dataset: str = "ImageNet-1k (ILSVRC 2012)"
+    unit: Literal["percent", "share"] = "percent"
+    source: str
+    confidence: Confidence
+    notes: Many[str] = ()
+    columns: dict[Key, PaperColumn]
+    implied: Implied | None = None
+    checks: Many[Annotated[MeanCheck | DifferenceCheck, Field(discriminator="kind")]] = ()
+    rows: dict[Key, PaperRow]
+
+    @model_validator(mode="after")
+    def _it_is_rectangular(self) -> PaperTable:
+        for name, row in self.rows.items():
+            if len(row.values) != len(self.columns):
+                raise ValueError(f"{self.id}.{name}: {len(row.values)} values for {len(self.columns)} columns")
+        wanted = {key for check in self.checks if check.kind == "mean" for key in (*check.of, check.equals)}
+        if wanted - set(self.columns):
+            raise ValueError(f"{self.id}: checks name {sorted(wanted - set(self.columns))}, which are no columns")
+        return self
+
+    def value(self, row: str, column: str) -> Value | None:
+        """One cell."""
+        return self.rows[row].values[list(self.columns).index(column)]
+
+    def cells(self) -> Iterator[tuple[str, str, Value]]:
+        """Every printed number with its row and column."""
+        for name, row in self.rows.items():
+            for column, value in zip(self.columns, row.values, strict=True):
+                if value is not None:
+                    yield name, column, value
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The draws of its rows, in order."""
+        return tuple(dict.fromkeys(row.draw for row in self.rows.values() if row.draw))
+
+    @property
+    def contest(self) -> DifferenceCheck | None:
+        """The comparison of two methods over draws that it prints."""
+        return next((check for check in self.checks if check.kind == "difference"), None)
+
+    def of_draw(self, method: str, draw: str, column: str) -> Value | None:
+        """The value of a method on a draw."""
+        found = (name for name, row in self.rows.items() if (row.method, row.draw) == (method, draw))
+        name = next(found, None)
+        return self.value(name, column) if name else None
+
+
+class Disagreement(Frozen):
+    """What sources say differently of one thing. Read, not computed."""
+
+    id: Name
+    tables: Many[Key] = ()
+    about: str
+    says: dict[Key, str]
+    verdict: str
+    confidence: Confidence
+
+
+class Paper(Frozen):
+    """The whole file."""
+
+    sources: dict[Key, Source]
+    tables: Many[PaperTable]
+    disagreements: Many[Disagreement]
+    absent: Many[str]
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Paper:
+        ids = [table.id for table in self.tables]
+        named = {table.source for table in self.tables} | {key for item in self.disagreements for key in item.says}
+        named |= {value.source for table in self.tables for _, _, value in table.cells() if value.source}
+        unknown = (named - set(self.sources)) | ({key for item in self.disagreements for key in item.tables} - set(ids))
+        if unknown or len(set(ids)) != len(ids):
+            raise ValueError(f"unknown sources or tables {sorted(unknown)}, or a table's id twice")
+        return self
+
+    def table(self, name: str) -> PaperTable:
+        """One table by its id.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found = {table.id: table for table in self.tables}
+        if name not in found:
+            raise ConfigError(f"report.paper: the paper has no table {name!r}", f"its tables are {', '.join(found)}")
+        return found[name]
+
+
+def read(path: Path) -> Paper:
+    """A file of published numbers, checked.
+
+    Raises:
+        ConfigError: it breaks a rule; each is named with its place.
+    """
+    tree = YAML(typ="safe").load(path.read_text("utf-8"))
+    try:
+        return Paper.model_validate(tree)
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{path}: {places}", "the file ships with the package; restore it") from error
+
+
+@cache
+def load() -> Paper:
+    """The published numbers that ship with the package."""
+    return read(FILE)

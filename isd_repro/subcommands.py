@@ -1,0 +1,148 @@
+"""Commands in groups: `bench`, `data`, `wandb`, `paper`, `checkpoint`. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from isd_repro.bench.tracking import Arm
+
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
+DEFAULT = Path("params.yaml")
+
+bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
+wandb = typer.Typer(help="Weights & Biases for reviewers.", no_args_is_help=True)
+data = typer.Typer(help="Lists of unbalanced subsets.", no_args_is_help=True)
+paper = typer.Typer(help="The published numbers: what they say and whether they add up.", no_args_is_help=True)
+checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
+
+
+def stderr() -> Console:
+    """Where progress and remarks go."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_interactive=sys.stderr.isatty())
+
+
+@bench.command(name="knn")
+def bench_knn(
+    bank: Annotated[int, typer.Option(help="Labelled vectors.")] = 100_000,
+    dim: Annotated[int, typer.Option(help="Numbers of each.")] = 512,
+    queries: Annotated[int, typer.Option(help="Vectors that are asked.")] = 1_000,
+    k: Annotated[int, typer.Option("--k", help="Neighbours.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of both.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Exact search against faiss-cpu's exact index, in turns within one process."""
+    import json
+
+    from isd_repro.bench import knn as measure
+
+    sizes = measure.Sizes(bank=bank, dim=dim, queries=queries, k=k, repeats=n, threads=threads)
+    result = measure.bench(
+        sizes, lambda turn, a, b: typer.echo(f"turn {turn + 1}: isd-repro {a:.3f} s, faiss {b:.3f} s", err=True)
+    )
+    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
+@bench.command(name="tracking")
+def bench_tracking(
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 9,
+    steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Epochs of a turn.")] = 2,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Speed of a training loop with tracking on, off and absent, in turns within one process."""
+    import json
+
+    from isd_repro.bench import tracking as measure
+
+    sizes = measure.Sizes(batch=batch, bank=16 * batch, steps=steps, epochs=epochs, repeats=n)
+
+    def say(turn: int, speed: dict[Arm, float]) -> None:
+        typer.echo(f"turn {turn + 1}: " + ", ".join(f"{arm} {value:.1f} images/s" for arm, value in speed.items()), err=True)
+
+    result = measure.bench(sizes, say)
+    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
+@data.command(name="audit")
+def data_audit(
+    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder of them.")],
+    words: Annotated[Path | None, typer.Option(help="Names of classes, one `<class><tab><name>` a line.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what lists hold, what they share, and what their large classes are confounded with."""
+    from isd_repro.stages.audit import audit
+
+    audit(lists, words, as_json=as_json)
+
+
+@data.command(name="lists")
+def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
+    """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
+    from isd_repro.stages.audit import lists
+
+    lists(folder)
+
+
+@checkpoint.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+) -> None:
+    """List every tensor and what it is to an evaluation; exit code 4 where the file would not load."""
+    from isd_repro.stages.inspect import inspect as account
+
+    account(file, as_json=as_json)
+
+
+@wandb.command(name="publish")
+def wandb_publish(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs, as named in the parameters; none means all.")] = None,
+    params: ParamsFile = DEFAULT,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")
+    ] = False,
+    upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else their digests alone.")] = False,
+) -> None:
+    """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
+    from isd_repro import config
+    from isd_repro.stages import publish
+
+    loaded, layout = config.load(params)
+    console = stderr()
+    publish.publish(runs or [], loaded, layout, publish.Wish(anonymous=anonymous, upload=upload), console)
+
+
+@wandb.command(name="dashboard")
+def wandb_dashboard(
+    params: ParamsFile = DEFAULT,
+    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write what would be sent to this file; no network.")] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")
+    ] = False,
+) -> None:
+    """Build the reviewers' workspace and report in W&B from the committed records."""
+    from isd_repro import config
+    from isd_repro.stages.dashboard import dashboard
+
+    loaded, layout = config.load(params)
+    console = stderr()
+    dashboard(loaded, layout, dry_run, anonymous=anonymous, console=console)
+
+
+@paper.command(name="check")
+def paper_check(as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
+    """Recompute every mean and difference of the published tables, and list what sources disagree on."""
+    from isd_repro.stages.paper import check as recompute
+
+    recompute(as_json=as_json)

@@ -1,0 +1,12 @@
+"""Where the numbers of a stage go: `metrics.jsonl` and pictures on the disk are the truth, Weights & Biases is a view of them.
+
+W&B is used when it is installed and wanted: online when a key is configured, else offline, else not at all. Whatever it
+raises ends in one warning and in W&B being off; it cannot stop a run, and its waits are bounded. `WANDB_MODE` overrides
+the parameter unless that is `off`. What the view missed, `isd-repro wandb publish` sends from the disk.
+"""
+
+from isd_repro.tracking.metrics import read_metrics, truncate_metrics
+from isd_repro.tracking.run import RunTracker, open_stage, open_tracker
+from isd_repro.tracking.session import wanted_mode
+
+__all__ = ["RunTracker", "open_stage", "open_tracker", "read_metrics", "truncate_metrics", "wanted_mode"]

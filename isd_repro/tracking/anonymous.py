@@ -1,0 +1,92 @@
+"""What must not leave this machine under `--anonymous`: who runs it, where, and from which repository."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isd_repro.tracking.replay import Item, Replay, Table
+
+REMOVED = "[removed]"
+DROPPED = frozenset({"commit", "dirty", "written", "command", "host", "hostname", "user", "username", "email", "remote"})  # keys
+_NOBODY = frozenset({"admin", "nobody", "root", "runner", "ubuntu", "user"})  # names of accounts that name no one
+_PATH = re.compile(r"(?<![\w/.:>])~?/(?:[\w.@+-]+/)+[\w.@+-]+|\b[A-Za-z]:\\[^\s\"']+")
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+
+
+def secrets(root: Path) -> list[str]:
+    """Words that tell who and where this is: host, account, folders, git remotes and git's author."""
+    found = {socket.gethostname(), socket.getfqdn(), str(Path.home()), str(Path.cwd()), str(root.resolve())}
+    try:
+        account = getpass.getuser()
+    except (KeyError, OSError):
+        account = ""
+    found |= {account} - _NOBODY
+    asked = (["git", "remote", "-v"], ["git", "config", "user.email"], ["git", "config", "user.name"])
+    for command in asked:
+        try:
+            text = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=10).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if command[1] == "remote":
+            found |= {line.split()[1] for line in text.splitlines() if len(line.split()) > 1}
+        else:
+            found.add(text.strip())
+    trivial = {"", "/", "localhost", "localhost.localdomain", os.sep}
+    return sorted(found - trivial, key=lambda word: (-len(word), word))
+
+
+class Scrubber:
+    """Removes secrets, and whatever looks like a path or an address, from text and from nested values."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        parts = [rf"(?<!\w){re.escape(word)}(?!\w)" for word in words]
+        self._known = re.compile("|".join(parts), re.IGNORECASE) if parts else None
+
+    def text(self, text: str) -> str:
+        """The text without them."""
+        text = _PATH.sub(REMOVED, _EMAIL.sub(REMOVED, text))
+        return text if self._known is None else self._known.sub(REMOVED, text)
+
+    def value(self, value: Any) -> Any:
+        """A JSON-like value without them; keys that only say who, where or when are dropped."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {key: self.value(each) for key, each in value.items() if key not in DROPPED}
+        if isinstance(value, list | tuple):
+            return [self.value(each) for each in value]
+        return value
+
+    def item(self, item: Item) -> Item:
+        """An artifact without them."""
+        texts = {name: self._file(name, content.decode()).encode() for name, content in item.texts.items()}
+        return replace(item, texts=texts, metadata=self.value(item.metadata))
+
+    def _file(self, name: str, content: str) -> str:
+        if name.endswith(".json"):
+            return json.dumps(self.value(json.loads(content)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return self.text(content)
+
+    def replay(self, replay: Replay) -> Replay:
+        """A stage without them; pictures carry none, and only their captions are looked at."""
+        return replace(
+            replay,
+            config=self.value(replay.config),
+            rows=self.value(replay.rows),
+            summary=self.value(replay.summary),
+            tables={
+                key: Table(self.value(list(table.columns)), self.value(list(table.rows))) for key, table in replay.tables.items()
+            },
+            pictures=[replace(picture, caption=self.text(picture.caption)) for picture in replay.pictures],
+            needs=[self.item(item) for item in replay.needs],
+            makes=[self.item(item) for item in replay.makes],
+        )

@@ -1,0 +1,84 @@
+"""`metrics.jsonl`: the truth of every curve.
+
+Every row is one line of JSON, handed to the system in one unbuffered write, so a killed run leaves every finished row and
+at most one torn line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` says
+what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from isd_repro import files
+from isd_repro.errors import DataError
+
+AXES = ("epoch", "step")  # what a row is a row of; its other keys are values
+
+Row = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a `metrics.jsonl`: of several rows at the same epoch (and step) the last, at the place of the first.
+
+    Raises:
+        DataError: the file is missing, or a line before the last is not a JSON object.
+    """
+    rows: dict[tuple[Any, ...], Row] = {}
+    for row in _rows(path):
+        rows[tuple(row.get(axis) for axis in AXES)] = row
+    return list(rows.values())
+
+
+def truncate_metrics(path: Path, keep: Callable[[Row], bool]) -> None:
+    """Drop every row that `keep` refuses, atomically; a resume calls it to forget rows later than its checkpoint."""
+    if not path.is_file():
+        return
+    try:
+        kept = "".join(line(row) for row in _rows(path) if keep(row))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: a row lacks its axis ({error})", "delete the file and run its stage again") from error
+    files.write_atomic(path, kept.encode())
+
+
+def _rows(path: Path) -> list[Row]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "run the `pretrain` stage of this run")
+    *complete, _torn = path.read_text("utf-8", errors="replace").split("\n")
+    return [_parse(path, number, text) for number, text in enumerate(complete, start=1)]
+
+
+def _parse(path: Path, number: int, text: str) -> Row:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not JSON ({error})", "delete the file and run its stage again") from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path}:{number}: expected an object, found {type(row).__name__}", "delete the file and run its stage again"
+        )
+    return row
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One row as it stands in the file."""
+    lost = {key: value for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    clean: Row = {key: None if key in lost else value for key, value in row.items()}
+    if lost:
+        clean["not_finite"] = ", ".join(f"{key}={value}" for key, value in lost.items())
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def open_for_append(path: Path) -> FileIO:
+    """Open for whole rows, after the last complete line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    return path.open("ab", buffering=0)

@@ -1,0 +1,97 @@
+"""How a W&B run is started: in which mode, with which key, and how long it may take. Everything here can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+INIT_TIMEOUT = 30.0  # seconds that W&B may take to reach its server before the view falls back to offline
+FINISH_TIMEOUT = 60.0  # seconds that W&B may take to send what is left when a run ends
+
+Mode = Literal["auto", "online", "offline", "off"]
+Attempt = Literal["online", "offline"]
+
+_log = logging.getLogger("isd_repro.tracking")
+_ENVIRONMENT: Mapping[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
+
+
+def wanted_mode(parameter: Mode) -> Mode:
+    """What `WANDB_MODE` and the parameter together ask for; an unknown `WANDB_MODE` is reported once and means off."""
+    environment = os.environ.get("WANDB_MODE", "").strip().lower()
+    if parameter == "off" or not environment:
+        return parameter
+    if environment not in _ENVIRONMENT:
+        _say_unknown(environment)
+        return "off"
+    return _ENVIRONMENT[environment]
+
+
+@cache
+def _say_unknown(value: str) -> None:
+    _log.warning("WANDB_MODE=%s is unknown (known: online, offline, disabled): W&B is off", value)
+
+
+def installed() -> bool:
+    """Whether W&B can be imported; it is not imported to find out."""
+    return importlib.util.find_spec("wandb") is not None
+
+
+def folder_of(root: Path) -> Path:
+    """Where W&B writes: `WANDB_DIR`, else below the repository."""
+    return Path(os.environ.get("WANDB_DIR") or root)
+
+
+def has_key() -> bool:
+    """Whether W&B's own lookup (environment, its settings, netrc) finds credentials; it never asks for them."""
+    try:
+        import wandb
+        from wandb.sdk.lib import wbauth
+
+        host = wandb.setup().settings.base_url
+        return (
+            wbauth.authenticate_session(host=host, source="isd-repro", prompt=False, no_create=True, update_session=False)
+            is not None
+        )
+    except Exception:  # noqa: BLE001 - the lookup is not a public function: without it, the variable decides
+        return bool(os.environ.get("WANDB_API_KEY"))
+
+
+def start(mode: Attempt, options: Mapping[str, Any], **settings: Any) -> Any:
+    """`wandb.init` with bounded waits and without console capture; raises whatever W&B raises."""
+    import wandb
+
+    given = {
+        "init_timeout": INIT_TIMEOUT,
+        "finish_timeout": FINISH_TIMEOUT,
+        "console": "off",
+        "silent": True,
+        "x_save_requirements": False,
+        **settings,
+    }
+    return wandb.init(mode=mode, settings=wandb.Settings(**given), **options)
+
+
+def release() -> None:
+    """End W&B's service: an init that timed out goes on in there and holds the run id against the next attempt."""
+    try:
+        import wandb
+
+        wandb.teardown()
+    except Exception as error:  # noqa: BLE001 - it is only tidied up after
+        _log.debug("W&B's service did not end: %s", brief(error))
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
