@@ -129,7 +129,7 @@ WRITERS: dict[str, tuple[str, Callable[[State, State], Any], bool]] = {  # test 
     "isd-plus": ("isd-plus", authors(parallel=True, head=True, predictor=True, bank=True, labels=True), True),
     "byol": ("byol", authors(parallel=True, head=True, predictor=True, bank=False, labels=False), True),
     "msf": ("msf", authors("encoder_t", parallel=True, head=True, predictor=True, bank=True, labels=True), True),
-    "compress": ("compress", compress, False),
+    "compress": ("compress or torchvision", compress, False),
     "moco-v2": ("moco-v2", moco, True),
     "moco-bare": ("moco", lambda student, ema: {"state_dict": under("encoder_q.", student)}, False),
     "solo-learn": ("solo-learn", solo, True),

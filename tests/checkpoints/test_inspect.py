@@ -11,6 +11,7 @@ import torch
 from torchvision.models import ResNet
 
 from isd_repro import checkpoints, cli
+from isd_repro.errors import DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import WRITERS, backbone
 
@@ -67,7 +68,7 @@ def test_an_unknown_file_is_listed_and_an_unreadable_one_is_not(
     out, err = capsys.readouterr()
     assert "net/weight" in out
     assert "not recognised" in out
-    assert "no known layout" in err
+    assert "nor at the top: found net" in err
     path = tmp_path / "notes.txt"
     path.write_text("notes")
     assert command(monkeypatch, str(path)) == 4
@@ -75,3 +76,65 @@ def test_an_unknown_file_is_listed_and_an_unreadable_one_is_not(
     assert out == ""
     assert err.splitlines()[0] == f"error: {path}: a text file, not a checkpoint"
     assert err.splitlines()[1].startswith("hint: the download went wrong")
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_a_stem_for_other_images_is_refused(
+    channels: int, nets: dict[str, ResNet], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(backbone(nets["student"]) | {"conv1.weight": torch.ones(64, channels, 7, 7)})
+    words = f"conv1.weight is (64, {channels}, 7, 7), so images have {channels} channels; 1 or 3 can be read"
+    assert command(monkeypatch, str(path)) == 4
+    assert words in capsys.readouterr().err
+    with pytest.raises(DataError) as caught:
+        checkpoints.load(path)
+    assert words in caught.value.message
+
+
+def test_other_backbones_of_a_file_are_named(nets: dict[str, ResNet], write: Write) -> None:
+    student, teacher = backbone(nets["student"]), backbone(nets["teacher"])
+    cases = {
+        "weights are taken from state_dict/; there is another backbone under model_ema/module.": {
+            "state_dict": student, "model_ema": {f"module.{name}": tensor for name, tensor in teacher.items()},
+        },
+        "weights are taken from state_dict/; there is another backbone under model/": {"model": teacher, "state_dict": student},
+        "weights are taken from backbone.; there is another backbone under encoder.": {
+            f"{prefix}.{name}": tensor
+            for prefix, state in (("encoder", teacher), ("backbone", student)) for name, tensor in state.items()
+        },
+    }  # fmt: skip
+    for note, content in cases.items():
+        path = write(content)
+        found = checkpoints.load(path)
+        assert note in found.notes
+        assert note in checkpoints.inspect(path).notes
+        assert torch.equal(found.encoders["student"].state_dict()["conv1.weight"], student["conv1.weight"])
+    for name in ("isd", "solo-learn", "torchvision"):
+        path = write(WRITERS[name][1](student, teacher))
+        assert not any("another backbone" in note for note in checkpoints.load(path).notes)
+
+
+def test_what_shapes_do_not_show_is_said(nets: dict[str, ResNet], write: Write) -> None:
+    """A blurred or antialiased ResNet has a plain one's names and shapes."""
+    note = "strides, padding and activations cannot be seen from shapes and are taken to be torchvision's"
+    student, teacher = backbone(nets["student"]), backbone(nets["teacher"])
+    for name, bare in {"torchvision": True, "compress": True, "isd": False, "moco-v2": False}.items():
+        path = write(WRITERS[name][1](student, teacher))
+        assert (note in checkpoints.load(path).notes) == bare
+        assert (note in checkpoints.inspect(path).notes) == bare
+
+
+def test_an_architecture_of_strange_signs(
+    nets: dict[str, ResNet], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write({"arch": "resnet50\n\x1b[31m\u202e" + "x" * 1000, "state_dict": backbone(nets["student"])})
+    assert command(monkeypatch, str(path)) == 0
+    out = capsys.readouterr().out
+    (shown,) = [one for one in out.splitlines() if "calls itself" in one]
+    assert "resnet50\\n\\x1b[31m\\u202ex" in shown
+    assert "\x1b" not in out
+    assert len(shown) < 500
+    path = write({"a\n\x1b[31m": 1})
+    assert command(monkeypatch, str(path)) == 4
+    err = capsys.readouterr().err
+    assert "found a\\n\\x1b[31m" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 from pathlib import Path
@@ -85,6 +86,35 @@ def test_weights_that_are_not_finite(value: float, name: str, nets: dict[str, Re
     assert "NaN or infinite" in checkpoints.inspect(path).problems[0]
 
 
+def test_a_negative_variance(nets: dict[str, ResNet], write: Write) -> None:
+    state = {key: tensor.clone() for key, tensor in backbone(nets["student"]).items()}
+    state["layer3.0.bn1.running_var"][:2] = -1e-9
+    state["bn1.running_mean"][:] = -1.0
+    path = write(state)
+    with pytest.raises(DataError, match=r"2 of 256 values of layer3\.0\.bn1\.running_var are negative"):
+        checkpoints.load(path)
+    assert "are negative" in checkpoints.inspect(path).problems[0]
+
+
+def test_a_tensor_without_values(nets: dict[str, ResNet], write: Write) -> None:
+    state = backbone(nets["student"]) | {"layer1.0.conv1.weight": torch.empty(64, 64, 3, 3, device="meta")}
+    path = write({"state_dict": state})
+    for read_it in (checkpoints.load, checkpoints.inspect):
+        with pytest.raises(DataError, match=r"state_dict/layer1\.0\.conv1\.weight \(64, 64, 3, 3\) has a shape and no values"):
+            read_it(path)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet18_2", "vit_small", None, 7])
+def test_an_architecture_that_the_shapes_contradict_is_noted(arch: Any, nets: dict[str, ResNet], write: Write) -> None:
+    state = backbone(nets["student"])
+    notes = [f"the file calls itself {arch}, and the shapes of its tensors say resnet18"]
+    for content in ({"arch": arch, "state_dict": state}, {"opt": argparse.Namespace(arch=arch), "state_dict": state}):
+        path = write(content)
+        expected = notes if arch in {"resnet50", "wide_resnet18_2"} else []
+        for notes_of in (checkpoints.load, checkpoints.inspect):
+            assert [note for note in notes_of(path).notes if "cannot be seen from shapes" not in note] == expected
+
+
 def test_quantised_weights(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
     state["conv1.weight"] = state["conv1.weight"].to(torch.int8)
@@ -105,6 +135,8 @@ def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) ->
     ("state", "reason"),
     [
         ({"epoch": torch.zeros(1)}, "no known layout: 1 tensors (epoch)"),
+        ({"epoch": 3, "state_dict": {}}, "nor at the top: found epoch, state_dict"),
+        ({}, "nor at the top: the file holds nothing"),
         ({"features.0.weight": torch.zeros(2, 3, 5, 5)}, "this looks like an AlexNet"),
         ({"backbone.2.0.shortcut.0.weight": torch.zeros(2, 3, 1, 1)}, "lightly's own ResNet"),
         ({"cls_token": torch.zeros(1, 1, 4), "blocks.0.norm1.weight": torch.zeros(4)}, "a vision transformer"),

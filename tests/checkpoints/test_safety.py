@@ -50,7 +50,8 @@ def test_a_malicious_pickle_does_not_run(form: str, tmp_path: Path, monkeypatch:
     for read in (checkpoints.load, checkpoints.inspect):
         with pytest.raises(DataError, match=r"refused: .* nothing of it was run") as caught:
             read(path)
-        assert form == "newer" or "the pickle asks for posix.system" in caught.value.message
+        reason = "operations that torch.save does not write" if form == "newer" else "the pickle asks for posix.system"
+        assert reason in caught.value.message
         assert not mark.exists()
         assert "safetensors.torch.save_file" in caught.value.hint
     if form == "zip":  # the pickle does what it says where nobody looks

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from isd_repro import params
 from isd_repro.config import Layout
-from isd_repro.data import augment, images
+from isd_repro.data import augment, folder, images
 from isd_repro.data.folder import open_folder, open_packed
 from isd_repro.data.images import Frame, as_channels, centred, parts
 from isd_repro.data.loader import generator_of
@@ -216,14 +219,94 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     refused(root, "has no folder 'val'")
 
 
-def test_a_file_that_changes_size_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "height"), [(3, 3), (7, 9)], ids=["another size", "the same size"])
+def test_a_file_that_changes_is_noticed(width: int, height: int, tmp_path: Path) -> None:
     root = write(tmp_path)
+    path = root / "train" / "ant" / "0.png"
+    before = path.read_bytes()
     with open_folder(root, 3) as found:
-        (root / "train" / "ant" / "0.png").write_bytes(encode("L", 1, 3, 3, "PNG"))
-        with pytest.raises(DataError, match=r"train/ant/0\.png: its size changed"):
+        path.write_bytes(encode("L", 77, width, height, "PNG"))
+        with pytest.raises(DataError, match=r"train/ant/0\.png: changed while it was being read"):
             found.reader.read(torch.arange(3))
+        path.write_bytes(before)
+        assert found.reader.read(torch.arange(1))[1].tolist() == [[9, 7]]
+
+
+def test_what_is_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path)
+    decoded: list[int] = []
+    decode = folder.FileReader._decode
+
+    def counted(self: folder.FileReader, at: int) -> npt.NDArray[np.uint8]:
+        decoded.append(at)
+        return decode(self, at)
+
+    monkeypatch.setattr(folder.FileReader, "_decode", counted)
+    with open_folder(root, 3, workers=1) as found:
+        bytes_of = (3 * found.reader.sizes.prod(dim=1)).tolist()
+        monkeypatch.setattr(folder, "PADDED", bytes_of[4] + bytes_of[5] + bytes_of[6] - 1)
+        found.reader.ahead(torch.tensor([4, 5, 6, 7]))
+        found.reader.read(torch.tensor([0, 1]))  # more than the bound allows ahead is read where it is asked for
+        assert sorted(decoded) == [0, 1, 4, 5]
+        found.reader.ahead(torch.tensor([5, 8]))
+        found.reader.read(torch.tensor([4, 5, 8]))  # 4 was let go, 5 was kept
+        assert sorted(decoded) == [0, 1, 4, 4, 5, 8]
 
 
 def test_store_settings_are_part_of_the_pixels(tmp_path: Path) -> None:
     with open_folder(write(tmp_path), 1) as found:
         assert found.pixels == params.Store(channels=1).model_dump(mode="json", exclude={"external"})
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_is_passed_over_is_counted(zipped: bool, tmp_path: Path) -> None:
+    root = write(tmp_path / "images")
+    more = {
+        "train/ant/0.bmp": 3, "train/ant/1.bmp": 1, "val/bee/2.TIFF": 1, "train/bee/.hidden": 1, "train/loose.png": 1,
+        "val/ant/more/x.txt": 1, "train/bee/LICENSE": 1,
+    }  # fmt: skip
+    for name in more:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    path = root
+    if zipped:
+        path = Path(shutil.make_archive(str(tmp_path / "x"), "zip", root))
+    with open_folder(path, 3) as found:
+        assert len(found.prepared.manifest.images) == 16
+        (note,) = found.notes
+    counts = {".bmp 2", ".tiff 1", ".png 1", "folders 1", "others 1"} | ({"files in folders 1"} if zipped else set())
+    total, _, shown = note.partition(" files or folders under train and val were passed over: ")
+    assert set(shown.split(", ")) == counts
+    assert int(total) == 6 + zipped
+
+
+def test_a_class_of_other_files_alone_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    for path in (root / "train" / "ant").iterdir():
+        path.rename(path.with_suffix(".bmp"))
+    refused(root, "1 classes without images, first train/ant")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_sixteen_bits_is_scaled(channels: int, tmp_path: Path) -> None:
+    root = write(tmp_path)
+    values = np.array([[0, 128, 129, 256, 257, 385], [386, 32767, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(root / "train" / "ant" / "0.png")
+    with Image.open(root / "train" / "ant" / "0.png") as image:
+        assert image.mode.startswith("I")
+    expected = [[round(int(value) / 257) for value in row] for row in values]
+    with open_folder(root, channels) as found:
+        at = next(at for at, image in enumerate(found.prepared.manifest.images) if (image.split, image.cls) == ("train", "ant"))
+        pixels, _ = found.reader.read(torch.tensor([at]))
+        assert pixels[0].tolist() == [expected] * channels
+
+
+def test_pipes_and_links_to_themselves_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    path = root / "train" / "ant" / "0.png"
+    path.unlink()
+    os.mkfifo(path)
+    refused(root, r"ant/0\.png: no regular file")
+    path.unlink()
+    path.symlink_to(path.name)
+    refused(root, r"ant/0\.png: a link that leads nowhere")

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from isd_repro import params
-from isd_repro.data.sources import Listing, UnreadableError, open_source
+from isd_repro.data.opening import UnreadableError
+from isd_repro.data.sources import Listing, open_source
 from isd_repro.errors import DataError, UserError
 from tests.data import trees
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typer.testing import CliRunner
 from isd_repro import artifacts, cli, config
 from isd_repro.artifacts import EvaluationRecord, ExternalRecord, unpack_labels
 from isd_repro.config import Layout
-from isd_repro.errors import ConfigError, DataError, UserError
+from isd_repro.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.evals.request import Request, numbers
 from isd_repro.nn.backbones import build
 from isd_repro.params import BackboneConfig, Params
@@ -192,6 +194,28 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     assert any("no table here is of the same images" in note for note in report.footnotes)
 
 
+def test_no_two_rows_are_alike(made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(folder=made.layout.folder, root=tmp_path, profile=made.layout.profile)
+    shutil.copytree(made.layout.records, layout.records)
+    label = made.params.runs[RUN].label
+    tree: dict[str, Any] = {}
+    for name, said in (("a", label), ("b", f" {label.upper()} "), ("c", f"{label} (checkpoint a)"), ("d", "Theirs")):
+        out = layout.records / name / "external.json"
+        if name == "a":
+            ask(Request(**made.ours, label=said, out=out), capsys)
+            tree = json.loads(out.read_text())
+        else:
+            out.parent.mkdir()
+            parts = [{**part, "run": name} for part in tree["evaluations"]]
+            out.write_text(json.dumps({**tree, "name": name, "label": said, "evaluations": parts}))
+    found = records.load(made.params, layout)
+    rows = [row.label for row in page.assemble(made.params, found, layout).tables[0].rows]
+    assert rows[0] == label
+    assert rows[1] == f"{label} (checkpoint a)"
+    assert rows[3:] == [f"{label} (checkpoint a) (checkpoint c)", "Theirs"]
+    assert len({row.strip().casefold() for row in rows}) == len(rows) == 5
+
+
 # --- other people's checkpoints on plain folders ------------------------------------------------------------------------
 
 
@@ -293,6 +317,22 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
         ({"std": (0.0, 1.0, 1.0)}, ConfigError, "--std"),
         ({"data": None, "prepared": Path("x"), "listed": Path("D1.txt")}, ConfigError, "--list goes with --data"),
         ({"out": Path("Bad Name/external.json")}, ConfigError, "is no name of a record"),
+        ({"image_size": 7}, ConfigError, "--image-size 7: must be 8 to 4096"),
+        ({"image_size": 4097}, ConfigError, "--image-size 4097: must be 8 to 4096"),
+        ({"crop_ratio": 0.003}, ConfigError, "--image-size 16 with --crop-ratio 0.003: a short side above 4096"),
+        ({"crop_ratio": 1e-320}, ConfigError, "a short side above 4096"),
+        ({"crop_ratio": math.nan}, ConfigError, "--crop-ratio nan"),
+        ({"mean": (math.nan, 1.0, 1.0)}, ConfigError, "--mean: every value must be a finite number"),
+        ({"std": (math.inf, 1.0, 1.0)}, ConfigError, "--std: every value must be a finite number above 0"),
+        ({"std": (math.nan, 1.0, 1.0)}, ConfigError, "--std: every value must be a finite number above 0"),
+        ({"workers": -1}, ConfigError, "--workers -1"),
+        ({"data": None, "prepared": Path("x"), "workers": 2}, ConfigError, "--workers has no effect with --prepared"),
+        ({"ks": (5, 1, 5)}, ConfigError, "--k: 5, 1, 5 repeats a number"),
+        ({"protocol": "linear", "ks": (5,)}, ConfigError, "--k has no effect with --protocol linear"),
+        ({"seeds": 2}, ConfigError, "--linear-seeds has no effect with --protocol knn"),
+        ({"epochs": 2}, ConfigError, "--linear-epochs has no effect with --protocol knn"),
+        ({"label": " "}, ConfigError, "--label: is empty"),
+        ({"label": "a\nb"}, ConfigError, "--label: is empty or has characters"),
     ],
     ids=str,
 )
@@ -305,12 +345,92 @@ def test_wrong_requests_say_what_is_wrong(
     assert caught.value.hint
 
 
+def test_a_place_that_cannot_take_the_record_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "locked").mkdir()
+    checkpoint = tmp_path / "x.pth"
+    checkpoint.write_text("text")
+    said = {
+        Path("/dev/null"): "is a pipe or a device",
+        Path("/dev/full"): "is a pipe or a device",
+        tmp_path / "pipe": "is a pipe or a device",
+        tmp_path / "locked": "is a folder",
+        tmp_path / "loop": "Too many levels",
+        tmp_path / "file" / "x.json": "file is no folder",
+        tmp_path / "dangling" / "x.json": "dangling is no folder",
+        tmp_path / ("x" * 240 + ".json"): "more than 200 bytes",
+        tmp_path / ("x" * 300): "File name too long",
+        checkpoint: "is the very file that is read",
+        Path("/proc/none/x.json"): "cannot be written to",
+        tmp_path / "Bad Name" / "external.json": "is no name of a record",
+    }
+    for out, words in said.items():
+        if str(out).startswith("/proc") and os.access("/proc", os.W_OK):
+            continue
+        with pytest.raises(ConfigError, match=words) as caught:
+            evaluate(Request(checkpoint, data=tmp_path / "none", out=out), Console(file=io.StringIO()))
+        assert caught.value.hint
+    with pytest.raises(DataError, match="a text file, not a checkpoint"):
+        evaluate(Request(checkpoint, data=tmp_path / "none", out=tmp_path / "new" / "x.json"), Console(file=io.StringIO()))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_collapse_is_said_and_recorded(
+    foreign: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "student: features of all images are the same (collapsed), so its numbers are those of chance"
+    request = Request(foreign, data=pictures, image_size=16, out=tmp_path / "x.json", ks=(1,), as_json=True)
+    printed, said = ask(request, capsys)
+    assert words not in said
+    assert artifacts.read_record(tmp_path / "x.json", ExternalRecord).warnings == ()
+    state = torch.load(foreign, weights_only=True)
+    state["bn1.weight"].zero_()
+    state["bn1.bias"].fill_(0.3)
+    torch.save(state, foreign)
+    printed, said = ask(request, capsys)
+    assert words in said.splitlines()
+    assert words in json.loads(printed)["notes"]
+    assert artifacts.read_record(tmp_path / "x.json", ExternalRecord).warnings == (words,)
+
+
+def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    before = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        before.append(said.getvalue())
+        raise UserError("long work begins")
+
+    monkeypatch.setattr("isd_repro.evals.stream.stream", stop)
+    with pytest.raises(UserError, match="long work begins"):
+        evaluate(Request(foreign, data=pictures, image_size=16, protocol="all", epochs=3), Console(file=said))
+    assert "linear: 3 epochs of 36 images, about" in before[0]
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("isd_repro.data.folder._identify", "isd_repro.evals.stream.stream"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, interrupted)
+            with pytest.raises(Preempted) as caught:
+                evaluate(Request(foreign, data=pictures, image_size=16), Console(file=io.StringIO()))
+        assert "same command" in caught.value.hint
+
+
 def test_features_that_are_not_finite_are_named(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = torch.load(foreign, weights_only=True)
-    state["layer4.1.bn2.running_var"].fill_(-1.0)
-    torch.save(state, foreign)
-    with pytest.raises(DataError, match=r"'student': .* rows are not finite"):
-        ask(Request(foreign, data=pictures, image_size=16), capsys)
+    scaled = (({"conv2": 1e36, "bn2": 1e36}, "are not finite"), ({"bn2": 1e25}, "are too long for float32"))
+    for factors, words in scaled:
+        broken = {f"layer4.1.{key}.weight": state[f"layer4.1.{key}.weight"] * factor for key, factor in factors.items()}
+        torch.save(state | broken, foreign)
+        with pytest.raises(DataError, match=f"'student': .* rows {words}") as caught:
+            ask(Request(foreign, data=pictures, image_size=16), capsys)
+        assert "weights are out of range" in caught.value.hint
 
 
 def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None:

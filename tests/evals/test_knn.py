@@ -166,7 +166,7 @@ def test_keys_order_as_similarities_do() -> None:
 def test_a_zero_vector_is_equally_far_from_everything() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     label = torch.tensor([2, 1, 0])
-    assert knn.predict(bank, label, torch.zeros(1, 2), (1,), CPU)[1].tolist() == [0]
+    assert knn.predict(bank, label, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), (1,), CPU)[1].tolist() == [0, 2]
     assert knn.nearest(bank, label, torch.tensor([[-1.0, 0.0]]), 3, CPU).tolist() == [[2, 1, 0]]  # similarities 1, 0, -1
 
 
@@ -189,6 +189,20 @@ def test_bad_features_are_refused() -> None:
         knn.predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
     with pytest.raises(DataError, match="do not fit"):
         knn.predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
+
+
+def test_features_without_a_direction_are_refused() -> None:
+    """They would score as ties, at chance, and look like a result."""
+    sound, label = torch.eye(3), torch.arange(3)
+    long = sound.clone()
+    long[2] = 1e30  # finite, and its square is not
+    for what, bank, query in (("search", long, sound), ("query", sound, long)):
+        with pytest.raises(DataError, match=f"{what} features: 1 of 3 rows are too long for float32"):
+            knn.predict(bank, label, query, (1,), CPU)
+    none = torch.zeros(3, 3)
+    for what, bank, query in (("search", none, sound), ("query", sound, none), ("query", sound, none + 1e-30)):
+        with pytest.raises(DataError, match=f"{what} features: every one is zero"):
+            knn.predict(bank, label, query, (1,), CPU)
 
 
 # --- blocks whose better columns are gathered, and memory ---------------------------------------------------------------

@@ -49,7 +49,9 @@ class World:
         return artifacts.read_record(self.layout.record(run, part), EvaluationRecord)
 
 
-def write_encoder(path: Path, config: BackboneConfig, encoders: tuple[str, ...], manifest: str, seed: int = 0) -> None:
+def write_encoder(
+    path: Path, config: BackboneConfig, encoders: tuple[str, ...], manifest: str, seed: int = 0, run: str = ""
+) -> None:
     nets: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,7 +61,7 @@ def write_encoder(path: Path, config: BackboneConfig, encoders: tuple[str, ...],
     tensors = {f"{name}.{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
     identity = {
         "profile": "tiny",
-        "run": path.parent.name,
+        "run": run or path.parent.name,
         "fingerprint": "f",
         "manifest": manifest,
         "backbone": config.model_dump(mode="json"),

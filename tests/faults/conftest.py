@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from isd_repro import config
 from isd_repro.stages.prepare import prepare
-from tests.faults import world
+from tests.faults import chain, world
+from tests.faults.forks import Forks
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +40,13 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """The fork server."""
+    with Forks(tmp_path_factory.mktemp("forks")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of three epochs, never disturbed."""
     copy = tmp_path_factory.mktemp("undisturbed") / "profile"
@@ -53,4 +62,21 @@ def undisturbed_long(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copytree(prepared, copy)
     world.edit(copy, world.LONGER)
     world.train(copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage run, in a folder that nobody changes."""
+    copy = tmp_path_factory.mktemp("finished") / "profile"
+    shutil.copytree(prepared, copy)
+    chain.complete(copy)
+    return copy
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> Path:
+    """Every stage run, in a folder of one's own."""
+    copy = tmp_path / "done"
+    shutil.copytree(finished, copy)
     return copy

@@ -136,7 +136,7 @@ def test_a_cut_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_images_that_changed_since_pretraining(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(undisturbed / "runs", folder / "runs")
+    shutil.copytree(undisturbed / "runs", folder / "runs", dirs_exist_ok=True)
     assert world.command(folder, "extract", "isd", capsys=capsys)[0] == 0
     features = folder / "runs" / "isd" / "features.safetensors"
     features.unlink()

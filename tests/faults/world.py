@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -74,16 +76,17 @@ def outputs(folder: Path) -> dict[str, Path]:
 
 def states(folder: Path) -> list[Path]:
     """Folders of unfinished work."""
-    return sorted((folder / ".state").iterdir()) if (folder / ".state").is_dir() else []
+    found = sorted((folder / ".state").iterdir()) if (folder / ".state").is_dir() else []
+    return [path for path in found if path.name != "verified"]
 
 
 def written(folder: Path) -> set[str]:
-    """Every file below the folders that a stage writes its outputs to, hidden ones included."""
+    """Every file below the folders that a stage writes its outputs to, hidden ones included; rows and pictures for W&B aside."""
     return {
         path.relative_to(folder).as_posix()
         for name in ("runs", "reports")
         for path in (folder / name).rglob("*")
-        if path.is_file()
+        if path.is_file() and ".log" not in path.parts
     }
 
 
@@ -119,6 +122,58 @@ def command(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -
     code = end.value.code
     assert isinstance(code, int)
     return code, capsys.readouterr().err
+
+
+# --- what may differ between two attempts at the same -------------------------------------------------------------------
+
+
+_VARIES = {"written", "seconds", "images_per_second", "memory_mib", "attempts"}
+
+
+def plain(content: Any) -> Any:
+    """JSON without what says when and how long."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items() if key not in _VARIES}
+    return [plain(value) for value in content] if isinstance(content, list) else content
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """Every file and empty folder below a folder by path: bytes; JSON without what varies; of a lock only that it is there.
+
+    The memory of hashed stores is left out: it says what was read, and a stage that stops early has it, too.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if ".state/verified" in name:
+            continue
+        if path.is_dir():
+            found |= {} if any(path.iterdir()) else {f"{name}/": None}
+        else:
+            found[name] = parsed(path, path.read_bytes())
+    return found
+
+
+def parsed(path: Path, content: bytes) -> Any:
+    """A file's content without what varies; content that should be JSON and is not stays as it is."""
+    if path.name == "lock":
+        return None
+    try:
+        if path.suffix == ".json":
+            return plain(json.loads(content))
+        if path.suffix == ".jsonl":
+            return [plain(json.loads(line)) for line in content.splitlines()]
+    except json.JSONDecodeError:
+        pass
+    return content
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Paths that one has and the other lacks, or whose contents differ."""
+    return sorted(name for name in {*ours, *theirs} if name not in ours or name not in theirs or ours[name] != theirs[name])
+
+
+# --- real processes -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -93,6 +93,35 @@ def test_every_number_opens_its_provenance(profile: Profile) -> None:
         assert value in html
 
 
+def test_tables_speak_to_a_screen_reader(profile: Profile) -> None:
+    """A caption for each table, a scope for each head, a sort state and a name for each button, and a place to hear of it."""
+    html = profile.files()["index.html"]
+    tables = re.findall(r"<table.*?</table>", html, flags=re.DOTALL)
+    assert len(tables) == 3  # the last is of costs and has nothing to sort
+    for table in tables:
+        assert len(re.findall(r"<caption", table)) == 1
+        heads = re.findall(r"<th\b[^>]*>", table)
+        assert heads
+        assert all(re.search(r'scope="(col|row|colgroup)"', head) for head in heads)
+        if table is tables[-1]:
+            assert "<button" not in table
+            continue
+        sorted_by = [head for head in heads if 'scope="col"' in head]
+        assert len(sorted_by) == table.count("<button") == 7
+        assert all('aria-sort="none"' in head for head in sorted_by)
+        names = re.findall(r'<button type="button" aria-label="([^"]+)"', table)
+        assert len(names) == len(set(names)) == 6
+    assert re.search(r'<p class="heard" role="status" id="sorted">', html)
+
+
+def test_the_glance_comes_first(profile: Profile) -> None:
+    files = profile.files()
+    for name, table in (("index.html", "<table"), ("table.md", "| Run |")):
+        content = files[name]
+        assert content.index("At a glance") < content.index(table)
+    assert json.loads(files["cells.json"])["at_a_glance"][0][0] == "What was run"
+
+
 def test_labels_are_escaped_in_every_format(profile: Profile) -> None:
     files = profile.files()
     assert "BYOL | 50 % &amp; &lt;b&gt;_x_&lt;/b&gt;" in files["index.html"]
@@ -116,7 +145,7 @@ def test_labels_are_escaped_in_every_format(profile: Profile) -> None:
         ("- no list", "- no list", r"\- no list"),
         ("46.8", "46.8", "46.8"),
         ("--- no rule", "--- no rule", r"\--- no rule"),
-        ("`code` [a](b)", "`code` [a](b)", r"\`code\` \[a\](b)"),
+        ("`code` [a](b)", "`code` {[}a](b)", r"\`code\` \[a\](b)"),
     ],
 )
 def test_escapes(raw: str, tex: str, md: str) -> None:
@@ -126,7 +155,7 @@ def test_escapes(raw: str, tex: str, md: str) -> None:
 
 def test_markdown_tables_are_rectangular(profile: Profile) -> None:
     blocks = re.findall(r"(?:^\|.*\|\n)+", profile.files()["table.md"], flags=re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1
@@ -185,7 +214,8 @@ def test_a_second_render_is_byte_equal(profile: Profile, tmp_path: Path) -> None
     """In another process, with other hash seeds, another working folder and another locale."""
     (tmp_path / "params.json").write_text(profile.params.model_dump_json())
     first = profile.files()
-    assert {"index.html", "table.md", "table.tex", "cells.json", "cells.csv", "loss-curves.svg", "scores-small.svg"} == set(first)
+    plain = {"index.html", "table.md", "table.tex", "cells.json", "cells.csv", "loss-curves.svg", "scores-small.svg"}
+    assert plain | {"render.json"} == set(first)
     out = tmp_path / "again"
     out.mkdir()
     environment = {

@@ -10,7 +10,7 @@ import torch
 from isd_repro import artifacts
 from isd_repro.config import Layout
 from isd_repro.params import Params
-from isd_repro.report import pivot
+from isd_repro.report import pivot, pool
 from tests.report import synthetic
 from tests.report.conftest import Profile
 
@@ -141,7 +141,13 @@ def test_pivot_of_two_draws_by_hand(tmp_path: Path) -> None:
     assert said[1].startswith(
         "ISD against MoCo, rare (n = 80): +4.4 points on average over 2 of 2 draws (standard deviation 0.9)"
     )
-    assert "ISD is ahead on 2, behind on 0; exact sign test over draws p = 0.50" in said[1]
+    assert "sign-flip test over all 4 sign vectors p = 0.50, which cannot fall below 0.50 with 2 pairs" in said[1]
+    assert said[1].endswith("ISD is ahead on 2, behind on 0.")
+    assert [(cell.count, cell.deviation) for cell in table.foot[0].cells[:3]] == [
+        (2, pytest.approx(11 / 2**0.5)),
+        (2, pytest.approx(13 / 2**0.5)),
+        (2, pytest.approx(2 / 2**0.5)),
+    ]
 
 
 def test_pivot_mean_leaves_out_incomplete_draws(tmp_path: Path) -> None:
@@ -172,11 +178,14 @@ def test_difference_counts_the_discordant_queries(tmp_path: Path) -> None:
         ("D1", "D1"),
         ("ISD D10", "ISD D10"),
         ("ISD-d1", "ISD"),
+        ("ISD, D1, seed 2", "ISD"),
+        ("ISD (seed 12)", "ISD"),
+        ("seed 3", "seed 3"),
     ],
 )
 def test_method_name_is_the_label_without_its_subset(label: str, name: str) -> None:
     params = synthetic.profile({"run": (label, "d1")}, {"d1": BALANCED})
-    assert pivot.method_name(params, "run") == name
+    assert pool.method_name(params, "run") == name
 
 
 def test_subsets_of_different_kinds_are_not_pivoted() -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from isd_repro import tracking
 from isd_repro.errors import DataError, UserError
 from isd_repro.params import Tracking
-from isd_repro.tracking import RunTracker, open_tracker, read_metrics, truncate_metrics, wanted_mode
+from isd_repro.tracking import RunTracker, media, open_tracker, read_metrics, session, truncate_metrics, wanted_mode
+from tests.tracking.reading import read_wandb
 
 
 def start(folder: Path, mode: str = "offline", path: Path | None = None, run_id: str = "demo-Isd.r18/D1-pretrain") -> RunTracker:
@@ -31,28 +31,6 @@ def start(folder: Path, mode: str = "offline", path: Path | None = None, run_id:
         job_type="pretrain",
         config={"method": "isd", "tau_student": 0.02},
     )
-
-
-@pytest.fixture
-def wandb_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B with short waits, and nothing left of it afterwards: it remembers server and key for the life of a process."""
-    import wandb
-    from wandb.sdk.lib import wbauth
-
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 3.0)
-    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 5.0)
-    yield
-    wbauth.unauthenticate_session(update_settings=False)
-    wandb.teardown()
-
-
-def read_wandb(folder: Path) -> list[dict[str, Any]]:
-    """Every record of the latest offline run, read by W&B's own reader."""
-    wandb = Path(sys.executable).with_name("wandb")
-    command = [str(wandb), "leet", "inspect", "--json", str(folder / "wandb" / "latest-run")]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 # --- metrics.jsonl --------------------------------------------------------------------------------------------------
@@ -257,17 +235,51 @@ assert "wandb" not in sys.modules, "wandb was imported"
         ("online", "disabled", "off"),
         ("off", "online", "off"),
         ("offline", "online", "online"),
-        ("auto", "nonsense", "auto"),
+        ("auto", "nonsense", "off"),
     ],
 )
 def test_wandb_mode_overrides_all_but_off(
-    monkeypatch: pytest.MonkeyPatch, parameter: tracking.Mode, environment: str | None, mode: tracking.Mode
+    monkeypatch: pytest.MonkeyPatch, parameter: session.Mode, environment: str | None, mode: session.Mode
 ) -> None:
     if environment is None:
         monkeypatch.delenv("WANDB_MODE")
     else:
         monkeypatch.setenv("WANDB_MODE", environment)
     assert wanted_mode(parameter) == mode
+
+
+def test_an_unknown_wandb_mode_is_told_once_and_turns_wandb_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session._say_unknown.cache_clear()
+    monkeypatch.setenv("WANDB_MODE", "onlnie")
+    for _ in range(2):
+        start(tmp_path, "online").close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "WANDB_MODE=onlnie is unknown (known: online, offline, disabled): W&B is off"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_lies_whole_on_the_disk_with_its_caption(tmp_path: Path) -> None:
+    pixels = torch.arange(3 * 5 * 7, dtype=torch.uint8).view(3, 5, 7)
+    with RunTracker(None, tmp_path / "media") as tracker:
+        tracker.log_image("views", pixels, "What is seen")
+        first = (tmp_path / "media" / "views.png").read_bytes()
+        tracker.log_image("views", pixels, "What is seen")
+    assert [path.name for path in (tmp_path / "media").iterdir()] == ["views.png"]
+    assert (tmp_path / "media" / "views.png").read_bytes() == first
+    (found,) = media.kept(tmp_path / "media")
+    assert (found.key, found.caption) == ("views", "What is seen")
+    with Image.open(found.path) as image:
+        assert torch.equal(torch.from_numpy(np.array(image)).permute(2, 0, 1), pixels)
+
+
+def test_a_picture_that_cannot_be_kept_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "media").write_text("in the way", "utf-8")
+    with RunTracker(None, tmp_path / "media") as tracker:
+        tracker.log_image("views", torch.zeros(1, 4, 4, dtype=torch.uint8))
+    assert "the picture views is not kept" in caplog.text
 
 
 @pytest.mark.usefixtures("wandb_on")

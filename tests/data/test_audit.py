@@ -1,0 +1,166 @@
+"""What `data audit` and `data lists` say of lists, counted by hand, and of the published ones where they are at hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from isd_repro import cli
+from isd_repro.data import audit as auditing
+from isd_repro.data.subsets import LIST_SHA256
+from isd_repro.errors import DataError
+from isd_repro.stages import audit as stage
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "isd-unbalanced-lists.tar.gz"
+
+
+def write(path: Path, counts: Mapping[str, int], start: int = 0) -> Path:
+    """A list with so many images of each class, numbered from `start`."""
+    lines = [f"/train/{cls}/{cls}_{at}.JPEG" for cls, count in counts.items() for at in range(start, start + count)]
+    path.write_text("\n".join(["class names : ", *counts, "Train Images: ", *lines]) + "\n")
+    return path
+
+
+def test_sizes_ranks_and_chance_by_hand(tmp_path: Path) -> None:
+    """Large are the 1st and the 4th of six: of the 15 pairs of six, 6 lie among the first four."""
+    path = write(tmp_path / "D7.txt", {"f": 3, "a": 9, "b": 3, "d": 7, "c": 3, "e": 2})
+    [one] = auditing.audit([path]).lists
+    pairs = list(itertools.combinations("abcdef", 2))
+    assert one.large == {"a": 9, "d": 7}
+    assert (one.classes, one.images, one.rare_classes, one.rare_images, one.rare) == (6, 27, 4, 11, (2, 3))
+    assert one.last_large == 4
+    assert one.chance == pytest.approx(sum(set(pair) <= set("abcd") for pair in pairs) / len(pairs))
+    assert one.chance == pytest.approx(6 / 15)
+    assert (one.published, one.animals) == (None, None)
+
+
+def test_animals_by_hand(tmp_path: Path) -> None:
+    """Three animals of five classes, two of them large: of ten pairs, three are of animals alone."""
+    counts = {"n01440764": 9, "n02655020": 9, "n02510455": 3, "n02666196": 3, "n07747607": 3}
+    [one] = auditing.audit([write(tmp_path / "x.txt", counts)]).lists
+    assert one.animals is not None
+    assert (one.animals.large, one.animals.rare) == (2, 1)
+    assert one.animals.chance == pytest.approx(3 / 10)
+    counts = {"n01440764": 9, "n02655020": 3, "n02510455": 3, "n02666196": 9, "n07747607": 3}
+    [other] = auditing.audit([write(tmp_path / "y.txt", counts)]).lists
+    assert other.animals is not None
+    assert other.animals.chance == pytest.approx((3 + 3 * 2) / 10)  # one animal or more
+
+
+def test_overlap_by_hand(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.txt", {"p": 20, "q": 4, "r": 4, "s": 4})
+    two = write(tmp_path / "b.txt", {"p": 4, "q": 4, "t": 20, "r": 4}, start=2)
+    report = auditing.audit([one, two])
+    [pair] = report.overlaps
+    assert (pair.classes, pair.large, pair.rare) == (3, 0, 2)  # p is large in one alone
+    assert pair.images == 4 + 2 + 2
+    assert pair.rare_images == 2 + 2
+    assert pair.expected == pytest.approx(2 * 4 * 4 / 20)
+    assert (report.distinct_classes, report.distinct_large) == (5, 2)
+
+
+def test_a_folder_is_read_in_the_order_of_its_numbers_and_json_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("D10", "D2", "D1"):
+        write(tmp_path / f"{name}.txt", {"a": 5, "b": 2, "c": 2})
+    words = tmp_path / "words.tsv"
+    words.write_text("a\tant, emmet\nz\tzebra\n")
+    stage.audit([tmp_path], words, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in told["lists"]] == ["D1.txt", "D2.txt", "D10.txt"]
+    assert told["lists"][0]["names"] == {"a": "ant, emmet"}
+    assert told["lists"][0]["chance"] == pytest.approx(1 / 3)
+    assert len(told["overlaps"]) == 3
+    stage.audit([tmp_path], words, as_json=False)
+    text = capsys.readouterr().out
+    assert "D1.txt: the 1 large classes are among the first 1 of 3 class names" in text
+    assert "with probability 0.33." in text
+    assert "D1.txt: a ant, emmet" in text
+    assert "3 of 3 lists have the first class names as their large classes" in text
+
+
+def test_what_is_no_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such list"):
+        auditing.find_lists([tmp_path / "D1.txt"])
+    with pytest.raises(DataError, match=r"has no \*\.txt"):
+        auditing.find_lists([tmp_path])
+    flat = write(tmp_path / "flat.txt", {"a": 2, "b": 2})
+    with pytest.raises(DataError, match="every class has 2 images, so none is large"):
+        auditing.audit([flat])
+    (tmp_path / "words.txt").write_text("a ant\n")
+    with pytest.raises(DataError, match=r"words\.txt:1: expected class, tab and name"):
+        auditing.read_words(tmp_path / "words.txt")
+
+
+def test_missing_and_different_lists_are_told_with_where_to_find_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "D3.txt", {"a": 5, "b": 2})
+    monkeypatch.setattr("sys.argv", ["isd-repro", "data", "lists", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 4
+    out, error = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "D1.txt: missing"
+    assert lines[2].startswith("D3.txt: different, sha256 ")
+    assert "10 of 10 lists are not the published ones" in error
+    for fact in ("UMBCvision/ISD", "4bdd603", "unbalanced_dataset"):
+        assert fact in error
+
+
+def test_the_command_prints_json_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "D3.txt", {"a": 2, "b": 5, "c": 2})
+    monkeypatch.setattr("sys.argv", ["isd-repro", "data", "audit", str(path), "--json"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    [one] = json.loads(capsys.readouterr().out)["lists"]
+    assert (one["last_large"], one["chance"]) == (2, pytest.approx(2 / 3))
+
+
+# --- the published lists ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not SHARED.is_file():
+        pytest.skip(f"the published lists are not here: no {SHARED.name} in ../shared/data")
+    root = tmp_path_factory.mktemp("lists")
+    with tarfile.open(SHARED) as archive:
+        archive.extractall(root, filter="data")
+    return next(path.parent for path in root.rglob("D1.txt"))
+
+
+def test_the_published_lists_are_known_by_their_bytes(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.lists(published)
+    assert capsys.readouterr().out.splitlines() == [f"{name}.txt: published" for name in LIST_SHA256]
+
+
+def test_all_large_classes_of_the_published_lists_are_the_smallest_names(published: Path) -> None:
+    report = auditing.audit(auditing.find_lists([published]))
+    assert [one.published for one in report.lists] == [f"D{number}" for number in range(1, 11)]
+    images = [13400, 13036, 13217, 13400, 13400, 13171, 12872, 13400, 13250, 13390]
+    assert [one.images for one in report.lists] == images
+    for one in report.lists:
+        assert (one.classes, len(one.large), one.rare_classes, one.rare) == (38, 8, 30, (100, 100))
+        assert one.last_large == 8
+        assert one.chance == pytest.approx(1 / math.comb(38, 8))
+        assert f"{one.chance:.0e}" == "2e-08"
+        assert one.animals is not None
+        assert one.animals.large == 8
+    assert sum(one.animals.rare for one in report.lists if one.animals) == 72
+    assert (report.distinct_classes, report.distinct_large) == (323, 74)
+    alone = [pair for pair in report.overlaps if pair.rare == 1]
+    assert {pair.rare_images for pair in alone} <= set(range(1, 16))
+    assert {round(pair.expected, 1) for pair in alone} == {7.7}

@@ -1,0 +1,216 @@
+"""The command `figures`: what it says can be recomputed, and names of strangers cannot harm a page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from isd_repro import artifacts, config
+from isd_repro.config import Layout
+from isd_repro.errors import ConfigError
+from isd_repro.stages.figures import Asked, figures
+from tests.evals.figures_world import CLASSES, QUERY, World, make_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+# --- what is said -------------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_equations(world: World) -> None:
+    """The bank takes 64 images and the subset has 27, so that the anchors are all of them."""
+    near = world.draw("isd", queries=99)[0]["anchors"]
+    assert near["bank"] == {"images": 27, "asked": 64, "split": "train", "view": "evaluation", "encoder": "teacher"}
+    assert near["embedding"]["teacher_as_in_training"] is True
+    teacher, student = world.rows("isd", "teacher"), world.rows("isd", "student")
+    assert sorted(row["query"]["position"] for row in near["shown"]) == world.manifest.query.tolist()
+    entropies = []
+    for row in near["shown"]:
+        at = row["query"]["position"]
+        similar = [float(teacher[at] @ teacher[anchor]) for anchor in range(27)]
+        other = [float(student[at] @ teacher[anchor]) for anchor in range(27)]
+        p_teacher = [math.exp(value / 0.02) for value in similar]
+        p_student = [math.exp(value / 0.1) for value in other]
+        p_teacher, p_student = ([value / sum(p) for value in p] for p in (p_teacher, p_student))
+        entropies.append(-sum(p * math.log(p) for p in p_teacher if p))
+        assert row["spread"]["teacher"]["entropy"] == pytest.approx(entropies[-1], rel=1e-3)
+        assert row["spread"]["teacher"]["top10"] == pytest.approx(sum(sorted(p_teacher)[-10:]), rel=1e-3)
+        assert row["spread"]["student"]["highest"] == pytest.approx(max(p_student), rel=1e-3)
+        assert len(row["anchors"]) == 10
+        best = sorted(similar, reverse=True)[:10]
+        for card, expected in zip(row["anchors"], best, strict=True):
+            assert card["similarity"] == pytest.approx(expected, abs=1e-5)
+            assert card["similarity"] == pytest.approx(similar[card["position"]], abs=1e-5)
+            assert card["probability"]["teacher"] == pytest.approx(p_teacher[card["position"]], rel=1e-3)
+            assert card["probability"]["student"] == pytest.approx(p_student[card["position"]], rel=1e-3)
+            image = world.manifest.images[card["position"]]
+            assert (card["class"], card["file"], card["split"]) == (image.cls, image.file, "train")
+    assert near["mean_spread"]["teacher"]["entropy"] == pytest.approx(sum(entropies) / 18, rel=1e-3)
+    assert near["one_hot"]["entropy"] == near["one_hot"]["each anchor"] == 0
+
+
+def test_what_is_not_the_embedding_of_training_is_said_to_be_none(world: World) -> None:
+    near = world.draw("isd-mlp")[0]["anchors"]
+    assert near["bank"]["images"] == 8
+    assert near["embedding"]["teacher_as_in_training"] is False
+    assert "projector" in near["embedding"]["teacher"]
+    assert "These are not the embeddings that training compared" in world.files("isd-mlp")["anchors.html"].decode()
+    world.draw("isd")
+    assert "These are not the embeddings" not in world.files("isd")["anchors.html"].decode()
+
+
+def test_a_method_without_a_soft_target_gets_none(world: World) -> None:
+    near = world.draw("moco")[0]["anchors"]
+    assert near["tau"] == {"teacher": None, "student": 0.2}
+    assert set(near["mean_spread"]) == {"student"}
+    assert all(set(card["probability"]) == {"student"} for row in near["shown"] for card in row["anchors"])
+    assert "This method has no soft target over anchors" in world.files("moco")["anchors.html"].decode()
+    facts, told = world.draw("raw")
+    assert facts["anchors"]["mean_spread"] == {}
+    assert facts["anchors"]["bank"]["encoder"] == "student"
+    assert "no temperature, so no probabilities" in told
+
+
+def test_cluster_numbers_follow_from_each_other(world: World) -> None:
+    found = world.draw("raw", k=4, clusters=99, members=99)[0]["clusters"]
+    assert (found["images"], found["k"], found["empty"]) == (25, 4, 0)
+    every = {cluster["cluster"]: cluster for cluster in found["all"]}
+    hits = 0
+    assignment: dict[int, int] = {}
+    for row in found["shown"]:
+        names = [CLASSES[world.manifest.labels[image["position"]]] for image in row["members"]]
+        about = every[row["cluster"]]
+        most = max(names.count(name) for name in names)
+        hits += most
+        assert about["size"] == len(names)
+        assert names.count(about["class"]) == most
+        assert about["purity"] == pytest.approx(100 * most / len(names))
+        assignment |= {image["position"]: row["cluster"] for image in row["members"]}
+    assert sorted(assignment) == world.manifest.search.tolist(), "every image is in one cluster"
+    assert found["purity"] == pytest.approx(100 * hits / 25)
+    assert found["purity"] > found["purity_of_shuffled_labels"] > 100 / 3
+    packed = np.array([assignment[position] for position in world.manifest.search.tolist()], dtype="<i4").tobytes()
+    assert found["assignment_sha256"] == hashlib.sha256(packed).hexdigest()
+
+
+def test_as_many_clusters_as_classes_unless_told(world: World) -> None:
+    found = world.draw("raw", clusters=2, members=3)[0]["clusters"]
+    assert found["k"] == 3
+    assert [len(row["members"]) for row in found["shown"]] == [3, 3]
+    with pytest.raises(ConfigError, match="26 clusters asked of 25 images"):
+        world.draw("raw", k=26)
+
+
+def test_the_drawing_shows_every_point_once_in_its_class(world: World) -> None:
+    facts = world.draw("isd")[0]
+    drawn = facts["tsne"]
+    assert [panel["epoch"] for panel in drawn["panels"]] == [None]
+    assert drawn["image_of_point"] == world.manifest.query.tolist()
+    assert [drawn["classes"][cls] for cls in drawn["class_of_point"]] == [CLASSES[at // QUERY] for at in range(18)]
+    rows = artifacts.load_tensors(world.layout.features("isd"), "features")[0]["student.query"]
+    unit = torch.nn.functional.normalize(rows, dim=1).numpy().astype("<f4").tobytes()
+    assert drawn["panels"][0]["input_sha256"] == hashlib.sha256(unit).hexdigest()
+    space = "{http://www.w3.org/2000/svg}"
+    root = ET.fromstring(world.files("isd")["tsne.svg"])
+    marks = [group for group in root.iter(f"{space}g") if group.find(f"{space}title") is not None]
+    assert [group[0].text for group in marks] == [CLASSES[at // QUERY] for at in range(18)]
+    assert [group.get("class") for group in marks] == [f"s{at // QUERY}" for at in range(18)]
+    spots = [(float(g[1].get("cx", "")), float(g[1].get("cy", ""))) for g in marks]
+    points = drawn["panels"][0]["points"]
+    a, b, c = 0, 7, 15  # one scale for both axes, and up is up
+    scale = (spots[a][0] - spots[b][0]) / (points[a][0] - points[b][0])
+    assert scale > 0
+    assert spots[a][1] - spots[c][1] == pytest.approx(-scale * (points[a][1] - points[c][1]), abs=0.3)
+
+
+# --- equal bytes, and their traces --------------------------------------------------------------------------------------
+
+
+def test_a_second_call_writes_equal_bytes_and_another_seed_others(world: World) -> None:
+    world.draw("isd", seed=1)
+    first = world.files("isd")
+    assert sorted(first) == [".gitignore", "anchors.html", "clusters.html", "figures.json", "tsne.svg"]
+    world.draw("isd", seed=1)
+    assert world.files("isd") == first
+    facts, _ = world.draw("isd", seed=2)
+    other = world.files("isd")
+    assert other["clusters.html"] != first["clusters.html"]
+    assert other["anchors.html"] != first["anchors.html"]
+    assert facts["tsne"]["panels"][0]["points"] == json.loads(first["figures.json"])["tsne"]["panels"][0]["points"], (
+        "all query images are shown and t-SNE starts from their principal axes: no draw is left"
+    )
+
+
+def test_everything_is_traced(world: World) -> None:
+    facts = world.draw("isd")[0]
+    files = world.files("isd")
+    assert facts["files"] == {
+        name: hashlib.sha256(files[name]).hexdigest() for name in ("anchors.html", "clusters.html", "tsne.svg")
+    }
+    assert facts["manifest"] == world.manifest.sha256
+    assert facts["encoder_sha256"] == artifacts.sha256_file(world.layout.encoder("isd"))
+    assert facts["features_sha256"] == artifacts.sha256_file(world.layout.features("isd"))
+    assert {"python", "torch", "scikit-learn"} <= set(facts["versions"])
+    assert files[".gitignore"] == b"*\n"
+
+
+# --- strangers' names ---------------------------------------------------------------------------------------------------
+
+
+class Parsed(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.mark.parametrize("name", ["clusters.html", "anchors.html"])
+def test_names_of_strangers_are_words_and_no_markup(world: World, name: str) -> None:
+    world.draw("isd", clusters=99, members=99, queries=99)
+    parsed = Parsed(world.files("isd")[name].decode())
+    tags = {tag for tag, _ in parsed.tags}
+    assert tags.isdisjoint({"script", "co", "bold"})
+    pictures = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert {f'{cls}, 3".png' for cls in CLASSES} <= {picture["alt"] for picture in pictures}
+    headings = {"clusters.html": "most frequent: ", "anchors.html": "1. "}
+    assert any(headings[name] + cls in parsed.words for cls in CLASSES)
+    assert "toy <i>" in parsed.words
+    assert ": A run <b>" in parsed.words
+    for picture in pictures:
+        assert set(picture) == {"src", "alt", "title"}
+        assert str(picture["src"]).startswith("data:image/png;base64,")
+    for _, attributes in parsed.tags:
+        assert not any(key.startswith("on") for key in attributes)
+        assert str(attributes.get("href", "clusters.html")) in {"clusters.html", "anchors.html", "tsne.svg", "figures.json"}
+
+
+def test_the_terminal_shows_a_folder_as_it_is_named(world: World) -> None:
+    folder = world.layout.folder / "[bold]x"
+    folder.mkdir()
+    for name in ("data", "runs", "params.yaml"):
+        (folder / name).symlink_to(world.layout.folder / name)
+    params, layout = config.load(folder / "params.yaml")
+    text = io.StringIO()
+    elsewhere = Layout(folder, folder, layout.profile)
+    figures("raw", params, elsewhere, Asked(), Console(file=text, force_terminal=False, width=40))
+    assert text.getvalue().splitlines()[-1] == str(folder / "runs" / "raw" / "figures")

@@ -1,0 +1,187 @@
+"""Numbers that are not finite stop a run with step, cause and last good resume point; a collapse is reported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isd_repro import artifacts
+from isd_repro.artifacts import PretrainRecord
+from isd_repro.methods import isd
+from isd_repro.protocols import Batch, StepOutput
+from isd_repro.train import checks
+from tests.faults import world
+
+Change = Callable[[isd.Method, StepOutput], StepOutput]
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, change: Change) -> None:
+    """Change the method and what it returns at one step, counted from 1."""
+    real, count = isd.Method.forward, iter(range(1, 10**9))
+
+    def forward(self: isd.Method, batch: Batch) -> StepOutput:
+        out = real(self, batch)
+        return change(self, out) if next(count) == step else out
+
+    patch.setattr(isd.Method, "forward", forward)
+
+
+def bad_loss(value: float) -> Change:
+    return lambda method, out: StepOutput(out.loss * value, out.metrics)
+
+
+class Spoilt(torch.autograd.Function):
+    """The number that goes in, with a gradient that is none."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+
+def bad_gradient(method: isd.Method, out: StepOutput) -> StepOutput:
+    return StepOutput(Spoilt.apply(out.loss), out.metrics)
+
+
+def bad_bank(method: isd.Method, out: StepOutput) -> StepOutput:
+    method.bank.rows[5, 1] = torch.inf
+    return out
+
+
+def bad_statistics(method: isd.Method, out: StepOutput) -> StepOutput:
+    norm = next(module for module in method.teacher.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var[0] = torch.nan
+    return out
+
+
+# step of the fault, step at which it is seen, what is said; log_every is 2 and an epoch 5 steps
+CASES: dict[str, tuple[int, Change, int, str]] = {
+    "loss nan": (3, bad_loss(float("nan")), 4, r"a loss earlier in the epoch was nan|the loss is nan"),
+    "loss inf": (4, bad_loss(float("inf")), 4, r"the loss is inf"),
+    "gradient": (8, bad_gradient, 8, r"no finite gradient in student\.backbone\.\S+, .* and \d+ more; no finite value in"),
+    "gradient at the last step": (15, bad_gradient, 15, r"no finite gradient in student"),
+    "gradient at an epoch's end": (5, bad_gradient, 5, r"no finite gradient in student"),
+    "bank": (10, bad_bank, 10, r"no finite value in bank\.rows"),
+    "bank, two steps before": (8, bad_bank, 10, r"the loss is nan|a loss earlier in the epoch was nan"),
+    "statistics": (15, bad_statistics, 15, r"no finite value in teacher\.backbone\.\S+running_var"),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fault, change, seen, words = CASES[kind]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, fault, change)
+        code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 1, error
+    sound = (fault - 1) // 5 * 5
+    found = re.search(
+        r"error: step (\d+) \(epoch (\d)\): (.*); all was finite after step (\d+); last good resume point: (.*)", error
+    )
+    assert found, error
+    assert re.search(words, found[3]), error
+    assert (int(found[1]), int(found[2]), int(found[4])) == (seen, (seen - 1) // 5 + 1, sound), error
+    (state,) = world.states(folder)
+    point = state / "checkpoint.pt"
+    assert found[5] == (f"{point}, of step {sound}" if sound else "none, it failed before the first")
+    assert world.written(folder) == set()
+    for path in state.glob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        assert content["progress"]["step"] <= sound
+        assert all(bool(value.isfinite().all()) for value in content["method"].values())
+
+
+def test_the_last_good_point_goes_on(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fault of the machine, not of the parameters: the repetition passes."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 8, bad_gradient)
+        assert world.command(folder, "pretrain", "isd", capsys=capsys)[0] == 1
+    assert "resuming after step 5" in world.train(folder)
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    assert [attempt.outcome for attempt in record.attempts] == ["failed", "finished"]
+
+
+def explode(method: isd.Method, out: StepOutput) -> StepOutput:
+    """Weights that are finite and whose products are not."""
+    with torch.no_grad():
+        for parameter in method.teacher.backbone.parameters():
+            parameter.mul_(1e20)
+    return out
+
+
+def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 15, explode)
+        code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert code == 1, error
+    assert "after the last step encoder 'teacher' gives features that are not finite for 16 of 16 images" in error
+    assert re.search(r"last good resume point: .*/checkpoint\.pt, of step 10\n", error)
+    assert world.written(folder) == set()
+
+
+def test_looking_at_features_changes_nothing() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    checks.check_features({"student": module}, torch.rand(4, 1, 5, 5))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(part.training for part in module.modules())
+
+
+def test_the_norm_of_the_gradient() -> None:
+    module = nn.Linear(2, 1)
+    assert checks.gradient_norm(module) == 0.0
+    module.weight.grad, module.bias.grad = torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])
+    assert checks.gradient_norm(module) == pytest.approx(7.0)
+
+
+# --- collapse ---------------------------------------------------------------------------------------------------------------
+
+
+def with_spread(values: dict[int, float]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Give the method the metric `spread`, by epoch."""
+
+    def patch_it(patch: pytest.MonkeyPatch) -> None:
+        real, count = isd.Method.forward, iter(range(10**9))
+
+        def forward(self: isd.Method, batch: Batch) -> StepOutput:
+            out = real(self, batch)
+            return StepOutput(out.loss, {**out.metrics, "spread": torch.tensor(values[next(count) // 5 + 1])})
+
+        patch.setattr(isd.Method, "forward", forward)
+
+    return patch_it
+
+
+def test_a_collapse_is_reported(folder: Path, undisturbed: Path) -> None:
+    """In the words of the run, in the rows of its epochs and in the record; the run itself goes on."""
+    with pytest.MonkeyPatch.context() as patch:
+        with_spread({1: 0.9, 2: 0.004, 3: 0.008})(patch)
+        said = world.train(folder)
+    assert "isd: warning: the embeddings have collapsed in epoch 2: spread 0.004, below 0.01" in said
+    assert "isd: warning: the embeddings have collapsed in epoch 3: spread 0.008, below 0.01" in said
+    rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
+    assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
+    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: spread down to 0.004, below 0.01"
+    assert record.warnings == (text,)
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+
+
+def test_spread_embeddings_are_no_collapse(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        with_spread({1: 0.9, 2: 0.0101, 3: 1.0})(patch)
+        said = world.train(folder)
+    assert "warning" not in said
+    assert artifacts.read_record(world.outputs(folder)["record"], PretrainRecord).warnings == ()

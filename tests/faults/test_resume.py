@@ -1,0 +1,331 @@
+"""Resume state: kept in pairs, believed only where it fits, and named where it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isd_repro import artifacts
+from isd_repro.artifacts import PretrainRecord
+from isd_repro.errors import Preempted
+from isd_repro.train import attempts, code, loop
+from tests.faults import world
+from tests.faults.test_interruptions import Crash, assert_equal_runs, crash_at
+
+Damage = Callable[[bytes], bytes]
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of a weight."""
+    at = len(content) // 3
+    return content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
+
+
+DAMAGE: dict[str, Damage] = {
+    "half of it": lambda content: content[: len(content) // 2],
+    "nothing": lambda content: b"",
+    "a text": lambda content: b"no checkpoint\n",
+    "zeros": lambda content: bytes(len(content)),
+    "a flipped bit": flipped,
+}
+
+
+def stopped_at(folder: Path, write: int) -> Path:
+    """Train up to some whole-file write, crash before it, and give the state folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, write, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    (state,) = world.states(folder)
+    return state
+
+
+@pytest.fixture
+def state(folder: Path) -> Path:
+    """The state after two of three epochs: two resume points."""
+    return stopped_at(folder, 3)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_newest_point_is_put_aside_and_the_one_before_it_used(folder: Path, undisturbed: Path, kind: str) -> None:
+    state = stopped_at(folder, 3)
+    path = state / "checkpoint.pt"
+    content = DAMAGE[kind](path.read_bytes())
+    path.write_bytes(content)
+    kept = {}
+
+    def look(progress: Any) -> bool:
+        kept.update({place.name: place.read_bytes() for place in state.glob("*.pt")})
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isd_repro.train.guard.StopRequest.__call__", look)
+        said = world.train(folder)
+    assert f"{path}: damaged resume point" in said
+    assert "resuming after step 5" in said
+    assert kept["checkpoint.damaged.pt"] == content
+    assert_equal_runs(folder, undisturbed)
+
+
+def test_a_second_damaged_point_does_not_overwrite_the_first(folder: Path, state: Path, undisturbed: Path) -> None:
+    (state / "checkpoint.damaged.pt").write_bytes(b"the first")
+    (state / "checkpoint.pt").write_bytes(b"the second")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", interrupted)
+        with pytest.raises(Crash):
+            world.train(folder)
+    assert (state / "checkpoint.damaged.pt").read_bytes() == b"the first"
+    assert (state / "checkpoint.damaged2.pt").read_bytes() == b"the second"
+    world.train(folder)
+    assert_equal_runs(folder, undisturbed)
+
+
+def interrupted(*_: object) -> None:
+    raise Crash
+
+
+def test_only_damaged_points_are_refused_and_left_as_they_are(
+    folder: Path, state: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest, before = state / "checkpoint.pt", state / "checkpoint.previous.pt"
+    for path in (newest, before):
+        path.write_bytes(flipped(path.read_bytes()))
+    contents = {path: path.read_bytes() for path in (newest, before)}
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert failed == 4
+    assert f"error: {newest}: damaged resume point" in error
+    assert f"{before}: damaged resume point" in error
+    assert "hint: delete them to start this run afresh" in error
+    assert {path: path.read_bytes() for path in state.glob("*.pt")} == contents
+    assert world.written(folder) == set()
+    newest.unlink()
+    before.unlink()
+    assert "resuming" not in world.train(folder)
+    assert_equal_runs(folder, undisturbed)
+
+
+# --- content that does not fit -------------------------------------------------------------------------------------------
+
+
+def first_momentum(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(content["optimizer"]["state"].values()))
+    return found
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return change
+
+
+CONTENT: dict[str, Callable[[dict[str, Any]], object]] = {
+    **{f"no {key}": without(key) for key in ("fingerprint", "method", "optimizer", "progress")},
+    **{f"no progress.{key}": without("progress", key) for key in ("step", "sums", "curve", "sources", "seconds")},
+    "an unknown key": lambda content: content["progress"].update(another=1),
+    "a step that is a text": lambda content: content["progress"].update(step="10"),
+    "a step below zero": lambda content: content["progress"].update(step=-5),
+    "a curve of numbers": lambda content: content["progress"].update(curve=[1.0, 2.0]),
+    "sums of numbers": lambda content: content["progress"].update(sums={"loss": 1.0}),
+    "seconds that are none": lambda content: content["progress"].update(seconds=float("nan")),
+    "progress that is a list": lambda content: content.update(progress=[]),
+    "a method that is a list": lambda content: content.update(method=[]),
+    "a weight too few": lambda content: content["method"].pop("predictor.0.weight"),
+    "a weight of another shape": lambda content: content["method"].update({"predictor.0.weight": torch.zeros(3)}),
+    "a weight that is a text": lambda content: content["method"].update({"predictor.0.weight": "heavy"}),
+    "a weight that is no number": lambda content: content["method"]["predictor.0.weight"].fill_(torch.nan),
+    "a bank with infinity": lambda content: content["method"]["bank.rows"][3, 0].fill_(torch.inf),
+    "a pointer behind the bank": lambda content: content["method"].update({"bank._extra_state": torch.tensor(1000)}),
+    "a pointer that is a text": lambda content: content["method"].update({"bank._extra_state": "first"}),
+    "an optimizer that is a text": lambda content: content.update(optimizer="SGD"),
+    "an optimizer without groups": lambda content: content["optimizer"].pop("param_groups"),
+    "a momentum of another shape": lambda content: first_momentum(content).update(momentum_buffer=torch.zeros(1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENT)
+def test_a_point_whose_content_does_not_fit_is_named(
+    folder: Path, undisturbed: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bytes have their checksums: it was written by something else than this version's `save`."""
+    state = stopped_at(folder, 3)
+    (state / "checkpoint.previous.pt").unlink()
+    path = state / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    CONTENT[kind](content)
+    torch.save(content, path)
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (failed, error.startswith(f"error: {path}: damaged resume point (")) == (4, True), error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("change", [{"step": 1000}, {"step": 4}, {"curve": []}], ids=str)
+def test_a_point_that_contradicts_the_run_is_named(
+    folder: Path, state: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = state / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["progress"].update(change)
+    torch.save(content, path)
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (failed, f"error: {path}: has " in error, "5 an epoch" in error) == (4, True, True), error
+
+
+ROWS = {
+    "no JSON": b"{epoch: 1}\n",
+    "no object": b"[1, 2]\n",
+    "no epoch": b'{"loss": 1.0}\n',
+    "an epoch that is a text": b'{"epoch": "one"}\n',
+    "bytes that are no text": b"\xff\xfe\x00\n",
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_bad_rows_are_named(folder: Path, state: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = state / "metrics.jsonl"
+    path.write_bytes(ROWS[kind] + path.read_bytes())
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (failed, f"error: {path}:" in error, "Traceback" in error) == (4, True, False), error
+
+
+def test_rows_that_a_power_cut_lost_are_written_again(folder: Path, state: Path, undisturbed: Path) -> None:
+    """The resume point reached the disk, the end of the rows did not."""
+    path = state / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:20])
+    assert "resuming after step 10" in world.train(folder)
+    assert_equal_runs(folder, undisturbed, "purity")  # what was measured beside the curve is gone with the row
+
+
+# --- other places, other code ------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_that_was_moved_goes_on(folder: Path, state: Path, undisturbed: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "profile"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert "resuming after step 10" in world.train(moved)
+    assert_equal_runs(moved, undisturbed)
+
+
+def test_a_state_that_was_copied_goes_on_in_both_places(folder: Path, state: Path, undisturbed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for place in (folder, copy):
+        assert "resuming after step 10" in world.train(place)
+        assert_equal_runs(place, undisturbed)
+
+
+def test_a_state_under_the_name_of_another_is_refused(folder: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world.edit(folder, ("tau_student: 0.1", "tau_student: 0.2"))
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 1, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    (other,) = [path for path in world.states(folder) if path != state]
+    shutil.copytree(state, other, dirs_exist_ok=True)
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (failed, f"belongs to configuration {state.name}, not {other.name}" in error) == (4, True), error
+
+
+def test_the_encoder_of_another_run_is_refused(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copied run folder does not become another run."""
+    text = (folder / "params.yaml").read_text("utf-8")
+    other = text[text.index("  isd:\n") :].replace("  isd:\n", "  other:\n").replace("label: ISD", "label: Other")
+    (folder / "params.yaml").write_text(text + other, "utf-8")
+    shutil.copytree(undisturbed / "runs" / "isd", folder / "runs" / "other")
+    failed, error = world.command(folder, "extract", "other", capsys=capsys)
+    assert (failed, "is of run 'isd', not 'other'" in error) == (4, True), error
+
+
+def test_other_code_is_refused_and_goes_on_only_when_told(
+    folder: Path, state: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    was = code.code_of("isd")
+    monkeypatch.setattr(code, "code_of", lambda method: {**was, "nn/bank.py": "0123456789ab"})
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert failed == 1
+    assert f"nn/bank.py was {was['nn/bank.py']}, is 0123456789ab" in error
+    assert "train/loop.py" not in error
+    assert "delete the folder to start afresh; or set ISD_RESUME_CHANGED=1" in error
+    assert world.written(folder) == set()
+    monkeypatch.setenv("ISD_RESUME_CHANGED", "1")
+    assert "resuming after step 10" in world.train(folder)
+    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    assert record.warnings == (f"resumed after step 10 under other code (nn/bank.py was {was['nn/bank.py']}, is 0123456789ab)",)
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+
+
+def test_the_code_of_a_run_is_what_makes_its_numbers() -> None:
+    names = set(code.code_of("isd"))
+    assert names >= {"methods/isd.py", "nn/bank.py", "nn/ema.py", "nn/backbones.py", "nn/batchnorm.py", "nn/heads.py"}
+    assert names >= {"train/loop.py", "train/schedule.py", "data/augment.py", "data/loader.py", "torch"}
+    assert not {"methods/moco.py", "train/guard.py", "cli.py"} & names
+
+
+# --- clock and attempts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_changes_nothing(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back by years between two processes, and at every look within one."""
+    state = stopped_at(folder, 3)
+    for path in state.iterdir():
+        path.touch()
+    jumps = iter(range(0, 10**9, 86_400))
+    monkeypatch.setattr(time, "time", lambda: 1.0e8 - next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: 10**17 - 10**9 * next(jumps))
+    assert "resuming after step 10" in world.train(folder)
+    assert_equal_runs(folder, undisturbed)
+    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    assert all(0 <= attempt.seconds < 600 for attempt in record.attempts)
+    assert 0 <= record.provenance.seconds < 600
+
+
+def test_the_record_has_every_attempt(folder: Path) -> None:
+    """One that fails, one that is killed after its first resume point, one that is stopped, one that finishes."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, 1, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempts.Attempts, "end", lambda self, outcome: None)  # what a kill leaves
+        crash_at(patch, 2, after=False)
+        with pytest.raises(Crash):
+            world.train(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isd_repro.train.guard.StopRequest.__call__", lambda self: True)
+        with pytest.raises(Preempted):
+            world.train(folder)
+    (state,) = world.states(folder)
+    with (state / "attempts.jsonl").open("ab") as file:
+        file.write(b'{"event":"fin')  # a torn line
+    world.train(folder)
+    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
+    assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
+    assert {attempt.device for attempt in record.attempts} == {"cpu"}
+
+
+def test_a_bad_line_of_an_attempt_is_named(folder: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = state / "attempts.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"event": "jump", "step": 3}\n')
+    lines = path.read_bytes().count(b"\n")
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert (failed, f"error: {path}:{lines}: " in error) == (4, True), error
+
+
+def test_old_records_have_no_attempts(undisturbed: Path) -> None:
+    content = json.loads(world.outputs(undisturbed)["record"].read_text("utf-8"))
+    for key in ("attempts", "warnings"):
+        content.pop(key)
+    record = PretrainRecord.model_validate(content)
+    assert (record.attempts, record.warnings) == ((), ())

@@ -1,0 +1,262 @@
+"""Few labels and transfer in a report: cells counted by hand from stored predictions, and records that are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from isd_repro import artifacts
+from isd_repro.artifacts import EvaluationRecord, ManifestIdentity
+from isd_repro.errors import DataError
+from isd_repro.params import Evaluation, FewLabel, Transfer
+from isd_repro.records import TransferEvaluation, TransferRecord, mean_per_class
+from isd_repro.report import stats
+from isd_repro.report.records import RECOMPUTED
+from tests.report import synthetic
+from tests.report.conftest import Profile
+
+RUNS = ("untrained", "moco", "isd")
+TARGETS = ("food101", "pets")  # top-1, mean per class
+NAMES = ("cat", "dog", "owl")
+LABEL = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)
+
+
+def answers(seed: int, label: Tensor, classes: int, right: float) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    wrong = (label + torch.randint(1, classes, label.shape, generator=draw)) % classes
+    return torch.where(torch.rand(label.shape, generator=draw) < right, label, wrong)
+
+
+def target(key: str) -> ManifestIdentity:
+    return ManifestIdentity(
+        sha256=synthetic.sha("target", key),
+        dataset={"food101": "Food-101", "pets": "Oxford-IIIT Pets"}[key],
+        subset=key,
+        rule={"seed": 0},
+        classes=NAMES,
+        large=(),
+        train=80,
+        search=100,
+        query=len(LABEL),
+    )
+
+
+def write_few(profile: Profile, run: str, seed: int) -> None:
+    subset = profile.params.runs[run].data.subset
+    identity = synthetic.manifest(profile.params, subset, 500)
+    label = torch.arange(500) % 10
+    groups = synthetic.masks(label, identity.large)
+    given = {}
+    for at, end in enumerate(("last", "best")):
+        first = answers(seed + at, label, 10, 0.3)
+        given[f"few-10pct-{end}"] = first
+        given[f"few-10pct-{end}-top5"] = torch.where(torch.arange(500) % 3 == 0, label, first)
+    record = EvaluationRecord(
+        kind="few_label",
+        profile=profile.params.profile,
+        run=run,
+        protocol="linear, paper, on the labelled images alone",
+        settings={"epochs": 40, "labelled": {"10": {"images": 10, "source": "drawn"}}, "best_epoch": {"10": {"student": seed}}},
+        manifest=identity,
+        encoder_sha256=synthetic.sha("encoder", run),
+        features_sha256=synthetic.sha("features", run),
+        scores=tuple(score for key, found in given.items() for score in artifacts.score("student", key, found, label, groups)),
+        labels=artifacts.pack_labels(label),
+        predictions={f"student/{key}": artifacts.pack_labels(found) for key, found in given.items()},
+        provenance=synthetic.provenance(4.2),
+    )
+    artifacts.write_record(profile.layout.record(run, "few_label"), record)
+
+
+def write_transfer(profile: Profile, run: str, seed: int) -> None:
+    common: dict[str, Any] = {
+        "profile": profile.params.profile,
+        "run": run,
+        "protocol": "logistic regression",
+        "encoder_sha256": synthetic.sha("encoder", run),
+        "provenance": synthetic.provenance(7.0),
+    }
+    evaluations = []
+    for at, key in enumerate(TARGETS):
+        found = answers(seed + 50 * at, LABEL, 3, 0.6)
+        evaluations.append(
+            TransferEvaluation(
+                **common,
+                settings={"chosen": {"student": {"c": 0.1}}},
+                manifest=target(key),
+                features_sha256=None,
+                scores=tuple(artifacts.score("student", "transfer", found, LABEL, {"all": LABEL >= 0})),
+                labels=artifacts.pack_labels(LABEL),
+                predictions={"student/transfer": artifacts.pack_labels(found)},
+                metric="top1" if key == "food101" else "mean-per-class",
+                mean_per_class={"student/transfer": mean_per_class(found, LABEL)},
+            )
+        )
+    subset = profile.params.runs[run].data.subset
+    record = TransferRecord(
+        **common,
+        settings={"sets": list(TARGETS)},
+        manifest=synthetic.manifest(profile.params, subset, 500),
+        evaluations=tuple(evaluations),
+    )
+    artifacts.write_record(profile.layout.record(run, "transfer"), record)
+
+
+@pytest.fixture
+def both(profile: Profile) -> Profile:
+    """The profile with both protocols asked of three runs and done for two."""
+    evaluation = Evaluation(few_label=FewLabel(fractions=(0.1,)), transfer=Transfer(sets=TARGETS))  # type: ignore[arg-type]
+    update = {"evaluation": evaluation, "few_label_runs": RUNS, "transfer_runs": RUNS}
+    found = Profile(profile.params.model_copy(update=update), profile.layout)
+    for at, run in enumerate(RUNS[1:], start=1):
+        write_few(found, run, 10 * at)
+        write_transfer(found, run, 10 * at)
+    return found
+
+
+def table(profile: Profile, name: str) -> Any:
+    [found] = [one for one in profile.report().tables if one.id == name]
+    return found
+
+
+def test_a_profile_that_lists_no_runs_has_no_such_table(profile: Profile) -> None:
+    assert not [one.id for one in profile.report().tables if one.id.startswith(("few-label", "transfer"))]
+
+
+def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None:
+    found = table(both, "few-label-small-student")
+    assert [column.span for column in found.columns] == ["10 % of labels (10 images)"] * 4
+    assert [column.head for column in found.columns] == [
+        "top-1, last epoch",
+        "top-5, last epoch",
+        "top-1, best epoch",
+        "top-5, best epoch",
+    ]
+    assert [row.run for row in found.rows] == list(RUNS)
+    assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 4
+    label = (torch.arange(500) % 10).tolist()
+    for at, row in enumerate(found.rows[1:], start=1):
+        for place in (0, 2):
+            first = answers(10 * at + place // 2, torch.arange(500) % 10, 10, 0.3).tolist()
+            hits = [a == b for a, b in zip(first, label, strict=True)]
+            top5 = [hit or number % 3 == 0 for number, hit in enumerate(hits)]
+            for cell, right in ((row.cells[place], sum(hits)), (row.cells[place + 1], sum(top5))):
+                assert (cell.correct, cell.n, cell.value) == (right, 500, right / 5)
+                assert (cell.low, cell.high) == stats.wilson(right, 500)
+                assert (cell.level, cell.part) == (RECOMPUTED, "few_label")
+    assert "few-label-small-teacher" not in [one.id for one in both.report().tables]
+
+
+def test_transfer_cells_by_hand(both: Profile) -> None:
+    found = table(both, "transfer-student")
+    heads = [("top-1", "Food-101"), ("mean per class", "Oxford-IIIT Pets"), ("All", "mean")]
+    assert [(column.span, column.head) for column in found.columns] == heads
+    assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 3
+    for at, row in enumerate(found.rows[1:], start=1):
+        one, two, mean = row.cells
+        hits = (answers(10 * at, LABEL, 3, 0.6) == LABEL).tolist()
+        assert (one.correct, one.n, one.value) == (sum(hits), 35, pytest.approx(100 * sum(hits) / 35))
+        hits = (answers(10 * at + 50, LABEL, 3, 0.6) == LABEL).tolist()
+        right = [sum(hits[:20]), sum(hits[20:30]), sum(hits[30:])]
+        value = 100 * (right[0] / 20 + right[1] / 10 + right[2] / 5) / 3
+        assert two.value == pytest.approx(value)
+        variance = 0.0
+        for k, n in zip(right, (20, 10, 5), strict=True):
+            a, b = k + 1, n - k + 1  # the posterior of a share under a flat prior is Beta(a, b)
+            variance += a * b / ((a + b) ** 2 * (a + b + 1))
+        half = 1.96 * 100 * math.sqrt(variance) / 3
+        assert two.low == pytest.approx(max(0.0, value - half))
+        assert two.high == pytest.approx(min(100.0, value + half))
+        assert (two.kind, two.n, two.part) == ("mean", 35, "transfer")
+        assert "3 classes" in two.detail
+        assert mean.value == pytest.approx((one.value + two.value) / 2)
+        assert (mean.low, mean.correct) == (None, None)
+
+
+def test_a_mean_over_sets_needs_all_of_them(both: Profile) -> None:
+    sets: Any = (*TARGETS, "dtd")
+    transfer = both.params.evaluation.transfer.model_copy(update={"sets": sets})
+    evaluation = both.params.evaluation.model_copy(update={"transfer": transfer})
+    more = Profile(both.params.model_copy(update={"evaluation": evaluation}), both.layout)
+    row = table(more, "transfer-student").rows[2]
+    assert [cell.number for cell in row.cells][2:] == ["not run", "not run"]
+    assert row.cells[3].detail == "2 of 3 data sets have a number"
+
+
+def test_every_format_shows_both_and_a_second_render_is_equal(both: Profile) -> None:
+    files = both.files()
+    assert files == both.files()
+    for name in ("table.md", "table.tex", "index.html"):
+        assert "Few labels: small, student" in files[name]
+        assert "Food-101" in files[name]
+    cells = json.loads(files["cells.json"])["cells"]
+    one = next(
+        cell for cell in cells if cell["table"] == "transfer-student" and cell["kind"] == "score" and cell["runs"] == ["isd"]
+    )
+    assert one["records"] == ["../records/isd/transfer.json"]
+    assert one["commands"] == ["isd-repro transfer isd"]
+    few = next(cell for cell in cells if cell["table"].startswith("few-label") and cell["runs"] == ["moco"])
+    assert few["records"] == ["../records/moco/few_label.json"]
+    assert few["commands"] == ["isd-repro few-label moco"]
+    seconds = json.loads(files["cells.json"])["runs"]["isd"]["seconds"]
+    assert seconds == pytest.approx(83.5 + 4.2 + 4.2 + 7.0)
+
+
+def _set(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(tree: dict[str, Any]) -> None:
+        node: Any = tree
+        for key in keys[:-1]:
+            node = node[key]
+        node[keys[-1]] = value
+
+    return change
+
+
+OTHER = synthetic.sha("another")
+PACKED = artifacts.pack_labels(torch.zeros(35, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("transfer", _set("evaluations", 1, "mean_per_class", "student/transfer", value=99.0), "pets: mean_per_class is"),
+        ("transfer", _set("evaluations", 1, "mean_per_class", value={}), "pets: mean_per_class is"),
+        ("transfer", _set("evaluations", 0, "scores", 0, "correct", value=35), "student transfer all states 35 of 35"),
+        ("transfer", _set("evaluations", 0, "predictions", "student/transfer", value=PACKED), "its predictions give 20 of 35"),
+        ("transfer", _set("evaluations", 0, "encoder_sha256", value=OTHER), "food101: encoder_sha256 is"),
+        ("transfer", _set("encoder_sha256", value=OTHER), "disagree on encoder_sha256"),
+        ("transfer", _set("manifest", "sha256", value=OTHER), "disagree on manifest.sha256"),
+        ("transfer", _set("evaluations", 0, "manifest", "sha256", value=OTHER), "disagree on the images of food101"),
+        ("transfer", _set("evaluations", 0, "run", value="moco"), "food101: run is 'moco', expected 'isd'"),
+        ("transfer", _set("settings", "sets", value=["pets"]), "sets is"),
+        ("transfer", _set("settings", "c_values", value=9), "were made with different settings"),
+        ("transfer", _set("profile", value="demo"), "profile is 'demo'"),
+        ("few_label", _set("scores", 0, "correct", value=400), "few-10pct-last all states 400 of 500"),
+        ("few_label", _set("settings", "labelled", "10", "images", value=11), "were made with different settings"),
+        ("few_label", _set("features_sha256", value=OTHER), "disagree on features_sha256"),
+        ("few_label", _set("kind", value="linear"), "kind is 'linear', expected 'few_label'"),
+    ],
+)
+def test_what_does_not_agree_is_refused(both: Profile, part: Any, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    both.records()
+    path: Path = both.layout.record("isd", part)
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=words) as caught:
+        both.records()
+    assert str(path) in caught.value.message
+
+
+def test_the_best_epoch_may_differ_between_runs(both: Profile) -> None:
+    found = both.records()
+    epochs = [run.few_label.record.settings["best_epoch"] for run in found.runs.values() if run.few_label]
+    assert epochs[0] != epochs[1]
+    assert all(set(one.levels.values()) == {RECOMPUTED} for run in found.runs.values() for one in run.evaluations)

@@ -1,0 +1,152 @@
+"""Nothing of who, where and from which repository is in what `--anonymous` sends: looked for in the bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from isd_repro import config
+from isd_repro.stages.dashboard import dashboard
+from isd_repro.stages.publish import Wish, publish
+from isd_repro.tracking.anonymous import REMOVED, Scrubber, secrets
+from isd_repro.tracking.publish import neutral_folder
+from tests.tracking.server import Server
+
+USER, HOST, REMOTE, AUTHOR = "jqdoe17", "gpubox-42", "git@example.org:jqdoe17/secret-isd.git", "j.q.doe@example.org"
+COMMIT = "feedfacefeedfacefeedfacefeedfacefeedface"
+
+
+@pytest.fixture
+def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
+    """A profile in a user's home, in a git checkout with a remote, whose records and notes name all of it."""
+    home = tmp_path / "home" / USER
+    home.mkdir(parents=True)
+    profile.rename(home / "profile")
+    folder = home / "profile"
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        monkeypatch.setenv(name, USER)
+    monkeypatch.setattr("socket.gethostname", lambda: HOST)
+    monkeypatch.setattr("socket.getfqdn", lambda *_: f"{HOST}.example.org")
+    for git in (
+        ["init", "-q"],
+        ["remote", "add", "origin", REMOTE],
+        ["config", "user.email", AUTHOR],
+        ["config", "user.name", "J. Q. Doe"],
+    ):
+        subprocess.run(["git", *git], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    text = (folder / "params.yaml").read_text("utf-8")
+    (folder / "params.yaml").write_text(text.replace("A profile for tests", f"Ask {AUTHOR} on {HOST}"), encoding="utf-8")
+    for path in folder.rglob("records/isd/*.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["provenance"]["commit"] = COMMIT
+        if "notes" in record:
+            record["notes"] = [f"Trained by {USER} under {home}/data/imagenet on {HOST}"]
+        path.write_text(json.dumps(record), encoding="utf-8")
+    words = {
+        "user": USER,
+        "host": HOST,
+        "home": str(home),
+        "cwd": str(folder),
+        "remote": REMOTE,
+        "author": AUTHOR,
+        "commit": COMMIT,
+    }
+    return {"folder": str(folder).encode(), **{name: word.encode() for name, word in words.items()}}
+
+
+def found_in(content: bytes, known: dict[str, bytes]) -> set[str]:
+    return {name for name, word in known.items() if word in content}
+
+
+def run_publish(folder: Path, *, anonymous: bool) -> None:
+    params, layout = config.load(folder / "params.yaml")
+    publish([], params, layout, Wish(anonymous=anonymous), Console(quiet=True))
+
+
+def test_the_bytes_that_a_server_gets(known: dict[str, bytes], online: Server) -> None:
+    folder = Path(known["folder"].decode())
+    try:
+        run_publish(folder, anonymous=True)
+    finally:
+        shutil.rmtree(neutral_folder(folder), ignore_errors=True)
+    content = online.bytes()
+    assert len(online.runs) == 6
+    assert b"tau_student" in content
+    assert {run.project for run in online.runs.values()} == {"isd-repro-anonymous"}
+    assert found_in(content, known) == set()
+    real = subprocess.run(["uname", "-n"], capture_output=True, text=True, check=True).stdout.strip()  # W&B does not ask Python
+    value = (
+        rb'[":\s]' + re.escape(real.encode()) + rb'["\\\s]'
+    )  # as JSON or YAML has it; a short name stands in any picture's bytes
+    assert re.search(value, f'"host":  "{real}"'.encode())
+    assert not re.search(value, content)
+    assert b"site-packages" not in content
+    assert b"pytest" not in content
+
+
+def test_the_same_search_finds_them_without_the_switch(known: dict[str, bytes], online: Server) -> None:
+    """Otherwise the search would prove nothing."""
+    run_publish(Path(known["folder"].decode()), anonymous=False)
+    assert {"commit", "author", "host"} <= found_in(online.bytes(), known)
+
+
+def test_the_offline_files_and_artifacts(known: dict[str, bytes], wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that `wandb sync` would send, the paths of artifacts that wait for it included; its own logs stay here."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = Path(known["folder"].decode())
+    staging = neutral_folder(folder)
+    try:
+        run_publish(folder, anonymous=True)
+        runs = [path for path in (folder / "wandb").glob("offline-run-*/**/*") if path.is_file() and "logs" not in path.parts]
+        staged = [path for path in staging.rglob("*") if path.is_file()]
+        contents = {path: path.read_bytes() for path in [*runs, *staged]}
+    finally:
+        shutil.rmtree(staging)
+    assert sum(path.suffix == ".wandb" for path in runs) == 6
+    assert any(b"student/1-NN" in contents[path] for path in staged)
+    assert any(str(staging).encode() in content for content in contents.values())
+    for path, content in contents.items():
+        assert found_in(content, known) == set(), path
+
+
+def test_the_dashboard(known: dict[str, bytes], wandb_on: None) -> None:
+    folder = Path(known["folder"].decode())
+    params, layout = config.load(folder / "params.yaml")
+    found = {}
+    for anonymous in (False, True):
+        path = folder / f"spec-{anonymous}.json"
+        dashboard(params, layout, path, anonymous=anonymous, console=Console(quiet=True))
+        found[anonymous] = path.read_bytes()
+    assert {"author", "host"} <= found_in(found[False], known)
+    assert found_in(found[True], known) == set()
+    assert REMOVED.encode() in found[True]
+
+
+def test_words_that_only_look_alike_stay() -> None:
+    scrub = Scrubber(["vm", "/home/ada", "Ada Lovelace"])
+    assert scrub.text("vm, on vm; the vmap of /home/ada/x/y by ada lovelace") == (
+        f"{REMOVED}, on {REMOVED}; the vmap of {REMOVED} by {REMOVED}"
+    )
+    kept = "student/1-NN/all, images/nearest-student, 0.98 of 1/2, https://example.org/a/b, a / b, n/a"
+    assert scrub.text(kept) == kept
+    assert scrub.text("from /mnt/x/data.tar and ~/.netrc/a, mail a.b@c.org") == f"from {REMOVED} and {REMOVED}, mail {REMOVED}"
+    assert scrub.value({"commit": "c", "seconds": 1.5, "rule": {"notes": ["vm"]}}) == {
+        "seconds": 1.5,
+        "rule": {"notes": [REMOVED]},
+    }
+
+
+def test_a_name_that_names_nobody_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOGNAME", "root")
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    monkeypatch.setattr("socket.getfqdn", lambda *_: "localhost")
+    assert not {"root", "localhost", ""} & set(secrets(tmp_path))

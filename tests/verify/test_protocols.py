@@ -1,0 +1,110 @@
+"""Few labels, transfer and snapshots: each number has a verdict, and no better one than what was done for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from isd_repro.artifacts import write_record
+from isd_repro.report import cards, page, trajectory, verdicts
+from isd_repro.report.faults import Fault
+from isd_repro.report.records import load
+from isd_repro.report.rendered import cells_of
+from isd_repro.report.verdicts import Number
+from tests.report.conftest import Profile
+from tests.report.conftest import profile as profile
+from tests.report.test_protocols import both as both
+from tests.report.test_trajectory import record as snapshots
+
+
+def judged(profile: Profile) -> list[Number]:
+    """As `verify --quick` judges: cells of a fresh page, and snapshots."""
+    faults: list[Fault] = []
+    records = load(profile.params, profile.layout, faults.append)
+    files = page.render(page.assemble(profile.params, records, profile.layout, faults.append))
+    evidence = verdicts.Evidence(records, faults, frozenset(), {})
+    kept = trajectory.read(profile.params, profile.layout, lambda fault: None)
+    cells = verdicts.judge(cells_of(files["cells.json"]) or {}, evidence, ())
+    return [*cells, *verdicts.judge_snapshots(kept, evidence, (), lambda run: ("trajectory-small", run))]
+
+
+def of(numbers: list[Number], run: str, *starts: str) -> dict[str, str]:
+    """Verdicts of a run's own numbers by metric."""
+    return {one.metric: str(one.verdict) for one in numbers if one.runs == (run,) and one.metric.startswith(starts)}
+
+
+def edit(profile: Profile, part: Any, change: Callable[[dict[str, Any]], object]) -> None:
+    path = profile.layout.record("isd", part)
+    tree = json.loads(path.read_text("utf-8"))
+    change(tree)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def test_few_labels_and_transfer_are_recomputed(both: Profile) -> None:
+    found = of(judged(both), "isd", "few-", "transfer")
+    assert {"few-10pct-last", "few-10pct-best-top5", "transfer", "transfer-food101", "transfer-pets"} <= found.keys()
+    assert set(found.values()) == {"recomputed"}
+
+
+def test_a_wrong_score_of_one_data_set_fails_it_and_the_mean(both: Profile) -> None:
+    edit(both, "transfer", lambda tree: tree["evaluations"][0]["scores"][0].update(correct=35))
+    found = judged(both)
+    transfer = of(found, "isd", "transfer")
+    assert transfer == {"transfer": "failed", "transfer-food101": "failed", "transfer-pets": "recomputed"}
+    assert set(of(found, "isd", "few-", "1-NN").values()) == set(of(found, "moco", "transfer").values()) == {"recomputed"}
+
+
+def test_a_wrong_few_label_score_fails_alone(both: Profile) -> None:
+    edit(both, "few_label", lambda tree: tree["scores"][0].update(correct=tree["scores"][0]["correct"] + 1))
+    found = of(judged(both), "isd", "few-", "transfer", "1-NN")
+    assert [metric for metric, verdict in found.items() if verdict == "failed"] == ["few-10pct-last"]
+
+
+def test_snapshots_are_recorded_only_but_for_the_last(profile: Profile) -> None:
+    record = snapshots(profile)
+    write_record(profile.layout.record("isd", "trajectory"), record)
+    found = [one for one in judged(profile) if one.kind == "snapshot"]
+    assert len(found) == sum(len(point.scores) for point in record.points)
+    last = {str(one.verdict) for one in found if one.place[3].endswith("epoch 10")}
+    before = {str(one.verdict) for one in found if not one.place[3].endswith("epoch 10")}
+    assert (last, before) == ({"recomputed"}, {"recorded only"})
+
+
+@pytest.mark.parametrize(("key", "others"), [("correct", "failed"), ("epoch", "recomputed")])
+def test_a_last_snapshot_of_another_score_or_epoch_fails(profile: Profile, key: str, others: str) -> None:
+    """Where it is the score, the run's own record may be the wrong one of the two."""
+    write_record(profile.layout.record("isd", "trajectory"), snapshots(profile))
+    node: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: (  # noqa: E731
+        tree["points"][-1]["scores"][0] if key == "correct" else tree["points"][-1]
+    )
+    edit(profile, "trajectory", lambda tree: node(tree).update({key: node(tree)[key] + 1}))
+    found = judged(profile)
+    assert {str(one.verdict) for one in found if one.kind == "snapshot"} == {"failed"}
+    assert {str(one.verdict) for one in found if one.kind == "score" and one.runs == ("isd",)} == {others}
+
+
+def test_a_card_has_every_protocol(both: Profile) -> None:
+    card = cards.render(both.params, both.records(), both.layout)["isd.md"].decode()
+    for words in (
+        "few-10pct-last |",
+        "few-10pct-last, top-5 |",
+        "transfer to Food-101, top-1 |",
+        "Oxford-IIIT Pets, mean per class |",
+    ):
+        assert f"| student | {words}" in card or f"to {words}" in card
+    sets = both.records().runs["isd"].transfer
+    assert sets is not None
+    mean = sets.record.evaluations[1].mean_per_class["student/transfer"]
+    assert f"mean per class | all | {mean:.1f} |" in card
+
+
+def test_a_page_says_what_it_cost(profile: Profile) -> None:
+    """Three other runs' 83.5 s and 4.2 s and this one's on two threads."""
+    files = profile.files()
+    hours = f"{2 * 4 * (83.5 + 4.2) / 3600:.3f}"
+    assert files == profile.files()
+    assert f"<td>{hours}</td>" in files["index.html"].partition("What it cost")[2]
+    assert f"| {hours} |" in files["table.md"].partition("## What it cost")[2]
