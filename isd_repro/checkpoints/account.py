@@ -108,7 +108,9 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
         if entry.tensor.dtype not in _DTYPES:
             raise DataError(
                 f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected a floating-point tensor",
-                "quantised weights cannot be read; give the file that they were made from",
+                "complex weights belong to no ResNet"
+                if entry.tensor.is_complex()
+                else "quantised weights cannot be read; give the file that they were made from",
             )
         value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
         bad = int((~torch.isfinite(value)).sum())

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from isd_repro import artifacts
 from isd_repro.errors import DataError
+from isd_repro.files import check_zip, zip_entries
 
 MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000
 MAX_NODES = 1_000_000  # containers and values of a pickle, so that one that repeats itself ends
@@ -188,9 +189,8 @@ def _check_safetensors(path: Path, header: dict[str, Any], data: int) -> None:
 def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
     size = len(content)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        infos = zip_entries(io.BytesIO(content))
+    except zipfile.BadZipFile as error:
         raise DataError(f"{path}: truncated or damaged torch archive ({error})", "fetch it again") from error
     names = {info.filename.partition("/")[2]: info for info in infos}
     if "constants.pkl" in names:
@@ -210,20 +210,12 @@ def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
             f"{path}: absurd archive: {len(infos):,} entries, structure of {names['data.pkl'].file_size:,} bytes",
             "do not trust the file",
         )
-    _check_sums(path, content)
-    return _torch_load(path, content)
-
-
-def _check_sums(path: Path, content: bytes) -> None:
-    """torch.load does not look at the checksums that torch.save writes."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path}: truncated or damaged torch archive ({error})", "fetch it again") from error
-    if wrong is not None:
+        check_zip(io.BytesIO(content))
+    except zipfile.BadZipFile as error:
         hint = "fetch it again; a file that torch wrote without checksums has to be saved anew with them"
-        raise DataError(f"{path}: damaged torch archive: {wrong} does not have its checksum", hint)
+        raise DataError(f"{path}: damaged torch archive: {error}", hint) from error
+    return _torch_load(path, content)
 
 
 def _torch_load(path: Path, content: bytes) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from isd_repro.artifacts import write_atomic
 from isd_repro.errors import DataError
+from isd_repro.files import check_zip, write_atomic
 from isd_repro.train import checks
 
 _KEYS = {"fingerprint", "method", "optimizer", "progress"}
@@ -132,11 +131,7 @@ def _restore(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimiz
 def _read(path: Path) -> Any:
     """What `torch.save` wrote; on the CPU, so that a full device is not taken for a damaged file."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums that torch.save writes
-            folders = (info.filename for info in archive.infolist() if info.external_attr & 0x10)  # torch reads nothing there
-            wrong = archive.testzip() or next(folders, None)
-        if wrong is not None:
-            raise zipfile.BadZipFile(f"{wrong} does not have its checksum")
+        check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the disk, not the content

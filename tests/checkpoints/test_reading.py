@@ -87,6 +87,37 @@ def test_a_flipped_bit_of_a_torch_archive(nets: dict[str, ResNet], write: Write)
             look(path)
 
 
+@pytest.mark.parametrize("entry", ["/data/0", "/data.pkl"])
+def test_an_entry_marked_as_a_folder(entry: str, nets: dict[str, ResNet], write: Write) -> None:
+    """torch would leave the tensor's memory as it found it."""
+    path = write(backbone(nets["student"]))
+    content = bytearray(path.read_bytes())
+    at = -1
+    while not (name := entry_name(content, at := content.index(b"PK\x01\x02", at + 1))).endswith(entry.encode()):
+        pass
+    content[at + 38] |= 0x10  # external attributes, DOS directory bit
+    path.write_bytes(content)
+    for look in (checkpoints.load, checkpoints.inspect):
+        with pytest.raises(DataError, match=f"{name.decode()} is marked as a folder"):
+            look(path)
+
+
+def entry_name(content: bytes | bytearray, at: int) -> bytes:
+    """Of the index entry that begins there."""
+    return bytes(content[at + 46 : at + 46 + int.from_bytes(content[at + 28 : at + 30], "little")])
+
+
+def test_a_size_beyond_any_machine(nets: dict[str, ResNet], write: Write) -> None:
+    """The zip reader's own error for it is no error of zip files."""
+    path = write(backbone(nets["student"]))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x06\x06")  # torch writes the 64-bit end record
+    content[at + 40 : at + 48] = (2**63 - 1).to_bytes(8, "little")  # size of the index
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged torch archive"):
+        checkpoints.load(path)
+
+
 def test_words_for_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")

@@ -115,11 +115,14 @@ def test_an_architecture_that_the_shapes_contradict_is_noted(arch: Any, nets: di
             assert [note for note in notes_of(path).notes if "cannot be seen from shapes" not in note] == expected
 
 
-def test_quantised_weights(nets: dict[str, ResNet], write: Write) -> None:
+@pytest.mark.parametrize(("dtype", "hint"), [(torch.int8, "quantised"), (torch.complex64, "complex")])
+def test_weights_of_another_kind(dtype: torch.dtype, hint: str, nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
-    state["conv1.weight"] = state["conv1.weight"].to(torch.int8)
-    with pytest.raises(DataError, match=r"conv1\.weight is int8, expected a floating-point tensor"):
+    state["conv1.weight"] = state["conv1.weight"].to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(DataError, match=rf"conv1\.weight is {name}, expected a floating-point tensor") as caught:
         checkpoints.load(write(state))
+    assert hint in caught.value.hint
 
 
 def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) -> None:
