@@ -71,6 +71,19 @@ class Unbalanced(Frozen):
     seed: Natural = 0
 
 
+class Halves(Frozen):
+    """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
+
+    name: Literal["halves"]
+    tuning: Count  # classes set aside, drawn once by the seed
+    part: Literal["tuning", "first", "second"]
+    halving: Natural = 0  # which of the random halvings; `tuning` knows none
+    large: Count
+    large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
+    rare_images: Count
+    seed: Natural = 0
+
+
 class ListFile(Frozen):
     """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
 
@@ -79,7 +92,7 @@ class ListFile(Frozen):
     root_env: Words = "ISD_LISTS_ROOT"
 
 
-Rule = Annotated[AllClasses | Balanced | Unbalanced | ListFile, Field(discriminator="name")]
+Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(discriminator="name")]
 
 
 class Store(Frozen):

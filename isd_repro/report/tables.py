@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
+from isd_repro.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions
@@ -28,7 +28,7 @@ def runs_of(params: Params, subset: str) -> list[str]:
 def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
     """Query groups that a subset's tables show."""
     manifests = [records.runs[name].manifest for name in runs_of(params, subset)]
-    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | ListFile) or any(m.large for m in manifests if m)
+    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | Halves | ListFile) or any(m.large for m in manifests if m)
     return GROUPS if unbalanced else GROUPS[:1]
 
 
@@ -152,13 +152,14 @@ def _external_cell(external: External, key: Key) -> Cell:
 def rule_text(params: Params, subset: str) -> str:
     """How a subset is drawn, in words."""
     rule = params.subsets[subset].rule
-    drawn = "" if isinstance(rule, ListFile) or rule.classes is None else f" of {rule.classes} classes"
     if isinstance(rule, ListFile):
         return f"the authors' list {rule.list}"
-    if isinstance(rule, Unbalanced):
+    if isinstance(rule, Unbalanced | Halves):
         images = "image" if rule.rare_images == 1 else "images"
-        total = f" of {rule.classes}" if rule.classes else ""
-        return f"{rule.large}{total} classes large, in full; the rare ones cut to {rule.rare_images} {images}"
+        total = f" of {rule.classes}" if isinstance(rule, Unbalanced) and rule.classes else ""
+        first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
+        return f"{rule.large}{total} classes large{first}, in full; the rare ones cut to {rule.rare_images} {images}"
+    drawn = f" of {rule.classes} classes" if rule.classes else ""
     if isinstance(rule, Balanced):
         return f"{rule.per_class} training images a class{drawn}"
     assert isinstance(rule, AllClasses)
