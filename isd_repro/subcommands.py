@@ -18,7 +18,7 @@ DEFAULT = Path("params.yaml")
 
 bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
 wandb = typer.Typer(help="Weights & Biases for reviewers.", no_args_is_help=True)
-data = typer.Typer(help="Lists of unbalanced subsets.", no_args_is_help=True)
+data = typer.Typer(help="Packs of images, and lists of unbalanced subsets.", no_args_is_help=True)
 paper = typer.Typer(help="The published numbers: what they say and whether they add up.", no_args_is_help=True)
 checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
 
@@ -72,6 +72,25 @@ def bench_tracking(
 
     result = measure.bench(sizes, say)
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
+@data.command(name="pack")
+def data_pack(
+    subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
+    params: ParamsFile = DEFAULT,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That decode and encode; default: one for each core. They change no byte.")
+    ] = None,
+) -> None:
+    """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it goes on where it was."""
+    from isd_repro import artifacts, config
+    from isd_repro.stages.prepare import pack
+
+    artifacts.remember_code()
+    loaded, layout = config.load(params)
+    console = stderr()
+    for name in subsets:
+        pack(name, loaded, layout, console, processes)
 
 
 @data.command(name="audit")

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from isd_repro.data import augment
+from isd_repro.data.feed import Feed
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
 from isd_repro.errors import ConfigError
@@ -24,8 +25,18 @@ def generator_of(*key: object) -> Generator:
 class Batches:
     """Training batches of one split; every epoch is a fresh permutation and its last partial batch is dropped."""
 
-    def __init__(self, store: Store, split: Split, data: Data, batch_size: int, seed: int, device: torch.device) -> None:
-        """Raises `ConfigError` where the split does not fill one batch."""
+    def __init__(
+        self,
+        store: Store,
+        split: Split,
+        data: Data,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        decode_on_device: bool = False,
+    ) -> None:
+        """Raises `ConfigError` where the split does not fill one batch; `decode_on_device` as of `Feed`."""
         if len(split.index) < batch_size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
@@ -35,12 +46,12 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._feed = Feed(store, lambda step: split.index[self._chosen(step)], device, decode_on_device=decode_on_device)
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         chosen = self._chosen(step)
-        pixels, sizes = self.store.read(self.split.index[chosen])
-        pixels = pixels.to(self.device)
+        pixels, sizes = self._feed.at(step)
         draws = generator_of(self.seed, "step", step)
         views = [self._view(pixels, sizes, law, draws) for law in (self.data.view_student, self.data.view_teacher)]
         shuffle = torch.randperm(self.batch_size, generator=draws)

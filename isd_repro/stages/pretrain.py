@@ -66,7 +66,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     """
     artifacts.remember_code()
     run = find_run(params, name)
-    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
+    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
     plan = make_plan(name, run, prepared, layout)
     with naming(layout.file, name):
         batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
