@@ -52,6 +52,26 @@ def bench_knn(
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
 
 
+@bench.command(name="loader")
+def bench_loader(
+    images: Annotated[int, typer.Option(help="Images that are made and read.")] = 256,
+    batch: Annotated[int, typer.Option(help="Images of a batch.")] = 64,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 7,
+    threads: Annotated[int, typer.Option(help="That decode.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The loader against a plain PIL ImageFolder pipeline, in turns within one process."""
+    import json
+
+    from isd_repro.bench import loader as measure
+
+    def say(turn: int, cpu: dict[measure.Arm, float]) -> None:
+        typer.echo(f"turn {turn + 1}: " + ", ".join(f"{arm} {1000 * value:.2f} ms" for arm, value in cpu.items()), err=True)
+
+    result = measure.bench(measure.Sizes(images=images, batch=batch, repeats=n, threads=threads), say)
+    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
 @bench.command(name="tracking")
 def bench_tracking(
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 9,

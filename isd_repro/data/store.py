@@ -7,7 +7,7 @@ complete, so a store that can be opened is whole.
 
 Images are decoded with PIL, converted to grey ("L") or RGB, and resized with PIL's bilinear filter, whose support grows
 with the scale (antialiased), without `reducing_gap`. Nothing turns images by their EXIF orientation. Where the store keeps
-JPEGs, they are made of these pixels (`encoding`).  # DEV-22
+JPEGs, they are made of these pixels (`encoding`).  # DEV-23
 """
 
 from __future__ import annotations
