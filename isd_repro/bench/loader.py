@@ -94,7 +94,7 @@ class Result:
     load: tuple[float, float]
 
     def ratios(self, ours: Arm, theirs: Arm) -> list[float]:
-        """How many times faster ours is, turn by turn, by processor time."""
+        """How many times less processor time ours takes, turn by turn."""
         return [other / own for own, other in zip(self.cpu[ours], self.cpu[theirs], strict=True)]
 
     def as_json(self) -> dict[str, Any]:

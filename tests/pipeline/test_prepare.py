@@ -34,10 +34,10 @@ class Bench:
         self.text = io.StringIO()
         self.folder = self.layout.prepared("x")
 
-    def run(self, subset: params.Subset, name: str = "x") -> None:
+    def run(self, subset: params.Subset, name: str = "x", processes: int = 1) -> None:
         report = params.ReportConfig(title="t", caption="c")
         whole = params.Params(profile="demo", report=report, subsets={"x": subset}, runs={})
-        prepare(name, whole, self.layout, Console(file=self.text, width=60))
+        prepare(name, whole, self.layout, Console(file=self.text, width=60), processes)
 
     def others(self) -> list[str]:
         return sorted(path.name for path in self.folder.parent.iterdir()) if self.folder.parent.exists() else []
