@@ -75,7 +75,7 @@ def bench_loader(
 @bench.command(name="tracking")
 def bench_tracking(
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 9,
-    steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 80,
     epochs: Annotated[int, typer.Option(help="Epochs of a turn.")] = 2,
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
