@@ -11,11 +11,11 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.artifacts import PretrainRecord
 from isd_repro.config import Layout
 from isd_repro.params import Frozen, Params
 from isd_repro.report import text
-from isd_repro.report.faults import Fault
+from isd_repro.report.faults import AGAIN, Fault
 from isd_repro.report.records import PARTS, Records
 
 RECORDS: tuple[Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"], ...] = (
@@ -53,16 +53,28 @@ def _every(params: Params, records: Records, layout: Layout, planned: Planned) -
     for run, found in records.runs.items():
         if found.pretrain is not None:
             yield from _of_run(run, params, found.pretrain, layout, planned.methods[run])
-        for part, record in found.parts.items():
-            settings = getattr(params.evaluation, part, None)
-            if isinstance(record, EvaluationRecord) and isinstance(settings, Frozen):
-                then = {key: value for key, value in record.settings.items() if key in type(settings).model_fields}
-                yield from _changes(run, f"evaluation.{part}", *_both(settings), then, layout, part)
+        made = [(part, record) for part, record in found.parts.items() if not isinstance(record, PretrainRecord)]
+        for part, record in [*made, *([("trajectory", found.trajectory)] if found.trajectory else [])]:
+            for group, stated in _groups(part, record.settings):
+                settings = getattr(params.evaluation, group)
+                then = {key: value for key, value in stated.items() if key in type(settings).model_fields}
+                yield from _changes(run, f"evaluation.{group}", *_both(settings, {"lists_env"}), then, layout, part)
+            named = {"linear": "{}", "few_label": "linear, {}, on the labelled images alone"}.get(part)
+            if named and record.protocol != (expected := named.format(record.settings.get("protocol", "paper"))):
+                said = f"{expected!r}, from its settings"
+                yield Fault(layout.record(run, part), "protocol", repr(record.protocol), said, AGAIN, (run,))
         if found.manifest is not None:
             name = params.runs[run].data.subset
             now = _drawn(planned.rules[name], params.subsets[name].source.dataset)
             then = _drawn(found.manifest.rule, found.manifest.dataset)
             yield from _changes(run, f"subsets.{name}", now, now, then, layout, next(iter(found.parts)))
+
+
+def _groups(part: str, settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The groups of `evaluation` that a record's settings are of; a list of labelled images is held against them elsewhere."""
+    if part == "few_label":
+        return [("linear", settings), (part, {"fractions": settings["fractions"], "seed": settings["draw_seed"]})]
+    return [("knn" if part == "trajectory" else part, settings)]
 
 
 def _of_run(

@@ -23,12 +23,14 @@ from isd_repro.artifacts import (
     ManifestIdentity,
     PretrainRecord,
     Record,
+    TrajectoryRecord,
     read_record,
 )
 from isd_repro.config import Layout, fingerprint
 from isd_repro.errors import DataError
 from isd_repro.params import Params
 from isd_repro.records import TransferRecord, mean_per_class
+from isd_repro.report import forms
 from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
 from isd_repro.report.evaluation import RECORDED as RECORDED
 from isd_repro.report.evaluation import Evaluation, check
@@ -65,6 +67,7 @@ class RunRecords:
     linear: Evaluation | None = None
     few_label: Evaluation | None = None
     transfer: Transfer | None = None
+    trajectory: TrajectoryRecord | None = None  # as it stands: `trajectory.load` holds it against the others
 
     @property
     def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]:
@@ -140,11 +143,17 @@ def _read(path: Path, model: type[Record], run: str, sink: Sink) -> Record | Non
     if not path.is_file():
         return None
     try:
-        return read_record(path, model)
+        record = read_record(path, model)
     except DataError as error:
         words = error.message.removeprefix(f"{path}: ")
         sink(Fault(path, "form", words, f"a {model.__name__}", error.hint, (run,), words=error.message))
         return None
+    stage, settings = getattr(record, "kind", ""), getattr(record, "settings", None)
+    wrong = forms.problem(stage, settings) if settings is not None else ""
+    if wrong:
+        sink(Fault(path, "settings", wrong, f"settings of `{stage}`", AGAIN, (run,)))
+        return None
+    return record
 
 
 def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecords:
@@ -154,6 +163,7 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
     opened = {part: _read(paths[part], EvaluationRecord, name, sink) for part in PARTS[1:]}
     raw = {part: evaluation for part, evaluation in opened.items() if evaluation}
     transfer = _read(paths["transfer"], TransferRecord, name, sink)
+    trajectory = _read(layout.record(name, "trajectory"), TrajectoryRecord, name, sink)
     present: Present = {**({"pretrain": pretrain} if pretrain else {}), **raw, **({"transfer": transfer} if transfer else {})}
     for part, record in present.items():
         expected = {"kind": part, "profile": params.profile, "run": name, "manifest.subset": params.runs[name].data.subset}
@@ -174,7 +184,8 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
     checked = {part: check(record, paths[part], name, sink) for part, record in raw.items()}
     _consistent(name, present, paths, sink)
     others = _check_transfer(transfer, paths["transfer"], sink) if transfer else None
-    return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"), checked.get("few_label"), others)
+    knn, linear, few = checked.get("knn"), checked.get("linear"), checked.get("few_label")
+    return RunRecords(name, pretrain, knn, linear, few, others, trajectory)
 
 
 def _consistent(name: str, present: Present, paths: Mapping[Part, Path], sink: Sink) -> None:

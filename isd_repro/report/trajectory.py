@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from isd_repro.artifacts import TrajectoryRecord, read_record
+from isd_repro.artifacts import TrajectoryRecord
 from isd_repro.config import Layout
-from isd_repro.errors import DataError
 from isd_repro.params import Params
 from isd_repro.report.faults import Fault, Sink, refuse
 from isd_repro.report.figures import WIDTH, Tick, nice_ticks
@@ -74,29 +73,19 @@ class Trajectories:
     y_ticks: tuple[Tick, ...]
 
 
-def read(params: Params, layout: Layout, sink: Sink = refuse) -> dict[str, TrajectoryRecord]:
-    """The trajectory records of a profile's runs as they stand, held against nothing; `DataError` where one is damaged."""
-    found = {}
-    for name in params.runs:
-        path = layout.record(name, "trajectory")
-        if path.is_file():
-            try:
-                found[name] = read_record(path, TrajectoryRecord)
-            except DataError as error:
-                sink(Fault(path, "form", "no such record", "a TrajectoryRecord", error.hint, (name,), words=error.message))
-    return found
-
-
 def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, TrajectoryRecord]:
     """The trajectory records of a profile's runs, those that the sink was told of left out.
 
     Raises:
-        DataError: a record is damaged, belongs to another run or other images, has points out of order, or ends elsewhere than
+        DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
             the run's other records; unless `sink` takes it.
     """
     found = {}
-    for name, record in read(params, layout, sink).items():
-        wrong = [fact for fact in _facts(name, params, record, records.runs[name]) if fact[1] != fact[2]]
+    for name, run in records.runs.items():
+        record = run.trajectory
+        if record is None:
+            continue
+        wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
         for key, ours, theirs in wrong:
             sink(Fault(layout.record(name, "trajectory"), key, repr(ours), repr(theirs), _AGAIN, (name,)))
         if not wrong:

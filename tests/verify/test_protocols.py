@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from isd_repro.artifacts import write_record
-from isd_repro.report import cards, page, trajectory, verdicts
+from isd_repro.report import cards, page, verdicts
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import load
 from isd_repro.report.rendered import cells_of
@@ -26,9 +26,9 @@ def judged(profile: Profile) -> list[Number]:
     records = load(profile.params, profile.layout, faults.append)
     files = page.render(page.assemble(profile.params, records, profile.layout, faults.append))
     evidence = verdicts.Evidence(records, faults, frozenset(), {})
-    kept = trajectory.read(profile.params, profile.layout, lambda fault: None)
+
     cells = verdicts.judge(cells_of(files["cells.json"]) or {}, evidence, ())
-    return [*cells, *verdicts.judge_snapshots(kept, evidence, (), lambda run: ("trajectory-small", run))]
+    return [*cells, *verdicts.judge_snapshots(evidence, (), lambda run: ("trajectory-small", run))]
 
 
 def of(numbers: list[Number], run: str, *starts: str) -> dict[str, str]:
