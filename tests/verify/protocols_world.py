@@ -18,7 +18,9 @@ PARAMS = (
         "  transfer: {sets: [cifar10-folder], c_min: 0.01, c_max: 100.0, c_values: 5}\n"
         "  linear: {protocol",
     )
-    .replace("linear_runs: [isd]", "linear_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]")
+    .replace(
+        "linear_runs: [isd]", "linear_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]"
+    )
 )
 NAMES = ("bird", "cat", "dog")
 SIDE = 24
