@@ -148,7 +148,7 @@ def judge(cells: Mapping[Place, Mapping[str, Any]], evidence: Evidence, only: It
         runs = tuple(cell["runs"])
         if cell["kind"] == "external":
             runs = (externals.get(cell["row"], cell["row"]),)
-        if cell["value"] is None or not runs or cell["kind"] in QUOTED or (wanted and not wanted & set(runs)):
+        if cell["value"] is None or not runs or cell["kind"] in (*QUOTED, "snapshot") or (wanted and not wanted & set(runs)):
             continue
         key = (cell["encoder"], cell["metric"], cell["group"])
         of_all = [evidence.of(run, key) for run in dict.fromkeys(runs)]
@@ -160,7 +160,7 @@ def judge(cells: Mapping[Place, Mapping[str, Any]], evidence: Evidence, only: It
     return numbers
 
 
-def judge_snapshots(evidence: Evidence, only: Iterable[str], place: Callable[[str], tuple[str, str]]) -> list[Number]:
+def judge_snapshots(evidence: Evidence, only: Iterable[str], place: Callable[[str], tuple[str, str, str]]) -> list[Number]:
     """A verdict for every score of every snapshot: no predictions are stored, so without the file it is recorded only.
 
     A run's last snapshot is its encoder, and its scores are what the run's own record makes of them.
@@ -168,7 +168,7 @@ def judge_snapshots(evidence: Evidence, only: Iterable[str], place: Callable[[st
     Args:
         evidence: as for `judge`.
         only: runs that are asked for; none for all.
-        place: figure and row of a run.
+        place: table, label and first metric of a run; that metric's numbers are cells of the table.
     """
     wanted, numbers = set(only), []
     for run, found in evidence.records.runs.items():
@@ -186,7 +186,11 @@ def judge_snapshots(evidence: Evidence, only: Iterable[str], place: Callable[[st
                     verdict, reason = evidence.of(run, key)
                 elif (run, point.epoch) in evidence.snapshots:
                     verdict = Verdict.RE_EVALUATED
-                where = (*place(run), score.encoder, f"{score.metric}, {score.group}, epoch {point.epoch}")
+                table, label, first = place(run)
+                beside = "" if score.metric == first else f", {score.metric}"
+                where = (table, f"{label}, {score.encoder}, {score.group}{beside}", "Epoch", str(point.epoch))
+                if where in evidence.cells:
+                    verdict, reason = Verdict.FAILED, f"{evidence.cells[where].file}: {evidence.cells[where].key}"
                 numbers.append(Number(where, "snapshot", (run,), *key, score.top1, verdict, reason))
     return numbers
 

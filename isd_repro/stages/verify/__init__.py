@@ -20,6 +20,7 @@ from isd_repro.report.account import Account
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import Records, load
 from isd_repro.report.rendered import Place
+from isd_repro.stages.verify import targets
 from isd_repro.stages.verify.files import walk_files
 from isd_repro.stages.verify.walk import Asked as Asked
 from isd_repro.stages.verify.walk import Walk
@@ -44,6 +45,11 @@ def verify(params: Params, layout: Layout, asked: Asked, console: Console) -> No
     )
     walk.faults += declared.parameters(params, records, layout, planned)
     walk.faults += [*declared.copies(records, layout), *declared.locked(records, layout)]
+    beside = declared.unlocked(records, layout)
+    walk.notes += [f"not in dvc.lock, so no stage of DVC made them: {', '.join(beside)}"] if beside else []
+    walk.notes += [f"records of {run}, which is no run of the parameters, are in no table" for run in records.strays]
+    for name, run in records.runs.items():
+        targets.declared(walk, name, run)
     if not asked.quick:
         for name in asked.runs or params.runs:
             walk_files(walk, name, records.runs[name])
@@ -89,8 +95,8 @@ def _rendered(walk: Walk, records: Records) -> list[verdicts.Number]:
             )
     shown = {**(disk or {}), **{place: cell for place, cell in fresh.items() if cell["value"] is not None or not disk}}
     evidence = verdicts.Evidence(records, walk.faults, frozenset(walk.replayed), cells, frozenset(walk.snapshots))
-    runs = walk.params.runs
+    runs, first = walk.params.runs, f"{walk.params.evaluation.knn.k[0]}-NN"
     snapshots = verdicts.judge_snapshots(
-        evidence, walk.asked.runs, lambda run: (f"trajectory-{runs[run].data.subset}", runs[run].label)
+        evidence, walk.asked.runs, lambda run: (f"trajectory-{runs[run].data.subset}", runs[run].label, first)
     )
     return [*verdicts.judge(shown, evidence, walk.asked.runs), *snapshots]

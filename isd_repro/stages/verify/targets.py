@@ -39,6 +39,25 @@ class Target:
     division: Division
 
 
+def declared(walk: Walk, name: str, found: RunRecords) -> None:
+    """What the project's table of sets says of each, against the record: neither images nor encoder are needed."""
+    for key, one in (found.transfer.sets if found.transfer else {}).items():
+        spec = transfer_sets.SETS.get(cast("TransferName", key))
+        if spec is None or not isinstance(one.record, TransferEvaluation):
+            continue  # a set that the settings do not name, which is a fault of its own
+        stated, rule = one.record.manifest, one.record.manifest.rule
+        facts = (
+            ("manifest.dataset", stated.dataset, spec.title),
+            ("metric", one.record.metric, spec.metric),
+            ("manifest.rule.source", rule.get("source"), f"torchvision.datasets.{spec.reader}"),
+            ("manifest.rule.seed", rule.get("seed"), walk.params.evaluation.transfer.seed),
+        )
+        for field, ours, theirs in facts:
+            if ours != theirs:
+                path = walk.layout.record(name, "transfer")
+                walk.fault(path, f"{key}: {field}", ours, f"{theirs}, as docs/transfer.md lists it", RESTORE, name)
+
+
 def of_run(walk: Walk, name: str, found: RunRecords) -> dict[TransferName, Target]:
     """The sets of a run's record whose images, division and labels are what the record says."""
     right: dict[TransferName, Target] = {}
