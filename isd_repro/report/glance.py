@@ -131,7 +131,7 @@ def _missing(params: Params, records: Records) -> str:
         lacking = [name for name in names if getattr(records.runs[name], part) is None and name not in absent]
         parts += [f"{words} of {text.listing(lacking)}"] if lacking else []
     never = [words for words, names, _ in asked if not names]
-    parts += [f"this profile has no {text.listing(never)}"] if never else []
+    parts += [f"outside this profile: {text.listing(never)}"] if never else []
     alone = all(len(names) == 1 for names in repetitions(params, list(params.runs)))
     parts += ["no run is repeated with another seed"] if alone else []
     said = "; ".join(parts)

@@ -162,8 +162,11 @@ def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None
 
 def test_transfer_cells_by_hand(both: Profile) -> None:
     found = table(both, "transfer-student")
-    heads = [("top-1", "Food-101"), ("mean per class", "Oxford-IIIT Pets"), ("All", "mean")]
+    heads = [("top-1", "Food-101 (n = 35)"), ("mean per class", "Oxford-IIIT Pets (n = 35)"), ("All", "mean")]
     assert [(column.span, column.head) for column in found.columns] == heads
+    said = " ".join(found.notes)
+    for title in ("Food-101", "Oxford-IIIT Pets"):
+        assert f"{title}, 80 images to train on, 20 to validate, 35 to test" in said
     assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 3
     for at, row in enumerate(found.rows[1:], start=1):
         one, two, mean = row.cells
