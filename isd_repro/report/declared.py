@@ -16,7 +16,7 @@ from isd_repro.config import Layout
 from isd_repro.params import Frozen, Params
 from isd_repro.report import text
 from isd_repro.report.faults import AGAIN, Fault
-from isd_repro.report.records import PARTS, Part, Records
+from isd_repro.report.records import PARTS, Records
 
 RECORDS: tuple[Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"], ...] = (
     *PARTS,
@@ -53,10 +53,9 @@ def _every(params: Params, records: Records, layout: Layout, planned: Planned) -
     for run, found in records.runs.items():
         if found.pretrain is not None:
             yield from _of_run(run, params, found.pretrain, layout, planned.methods[run])
-        made: list[tuple[Part, Any]] = [
-            (part, record) for part, record in found.parts.items() if not isinstance(record, PretrainRecord)
-        ]
-        for part, record in [*made, *([("trajectory", found.trajectory)] if found.trajectory else [])]:
+        for part, record in found.every.items():
+            if isinstance(record, PretrainRecord):
+                continue
             for group, stated in _groups(part, record.settings):
                 settings = getattr(params.evaluation, group)
                 then = {key: value for key, value in stated.items() if key in type(settings).model_fields}

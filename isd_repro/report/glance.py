@@ -127,10 +127,10 @@ def _missing(params: Params, records: Records) -> str:
         ("transfer", params.transfer_runs, "transfer"),
         ("snapshots", params.trajectory_runs, "trajectory"),
     )
-    for words, names, part in asked:
-        lacking = [name for name in names if getattr(records.runs[name], part) is None and name not in absent]
+    for words, wanted, part in asked:
+        lacking = [name for name in wanted if getattr(records.runs[name], part) is None and name not in absent]
         parts += [f"{words} of {text.listing(lacking)}"] if lacking else []
-    never = [words for words, names, _ in asked if not names]
+    never = [words for words, wanted, _ in asked if not wanted]
     parts += [f"outside this profile: {text.listing(never)}"] if never else []
     alone = all(len(names) == 1 for names in repetitions(params, list(params.runs)))
     parts += ["no run is repeated with another seed"] if alone else []

@@ -189,7 +189,7 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
     stated.consistent(name, present, paths, sink)
     if trajectory:
         paths["trajectory"] = layout.record(name, "trajectory")
-    everything = {**present, **({"trajectory": trajectory} if trajectory else {})}
+    everything: stated.Every = present | ({"trajectory": trajectory} if trajectory else {})
     stated.plausible(name, everything, paths, sink)
     others = _check_transfer(transfer, paths["transfer"], sink) if transfer else None
     knn, linear, few = checked.get("knn"), checked.get("linear"), checked.get("few_label")

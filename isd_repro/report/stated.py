@@ -7,7 +7,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, TrajectoryRecord
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Score, TrajectoryPoint, TrajectoryRecord
 from isd_repro.config import fingerprint
 from isd_repro.records import TransferRecord
 from isd_repro.report.faults import AGAIN, Fault, Sink
@@ -85,11 +85,12 @@ def _facts(everything: Every) -> Iterator[_Fact]:
             yield from _labelled(record)
         for one in record.evaluations if isinstance(record, TransferRecord) else ():
             yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol
-        for point in record.points if isinstance(record, TrajectoryRecord) else ():
-            yield from _point(point, record)
+        if isinstance(record, TrajectoryRecord):
+            for point in record.points:
+                yield from _point(point, record)
 
 
-def _scores(record: EvaluationRecord | TransferRecord | TrajectoryRecord) -> Iterator[Any]:
+def _scores(record: EvaluationRecord | TransferRecord | TrajectoryRecord) -> Iterator[Score]:
     if isinstance(record, EvaluationRecord):
         yield from record.scores
     for one in record.evaluations if isinstance(record, TransferRecord) else ():
@@ -108,18 +109,19 @@ def _epochs(part: str, settings: Mapping[str, Any]) -> Iterator[_Fact]:
 
 
 def _labelled(record: Any) -> Iterator[_Fact]:
-    """A draw takes its share of every class, rounded, and at least one image: one image a class away from the whole at most."""
+    """A draw takes its share of every class, rounded, and at least one image: half an image a class away, or one of few."""
     for fraction in record.settings["fractions"]:
         share = f"{round(100 * fraction, 10):g}"
         said, whole = record.settings["labelled"][share], fraction * record.manifest.search
-        near = abs(said["images"] - whole) <= len(record.manifest.classes)
+        classes = len(record.manifest.classes)
+        near = abs(said["images"] - whole) <= (classes / 2 if whole >= classes else classes)
         if said["source"] == "drawn" and not near:
             yield "few_label", f"settings.labelled.{share}.images", said["images"], f"about {whole:,.0f}"
         if said["source"] == "drawn":
             yield "few_label", f"settings.labelled.{share}.list_sha256", said["list_sha256"], None
 
 
-def _point(point: Any, record: TrajectoryRecord) -> Iterator[_Fact]:
+def _point(point: TrajectoryPoint, record: TrajectoryRecord) -> Iterator[_Fact]:
     """Each score once, `all` over every query, groups over the same queries at every epoch."""
     keys = [(score.encoder, score.metric, score.group) for score in point.scores]
     at = f"epoch {point.epoch}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ def test_the_page_shows_the_figure_and_its_numbers(profile: Profile) -> None:
 FIGURE_2 = {"moco-r18": "moco-r18-student", "isd-r18": "isd-r18-teacher"}  # either row stands for both encoders
 
 
-def beside_the_paper(tmp_path: Path, rows: dict[str, str], **change: object) -> Profile:
+def beside_the_paper(tmp_path: Path, rows: dict[str, str], **change: Any) -> Profile:
     params, layout = table_1(tmp_path, **change)
     wanted = params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
     report = params.report.model_copy(update={"paper": (wanted,)})

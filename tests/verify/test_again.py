@@ -73,11 +73,26 @@ def test_a_tampered_few_label_prediction_that_changes_no_score(protocols: Profil
     assert answer.verdicts(run="isd", metric="linear-last") == {"re-evaluated"}
 
 
+def other(epoch: int) -> int:
+    """Another of three epochs."""
+    return 1 + epoch % 3
+
+
 @pytest.mark.parametrize(
     ("part", "change", "key"),
     [
-        ("few_label", lambda tree: tree["settings"]["best_epoch"]["25"].update(student=77), "settings.best_epoch.25.student"),
-        ("linear", lambda tree: tree["settings"]["best_epoch"].update(teacher=77), "settings.best_epoch.teacher"),
+        (
+            "few_label",
+            lambda tree: tree["settings"]["best_epoch"]["25"].update(
+                student=other(tree["settings"]["best_epoch"]["25"]["student"])
+            ),
+            "settings.best_epoch.25.student",
+        ),
+        (
+            "linear",
+            lambda tree: tree["settings"]["best_epoch"].update(teacher=other(tree["settings"]["best_epoch"]["teacher"])),
+            "settings.best_epoch.teacher",
+        ),
         (
             "transfer",
             lambda tree: tree["evaluations"][0]["settings"]["chosen"]["student"].update(c=3.5),
@@ -91,7 +106,7 @@ def test_a_tampered_choice(protocols: Profile, part: str, change: Callable[[dict
     caught(protocols.verify("--linear"), f"{RECORDS}/isd/{part}.json", key)
 
 
-@pytest.mark.parametrize(("key", "value"), [("sha256", "0" * 64), ("images", 12)], ids=["other images", "more of them"])
+@pytest.mark.parametrize(("key", "value"), [("sha256", "0" * 64), ("images", 19)], ids=["other images", "more of them"])
 def test_other_labelled_images(protocols: Profile, key: str, value: object) -> None:
     protocols.edit(protocols.record("isd", "few_label"), lambda tree: tree["settings"]["labelled"]["50"].update({key: value}))
     protocols.report()

@@ -74,12 +74,11 @@ def test_records_beside_the_lock_are_told(clean: Profile) -> None:
 @pytest.mark.parametrize(
     ("part", "change", "key"),
     [
-        ("pretrain", lambda tree: tree.update(encoders=["student"]), "encoders with scores"),
         ("pretrain", lambda tree: tree["curve"][0].update(epoch=7), "curve's epochs"),
         ("pretrain", lambda tree: tree["provenance"].update(source="0" * 64), "sources"),
         ("knn", lambda tree: tree.update(protocol="1-NN of the best of ten searches"), "protocol"),
         ("linear", lambda tree: tree["settings"]["best_epoch"].update(student=99), "settings.best_epoch"),
-        ("few_label", lambda tree: tree["settings"]["labelled"]["25"].update(images=2), "settings.labelled.25.images"),
+        ("few_label", lambda tree: tree["settings"]["labelled"]["25"].update(images=3), "settings.labelled.25.images"),
         (
             "few_label",
             lambda tree: tree["settings"]["labelled"]["25"].update(list_sha256="0"),
@@ -110,6 +109,12 @@ def test_what_cannot_be(protocols: Profile, part: str, change: Callable[[dict[st
     answer = protocols.verify("--quick")
     assert answer.code == 4
     assert "isd" in caught(answer, f"{RECORDS}/isd/{part}.json", key)["runs"]
+
+
+def test_scores_of_an_encoder_that_was_not_exported(clean: Profile) -> None:
+    clean.edit(clean.record("moco", "pretrain"), lambda tree: tree.update(encoders=["student"]))
+    one = caught(clean.verify(), f"{RECORDS}/moco/knn.json", "encoders with scores")
+    assert (one["found"], one["expected"]) == ("['student', 'teacher']", "['student']")
 
 
 def test_a_list_of_labelled_images_that_the_parameters_do_not_name(protocols: Profile) -> None:
