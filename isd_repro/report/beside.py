@@ -201,7 +201,7 @@ def _stacked(
     blank: Table,
 ) -> Table:
     """Three rows a run, where side by side would be too wide; sorting would tear them apart."""
-    columns = tuple(Column("Top-1, %", about.head) for about in table.columns.values())
+    columns = tuple(Column("Accuracy, %", about.head) for about in table.columns.values())
     rows = [
         Row(f"{labels[row]}: {word}", tuple(triple[at] for triple in cells), placed[row][0] if at == 0 else "")
         for row, cells in triples.items()

@@ -53,7 +53,7 @@ def head(metric: str) -> str:
     if few := re.fullmatch(r"few-(.+)pct-(last|best)", base):
         base = f"{few[1]} % of labels, {few[2]} epoch"
     words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
-    return words.get(base, base) + (", top-5" if metric != base else "")
+    return words.get(base, base) + (", top-5" if metric.endswith("-top5") else "")
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
