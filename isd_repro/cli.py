@@ -160,7 +160,10 @@ def verify(
     params: ParamsFile = DEFAULT,
     run: Annotated[list[str] | None, typer.Option(help="Numbers of this run alone; may be given again.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Records and rendered files alone: no images, no encoder.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="Train the linear heads again, too; says first how long.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Train the classifiers again, too: linear, few labels, transfer; says how long.")
+    ] = False,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Evaluate the encoders kept during training, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
@@ -169,7 +172,7 @@ def verify(
     from isd_repro.stages.verify import verify as walk
 
     loaded, layout = config.load(params)
-    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, as_json=as_json)
+    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
     walk(loaded, layout, asked, stderr())
 
 
