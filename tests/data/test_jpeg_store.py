@@ -120,7 +120,7 @@ def test_what_is_said_of_stores_of_pixels_is_as_before() -> None:
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
     for ranks, want in (("1", 12), ("4", 3), ("5", 2), ("64", 1), ("many", 12)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         assert stores.usable_cores() == want

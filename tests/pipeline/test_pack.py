@@ -185,7 +185,7 @@ def test_a_bounded_number_of_images_is_under_way(packs: Path, monkeypatch: pytes
         return one(self, image)
 
     monkeypatch.setattr(crew.Reader, "one", noting)
-    monkeypatch.setattr(crew.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     with sources.open_source(source) as listing:
         for taken, image in enumerate(crew.packed(listing.images, listing, source, RAW, 1), start=1):
             assert image is not None
