@@ -116,6 +116,7 @@ def bench_step(
     arch: Annotated[str, typer.Option(help="resnet18, resnet50 or resnet-narrow.")] = "resnet18",
     stem: Annotated[str, typer.Option(help="imagenet or small.")] = "imagenet",
     width: Annotated[int, typer.Option(help="Of resnet-narrow.")] = 64,
+    steps: Annotated[int, typer.Option(help="Of a turn.")] = 2,
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 3,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -123,7 +124,8 @@ def bench_step(
     """Whole ISD steps by the plain recipe and by both engines, in turns."""
     from isd_repro.bench import step as measure
 
-    sizes = measure.sizes_of(batch=batch, side=side, bank=bank, repeats=n, threads=threads, arch=arch, stem=stem, width=width)
+    shape: dict[str, int | str] = {"batch": batch, "side": side, "bank": bank, "arch": arch, "stem": stem, "width": width}
+    sizes = measure.sizes_of(**shape, steps=steps, repeats=n, threads=threads)
     _tell(measure.bench(sizes, say=_say), as_json=as_json)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isd_repro.bench import knn, loss, step, turns, views
+from isd_repro.bench import knn, loss, step, table, turns, views
 from isd_repro.errors import UserError
 from isd_repro.files import write_atomic
 
@@ -23,13 +23,15 @@ def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
         "views-32": lambda: views.bench(views.Sizes(batch=256, side=32, repeats=repeats), say=say).as_json(),
         "views-64": lambda: views.bench(views.Sizes(batch=256, side=64, repeats=repeats), say=say).as_json(),
         "step-32": lambda: step.bench(step.Sizes(repeats=repeats), say=say).as_json(),
-        "step-64": lambda: step.bench(step.Sizes(batch=64, side=64, bank=16_384, repeats=repeats), say=say).as_json(),
+        "step-64": lambda: step.bench(step.Sizes(batch=64, side=64, bank=16_384, steps=4, repeats=repeats), say=say).as_json(),
         "knn": lambda: knn.bench(knn.Sizes(repeats=repeats)).as_json(),
     }
 
 
 def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say = lambda line: None) -> list[Path]:
     """Measure all, or `only` those named, and write each file as soon as it is measured; a missing peer leaves its file out.
+
+    The folder's README.md becomes the table of all files that are there then.
 
     Raises:
         UserError: a name of no comparison.
@@ -47,6 +49,7 @@ def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.json"
         write_atomic(path, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(folder / "README.md", table.page(folder).encode())
         say(f"{name}: {path}")
         written.append(path)
     return written

@@ -1,7 +1,7 @@
 """`bench loss`: ISD's loss and gradient on a large bank, the plain formula and ours in turns.
 
-Both get the same random unit vectors. The plain formula copies the bank, as the paper's code does at every step. Errors are those of
-the gradient of 16 images against the equations in float64.
+Both get the same random unit vectors. The plain formula copies the bank, as the paper's code does at every step. Errors are
+those of the gradient of 16 images against the equations in float64.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class Sizes:
     batch: int = 256
     side: int = 32
     bank: int = 128_000
+    steps: int = 2  # of a turn; the last is the end of an epoch, where ours looks at every weight
     repeats: int = 3
     threads: int = 1
     arch: Literal["resnet18", "resnet50", "resnet-narrow"] = "resnet18"
@@ -52,12 +53,10 @@ def sizes_of(**values: int | str) -> Sizes:
 
 
 class _Source:
-    """One step's batch, its views made when it is asked for."""
+    """Batches of the same images, their views made when they are asked for."""
 
-    steps_per_epoch = 1
-
-    def __init__(self, images: Images, make: Callable[[], list[Tensor]]) -> None:
-        self.images, self.make = images, make
+    def __init__(self, images: Images, make: Callable[[], list[Tensor]], steps: int = 1) -> None:
+        self.images, self.make, self.steps_per_epoch = images, make, steps
         self.shuffle = torch.randperm(len(images.pixels), generator=torch.Generator().manual_seed(1)).to(images.pixels.device)
 
     def at(self, _step: int) -> Batch:
@@ -108,20 +107,24 @@ def _plain(sizes: Sizes, images: Images, device: torch.device) -> Callable[[list
     source = _Source(images, images.plain_views)
 
     def run(views: list[Tensor] | None) -> float:
-        one, other = (view.to(device) for view in (views or source.make()))
-        return plain.step(method, optimizer, one, other, source.shuffle)
+        loss = 0.0
+        for _ in range(1 if views else sizes.steps):
+            one, other = (view.to(device) for view in (views or source.make()))
+            loss = plain.step(method, optimizer, one, other, source.shuffle)
+        return loss
 
     return run
 
 
 def _ours(sizes: Sizes, images: Images, device: torch.device, numerics: Numerics) -> Callable[[list[Tensor] | None], float]:
-    method = _method(sizes, device, numerics).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = _method(sizes, device, numerics).to(memory_format=torch.channels_last)
     optim = Optim(epochs=1, batch_size=sizes.batch, lr=0.01, schedule=Cosine(name="cosine"))
     optimizer = loop.optimizer_of(method, optim, numerics)
     hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
 
     def run(views: list[Tensor] | None) -> float:
-        source, progress = _Source(images, images.views if views is None else lambda: views), Progress()
+        source = _Source(images, images.views, sizes.steps) if views is None else _Source(images, lambda: views)
+        progress = Progress()
         loop.train(method, optimizer, source, optim, numerics, Efficiency(log_every=10), progress, hooks)
         return progress.curve[0]["loss"]
 

@@ -119,7 +119,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
         work()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end)) / 1e3
     began = time.process_time()
     work()
     return time.process_time() - began

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from isd_repro import cli
-from isd_repro.bench import every, loss, plain, step, turns, views
+from isd_repro.bench import every, loss, plain, step, table, turns, views
 from isd_repro.bench.turns import Comparison
 from isd_repro.errors import ConfigError, UserError
 from isd_repro.methods.isd import isd_loss
@@ -74,7 +74,7 @@ def test_steps_of_all_arms_have_the_same_first_loss() -> None:
 
 def test_arms_alternate_in_a_rotating_order() -> None:
     seen: list[str] = []
-    arms = {name: (lambda name=name: seen.append(name)) for name in "abc"}  # type: ignore[misc]
+    arms = {name: (lambda name=name: seen.append(name)) for name in "abc"}
     turns.compare("order", LOSS, arms, floor=dict, check={})
     assert "".join(seen) == "abc" + "abc" + "bca" + "cab"
 
@@ -118,6 +118,7 @@ def test_all_writes_a_file_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     written = every.bench(tmp_path / "bench", 1, say=said.append)
     assert [path.name for path in written] == ["x.json", "y.json"]
     assert json.loads(written[0].read_text("utf-8"))["faster"]["ours"]["median"] == 2.0
+    assert "| `y` | ours | 2.00 (2.00 to 2.00) |" in (tmp_path / "bench" / "README.md").read_text("utf-8")
     assert "peer: left out: a peer is not installed" in said
     assert [path.name for path in every.bench(tmp_path, 1, ("y",))] == ["y.json"]
     with pytest.raises(UserError, match="no comparison z"):
@@ -127,3 +128,32 @@ def test_all_writes_a_file_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_all_has_every_size_of_the_page() -> None:
     names = ["loss-d128", "loss-d512", "loss-growth", "views-32", "views-64", "step-32", "step-64", "knn"]
     assert list(every.comparisons(1, print)) == names
+
+
+def test_the_table_says_which_targets_were_met(tmp_path: Path) -> None:
+    made = Comparison(
+        "loss",
+        {"bank": 9},
+        {"plain": (3.0, 4.0, 5.0), "attention": (1.0, 1.0, 1.0)},
+        {"error": 0.5},
+        {"s": 0.1},
+        {"plain": 100.0, "attention": 4.0},
+        load=(1.0, 2.0),
+    )
+    (tmp_path / "loss-d128.json").write_text(json.dumps(made.as_json()), encoding="utf-8")
+    (tmp_path / "loss-growth.json").write_text(
+        json.dumps([{**made.as_json(), "sizes": {"bank": 1024, "dim": 8}}]), encoding="utf-8"
+    )
+    text = table.page(tmp_path)
+    assert (
+        "| `loss-d128` | attention | 4.00 (3.00 to 5.00) | 3, met | 25 times less (4.0 MiB) | 50, missed | 3 | 1.0 to 2.0 |"
+        in text
+    )
+    assert "plain 4.000, attention 1.000. Floor: s 0.1. Check: error 0.5." in text
+    assert "1,024 rows 1.000 s, 4.0 MiB" in text
+    assert set(table.TARGETS) <= set(every.comparisons(1, print))
+
+
+def test_the_committed_table_is_that_of_the_committed_files() -> None:
+    folder = Path(__file__).parents[2] / "reports" / "bench"
+    assert (folder / "README.md").read_text("utf-8") == table.page(folder)

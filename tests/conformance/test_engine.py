@@ -13,6 +13,7 @@ from isd_repro import methods
 from isd_repro.config import fingerprint
 from isd_repro.nn import ema, engine
 from isd_repro.params import Efficiency, Numerics
+from isd_repro.protocols import Batch
 from tests.conformance import problem
 from tests.conformance.problem import Noise, build, losses, train
 
@@ -51,7 +52,7 @@ def test_what_fast_chose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", methods.names())
 def test_fast_is_the_same_training_but_for_roundings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve steps in float64: to 1e-9. In float32, where BatchNorm over eight images amplifies last bits, the first steps."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for numerics in (REFERENCE, FAST):
         method = built(name, numerics, monkeypatch).double()
         batches = [batch64(step) for step in range(problem.STEPS)]
@@ -62,9 +63,9 @@ def test_fast_is_the_same_training_but_for_roundings(name: str, monkeypatch: pyt
     assert (found["fast"] == found["reference"]) == (name not in BANKED)  # so that the engine is really another
 
 
-def batch64(step: int) -> problem.Batch:
+def batch64(step: int) -> Batch:
     batch = Noise().at(step)
-    return problem.Batch(batch.view_student.double(), batch.view_teacher.double(), batch.index, batch.label, batch.shuffle)
+    return Batch(batch.view_student.double(), batch.view_teacher.double(), batch.index, batch.label, batch.shuffle)
 
 
 def test_a_float16_bank_trains_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ class Reads(TorchDispatchMode):
     """Counts what makes the host wait for a device: a tensor read as a number, or a size that depends on values."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -125,7 +126,7 @@ class Ready:
     def __init__(self) -> None:
         self.made = [Noise().at(step) for step in range(problem.STEPS)]
 
-    def at(self, step: int) -> problem.Batch:
+    def at(self, step: int) -> Batch:
         return self.made[step]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isd_repro.methods.isd import attended_isd_loss, isd_loss
 from isd_repro.methods.moco import attended_moco_loss, moco_loss
@@ -34,6 +35,11 @@ def clustered(batch: int, rows: int, features: int, seed: int) -> tuple[Tensor, 
         spread = torch.randn(len(at), features, generator=draws, dtype=torch.float64) / features**0.5
         found.append(F.normalize(centre[at] + noise * spread, dim=1))
     return found[0], found[1], found[2]
+
+
+def rounded(student: Tensor, teacher: Tensor, bank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The values that float32 holds, in float64."""
+    return student.float().double(), teacher.float().double(), bank.float().double()
 
 
 def gradient_of(loss: Loss, student: Tensor, teacher: Tensor, bank: Tensor) -> Tensor:
@@ -110,7 +116,7 @@ def test_float32_is_as_exact_as_the_plain_formula(taus: tuple[float, float]) -> 
     """Largest error over some problems, of gradient and of loss; half as much again is the luck of the draw."""
     errors: dict[str, list[float]] = {"plain": [], "ours": [], "plain loss": [], "ours loss": []}
     for seed in SEEDS:
-        exact = tuple(x.float().double() for x in clustered(16, 3001, 64, 10 * seed))
+        exact = rounded(*clustered(16, 3001, 64, 10 * seed))
         loss, gradient = exact_isd(*exact, *taus)
         student, teacher, bank = (x.float() for x in exact)
         for name, function in (("plain", isd_loss), ("ours", attended_isd_loss)):
@@ -126,7 +132,7 @@ def test_float32_is_as_exact_as_the_plain_formula(taus: tuple[float, float]) -> 
 def test_float32_moco_is_as_exact_as_the_plain_formula(tau: float) -> None:
     errors: dict[str, list[float]] = {"plain": [], "ours": []}
     for seed in SEEDS:
-        exact = tuple(x.float().double() for x in clustered(16, 3001, 64, 10 * seed))
+        exact = rounded(*clustered(16, 3001, 64, 10 * seed))
         loss, gradient = exact_moco(*exact, tau)
         student, teacher, bank = (x.float() for x in exact)
         for name, function in (("plain", moco_loss), ("ours", attended_moco_loss)):
@@ -222,10 +228,11 @@ def test_the_size_of_a_chunk_changes_roundings_alone(rows: int) -> None:
 
 
 def test_no_matrix_of_the_batch_and_the_bank_is_made() -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Largest(TorchDispatchMode):
         size = 0
+
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             found = function(*args, **(kwargs or {}))
