@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -46,10 +47,17 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may know of the data beside its batches: counts, never paths."""
+    """What a method may know of the run beside its batches: counts, never paths, and its arithmetic.
+
+    Attributes:
+        fast: `numerics.engine` is `fast`: the bank's loss by attention.
+        bank_dtype: of the bank's rows; float16 with `fast` and bf16 alone.
+    """
 
     classes: int
     batch_size: int
+    fast: bool = False
+    bank_dtype: torch.dtype = torch.float32
 
 
 class Backbone(nn.Module):

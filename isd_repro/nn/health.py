@@ -54,6 +54,7 @@ def purity(rows_KD: Tensor, label_K: Tensor, newest_B: Tensor) -> Tensor:
     """
     older = label_K >= 0
     older[newest_B] = False
+    rows_KD = rows_KD.to(torch.promote_types(rows_KD.dtype, torch.float32))  # a count in float16 would end at 2,048
     anchors_AD, label_A = rows_KD[older], label_K[older]
     nearest = min(NEAREST, len(anchors_AD))
     if nearest == 0:

@@ -27,7 +27,7 @@ from isd_repro.data import sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.nn import backbones
+from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import Params, Run
 from isd_repro.protocols import Setting, Tracker
@@ -53,6 +53,7 @@ class Plan:
     fingerprint: str
     method: nn.Module
     device: torch.device
+    kernels: str = ""  # what engine `fast` chose, for the record
 
 
 def pretrain(name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -80,7 +81,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         files.write_atomic(state / "run.json", text.encode())
         work = _Work(plan, batches, prepared.identity, params, layout, state, console)
         progress = work.resume(code.code_of(run.method.name))
-        with attempts.recorded(state / "attempts.jsonl", progress, plan.device) as log:
+        with attempts.recorded(state / "attempts.jsonl", progress, plan.device, plan.kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)
         with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
@@ -106,14 +107,14 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with naming(layout.file, name), torch.random.fork_rng():
         torch.manual_seed(run.numerics.seed)
-        setting = Setting(classes=len(identity.classes), batch_size=run.optim.batch_size)
+        setting = Setting(len(identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
         method: nn.Module = methods.load(run.method.name).Method(
             method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
         )
     set_bn_groups(method, run.numerics.bn_groups)
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Plan(name, run, config, fingerprint(config), method, device)
+    return Plan(name, run, config, fingerprint(config), method, device, engine.kernels_of(method, run.numerics))
 
 
 def _check_sizes(run: Run) -> None:
@@ -152,7 +153,7 @@ class _Work:
         self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
         self.state, self.point, self.rows = state, state / "checkpoint.pt", state / "metrics.jsonl"
         self.total = plan.run.optim.epochs * batches.steps_per_epoch
-        self.optimizer = loop.optimizer_of(plan.method, plan.run.optim) if self.total else None
+        self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.good = 0  # step of the newest resume point
 
     def say(self, line: str) -> None:
