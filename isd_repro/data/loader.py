@@ -1,13 +1,16 @@
-"""Batches as a pure function of (seed, step): the same on resume, on any device and with any number of workers."""
+"""Batches as a pure function of (seed, step): the same on resume, on any device and with any number of workers and ranks."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from isd_repro.data import augment
+from isd_repro.data.augment import Drawn
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
 from isd_repro.errors import ConfigError
@@ -35,15 +38,34 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._rank, self._world = 0, 1
+
+    def part(self, rank: int, world: int) -> Batches:
+        """The same batches as one of `world` ranks sees them, see `protocols.Batch`; `batch_size` is a multiple of `world`.
+
+        Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views, bit
+        for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here, not sent.
+        """
+        mine = copy.copy(self)
+        mine._rank, mine._world = rank, world
+        return mine
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         chosen = self._chosen(step)
-        pixels, sizes = self.store.read(self.split.index[chosen])
-        pixels = pixels.to(self.device)
+        sizes = self.store.sizes[self.split.index[chosen]]
         draws = generator_of(self.seed, "step", step)
-        views = [self._view(pixels, sizes, law, draws) for law in (self.data.view_student, self.data.view_teacher)]
+        laws = (self.data.view_student, self.data.view_teacher)
+        drawn = [augment.draw(sizes, law, draws) for law in laws]
         shuffle = torch.randperm(self.batch_size, generator=draws)
+        if self._world == 1:
+            pixels = [self._pixels(chosen, sizes)] * 2
+        else:
+            rows = [positions.chunk(self._world)[self._rank] for positions in (torch.arange(self.batch_size), shuffle)]
+            pixels = [self._pixels(chosen[at], sizes) for at in rows]
+            drawn = [each.at(at) for each, at in zip(drawn, rows, strict=True)]
+            chosen = chosen[rows[0]]
+        views = [self._view(*each) for each in zip(pixels, drawn, laws, strict=True)]
         label = self.split.label[chosen]
         return Batch(views[0], views[1], chosen.to(self.device), label.to(self.device), shuffle.to(self.device))
 
@@ -57,6 +79,14 @@ class Batches:
             self._order = (epoch, torch.randperm(len(self.split.index), generator=generator_of(self.seed, "epoch", epoch)))
         return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
 
-    def _view(self, pixels: Tensor, sizes: Tensor, law: View, draws: Generator) -> Tensor:
-        images = augment.view(pixels, sizes, law, self.data.image_size, draws)
+    def _pixels(self, chosen: Tensor, sizes: Tensor) -> Tensor:
+        """Images, padded to the largest of the whole batch: the length of a sum decides how it is rounded."""
+        pixels, _ = self.store.read(self.split.index[chosen])
+        height, width = (int(side) for side in sizes.amax(dim=0))
+        if pixels.shape[2:] != (height, width):
+            pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+        return pixels.to(self.device)
+
+    def _view(self, pixels: Tensor, drawn: Drawn, law: View) -> Tensor:
+        images = augment.apply(pixels, drawn, law, self.data.image_size)
         return augment.normalise(images, self.data.mean, self.data.std)
