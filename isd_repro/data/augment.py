@@ -20,6 +20,7 @@ from isd_repro.params import Blur, Jitter, View
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default ratio range
 _ATTEMPTS = 10
+_LINE = 16  # floats in 64 bytes
 _GRAY = (0.2989, 0.587, 0.114)
 
 
@@ -139,9 +140,22 @@ def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
     device = pixels.device
     rows_BSH = _triangle(crop.top, crop.height, size, height, torch.zeros_like(crop.flip)).to(device)
     cols_BSW = _triangle(crop.left, crop.width, size, width, crop.flip).to(device)
-    images = pixels.float().div_(255).reshape(count, channels * height, width)
-    images = torch.bmm(images, cols_BSW.transpose(1, 2)).view(count, channels, height, size)
-    return torch.matmul(rows_BSH[:, None], images)
+    images = _aligned(pixels.float().div_(255).reshape(count, channels * height, width))
+    images = torch.bmm(images, _aligned(cols_BSW).transpose(1, 2)).view(count * channels, height, size)
+    rows = rows_BSH.repeat_interleave(channels, 0) if channels > 1 else rows_BSH
+    return torch.bmm(_aligned(rows), _aligned(images)).view(count, channels, size, size)
+
+
+def _aligned(matrices: Tensor) -> Tensor:
+    """The same float matrices, each beginning at a multiple of 64 bytes: where one lies otherwise, BLAS may round otherwise.
+
+    With that, an image's view does not depend on its place in the batch. Where sides are multiples of 16 nothing is copied.
+    """
+    size = matrices[0].numel()
+    if size % _LINE == 0:
+        return matrices
+    room = matrices.new_empty(len(matrices), size + -size % _LINE)[:, :size].view(matrices.shape)
+    return room.copy_(matrices)
 
 
 def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tensor:
@@ -213,7 +227,11 @@ def _soften(images: Tensor, drawn: Softness, law: Blur) -> Tensor:
     kernel_BSS = blur_matrix(drawn.sigma[chosen], size, radius_of(law.sigma_max, size)).to(images.device)
     rows = chosen.to(images.device)
     images = images.clone()
-    images[rows] = kernel_BSS[:, None] @ images[rows] @ kernel_BSS.transpose(1, 2)[:, None]
+    channels, right = images.shape[1], kernel_BSS.transpose(1, 2)
+    if channels > 1:
+        kernel_BSS, right = kernel_BSS.repeat_interleave(channels, 0), right.repeat_interleave(channels, 0)
+    blurred = torch.bmm(_aligned(kernel_BSS), _aligned(images[rows].flatten(0, 1)))
+    images[rows] = torch.bmm(_aligned(blurred), _aligned(right)).unflatten(0, (-1, channels))
     return images
 
 

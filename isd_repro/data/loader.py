@@ -38,16 +38,16 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._rank, self._world = 0, 1
+        self.rank, self.world = 0, 1
 
     def part(self, rank: int, world: int) -> Batches:
         """The same batches as one of `world` ranks sees them, see `protocols.Batch`; `batch_size` is a multiple of `world`.
 
-        Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views, bit
-        for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here, not sent.
+        Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views,
+        bit for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here.
         """
         mine = copy.copy(self)
-        mine._rank, mine._world = rank, world
+        mine.rank, mine.world = rank, world
         return mine
 
     def at(self, step: int) -> Batch:
@@ -58,10 +58,10 @@ class Batches:
         laws = (self.data.view_student, self.data.view_teacher)
         drawn = [augment.draw(sizes, law, draws) for law in laws]
         shuffle = torch.randperm(self.batch_size, generator=draws)
-        if self._world == 1:
+        if self.world == 1:
             pixels = [self._pixels(chosen, sizes)] * 2
         else:
-            rows = [positions.chunk(self._world)[self._rank] for positions in (torch.arange(self.batch_size), shuffle)]
+            rows = [positions.chunk(self.world)[self.rank] for positions in (torch.arange(self.batch_size), shuffle)]
             pixels = [self._pixels(chosen[at], sizes) for at in rows]
             drawn = [each.at(at) for each, at in zip(drawn, rows, strict=True)]
             chosen = chosen[rows[0]]

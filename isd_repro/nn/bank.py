@@ -43,7 +43,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, embedding_BD: Tensor) -> None:
-        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings: those of all ranks, so that banks stay identical."""
+        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings, those of all ranks."""
         embedding_BD = ranks.gather(embedding_BD)
         count = len(embedding_BD)
         self.rows[self.pointer : self.pointer + count].copy_(embedding_BD)

@@ -64,8 +64,8 @@ class GroupedBatchNorm2d(_Grouped, nn.BatchNorm2d):
 class _Shared(torch.autograd.Function):
     """BatchNorm of a group that several ranks hold, equally many rows each; `nn.SyncBatchNorm` does this on CUDA alone.
 
-    With y = (x - mean) * scale and n values of a channel in the group, dL/dx = w * scale * (g - sum(g) / n - y * sum(g * y) / n): one
-    message there for the statistics and one back for both sums.
+    With y = (x - mean) * scale and n values of a channel in the group, dL/dx = w * scale * (g - sum(g) / n - y * sum(g * y) / n):
+    one message there for the statistics and one back for both sums.
     """
 
     @staticmethod

@@ -18,7 +18,7 @@ _ROWS = 256  # queries of `purity` at a time
 
 @torch.no_grad()
 def health(student_BD: Tensor, teacher_BD: Tensor | None = None) -> dict[str, Tensor]:
-    """What a method adds to its metrics: `spread`, of all ranks' rows, and `gap` where it has a teacher; rows are unit vectors."""
+    """What a method adds to its metrics: `spread` (of all ranks' rows), and `gap` where it has a teacher. Rows are unit."""
     found = {"spread": spread(ranks.gather(student_BD))}
     if teacher_BD is not None:
         found["gap"] = gap(student_BD, teacher_BD)

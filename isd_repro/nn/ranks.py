@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -129,9 +130,10 @@ def first_alone() -> Iterator[None]:
 def _neighbours(span: int) -> dist.ProcessGroup | None:
     """This rank's group of `span` consecutive ranks; every rank asks for the same spans in the same order."""
     if span == world():
-        return dist.group.WORLD
-    groups = [dist.new_group(list(range(first, first + span))) for first in range(0, world(), span)]
-    return groups[rank() // span]
+        return None  # all
+    groups: list[Any] = [dist.new_group(list(range(first, first + span))) for first in range(0, world(), span)]
+    mine: dist.ProcessGroup = groups[rank() // span]
+    return mine
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     now = code.code_of(run.method.name)
     if ranks.rank() > 0:
         with guard.stop_on_signal() as stop:
-            return work.assist(now, stop)
+            work.assist(now, stop)
+        return
     busy = f"{state}: this run is already being trained"
     with files.exclusive(state / "lock", busy), guard.stop_on_signal() as stop:
         files.sweep(state.parent, _DONE)

@@ -1,13 +1,13 @@
 """One run on several processes that torchrun started, on one machine or many.
 
-Every rank holds the whole method and steps through the same batches, each with its part of the rows. After the backward pass gradients
-become their mean over the ranks, so that all take the same step; banks are filled with all ranks' embeddings, teachers follow their
-own student, and nothing else is exchanged. Rank 0 alone writes.
+Every rank holds the whole method and steps through the same batches, each with its part of the rows. After the backward pass
+gradients become their mean over the ranks, so that all take the same step; banks are filled with all ranks' embeddings, teachers
+follow their own student, and nothing else is exchanged. Rank 0 alone writes.
 
-`DistributedDataParallel` would average gradients too, a part of them during the backward pass. It arranges its buckets anew after a
-process's first step, and the order of a sum over ranks follows the place in a bucket: a resumed run would differ from an undisturbed one
-in the last bits. It also sends rank 0's buffers to all (a bank of 131 MB), where BatchNorm's must be averaged. So there is one message
-after the backward pass instead, in the order of the parameters.
+`DistributedDataParallel` would average gradients too, a part of them during the backward pass. It arranges its buckets anew after
+a process's first step, and the order of a sum over ranks follows the place in a bucket: a resumed run would differ from an
+undisturbed one in the last bits. It also sends rank 0's buffers to all (a bank of 131 MB), where BatchNorm's must be averaged. So
+there is one message after the backward pass instead, in the order of the parameters.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def average_step(method: nn.Module) -> None:
 
 
 def average_metrics(loss: Tensor, sums: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-    """A step's loss, and sums of metrics since the epoch began, as means over ranks. Both are linear: it may be done at any step."""
+    """A step's loss, and sums of metrics since the epoch began, as means over ranks; linear, so at any step."""
     if ranks.world() == 1:
         return float(loss.detach()), dict(sums)
     values = [loss.detach().clone(), *(value.clone() for value in sums.values())]

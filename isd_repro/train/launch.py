@@ -3,8 +3,8 @@
 The launcher is a command such as `torchrun --nproc-per-node 4`; words before `torchrun` may be another launcher (`srun ...`). It
 belongs to a machine and changes no number, so it is no parameter. It is split into words, and no shell sees it.
 
-torchrun itself ends with 1 whatever its processes ended with, and ends processes that take longer than half a minute to save. So the
-process that starts it shares a folder with the ranks: there it asks for a stop, and there each rank leaves its exit code.
+torchrun itself ends with 1 whatever its processes ended with, and ends processes that take longer than half a minute to save. So
+the process that starts it shares a folder with the ranks: there it asks for a stop, and there each rank leaves its exit code.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
         try:  # a group of its own: a signal to this one must reach torchrun by one way, or by none
             child = subprocess.Popen(words, env=environment, process_group=0)
         except OSError as error:
-            raise UserError(f"{LAUNCHER}: {words[0]} cannot be started ({error.strerror})", "mend the command") from error
+            raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "mend the command") from error
         try:
             while child.poll() is None:
                 if stop() and not (folder / _STOP).exists():

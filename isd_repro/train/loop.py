@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from isd_repro.errors import Preempted
+from isd_repro.nn import ranks
 from isd_repro.params import Efficiency, Numerics, Optim
 from isd_repro.protocols import Batch, StepOutput
-from isd_repro.nn import ranks
 from isd_repro.train import checks, distributed
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.schedule import lr_at

@@ -20,7 +20,7 @@ def main() -> None:
         for rank, failure in sorted(error.failures.items()):
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # with which torchrun ends the others
                 name = signal.Signals(-failure.exitcode).name
-                print(f"error: rank {rank} (process {failure.pid}) was ended by {name}", file=sys.stderr)
+                sys.stderr.write(f"error: rank {rank} (process {failure.pid}) was ended by {name}\n")
         sys.exit(EXIT_FAILURE)
     except SignalException as error:
         sys.exit(128 + error.sigval)
