@@ -107,7 +107,8 @@ def train(name: str, groups: int, batches: Batches, half: Path, start: Progress 
 
 def features() -> dict[str, torch.Tensor]:
     """Features of blocks that the ranks share; the last round has too few blocks for all of them."""
-    evals.BLOCK = extract.BLOCK = BLOCK
+    for module in (evals, extract):
+        vars(module).update(BLOCK=BLOCK)
     torch.manual_seed(3)
     pictures = torch.randn(FEATURES, 3, SIDE, SIDE)
     encoders = {"student": backbones.build(BACKBONE, SIDE), "teacher": backbones.build(BACKBONE, SIDE)}
@@ -127,7 +128,7 @@ def main(folder: Path, words: Sequence[str]) -> None:
             for groups in GROUPS:
                 half = folder / f"half-{name}-{groups}.pt"
                 found[f"{name}-{groups}"] = train(name, groups, batches, half)
-                if ranks.world() != 2:
+                if groups == 2 and ranks.world() != 2:
                     found[f"{name}-{groups}-resumed"] = train(name, groups, batches, half, Progress())
         found["features"] = features()
         torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")

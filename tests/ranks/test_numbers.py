@@ -71,11 +71,10 @@ def test_groups_change_the_numbers(found: Found, name: str) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 4])
-@each_case
 @each_method
-def test_a_run_resumes_on_another_number_of_ranks(found: Found, name: str, groups: int, world: int) -> None:
+def test_a_run_resumes_on_another_number_of_ranks(found: Found, name: str, world: int) -> None:
     """Three steps on two ranks, the rest on one or four."""
-    want, ours = found[1][0][f"{name}-{groups}"], found[world][0][f"{name}-{groups}-resumed"]
+    want, ours = found[1][0][f"{name}-2"], found[world][0][f"{name}-2-resumed"]
     assert len(ours["curve"]) == cases.STEPS
     for row, expected in zip(ours["curve"], want["curve"], strict=True):
         assert row == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
@@ -145,6 +144,7 @@ def test_a_group_over_ranks_is_batchnorm(monkeypatch: pytest.MonkeyPatch) -> Non
         part = half.clone().requires_grad_()
         out, mean, variance = batchnorm._Shared.apply(part, norm.weight, norm.bias, norm.eps, 2)
         out.backward(back)
+        assert part.grad is not None
         gradients.append(part.grad)
         torch.testing.assert_close(mean, x.mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0), rtol=1e-12, atol=1e-12)
