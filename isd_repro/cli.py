@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ import typer
 from isd_repro import __version__
 from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
-from isd_repro.train import guard
+from isd_repro.train import guard, launch
 
 app = typer.Typer(
     name="isd-repro",
@@ -71,13 +71,22 @@ def _root(
 
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
-    """Run one stage for each name, in one process."""
+    """Run one stage for each name, in one process or as one of several ranks."""
+    code = launch.start(stage, sys.argv[1:])
+    if code is not None:
+        raise typer.Exit(code)
     from isd_repro import artifacts, config
 
     artifacts.remember_code()
     params, layout = config.load(file)
     console = stderr()
-    with guard.stop_on_signal() if stage == "pretrain" else nullcontext() as stop:
+    with ExitStack() as stack:
+        if launch.ranks() > 1:
+            from isd_repro.train.distributed import joined
+
+            stack.enter_context(joined())
+            console.quiet = launch.rank() > 0
+        stop = stack.enter_context(guard.stop_on_signal()) if stage == "pretrain" else None
         function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
         for name in names:
             if stop is not None and stop():  # it came when the run before had nothing left to save
@@ -270,7 +279,16 @@ for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, 
 
 def main() -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    try:
+        _main()
+    except SystemExit as end:
+        launch.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
+        raise
+
+
+def _main() -> None:
     guard.follow_dvc()
+    launch.follow()
     out = sys.stdout
     try:
         try:
@@ -286,7 +304,8 @@ def main() -> None:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
         raise
     except UserError as error:
-        _say(error.message, error.hint)
+        if not (launch.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
+            _say(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         _drop(out)
@@ -305,6 +324,8 @@ def main() -> None:
 
 
 def _say(message: str, hint: str) -> None:
+    if launch.rank() > 0:
+        message = f"rank {launch.rank()} of {launch.ranks()}: {message}"
     typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
     if hint:
         typer.secho(f"hint: {printable(hint)}", err=True)

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input, on the training device.
+    """One training step's input, on the training device: with W ranks, one rank's part of it.
+
+    The part of rank r are the B / W rows from r * B / W on: of the student's view, `index` and `label` as they stand, of the
+    teacher's view in the order of `shuffle`, in which it then need not be brought.
 
     Attributes:
         view_student: normalised float images, B x C x H x W.
         view_teacher: normalised float images of the same B sources, B x C x H x W.
         index: position of each image in the training split, int64, B.
         label: class of each image, int64, B; only `supervised` may read it.
-        shuffle: a permutation of range(B), int64; shuffle-BN passes the teacher view in this order.
+        shuffle: a permutation of range(B), int64, whole on every rank; shuffle-BN passes the teacher view in this order.
     """
 
     view_student: Tensor

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isd_repro.errors import ConfigError
+from isd_repro.nn import ranks
 
 BankInit = Literal["reference", "unit"]
 
@@ -49,7 +50,8 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, embedding_BD: Tensor) -> None:
-        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings."""
+        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings, those of all ranks."""
+        embedding_BD = ranks.gather(embedding_BD)
         count = len(embedding_BD)
         self.rows[self.pointer : self.pointer + count].copy_(embedding_BD)
         self.pointer = (self.pointer + count) % len(self.rows)

@@ -10,14 +10,16 @@ import math
 import torch
 from torch import Tensor
 
+from isd_repro.nn import ranks
+
 NEAREST = 10  # anchors that `purity` looks at
 _ROWS = 256  # queries of `purity` at a time
 
 
 @torch.no_grad()
 def health(student_BD: Tensor, teacher_BD: Tensor | None = None) -> dict[str, Tensor]:
-    """What a method adds to its metrics: `spread`, and `gap` where it has a teacher; rows are unit vectors."""
-    found = {"spread": spread(student_BD)}
+    """What a method adds to its metrics: `spread` (of all ranks' rows), and `gap` where it has a teacher. Rows are unit."""
+    found = {"spread": spread(ranks.gather(student_BD))}
     if teacher_BD is not None:
         found["gap"] = gap(student_BD, teacher_BD)
     return found
