@@ -22,7 +22,7 @@ class Watch(TorchDispatchMode):
     """Notes the steps at which a value is asked for, as `float` or `bool` of a tensor does, or a size that depends on values."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.step, self.waited = 0, set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
