@@ -62,11 +62,11 @@ def test_every_protocol_is_published_with_what_it_is_made_from(wide: Path, onlin
     found = {run.fields["displayName"].removeprefix("tiny-isd-"): run for run in online.runs.values()}
     few = read_record(layout.record("isd", "few_label"), EvaluationRecord)
     scores = {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in few.scores}
-    assert plain(found["few_label"], "epoch") == [{"epoch": 3, **scores}]
+    assert plain(found["few_label"], next(iter(scores))) == [{"epoch": 3, **scores}]
     assert found["few_label"].summary["tables/per-class"]["_type"] == "table-file"
     (target,) = read_record(layout.record("isd", "transfer"), TransferRecord).evaluations
     shown = {f"{score.encoder}/cifar10-folder": score.top1 for score in target.scores}
-    assert plain(found["transfer"], "epoch") == [{"epoch": 3, **shown}]
+    assert plain(found["transfer"], next(iter(shown))) == [{"epoch": 3, **shown}]
     assert found["transfer"].summary["tables/per-class-cifar10-folder"]["_type"] == "table-file"
     points = read_record(layout.record("isd", "trajectory"), TrajectoryRecord).points
     rows = plain(found["trajectory"], "epoch")
