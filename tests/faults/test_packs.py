@@ -34,18 +34,18 @@ subsets:
 NORMAL, SLOW = 4, 30
 WORKERS = 2
 SCRIPT = f"""\
-import multiprocessing
-from isd_repro.data import crew, journal
-journal.BLOCK, crew.CHUNK = 6, 2
-seal = journal.Journal.seal
-def shown(self, writer):
-    seal(self, writer)
-    print("sealed", *(child.pid for child in multiprocessing.active_children()), flush=True)
-    if len(self.seals) == 3:
-        import time; time.sleep(120)
-journal.Journal.seal = shown
-from isd_repro.cli import app
 if __name__ == "__main__":
+    import multiprocessing, time
+    from isd_repro.data import crew, journal
+    journal.BLOCK, crew.CHUNK = 6, 2
+    seal = journal.Journal.seal
+    def shown(self, writer):
+        seal(self, writer)
+        print("sealed", *(child.pid for child in multiprocessing.active_children()), flush=True)
+        if len(self.seals) == 3:
+            time.sleep(120)
+    journal.Journal.seal = shown
+    from isd_repro.cli import app
     app(["data", "pack", "x", "--processes", "{WORKERS}"])
 """
 
@@ -126,6 +126,13 @@ def test_a_killed_pack_leaves_no_process_and_is_gone_on_with(tmp_path: Path) -> 
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "packs").glob("*/*")} == first
     assert sorted(first) == ["journal.txt", "store.jpegs", "store.npy"]
+
+
+def test_a_packing_process_does_not_import_torch() -> None:
+    code = "import isd_repro.data.crew, sys; print([name for name in ('torch', 'torchvision') if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(world.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "[]\n"
 
 
 def alive(pid: int) -> bool:
