@@ -65,7 +65,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_resumes(together: Together, fold
     if rank == 1:
         assert f"last good resume point: {world.states(folder)[0]}/checkpoint.pt, of step " in ended.said
     assert world.written(folder) == set()
-    assert 15 <= step_of(folder) < 80
+    assert 10 <= step_of(folder) < 80  # the third epoch may have been told and not yet saved
     ended = together.run(2, folder, "pretrain", "isd")
     assert (ended.codes, "resuming after step" in ended.said) == ([0, 0], True), ended.said
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()

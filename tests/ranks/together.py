@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 240.0  # seconds after which a case hangs
+PATIENCE = 900.0  # seconds after which a case hangs; a machine may be shared
 
 
 @dataclass(frozen=True)
