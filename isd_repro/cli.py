@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
@@ -81,16 +82,22 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     params, layout = config.load(file)
     console = stderr()
     with ExitStack() as stack:
+        agreed: Callable[[bool], bool] = bool
         if launch.ranks() > 1:
+            from isd_repro.nn.ranks import anywhere
             from isd_repro.train.distributed import joined
 
             stack.enter_context(joined())
+            agreed = anywhere
             console.quiet = launch.rank() > 0
         stop = stack.enter_context(guard.stop_on_signal()) if stage == "pretrain" else None
         function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
         for name in names:
-            if stop is not None and stop():  # it came when the run before had nothing left to save
-                raise Preempted(f"{stop.reason}: stopped before {name}", "run the same command for the runs that are left")
+            if stop is not None and agreed(stop()):  # it came when the run before had nothing left to save
+                raise Preempted(
+                    f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
+                    "run the same command for the runs that are left",
+                )
             function(name, params, layout, console)
 
 

@@ -222,7 +222,9 @@ class _Work:
                 self._loop(progress, hooks)
             except Preempted as error:  # here, not where it ends: W&B's last upload may take longer than a scheduler waits
                 self._ask_for_resume(progress)
-                raise Preempted(f"{plan.name}: {stop.reason}: {error.message}", error.hint) from error
+                raise Preempted(
+                    f"{plan.name}: {stop.reason or 'a signal to another rank'}: {error.message}", error.hint
+                ) from error
             except (checks.Diverged, ranks.RankLost) as error:
                 raise self._lost_at(error) from error
 
