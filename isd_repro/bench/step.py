@@ -86,7 +86,7 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
         def floor() -> dict[str, float]:
             rate = turns.multiply_rate(2 * sizes.batch, 512, 1024, device)
             flop = _flop(sizes, device)
-            return {"GFLOP/s": rate / 1e9, "GFLOP": flop / 1e9, "s": flop / rate}
+            return {"GFLOP/s": rate / 1e9, "GFLOP": flop / 1e9, "s a step at that rate": flop / rate}
 
         works = {arm: (lambda run=run: run(None)) for arm, run in arms.items()}
         return turns.compare("step", sizes, works, floor=floor, check=check, say=say)
