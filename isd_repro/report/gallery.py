@@ -81,7 +81,7 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
 
 
 def shown(facts: Facts) -> dict[str, float]:
-    """The same in numbers: shares, 0 to 1."""
+    """The same in numbers, in percent."""
     found = facts["clusters"]
     return {"clusters/purity": found["purity"], "clusters/purity_of_shuffled_labels": found["purity_of_shuffled_labels"]}
 
