@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from isd_repro import __version__
 from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
-from isd_repro.train import guard
+from isd_repro.train import guard, launch
 
 app = typer.Typer(
     name="isd-repro",
@@ -71,17 +72,32 @@ def _root(
 
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
-    """Run one stage for each name, in one process."""
+    """Run one stage for each name, in one process or as one of several ranks."""
+    code = launch.start(stage, sys.argv[1:])
+    if code is not None:
+        raise typer.Exit(code)
     from isd_repro import artifacts, config
 
     artifacts.remember_code()
     params, layout = config.load(file)
     console = stderr()
-    with guard.stop_on_signal() if stage == "pretrain" else nullcontext() as stop:
+    with ExitStack() as stack:
+        agreed: Callable[[bool], bool] = bool
+        if launch.ranks() > 1:
+            from isd_repro.nn.ranks import anywhere
+            from isd_repro.train.distributed import joined
+
+            stack.enter_context(joined())
+            agreed = anywhere
+            console.quiet = launch.rank() > 0
+        stop = stack.enter_context(guard.stop_on_signal()) if stage == "pretrain" else None
         function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
         for name in names:
-            if stop is not None and stop():  # it came when the run before had nothing left to save
-                raise Preempted(f"{stop.reason}: stopped before {name}", "run the same command for the runs that are left")
+            if stop is not None and agreed(stop()):  # it came when the run before had nothing left to save
+                raise Preempted(
+                    f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
+                    "run the same command for the runs that are left",
+                )
             function(name, params, layout, console)
 
 
@@ -160,7 +176,10 @@ def verify(
     params: ParamsFile = DEFAULT,
     run: Annotated[list[str] | None, typer.Option(help="Numbers of this run alone; may be given again.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Records and rendered files alone: no images, no encoder.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="Train the linear heads again, too; says first how long.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Train the classifiers again, too: linear, few labels, transfer; says how long.")
+    ] = False,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Evaluate the encoders kept during training, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
@@ -169,7 +188,7 @@ def verify(
     from isd_repro.stages.verify import verify as walk
 
     loaded, layout = config.load(params)
-    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, as_json=as_json)
+    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
     walk(loaded, layout, asked, stderr())
 
 
@@ -267,7 +286,16 @@ for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, 
 
 def main() -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    try:
+        _main()
+    except SystemExit as end:
+        launch.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
+        raise
+
+
+def _main() -> None:
     guard.follow_dvc()
+    launch.follow()
     out = sys.stdout
     try:
         try:
@@ -283,7 +311,8 @@ def main() -> None:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
         raise
     except UserError as error:
-        _say(error.message, error.hint)
+        if not (launch.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
+            _say(error.message, error.hint)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         _drop(out)
@@ -302,6 +331,8 @@ def main() -> None:
 
 
 def _say(message: str, hint: str) -> None:
+    if launch.rank() > 0:
+        message = f"rank {launch.rank()} of {launch.ranks()}: {message}"
     typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
     if hint:
         typer.secho(f"hint: {printable(hint)}", err=True)

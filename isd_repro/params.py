@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from isd_repro.fields import Count as Count
 from isd_repro.fields import Frozen as Frozen
@@ -102,6 +102,12 @@ class Store(Frozen):
     size: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
+
+    @model_serializer(mode="wrap")
+    def _without_absent_jpeg(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests and fingerprints of stores of pixels are those from before there were others."""
+        return {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
 
     @model_validator(mode="after")
     def _size_goes_with_resize(self) -> Store:
@@ -235,6 +241,8 @@ class Numerics(Frozen):
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
     precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast on CUDA
+    # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
+    engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
 
 
 class Run(Frozen):
@@ -257,6 +265,7 @@ class Efficiency(Frozen):
 
     log_every: Count = 10  # steps between two reads of the loss
     checkpoint_every: Count = 1  # epochs between two resume points
+    workers: Count | None = None  # threads that decode JPEGs of a store; none means one for each core of this process
     snapshot_every: Natural = 0  # epochs between two encoders kept for the `trajectory` stage; 0 keeps none
 
 

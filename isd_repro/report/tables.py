@@ -7,6 +7,7 @@ one kind of subset become the paper's pivot, see `pivot`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -47,10 +48,12 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
 
 
 def head(metric: str) -> str:
-    """A metric as a column head: `linear-last` is `linear, last epoch`."""
+    """A metric as a column head: `linear-last` is `linear, last epoch`, `few-10pct-best` `10 % of labels, best epoch`."""
     base = metric.removesuffix("-top5")
+    if few := re.fullmatch(r"few-(.+)pct-(last|best)", base):
+        base = f"{few[1]} % of labels, {few[2]} epoch"
     words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
-    return words.get(base, base) + (", top-5" if metric != base else "")
+    return words.get(base, base) + (", top-5" if metric.endswith("-top5") else "")
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
@@ -194,3 +197,9 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
         if part == "linear" and any(key[1] == "linear-best" for run in found if run.linear for key in run.linear.scores):
             sentences.append("The best linear epoch is chosen on the queries that it is scored on, so it is optimistic.")
     return sentences
+
+
+def with_n(head: str, ours: Sequence[Cell]) -> str:
+    """A head with the number of queries behind our numbers, where there are any and all have the same."""
+    sizes = {cell.n for cell in ours if cell.n is not None}
+    return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head

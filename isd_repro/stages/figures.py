@@ -33,6 +33,7 @@ from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encod
 from isd_repro.evals.extract import Features, features, load_features
 from isd_repro.evals.single_thread import scikit_learn
 from isd_repro.params import Frozen, Params
+from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
@@ -106,7 +107,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         pass  # said before minutes of work
     gallery.ready()
     run = _open(name, params, layout, asked)
-    facts = {
+    facts: dict[str, Any] = {
         "format": 1,
         "kind": "figures",
         "profile": params.profile,
@@ -133,6 +134,11 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
+    identity = names.digest(facts["files"])
+    with open_stage("figures", name, params, layout, identity=identity, config=gallery.config(facts)) as tracker:
+        tracker.log({"epoch": params.runs[name].optim.epochs, **gallery.shown(facts)})
+        for key, rows, caption in gallery.sheets(facts):
+            tracker.log_image(key, thumbnails.grid(run.prepared.store, rows), caption)
     for line in gallery.lines(facts):
         console.print(f"{name} {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)

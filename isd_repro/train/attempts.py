@@ -35,12 +35,12 @@ class _Line(Frozen):
 class Attempts:
     """Those before this process, and this one."""
 
-    def __init__(self, path: Path, progress: Progress, device: torch.device) -> None:
-        """Raises `DataError` where the file has a line that is none of ours."""
+    def __init__(self, path: Path, progress: Progress, device: torch.device, kernels: str = "") -> None:
+        """`kernels` is told beside the device; `DataError` where the file has a line that is none of ours."""
         self._path, self._progress = path, progress
         self._before = read(path)
         self._began = time.monotonic()
-        self._start = _Line(event="start", step=progress.step, started=_now(), device=_name(device))
+        self._start = _Line(event="start", step=progress.step, started=_now(), device=_name(device) + kernels)
         if path.is_file():  # a kill may have cut the last line short
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._write(self._start)
@@ -66,9 +66,9 @@ class Attempts:
 
 
 @contextmanager
-def recorded(path: Path, progress: Progress, device: torch.device) -> Iterator[Attempts]:
+def recorded(path: Path, progress: Progress, device: torch.device, kernels: str = "") -> Iterator[Attempts]:
     """Within the block this process is the run's newest attempt; how the block ends is how the attempt ends."""
-    attempts = Attempts(path, progress, device)
+    attempts = Attempts(path, progress, device, kernels)
     try:
         yield attempts
     except BaseException as error:

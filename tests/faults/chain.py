@@ -105,14 +105,13 @@ def logs(folder: Path) -> set[str]:
 
 
 def meaning(found: dict[str, bytes]) -> dict[str, Any]:
-    """Files without what differs from one run to the next: time, machine, speed."""
+    """Files without what differs from one run to the next: time, machine, speed, the process's highest memory."""
     plain: dict[str, Any] = {}
     for name, content in found.items():
         if "/records/" in name:
             plain[name] = {key: value for key, value in json.loads(content).items() if key not in WHEN}
         elif name.endswith("metrics.jsonl"):
-            rows = [json.loads(line) for line in content.decode().splitlines()]
-            plain[name] = [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+            plain[name] = [world.plain(json.loads(line)) for line in content.decode().splitlines()]
         else:
             plain[name] = content
     return plain
