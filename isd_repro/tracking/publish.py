@@ -57,7 +57,8 @@ def mode_of(tracking: Tracking) -> Attempt:
         raise UserError("wandb is not installed", "install the extra `tracking` of isd-repro")
     mode = session.wanted_mode("auto" if tracking.wandb == "off" else tracking.wandb)
     if mode == "off":
-        raise UserError(f"WANDB_MODE={os.environ.get('WANDB_MODE')} switches W&B off", "unset it, or set it to offline")
+        name = "WANDB_DISABLED" if os.environ.get("WANDB_DISABLED") else "WANDB_MODE"
+        raise UserError(f"{name}={os.environ.get(name)} switches W&B off", "unset it, or set WANDB_MODE to offline")
     if mode == "offline":
         return "offline"
     if not session.has_key():

@@ -34,6 +34,8 @@ _ENVIRONMENT: Mapping[str, Mode] = {
 
 def wanted_mode(parameter: Mode) -> Mode:
     """What `WANDB_MODE` and the parameter together ask for; an unknown `WANDB_MODE` is reported once and means off."""
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in {"1", "true", "yes"}:
+        return "off"  # older than WANDB_MODE; W&B does not heed it where a mode is given
     environment = os.environ.get("WANDB_MODE", "").strip().lower()
     if parameter == "off" or not environment:
         return parameter
