@@ -1,4 +1,4 @@
-"""Files and locks where the system does not play along: other users, restless file systems, disks without names."""
+"""Files and locks where the system does not play along: other users, restless file systems, a disk that fills within a line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 
 from isd_repro import files
 from isd_repro.errors import UserError
+from isd_repro.train import attempts
+from isd_repro.train.checkpoint import Progress
 from tests.faults import chain
 from tests.faults.test_full_disk import DISK, files_up_to, own, sound
 
@@ -40,6 +43,19 @@ def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
     with files_up_to(10), pytest.raises(OSError, match=r"record\.json"):
         files.write_atomic(tmp_path / "record.json", b"content" * 10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_line_of_an_attempt_is_taken_back(tmp_path: Path) -> None:
+    """A disk that fills within a line takes half of it without a word; the next line must not follow it."""
+    path = tmp_path / "attempts.jsonl"
+    log = attempts.Attempts(path, Progress(), torch.device("cpu"))
+    log.saved()
+    whole = path.read_bytes()
+    with files_up_to(len(whole) + 10), pytest.raises(OSError, match=r"attempts\.jsonl"):
+        log.saved()
+    assert path.read_bytes() == whole
+    log.end("failed")
+    assert [attempt.outcome for attempt in attempts.read(path)] == ["failed"]
 
 
 @pytest.mark.parametrize("stage", chain.STAGES)
