@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Never
 
 import typer
 
-from isd_repro import __version__
+from isd_repro import __version__, streams
 from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
 from isd_repro.train import guard, launch
@@ -55,6 +54,7 @@ class Statistics(StrEnum):
     student = "student"
 
 
+_TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new thread"  # as libraries say it
 STAGES, RESULTS = "Stages, in the order of the pipeline", "Results"
 
 
@@ -286,6 +286,7 @@ for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, 
 
 def main() -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    streams.careful()
     try:
         _main()
     except SystemExit as end:
@@ -294,40 +295,43 @@ def main() -> None:
 
 
 def _main() -> None:
-    guard.follow_dvc()
-    launch.follow()
-    out = sys.stdout
     try:
-        try:
-            with guard.interrupt_on_signal():
-                app()
-        finally:
-            out.flush()  # here, where a reader that has gone (`show | head -1`) can be met
-    except SystemExit as end:  # typer and rich end so, with 1, when the reader has gone; to us that is no failure
-        if isinstance(end.__context__, BrokenPipeError):
-            _drop(out)
-            sys.exit(0)
+        guard.follow_dvc()
+        launch.follow()
+        with guard.interrupt_on_signal():
+            app()
+    except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
-        raise
+        _leave(end.code)
     except UserError as error:
         if not (launch.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
             _say(error.message, error.hint)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        _drop(out)
-        sys.exit(0)
+        _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"{where}{error.strerror or error}", "look at free space and permissions; nothing half-written is left")
-        sys.exit(EXIT_FAILURE)
+        _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate|not enough memory", str(error)):
+        if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):
             raise
         _say(f"not enough memory: {(str(error).splitlines() or [''])[0]}", "smaller sizes need less; see docs/reliability.md")
-        sys.exit(EXIT_FAILURE)
+        _leave(EXIT_FAILURE)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED)
+    _leave(0)
+
+
+def _leave(code: str | int | None) -> Never:
+    """End with an exit code, once what was printed has arrived; a result that cannot be written is a failure."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        streams.drop(1)  # or Python would try again, and end with a code of its own
+        if not code:
+            _say(f"standard output: {error.strerror}", "look at free space; files that were written are whole")
+        code = code or EXIT_FAILURE
+    sys.exit(code)
 
 
 def _say(message: str, hint: str) -> None:
@@ -336,8 +340,3 @@ def _say(message: str, hint: str) -> None:
     typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
     if hint:
         typer.secho(f"hint: {printable(hint)}", err=True)
-
-
-def _drop(out: TextIO) -> None:
-    """What is left in the buffer goes nowhere, or Python would complain of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts, methods
 from isd_repro.artifacts import sha256_file, write_atomic
-from isd_repro.config import Layout, find_run
+from isd_repro.config import Layout, find_run, snapshots_in
 from isd_repro.data import thumbnails
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
@@ -37,7 +36,6 @@ from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
-_SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,8 @@ def _tsne(run: _Run, folder: Path) -> dict[str, Any]:
     split = run.prepared.split("query")
     chosen = tsne.choose(split.label, run.draws("t-SNE"))
     label = split.label[chosen]
-    panels = [_panel(run, label, _snapshot(path, run, split.index[chosen]), path, epoch) for epoch, path in _snapshots(folder)]
+    kept = snapshots_in(folder).items()
+    panels = [_panel(run, label, _snapshot(path, run, split.index[chosen]), path, epoch) for epoch, path in kept]
     panels.append(_panel(run, label, run.features.query[run.main][chosen], run.path, None))
     shown = sorted(set(label.tolist()))
     return {
@@ -285,12 +284,6 @@ def _panel(run: _Run, label: Tensor, rows: Tensor, path: Path, epoch: int | None
         "neighbours": drawn.neighbours,
         "points": [[round(value, 3) for value in point] for point in drawn.points.double().tolist()],
     }
-
-
-def _snapshots(folder: Path) -> list[tuple[int, Path]]:
-    """Encoder files of epochs, by epoch; none where the folder is absent. Other files there are left alone."""
-    named = [(_SNAPSHOT.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:

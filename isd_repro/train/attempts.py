@@ -5,6 +5,7 @@ A process writes a line when it starts, one at each resume point and one at its 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -61,8 +62,12 @@ class Attempts:
         return _Line(event=event, step=self._progress.step, seconds=round(time.monotonic() - self._began, 3))
 
     def _write(self, line: _Line) -> None:
+        content = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
-            file.write(line.model_dump_json(exclude_defaults=True).encode() + b"\n")
+            size = file.tell()
+            if file.write(content) != len(content):  # the disk is full; the next line must not follow half of this one
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 @contextmanager

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS: tuple[signal.Signals, ...] = (  # the last two: warnings of other schedulers, and of a limit on CPU time
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 INSIST = 1.0  # seconds after which the same signal again is meant; `timeout` and schedulers send one twice at once
 
 

@@ -110,9 +110,9 @@ def wait_for_epochs(folder: Path, count: int, running: subprocess.Popen[bytes]) 
 
 
 @contextmanager
-def repro(folder: Path, environment: dict[str, str], target: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`dvc repro` in a group of its own, killed where the test fails."""
-    start = ["dvc", "repro", target]
+def repro(folder: Path, environment: dict[str, str], target: str, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`dvc repro` in a group of its own, behind words of a shell, killed where the test fails."""
+    start = ["sh", "-c", f"{before} exec dvc repro {target}"]
     with (
         (folder / "log").open("ab") as log,
         subprocess.Popen(start, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True) as running,
@@ -165,10 +165,15 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
         os.kill(below(running.pid)[0], signal.SIGTERM)
         assert running.wait() == 255
     wait_for_its_end(state)
+    with repro(folder, environment, "pretrain@isd", "trap '' USR1;") as running:  # as docs/reliability.md tells a scheduler
+        wait_for_epochs(folder, 48, running)
+        os.killpg(running.pid, signal.SIGUSR1)
+        assert running.wait() == 255
+    assert (state / "resume-me").is_file(), "DVC has not waited for its stage"
     assert "resuming after step" in repro_again(folder, environment, "pretrain@isd")
     assert [path.name for path in (folder / ".state").iterdir()] == ["verified"]  # what was hashed stays known
     record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
-    assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "finished"]
+    assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "stopped", "finished"]
     encoder = world.outputs(folder)["encoder"].read_bytes()
     shutil.rmtree(folder / "runs")
     world.train(folder)
