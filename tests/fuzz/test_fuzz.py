@@ -31,6 +31,7 @@ NAMES = (
 )  # fmt: skip
 LONG = {"params", "manifest.json", "images.tsv", "encoder", "our checkpoint", "torch checkpoint", "legacy checkpoint"}
 SECONDS = float(os.environ.get("ISD_FUZZ_SECONDS", "20"))
+SEED = os.environ.get("ISD_FUZZ_SEED", "0")  # read here: the tests themselves run without such variables
 HANG = 30  # seconds of one input; a valid one takes a hundredth
 GROWTH = 400 * 1024  # KiB that thousands of inputs of some kilobytes may add to the highest memory
 NORMAL, LEAST = 40, 100
@@ -59,7 +60,7 @@ def fuzz(target: Target, name: str, *, least: int, most: int, seconds: float) ->
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tried = refused = 0
     end = time.monotonic() + seconds
-    for content in mutations(whole, random.Random(f"{name} {os.environ.get('ISD_FUZZ_SEED', '0')}")):
+    for content in mutations(whole, random.Random(f"{name} {SEED}")):
         if tried == most or (tried >= least and time.monotonic() > end):
             break
         with alarm():
