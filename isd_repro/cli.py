@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Never
 
 import typer
 
-from isd_repro import __version__
+from isd_repro import __version__, streams
 from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
-from isd_repro.train import guard
+from isd_repro.train import guard, launch
 
 app = typer.Typer(
     name="isd-repro",
@@ -54,6 +54,7 @@ class Statistics(StrEnum):
     student = "student"
 
 
+_TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new thread"  # as libraries say it
 STAGES, RESULTS = "Stages, in the order of the pipeline", "Results"
 
 
@@ -71,17 +72,32 @@ def _root(
 
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
-    """Run one stage for each name, in one process."""
+    """Run one stage for each name, in one process or as one of several ranks."""
+    code = launch.start(stage, sys.argv[1:])
+    if code is not None:
+        raise typer.Exit(code)
     from isd_repro import artifacts, config
 
     artifacts.remember_code()
     params, layout = config.load(file)
     console = stderr()
-    with guard.stop_on_signal() if stage == "pretrain" else nullcontext() as stop:
+    with ExitStack() as stack:
+        agreed: Callable[[bool], bool] = bool
+        if launch.ranks() > 1:
+            from isd_repro.nn.ranks import anywhere
+            from isd_repro.train.distributed import joined
+
+            stack.enter_context(joined())
+            agreed = anywhere
+            console.quiet = launch.rank() > 0
+        stop = stack.enter_context(guard.stop_on_signal()) if stage == "pretrain" else None
         function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
         for name in names:
-            if stop is not None and stop():  # it came when the run before had nothing left to save
-                raise Preempted(f"{stop.reason}: stopped before {name}", "run the same command for the runs that are left")
+            if stop is not None and agreed(stop()):  # it came when the run before had nothing left to save
+                raise Preempted(
+                    f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
+                    "run the same command for the runs that are left",
+                )
             function(name, params, layout, console)
 
 
@@ -160,7 +176,10 @@ def verify(
     params: ParamsFile = DEFAULT,
     run: Annotated[list[str] | None, typer.Option(help="Numbers of this run alone; may be given again.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Records and rendered files alone: no images, no encoder.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="Train the linear heads again, too; says first how long.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Train the classifiers again, too: linear, few labels, transfer; says how long.")
+    ] = False,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Evaluate the encoders kept during training, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
@@ -169,7 +188,7 @@ def verify(
     from isd_repro.stages.verify import verify as walk
 
     loaded, layout = config.load(params)
-    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, as_json=as_json)
+    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
     walk(loaded, layout, asked, stderr())
 
 
@@ -267,46 +286,57 @@ for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, 
 
 def main() -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
-    guard.follow_dvc()
-    out = sys.stdout
+    streams.careful()
     try:
-        try:
-            with guard.interrupt_on_signal():
-                app()
-        finally:
-            out.flush()  # here, where a reader that has gone (`show | head -1`) can be met
-    except SystemExit as end:  # typer and rich end so, with 1, when the reader has gone; to us that is no failure
-        if isinstance(end.__context__, BrokenPipeError):
-            _drop(out)
-            sys.exit(0)
+        _main()
+    except SystemExit as end:
+        launch.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
+        raise
+
+
+def _main() -> None:
+    try:
+        guard.follow_dvc()
+        launch.follow()
+        with guard.interrupt_on_signal():
+            app()
+    except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
-        raise
+        _leave(end.code)
     except UserError as error:
-        _say(error.message, error.hint)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        _drop(out)
-        sys.exit(0)
+        if not (launch.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
+            _say(error.message, error.hint)
+        _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"{where}{error.strerror or error}", "look at free space and permissions; nothing half-written is left")
-        sys.exit(EXIT_FAILURE)
+        _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate|not enough memory", str(error)):
+        if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):
             raise
         _say(f"not enough memory: {(str(error).splitlines() or [''])[0]}", "smaller sizes need less; see docs/reliability.md")
-        sys.exit(EXIT_FAILURE)
+        _leave(EXIT_FAILURE)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED)
+    _leave(0)
+
+
+def _leave(code: str | int | None) -> Never:
+    """End with an exit code, once what was printed has arrived; a result that cannot be written is a failure."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        streams.drop(1)  # or Python would try again, and end with a code of its own
+        if not code:
+            _say(f"standard output: {error.strerror}", "look at free space; files that were written are whole")
+        code = code or EXIT_FAILURE
+    sys.exit(code)
 
 
 def _say(message: str, hint: str) -> None:
+    if launch.rank() > 0:
+        message = f"rank {launch.rank()} of {launch.ranks()}: {message}"
     typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
     if hint:
         typer.secho(f"hint: {printable(hint)}", err=True)
-
-
-def _drop(out: TextIO) -> None:
-    """What is left in the buffer goes nowhere, or Python would complain of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,12 @@ def state_root(usual: Path = Path()) -> Path:
 def snapshot_name(epoch: int) -> str:
     """File of the encoders after an epoch; names sort as epochs do."""
     return f"epoch-{epoch:05d}.safetensors"
+
+
+def snapshots_in(folder: Path) -> dict[int, Path]:
+    """Files of that kind by epoch, in order; none where the folder is absent. Other files there are left alone."""
+    named = [(re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("*")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def load(path: Path) -> tuple[Params, Layout]:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from isd_repro.errors import UserError
 
 _PARTIAL = ".partial"
+_TRIES = 100  # for a name that other processes remove as often; an end, where a file system never gives a file the same identity
 
 
 class Busy(UserError):
@@ -45,24 +46,28 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     _sweep_partials(path)
     file = _open_partial(path)
     name = Path(file.name)
-    with file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            name.chmod(0o644)
-            if keep is not None and path.exists():
-                path.replace(keep)
-            name.replace(path)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
+    try:
+        with file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                name.chmod(0o644)
+                if keep is not None and path.exists():
+                    path.replace(keep)
+                name.replace(path)
+            except BaseException:
+                name.unlink(missing_ok=True)
+                raise
+    except OSError as error:  # a write that fails does not say where; closing the file fails once more
+        error.filename = error.filename or str(path)
+        raise
     _sync_folder(path.parent)
 
 
 def _open_partial(path: Path) -> IO[bytes]:
     """A locked file beside `path`; without the lock it would be taken for a leftover."""
-    while True:
+    for _ in range(_TRIES):
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL, delete=False)  # noqa: SIM115
         try:
             _lock(file)
@@ -74,6 +79,13 @@ def _open_partial(path: Path) -> IO[bytes]:
         if _is_at(file, Path(file.name)):
             return file
         file.close()
+        Path(file.name).unlink(missing_ok=True)
+    raise _restless(path)
+
+
+def _restless(path: Path) -> UserError:
+    hint = "the file system gives one file several identities, or loses it; use another"
+    return UserError(f"{path}: cannot be locked: what is opened is not what has the name, {_TRIES} times", hint)
 
 
 def _sweep_partials(path: Path) -> None:
@@ -108,8 +120,9 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
 
     Raises:
         Busy: another process holds it.
+        UserError: the file system does not keep a file's identity.
     """
-    while True:
+    for _ in range(_TRIES):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("a+")
@@ -133,6 +146,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
                 if _is_at(file, path):
                     path.unlink()
             return
+    raise _restless(path)
 
 
 @contextmanager
@@ -152,7 +166,7 @@ def sweep(parent: Path, prefix: str) -> None:
         return
     names = {path.name.removesuffix(".lock") for path in parent.iterdir() if path.name.startswith(prefix)}
     for name in sorted(names):
-        with suppress(Busy), exclusive(_lock_of(parent / name), name):
+        with suppress(UserError, OSError), exclusive(_lock_of(parent / name), name):  # what another user left is theirs
             shutil.rmtree(parent / name, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from isd_repro.fields import Count as Count
 from isd_repro.fields import Frozen as Frozen
@@ -71,6 +71,19 @@ class Unbalanced(Frozen):
     seed: Natural = 0
 
 
+class Halves(Frozen):
+    """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
+
+    name: Literal["halves"]
+    tuning: Count  # classes set aside, drawn once by the seed
+    part: Literal["tuning", "first", "second"]
+    halving: Natural = 0  # which of the random halvings; `tuning` knows none
+    large: Count
+    large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
+    rare_images: Count
+    seed: Natural = 0
+
+
 class ListFile(Frozen):
     """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
 
@@ -79,7 +92,7 @@ class ListFile(Frozen):
     root_env: Words = "ISD_LISTS_ROOT"
 
 
-Rule = Annotated[AllClasses | Balanced | Unbalanced | ListFile, Field(discriminator="name")]
+Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(discriminator="name")]
 
 
 class Store(Frozen):
@@ -89,6 +102,12 @@ class Store(Frozen):
     size: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
+
+    @model_serializer(mode="wrap")
+    def _without_absent_jpeg(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests and fingerprints of stores of pixels are those from before there were others."""
+        return {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
 
     @model_validator(mode="after")
     def _size_goes_with_resize(self) -> Store:
@@ -222,6 +241,8 @@ class Numerics(Frozen):
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
     precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast on CUDA
+    # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
+    engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
 
 
 class Run(Frozen):
@@ -244,6 +265,7 @@ class Efficiency(Frozen):
 
     log_every: Count = 10  # steps between two reads of the loss
     checkpoint_every: Count = 1  # epochs between two resume points
+    workers: Count | None = None  # threads that decode JPEGs of a store; none means one for each core of this process
     snapshot_every: Natural = 0  # epochs between two encoders kept for the `trajectory` stage; 0 keeps none
 
 

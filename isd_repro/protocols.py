@@ -9,19 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input, on the training device.
+    """One training step's input, on the training device: with W ranks, one rank's part of it.
+
+    The part of rank r are the B / W rows from r * B / W on: of the student's view, `index` and `label` as they stand, of the
+    teacher's view in the order of `shuffle`, in which it then need not be brought.
 
     Attributes:
         view_student: normalised float images, B x C x H x W.
         view_teacher: normalised float images of the same B sources, B x C x H x W.
         index: position of each image in the training split, int64, B.
         label: class of each image, int64, B; only `supervised` may read it.
-        shuffle: a permutation of range(B), int64; shuffle-BN passes the teacher view in this order.
+        shuffle: a permutation of range(B), int64, whole on every rank; shuffle-BN passes the teacher view in this order.
     """
 
     view_student: Tensor
@@ -46,10 +50,17 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may know of the data beside its batches: counts, never paths."""
+    """What a method may know of the run beside its batches: counts, never paths, and its arithmetic.
+
+    Attributes:
+        fast: `numerics.engine` is `fast`: the bank's loss by attention.
+        bank_dtype: of the bank's rows; float16 with `fast` and bf16 alone.
+    """
 
     classes: int
     batch_size: int
+    fast: bool = False
+    bank_dtype: torch.dtype = torch.float32
 
 
 class Backbone(nn.Module):

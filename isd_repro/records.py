@@ -24,6 +24,16 @@ class TransferEvaluation(EvaluationRecord):
     metric: Literal["top1", "mean-per-class"]
     mean_per_class: dict[str, float]  # percent
 
+    def row(self) -> dict[str, float]:
+        """The number that the field reports, in percent, by `<encoder>/<set>`."""
+        top1 = self.metric == "top1"
+        return {
+            f"{score.encoder}/{self.manifest.subset}": score.top1
+            if top1
+            else self.mean_per_class[f"{score.encoder}/{score.metric}"]
+            for score in self.scores
+        }
+
 
 class TransferRecord(Frozen):
     """All target data sets of one run; `manifest` is of the images that the encoder was trained on."""

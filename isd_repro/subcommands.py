@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from isd_repro.bench.tracking import Arm
+    from isd_repro.bench.turns import Comparison
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
 DEFAULT = Path("params.yaml")
+Threads = Annotated[int, typer.Option(help="Of all arms.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
 wandb = typer.Typer(help="Weights & Biases for reviewers.", no_args_is_help=True)
-data = typer.Typer(help="Lists of unbalanced subsets.", no_args_is_help=True)
+data = typer.Typer(help="Packs of images, and lists of unbalanced subsets.", no_args_is_help=True)
 paper = typer.Typer(help="The published numbers: what they say and whether they add up.", no_args_is_help=True)
 checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
 
@@ -52,10 +55,30 @@ def bench_knn(
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
 
 
+@bench.command(name="loader")
+def bench_loader(
+    images: Annotated[int, typer.Option(help="Images that are made and read.")] = 256,
+    batch: Annotated[int, typer.Option(help="Images of a batch.")] = 64,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 7,
+    threads: Annotated[int, typer.Option(help="That decode.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The loader against a plain PIL ImageFolder pipeline, in turns within one process."""
+    import json
+
+    from isd_repro.bench import loader as measure
+
+    def say(turn: int, cpu: dict[measure.Arm, float]) -> None:
+        typer.echo(f"turn {turn + 1}: " + ", ".join(f"{arm} {1000 * value:.2f} ms" for arm, value in cpu.items()), err=True)
+
+    result = measure.bench(measure.Sizes(images=images, batch=batch, repeats=n, threads=threads), say)
+    typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
 @bench.command(name="tracking")
 def bench_tracking(
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 9,
-    steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 80,
     epochs: Annotated[int, typer.Option(help="Epochs of a turn.")] = 2,
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -72,6 +95,101 @@ def bench_tracking(
 
     result = measure.bench(sizes, say)
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
+
+
+@data.command(name="pack")
+def data_pack(
+    subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
+    params: ParamsFile = DEFAULT,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That decode and encode; default: one for each core. They change no byte.")
+    ] = None,
+) -> None:
+    """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it goes on where it was."""
+    from isd_repro import artifacts, config
+    from isd_repro.stages.prepare import pack
+
+    artifacts.remember_code()
+    loaded, layout = config.load(params)
+    console = stderr()
+    for name in subsets:
+        pack(name, loaded, layout, console, processes)
+
+
+@bench.command(name="loss")
+def bench_loss(
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
+    bank: Annotated[int, typer.Option(help="Rows of the bank.")] = 128_000,
+    dim: Annotated[int, typer.Option(help="Numbers of each.")] = 128,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
+    threads: Threads = 1,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, too, in processes of their own.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """ISD's loss and gradient on a large bank, the plain formula and ours in turns."""
+    from isd_repro.bench import loss as measure
+
+    sizes = measure.Sizes(batch=batch, bank=bank, dim=dim, repeats=n, threads=threads)
+    _tell(measure.bench(sizes, memory=memory, say=_say), as_json=as_json)
+
+
+@bench.command(name="views")
+def bench_views(
+    batch: Annotated[int, typer.Option(help="Images.")] = 256,
+    side: Annotated[int, typer.Option(help="Of image and view, in pixels.")] = 32,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 7,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Both views of a batch, PIL images one at a time and ours as a batch, in turns."""
+    from isd_repro.bench import views as measure
+
+    _tell(measure.bench(measure.Sizes(batch=batch, side=side, repeats=n, threads=threads), say=_say), as_json=as_json)
+
+
+@bench.command(name="step")
+def bench_step(
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
+    side: Annotated[int, typer.Option(help="Of image and view, in pixels.")] = 32,
+    bank: Annotated[int, typer.Option(help="Rows of the bank.")] = 128_000,
+    arch: Annotated[str, typer.Option(help="resnet18, resnet50 or resnet-narrow.")] = "resnet18",
+    stem: Annotated[str, typer.Option(help="imagenet or small.")] = "imagenet",
+    width: Annotated[int, typer.Option(help="Of resnet-narrow.")] = 64,
+    steps: Annotated[int, typer.Option(help="Of a turn.")] = 2,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 3,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Whole ISD steps by the plain recipe and by both engines, in turns."""
+    from isd_repro.bench import step as measure
+
+    shape: dict[str, int | str] = {"batch": batch, "side": side, "bank": bank, "arch": arch, "stem": stem, "width": width}
+    sizes = measure.sizes_of(**shape, steps=steps, repeats=n, threads=threads)
+    _tell(measure.bench(sizes, say=_say), as_json=as_json)
+
+
+@bench.command(name="all")
+def bench_all(
+    names: Annotated[list[str] | None, typer.Argument(help="Comparisons by the names of their files; none means all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the JSON files.")] = Path("reports/bench"),
+    n: Annotated[int, typer.Option("--n", min=1, help="Turns of each.")] = 5,
+) -> None:
+    """Every comparison at the sizes of docs/performance.md, one JSON file each."""
+    from isd_repro.bench import every
+
+    every.bench(out, n, tuple(names or ()), _say)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _tell(result: Comparison, *, as_json: bool) -> None:
+    import json
+
+    from isd_repro.bench import turns
+
+    typer.echo(json.dumps(result.as_json(), indent=1, allow_nan=False) if as_json else "\n".join(turns.lines(result)))
 
 
 @data.command(name="audit")

@@ -10,7 +10,8 @@ Shapes: B batch, C channels, H W padded source size, S side of the view, T blur 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
@@ -19,11 +20,23 @@ from isd_repro.params import Blur, Jitter, View
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default ratio range
 _ATTEMPTS = 10
+_LINE = 16  # floats in 64 bytes
 _GRAY = (0.2989, 0.587, 0.114)
 
 
+class _Rows:
+    """Mixin of what is drawn for a batch: every field has one row an image, or is such a thing itself, or is missing."""
+
+    def at(self, rows: Tensor) -> Self:
+        """What was drawn for these images alone."""
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return type(self)(
+            *(None if value is None else value.at(rows) if isinstance(value, _Rows) else value[rows] for value in values)
+        )
+
+
 @dataclass(frozen=True)
-class Crop:
+class Crop(_Rows):
     """Windows of a batch in source pixels, each a float tensor of B values."""
 
     top: Tensor
@@ -31,6 +44,33 @@ class Crop:
     height: Tensor
     width: Tensor
     flip: Tensor  # bool, B
+
+
+@dataclass(frozen=True)
+class Colours(_Rows):
+    """What `jitter` does."""
+
+    chosen: Tensor  # bool, B
+    order: Tensor  # int64, B x 4: the operations, first to last
+    factor: Tensor  # B x 4, by operation
+
+
+@dataclass(frozen=True)
+class Softness(_Rows):
+    """What `blur` does."""
+
+    chosen: Tensor  # bool, B
+    sigma: Tensor  # pixels, B
+
+
+@dataclass(frozen=True)
+class Drawn(_Rows):
+    """Everything random of one view of a batch; None where the law has no such part."""
+
+    crop: Crop
+    colours: Colours | None
+    gray: Tensor | None  # bool, B
+    softness: Softness | None
 
 
 def view(pixels: Tensor, sizes: Tensor, law: View, size: int, generator: Generator) -> Tensor:
@@ -46,15 +86,27 @@ def view(pixels: Tensor, sizes: Tensor, law: View, size: int, generator: Generat
     Returns:
         Float32 in 0..1, B x C x size x size, on the device of `pixels`.
     """
+    return apply(pixels, draw(sizes, law, generator), law, size)
+
+
+def draw(sizes: Tensor, law: View, generator: Generator) -> Drawn:
+    """Draw a view of a batch (sizes: int64, B x 2); what one image gets depends on its place and on its own size alone."""
+    count = len(sizes)
     crop = draw_crop(sizes.cpu(), law, generator)
-    images = resample(pixels, crop, size)
-    if law.jitter is not None:
-        images = jitter(images, law.jitter, generator)
-    if law.grayscale > 0:
-        chosen = torch.rand(len(images), generator=generator) < law.grayscale
-        images = torch.where(chosen.to(images.device)[:, None, None, None], _luma(images).expand_as(images), images)
-    if law.blur is not None:
-        images = blur(images, law.blur, generator)
+    colours = None if law.jitter is None else _draw_colours(count, law.jitter, generator)
+    gray = torch.rand(count, generator=generator) < law.grayscale if law.grayscale > 0 else None
+    return Drawn(crop, colours, gray, None if law.blur is None else _draw_softness(count, law.blur, generator))
+
+
+def apply(pixels: Tensor, drawn: Drawn, law: View, size: int) -> Tensor:
+    """Make a view of images as it was drawn for them; types and shapes as `view`."""
+    images = resample(pixels, drawn.crop, size)
+    if drawn.colours is not None:
+        images = _recolour(images, drawn.colours)
+    if drawn.gray is not None:
+        images = torch.where(drawn.gray.to(images.device)[:, None, None, None], _luma(images).expand_as(images), images)
+    if drawn.softness is not None and law.blur is not None:
+        images = _soften(images, drawn.softness, law.blur)
     return images
 
 
@@ -88,9 +140,22 @@ def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
     device = pixels.device
     rows_BSH = _triangle(crop.top, crop.height, size, height, torch.zeros_like(crop.flip)).to(device)
     cols_BSW = _triangle(crop.left, crop.width, size, width, crop.flip).to(device)
-    images = pixels.float().div_(255).reshape(count, channels * height, width)
-    images = torch.bmm(images, cols_BSW.transpose(1, 2)).view(count, channels, height, size)
-    return torch.matmul(rows_BSH[:, None], images)
+    images = _aligned(pixels.float().div_(255).reshape(count, channels * height, width))
+    images = torch.bmm(images, _aligned(cols_BSW).transpose(1, 2)).view(count * channels, height, size)
+    rows = rows_BSH.repeat_interleave(channels, 0) if channels > 1 else rows_BSH
+    return torch.bmm(_aligned(rows), _aligned(images)).view(count, channels, size, size)
+
+
+def _aligned(matrices: Tensor) -> Tensor:
+    """The same float matrices, each beginning at a multiple of 64 bytes: where one lies otherwise, BLAS may round otherwise.
+
+    With that, an image's view does not depend on its place in the batch. Where sides are multiples of 16 nothing is copied.
+    """
+    size = matrices[0].numel()
+    if size % _LINE == 0:
+        return matrices
+    room = matrices.new_empty(len(matrices), size + -size % _LINE)[:, :size].view(matrices.shape)
+    return room.copy_(matrices)
 
 
 def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tensor:
@@ -122,34 +187,51 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def jitter(images: Tensor, law: Jitter, generator: Generator) -> Tensor:
     """ColorJitter's law: the four operations in an order drawn for each image, on a share `law.p` of the images."""
-    count = len(images)
+    return _recolour(images, _draw_colours(len(images), law, generator))
+
+
+def _draw_colours(count: int, law: Jitter, generator: Generator) -> Colours:
     chosen = torch.rand(count, generator=generator) < law.p
     order = torch.rand(count, 4, generator=generator).argsort(dim=1)
     spread = torch.tensor([law.brightness, law.contrast, law.saturation, law.hue])
     centre_of = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    factor = centre_of + spread * (2 * torch.rand(count, 4, generator=generator) - 1)
+    return Colours(chosen, order, centre_of + spread * (2 * torch.rand(count, 4, generator=generator) - 1))
+
+
+def _recolour(images: Tensor, drawn: Colours) -> Tensor:
     images = images.clone()
     for position in range(4):
-        for operation, apply in enumerate((_brightness, _contrast, _saturation, _hue)):
-            at = torch.nonzero(chosen & (order[:, position] == operation)).flatten()
+        for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+            at = torch.nonzero(drawn.chosen & (drawn.order[:, position] == operation)).flatten()
             if len(at):
-                strength = factor[at, operation].to(images.device)[:, None, None, None]
+                strength = drawn.factor[at, operation].to(images.device)[:, None, None, None]
                 rows = at.to(images.device)
-                images[rows] = apply(images[rows], strength)
+                images[rows] = change(images[rows], strength)
     return images
 
 
 def blur(images: Tensor, law: Blur, generator: Generator) -> Tensor:
     """Gaussian blur of a share `law.p` of the images, reflected at the border, cut at three sigma_max."""
-    count, _, _, size = images.shape
-    chosen = torch.nonzero(torch.rand(count, generator=generator) < law.p).flatten()
-    sigma = law.sigma_min + (law.sigma_max - law.sigma_min) * torch.rand(count, generator=generator)
+    return _soften(images, _draw_softness(len(images), law, generator), law)
+
+
+def _draw_softness(count: int, law: Blur, generator: Generator) -> Softness:
+    chosen = torch.rand(count, generator=generator) < law.p
+    return Softness(chosen, law.sigma_min + (law.sigma_max - law.sigma_min) * torch.rand(count, generator=generator))
+
+
+def _soften(images: Tensor, drawn: Softness, law: Blur) -> Tensor:
+    chosen, size = torch.nonzero(drawn.chosen).flatten(), images.shape[3]
     if not len(chosen):
         return images
-    kernel_BSS = blur_matrix(sigma[chosen], size, radius_of(law.sigma_max, size)).to(images.device)
+    kernel_BSS = blur_matrix(drawn.sigma[chosen], size, radius_of(law.sigma_max, size)).to(images.device)
     rows = chosen.to(images.device)
     images = images.clone()
-    images[rows] = kernel_BSS[:, None] @ images[rows] @ kernel_BSS.transpose(1, 2)[:, None]
+    channels, right = images.shape[1], kernel_BSS.transpose(1, 2)
+    if channels > 1:
+        kernel_BSS, right = kernel_BSS.repeat_interleave(channels, 0), right.repeat_interleave(channels, 0)
+    blurred = torch.bmm(_aligned(kernel_BSS), _aligned(images[rows].flatten(0, 1)))
+    images[rows] = torch.bmm(_aligned(blurred), _aligned(right)).unflatten(0, (-1, channels))
     return images
 
 

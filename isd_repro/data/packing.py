@@ -1,36 +1,54 @@
-"""How a prepared subset is made: every image it uses is read once, hashed, decoded and packed.
+"""How a prepared subset is made: every image it uses is read once, hashed, decoded and packed. `prepare` and `data pack` do this.
 
-Everything is written under temporary names (`.partial_*`) beside the final ones and renamed when complete. A killed or failed
-`prepare` leaves nothing under a final name; running it again removes what was left and starts from the beginning.
+Everything is written under temporary names (`.partial*`) beside the final ones and renamed when complete; a killed or failed
+`prepare` leaves nothing under a final name. Running it again removes what was left and starts from the beginning, but for an
+external store, which may be hours of work: its journal says what it holds, and the work goes on from there. A finished one
+is used again where every image of the source still has the bytes that were packed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import secrets
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from isd_repro import files, params
-from isd_repro.data import manifests
+from isd_repro.data import crew, manifests, reuse
+from isd_repro.data.journal import Entry, Journal, entry_of
 from isd_repro.data.manifests import Image, Manifest, Positions
-from isd_repro.data.opening import UnreadableError
 from isd_repro.data.prepared import pack_root
 from isd_repro.data.sources import Listing, Located
-from isd_repro.data.store import StoreInfo, StoreWriter, convert
+from isd_repro.data.store import StoreInfo, StoreWriter, file_of
 from isd_repro.data.subsets import Selection
 from isd_repro.errors import DataError
 
 _SHOWN = 5  # names that a message lists
-_Packed = tuple[str, npt.NDArray[np.uint8]]  # sha256 and pixels
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is packed, by how many, and who is told."""
+
+    name: str
+    subset: params.Subset
+    listing: Listing
+    selection: Selection
+    used: list[int]  # positions in the listing, in manifest order
+    processes: int
+    say: Callable[[str], None]
+    advance: Callable[[int], None]
+
+    @property
+    def images(self) -> list[Located]:
+        """In manifest order."""
+        return [self.listing.images[at] for at in self.used]
 
 
 def build(
@@ -40,8 +58,9 @@ def build(
     listing: Listing,
     selection: Selection,
     *,
+    processes: int = 1,
     say: Callable[[str], None],
-    advance: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> Manifest:
     """Pack the images that a selection uses and write the subset's folder, replacing an older one.
 
@@ -51,26 +70,30 @@ def build(
         subset: its parameters.
         listing: the source, still open.
         selection: what the rule drew of it.
+        processes: how many decode and encode, where the source is a folder of files; it changes no byte.
         say: takes one plain line for the user.
-        advance: called after each image.
+        advance: called with a number of images that are done, or with a negative one: these have to be done again.
 
     Raises:
         DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
-        UserError: another process prepares this subset.
+        UserError: another process prepares this subset or packs these images.
     """
-    used = _used(listing.images, selection)
+    task = _Task(name, subset, listing, selection, _used(listing.images, selection), processes, say, advance)
     external = pack_root() if subset.store.external else None
     try:
         with ExitStack() as stack:
             lock = folder.with_name(f".lock_{name}")
             stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
             made = stack.enter_context(_partial(folder.parent, f".partial_{name}_"))
-            packed = made if external is None else stack.enter_context(_partial(external, ".partial_"))
-            manifest, info, dropped = _pack(packed, name, subset, listing, selection, used, advance)
-            _tell(folder, manifest, dropped, len(used), say)
+            if external is None:
+                place, (entries, info) = made, _pack(made, task, None)
+            else:
+                place, entries, info = _pack_outside(external, task, stack)
+            manifest, dropped = _manifest(task, entries)
+            _tell(folder, manifest, dropped, len(task.used), say)
             manifests.write(made, manifest, store=info, dropped=dropped)
             if external is not None:
-                _install(packed, external / info.key(manifest.sha256))
+                _install(place, external / info.key(manifest.sha256))
             _move(made, folder)
     except OSError as error:
         raise DataError(
@@ -96,42 +119,70 @@ def _used(images: Sequence[Located], selection: Selection) -> list[int]:
     return sorted(every.tolist(), key=lambda at: (images[at].split, images[at].cls, images[at].file))
 
 
-def _pack(
-    folder: Path,
-    name: str,
-    subset: params.Subset,
-    listing: Listing,
-    selection: Selection,
-    used: Sequence[int],
-    advance: Callable[[], None],
-) -> tuple[Manifest, StoreInfo, tuple[str, ...]]:
-    """Write the store into `folder`; also the manifest of what it holds and the names of what could not be read."""
+def _pack_outside(root: Path, task: _Task, stack: ExitStack) -> tuple[Path, list[Entry | None], StoreInfo]:
+    """A pack under the folder of packs, finished before or now, begun here or gone on with; and the folder it is in."""
+    images = task.images
+    key = _key(task)
+    unfinished = stack.enter_context(_unfinished(root, key))
+    found = reuse.find(root, key, task.subset.store, images, task.listing, say=task.say, advance=task.advance)
+    if found is not None:
+        return found
+    book = Journal(unfinished, key)
+    reader = crew.Reader(task.listing, task.subset.store)
+    for at, entry in enumerate(book.entries):
+        if entry is None and reader.one(images[at]) is not None:
+            book.cut(at)
+            task.say(f"{_name(images[at])} could not be read and now can: going back to it")
+            break
+    return unfinished, *_pack(unfinished, task, book)
 
-    def work(at: int) -> _Packed | None:
-        try:
-            payload = listing.fetch(listing.images[at])
-            return hashlib.sha256(payload).hexdigest(), convert(listing.decode(payload), subset.store)
-        except UnreadableError:
-            return None
 
+def _pack(folder: Path, task: _Task, book: Journal | None) -> tuple[list[Entry | None], StoreInfo]:
+    """Write the store into `folder`, going on from what its journal seals; what became of every image, in order."""
+    images, store = task.images, task.subset.store
+    done: list[Entry | None] = []
+    digest = None
+    if book is not None:
+        digest, damage = book.check(folder / file_of(store))
+        done += book.entries
+        if damage:
+            task.say(f"{damage}; doing it again from there")
+        if done:
+            task.say(f"going on after {len(done)} of {len(images)} images")
+    rows = [(entry.height, entry.width, entry.channels, entry.length) for entry in done if entry is not None]
+    with StoreWriter(folder, store, rows, digest) as writer:
+        if book is not None:
+            book.begin()
+        task.advance(len(done))
+        for image in crew.packed(images[len(done) :], task.listing, task.subset.source, store, task.processes):
+            entry = None if image is None else entry_of(image)
+            if image is not None:
+                writer.add(image.content, image.height, image.width, image.channels)
+            if book is not None:
+                book.note(entry, writer)
+            done.append(entry)
+            task.advance(1)
+        if book is not None:
+            book.seal(writer)
+        return done, writer.finish()
+
+
+def _manifest(task: _Task, entries: Sequence[Entry | None]) -> tuple[Manifest, tuple[str, ...]]:
+    """The manifest of what a store holds, and the names of what could not be read."""
     images: list[Image] = []
     place: dict[int, int] = {}
     dropped: list[str] = []
-    with StoreWriter(folder, subset.store) as writer:
-        for at, result in _in_order(work, used):
-            located = listing.images[at]
-            if result is None:
-                dropped.append(f"{located.split}/{located.cls}/{located.file}")
-            else:
-                place[at] = len(images)
-                images.append(Image(located.split, located.cls, located.file, result[0]))
-                writer.append(result[1])
-            advance()
-        _check_share(name, dropped, len(used), subset.corrupt_share)
-        info = writer.finish()
+    for at, located, entry in zip(task.used, task.images, entries, strict=True):
+        if entry is None:
+            dropped.append(_name(located))
+        else:
+            place[at] = len(images)
+            images.append(Image(located.split, located.cls, located.file, entry.sha256))
+    subset, selection = task.subset, task.selection
+    _check_share(task.name, dropped, len(task.used), subset.corrupt_share)
     manifest = Manifest(
         dataset=subset.source.dataset,
-        subset=name,
+        subset=task.name,
         rule=dict(rule_of(subset)),
         classes=selection.classes,
         large=selection.large,
@@ -141,26 +192,27 @@ def _pack(
         query=_placed(selection.query, place),
     )
     _check_classes(manifest)
-    return manifest, info, tuple(dropped)
+    return manifest, tuple(dropped)
+
+
+def _name(image: Located) -> str:
+    return f"{image.split}/{image.cls}/{image.file}"
+
+
+def _key(task: _Task) -> str:
+    """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
+    store = task.subset.store.model_dump(mode="json", exclude={"external"})
+    digest = hashlib.sha256(json.dumps([store, task.subset.source.dataset, sorted(task.selection.large)]).encode())
+    for roles in (task.used, task.selection.train, task.selection.search, task.selection.query):
+        names = (_name(task.listing.images[at]) for at in (roles if isinstance(roles, list) else roles.tolist()))
+        for name in names:
+            digest.update(f"{name}\n".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _placed(positions: Positions, place: dict[int, int]) -> Positions:
     return np.array(sorted(place[at] for at in positions.tolist() if at in place), dtype=np.int64)
-
-
-def _in_order(work: Callable[[int], _Packed | None], items: Iterable[int]) -> Iterator[tuple[int, _Packed | None]]:
-    """Results in the order of the items, worked on by threads that run a bounded way ahead."""
-    threads = min(8, os.cpu_count() or 1)
-    waiting: deque[tuple[int, Future[_Packed | None]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) >= 4 * threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
 
 
 def _check_share(name: str, dropped: Sequence[str], used: int, share: float) -> None:
@@ -212,8 +264,26 @@ def _partial(parent: Path, prefix: str) -> AbstractContextManager[Path]:
     return files.temporary(parent / f"{prefix}{secrets.token_hex(4)}")
 
 
+@contextmanager
+def _unfinished(root: Path, key: str) -> Iterator[Path]:
+    """The folder of an unfinished pack, which stays where the block fails."""
+    folder = root / f".partial-{key}"
+    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: these images are already being packed"):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+            raise
+        with suppress(OSError):  # it was renamed
+            shutil.rmtree(folder)
+
+
 def _install(made: Path, final: Path) -> None:
     """Put an external store in its place. One that is there may be in use: its files are replaced, and none is ever missing."""
+    if made == final:
+        return
     try:
         made.rename(final)
     except OSError:

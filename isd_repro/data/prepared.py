@@ -76,12 +76,13 @@ class Prepared:
         return groups
 
 
-def open_prepared(folder: Path, memory: Path | None = None) -> Prepared:
+def open_prepared(folder: Path, memory: Path | None = None, workers: int | None = None) -> Prepared:
     """Open a prepared subset, checking the hash of every file of it.
 
     Args:
         folder: what `prepare` wrote.
         memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
+        workers: threads that decode a store of JPEGs, see `Store`.
 
     Raises:
         DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
@@ -90,7 +91,7 @@ def open_prepared(folder: Path, memory: Path | None = None) -> Prepared:
     if header.store is None:
         raise DataError(f"{folder / manifests.HEADER}: names no store", "run `prepare` for this subset again")
     manifest = manifests.read(folder)
-    store = Store(store_folder(folder, manifest, header.store), header.store)
+    store = Store(store_folder(folder, manifest, header.store), header.store, workers)
     if len(store) != len(manifest.images):
         found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"
         raise DataError(f"{folder}: {found}", "run `prepare` for this subset again")

@@ -88,6 +88,14 @@ def open_source(source: params.Source) -> Iterator[Listing]:
         yield cifar(root, source)
 
 
+def open_files(source: params.Source) -> Listing | None:
+    """How another process reads the files of a folder, which is not listed again; None for sources of another kind."""
+    if source.name not in ("image-folder", "tiny-imagenet"):
+        return None
+    root = _root(source)
+    return Listing((), _reader(root), decode_file) if root.is_dir() else None
+
+
 def _root(source: params.Source) -> Path:
     """The folder or file that the source's environment variable names."""
     expected = _EXPECTED[source.name]

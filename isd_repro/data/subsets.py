@@ -99,8 +99,10 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
         authors, notes = _open_list(rule)
         classes, large = tuple(sorted(authors.classes)), authors.large
         train = _find_listed(images, groups, authors, rule.list)
-    elif rule.name == "unbalanced":
-        classes, large = _unbalanced_classes(available, rule, where)
+    elif isinstance(rule, params.Unbalanced | params.Halves):
+        classes, large = (
+            _unbalanced_classes(available, rule, where) if rule.name == "unbalanced" else _part(available, rule, where)
+        )
         rare = [cls for cls in classes if cls not in large]
         train = [position for cls in large for position in groups["train", cls]]
         train += _draw(groups, "train", rare, rule.rare_images, rule.seed, "rare", where)
@@ -194,6 +196,23 @@ def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where
     others = [cls for cls in available if cls not in named]
     drawn = [others[at] for at in _permutation(len(others), rule.seed, "classes")[: wanted - rule.large]]
     return tuple(sorted((*named, *drawn))), tuple(sorted(named))
+
+
+def _part(available: Sequence[str], rule: params.Halves, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Classes of one part and the large ones among them, both sorted."""
+    order = [available[at] for at in _permutation(len(available), rule.seed, "tuning")]
+    classes, rest = sorted(order[: rule.tuning]), sorted(order[rule.tuning :])
+    if rule.part != "tuning":
+        shuffled = [rest[at] for at in _permutation(len(rest), rule.seed, "halving", str(rule.halving))]
+        half = len(rest) // 2  # an odd one out is in neither
+        classes = sorted(shuffled[:half] if rule.part == "first" else shuffled[half : 2 * half])
+    if rule.large >= len(classes):
+        found = f"{rule.large} large classes of {len(classes)} in part {rule.part!r} of {len(available)} leave no rare one"
+        raise DataError(f"{where}: {found}", "lower `large` or change `tuning`")
+    if rule.large_by == "draw":
+        drawn = _permutation(len(classes), rule.seed, "large", rule.part, str(rule.halving))
+        return tuple(classes), tuple(sorted(classes[at] for at in drawn[: rule.large]))
+    return tuple(classes), tuple(classes[: rule.large])
 
 
 # --- the authors' lists -----------------------------------------------------------------------------------------------

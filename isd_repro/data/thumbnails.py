@@ -6,8 +6,10 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from isd_repro.data.store import Store
 
@@ -32,16 +34,23 @@ def data_uris(store: Store, positions: Iterable[int], side: int = SIDE) -> dict[
     return found
 
 
-def grid_png(store: Store, rows: Sequence[Sequence[int]], side: int = SIDE, gap: int = 2) -> bytes:
-    """A PNG file of images on a grid, each in the middle of a square of `side` px; `rows` are positions and may be uneven."""
+def grid(store: Store, rows: Sequence[Sequence[int]], side: int = SIDE, gap: int = 2) -> Tensor:
+    """Images on a grid, each in the middle of a square of `side` px, as uint8 RGB, 3 x H x W.
+
+    Args:
+        store: the packed images.
+        rows: positions in it; rows may be uneven.
+        side: px.
+        gap: px between squares.
+    """
     step = side + gap
     wide = max((len(row) for row in rows), default=0)
-    grid = Image.new("RGB", (max(wide * step - gap, 1), max(len(rows) * step - gap, 1)), (128, 128, 128))
+    sheet = Image.new("RGB", (max(wide * step - gap, 1), max(len(rows) * step - gap, 1)), (128, 128, 128))
     for y, row in enumerate(rows):
         for x, position in enumerate(row):
             image = picture(store, position, side)
-            grid.paste(image, (x * step + (side - image.width) // 2, y * step + (side - image.height) // 2))
-    return _png(grid)
+            sheet.paste(image, (x * step + (side - image.width) // 2, y * step + (side - image.height) // 2))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
 
 def _png(image: Image.Image) -> bytes:

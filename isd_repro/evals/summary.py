@@ -56,6 +56,11 @@ def per_class(predictions: Mapping[str, Tensor], label: Tensor, classes: Sequenc
     return rows
 
 
+def class_key(record: EvaluationRecord) -> str:
+    """What a tracker calls the table of `class_rows`; a run has one for each target data set of `transfer`."""
+    return f"per-class-{record.manifest.subset}" if record.kind == "transfer" else "per-class"
+
+
 def class_rows(record: EvaluationRecord) -> tuple[list[str], list[list[object]]]:
     """Columns and rows of a record's accuracy class by class, recomputed from its predictions."""
     predictions = {key: unpack_labels(text) for key, text in sorted(record.predictions.items())}

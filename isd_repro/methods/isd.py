@@ -8,7 +8,7 @@ unit-norm student embedding q and teacher embedding k,
 
 and the teacher is the exponential moving average of the student.
 Source: Tejankar et al., ICCV 2021, arXiv 2012.09259; UMBCvision/ISD at 4bdd603, train_isd.py (heads `none`) and
-train_isd_plus.py (heads `mlp`). Deviations: DEV-01, DEV-02, DEV-03.
+train_isd_plus.py (heads `mlp`). Deviations: DEV-01, DEV-02, DEV-03, DEV-24.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank, BankInit
+from isd_repro.nn.bank_attention import attend
 from isd_repro.nn.heads import Projected, mlp, unit
 from isd_repro.nn.health import health
 from isd_repro.params import Frozen, Unit
@@ -47,6 +48,17 @@ def isd_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau_studen
     return F.kl_div(log_student_BK, log_teacher_BK, reduction="batchmean", log_target=True)
 
 
+def attended_isd_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+    """`isd_loss` without a B x K matrix: lse_s - lse_t + mean_t . (k / tau_teacher - q / tau_student), averaged (DEV-24).
+
+    lse and mean are those of `attend`; sum_i p_t(i) x_i . (...) needs p_t in its mean alone.
+    """
+    asked_BD, taught_BD = student_BD / tau_student, teacher_BD.detach() / tau_teacher
+    lse, mean = attend(torch.cat([asked_BD, taught_BD]), bank_KD)
+    (lse_s, lse_t), mean_t = lse.chunk(2), mean.chunk(2)[1]
+    return (lse_s - lse_t + (mean_t * (taught_BD - asked_BD)).sum(1)).mean()
+
+
 class Method(nn.Module):
     """ISD with one bank, filled by the teacher."""
 
@@ -64,15 +76,16 @@ class Method(nn.Module):
             self.student = Projected(network, mlp(width, 2 * width, embedding))
             self.predictor = mlp(embedding, 2 * width, embedding)
         self.teacher = ema.teacher_of(self.student)
-        self.bank = Bank(config.bank_size, embedding, setting.batch_size, config.bank_init)
+        self.bank = Bank(config.bank_size, embedding, setting.batch_size, config.bank_init, setting.bank_dtype)
+        self.fast = setting.fast
 
     def forward(self, batch: Batch) -> StepOutput:
         """One step in the paper's order: student, EMA, shuffled teacher, similarities to the old bank, enqueue."""
         student_BD = unit(self.predictor(self.student(batch.view_student)))
         teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
-        bank_KD = self.bank.rows.clone()  # the gradient needs the rows that `push` overwrites
+        loss_of, bank_KD = (attended_isd_loss, self.bank.rows) if self.fast else (isd_loss, self.bank.before_push())
         with torch.autocast(student_BD.device.type, enabled=False):
-            loss = isd_loss(student_BD, teacher_BD, bank_KD, self.config.tau_student, self.config.tau_teacher)
+            loss = loss_of(student_BD, teacher_BD, bank_KD, self.config.tau_student, self.config.tau_teacher)
         self.bank.push(teacher_BD)
         return StepOutput(loss, health(student_BD, teacher_BD))
 

@@ -5,7 +5,7 @@ With unit-norm student q, teacher k of the same image and bank rows x_i,
     loss = -log( exp(q . k / tau) / (exp(q . k / tau) + sum_i exp(q . x_i / tau)) ), averaged over the batch.
 
 Source: He et al., arXiv 1911.05722 and Chen et al., arXiv 2003.04297; facebookresearch/moco at 7397dfe, moco/builder.py.
-Deviations: DEV-01, DEV-02.
+Deviations: DEV-01, DEV-02, DEV-24.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
+from isd_repro.nn.bank_attention import attend
 from isd_repro.nn.heads import Projected, mlp, unit
 from isd_repro.nn.health import health
 from isd_repro.params import Frozen, Unit
@@ -45,6 +46,13 @@ def moco_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: floa
     return (torch.logsumexp(logits, dim=1) - logits[:, 0]).mean()
 
 
+def attended_moco_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
+    """`moco_loss` without a B x K matrix: the positive joins the bank's log-sum-exp (DEV-24)."""
+    positive_B = (student_BD * teacher_BD.detach()).sum(1) / tau
+    lse_B, _ = attend(student_BD / tau, bank_KD)
+    return (torch.logaddexp(lse_B, positive_B) - positive_B).mean()
+
+
 class Method(nn.Module):
     """MoCo v2 with its two-layer head (no BatchNorm in it) on both networks."""
 
@@ -55,15 +63,16 @@ class Method(nn.Module):
         width = network.features
         self.student = Projected(network, mlp(width, width, config.dim, batchnorm=False))
         self.teacher = ema.teacher_of(self.student)
-        self.bank = Bank(config.bank_size, config.dim, setting.batch_size)
+        self.bank = Bank(config.bank_size, config.dim, setting.batch_size, dtype=setting.bank_dtype)
+        self.fast = setting.fast
 
     def forward(self, batch: Batch) -> StepOutput:
         """Student, EMA, shuffled teacher, logits against the old bank, enqueue."""
         student_BD = unit(self.student(batch.view_student))
         teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
-        bank_KD = self.bank.rows.clone()  # the gradient needs the rows that `push` overwrites
+        loss_of, bank_KD = (attended_moco_loss, self.bank.rows) if self.fast else (moco_loss, self.bank.before_push())
         with torch.autocast(student_BD.device.type, enabled=False):
-            loss = moco_loss(student_BD, teacher_BD, bank_KD, self.config.tau)
+            loss = loss_of(student_BD, teacher_BD, bank_KD, self.config.tau)
         self.bank.push(teacher_BD)
         return StepOutput(loss, health(student_BD, teacher_BD))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -33,7 +34,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """Cross-entropy in nats and the share of the batch that is classified rightly."""
         features = self.student(batch.view_student)
-        logits = self.classifier(features).float()
+        logits = self.classifier(features)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         right = (logits.detach().argmax(1) == batch.label).float().mean()
         return StepOutput(F.cross_entropy(logits, batch.label), {"train_top1": 100 * right, **health(unit(features.detach()))})
 

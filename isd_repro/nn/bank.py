@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isd_repro.errors import ConfigError
+from isd_repro.nn import ranks
 
 BankInit = Literal["reference", "unit"]
 
@@ -21,11 +22,14 @@ class Bank(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, size: int, features: int, batch_size: int, init: BankInit = "unit") -> None:
+    def __init__(
+        self, size: int, features: int, batch_size: int, init: BankInit = "unit", dtype: torch.dtype = torch.float32
+    ) -> None:
         """Random rows, replaced after size / batch_size steps.
 
         `reference` normalises each column, as the released ISD ResNet-18 script does, which leaves row norms of
         sqrt(D / K); `unit` normalises each row.  # DEV-03
+        Entries of unit rows are kept to 11 bits in float16 and to 8 in bfloat16, which is therefore never used.
 
         Raises:
             ConfigError: the batch does not divide the bank.
@@ -37,12 +41,17 @@ class Bank(nn.Module):
                 f"use {max(batch_size, size - size % batch_size)}, so that a batch never wraps around the end of the bank",
             )
         rows_KD = torch.randn(size, features)
-        self.register_buffer("rows", F.normalize(rows_KD, dim=0 if init == "reference" else 1))
+        self.register_buffer("rows", F.normalize(rows_KD, dim=0 if init == "reference" else 1).to(dtype))
         self.pointer = 0
+
+    def before_push(self) -> Tensor:
+        """A copy of the rows, for a loss whose gradient needs them after `push`."""
+        return self.rows.clone()
 
     @torch.no_grad()
     def push(self, embedding_BD: Tensor) -> None:
-        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings."""
+        """Overwrite the oldest rows with a batch of unit-norm teacher embeddings, those of all ranks."""
+        embedding_BD = ranks.gather(embedding_BD)
         count = len(embedding_BD)
         self.rows[self.pointer : self.pointer + count].copy_(embedding_BD)
         self.pointer = (self.pointer + count) % len(self.rows)

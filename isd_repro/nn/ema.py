@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from isd_repro.nn import ranks
 from isd_repro.nn.heads import unit
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -39,8 +40,13 @@ def teach(teacher: nn.Module, student: nn.Module, momentum: float, view: Tensor,
     """Update the teacher, then embed its view: unit-norm rows, B x D.
 
     The view passes in shuffled order and the rows are put back (shuffle-BN): with several BatchNorm groups the student's
-    statistics then tell nothing about the teacher's (He et al., arXiv 1911.05722, section 3.3).
+    statistics then tell nothing about the teacher's (He et al., arXiv 1911.05722, section 3.3). With several ranks the view comes
+    shuffled (see `protocols.Batch`), so that embeddings alone are exchanged and no image is; the rows are those of the student's.
     """
     update(teacher, student, momentum)
-    shuffled_BD = unit(teacher(view[shuffle]))
-    return torch.empty_like(shuffled_BD).index_copy_(0, shuffle, shuffled_BD)
+    if ranks.world() == 1:
+        shuffled_BD = unit(teacher(view[shuffle]))
+        return torch.empty_like(shuffled_BD).index_copy_(0, shuffle, shuffled_BD)
+    shuffled_BD = ranks.gather(unit(teacher(view)))
+    embedding_BD = torch.empty_like(shuffled_BD).index_copy_(0, shuffle, shuffled_BD)
+    return embedding_BD.chunk(ranks.world())[ranks.rank()]

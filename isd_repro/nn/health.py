@@ -10,14 +10,16 @@ import math
 import torch
 from torch import Tensor
 
+from isd_repro.nn import ranks
+
 NEAREST = 10  # anchors that `purity` looks at
 _ROWS = 256  # queries of `purity` at a time
 
 
 @torch.no_grad()
 def health(student_BD: Tensor, teacher_BD: Tensor | None = None) -> dict[str, Tensor]:
-    """What a method adds to its metrics: `spread`, and `gap` where it has a teacher; rows are unit vectors."""
-    found = {"spread": spread(student_BD)}
+    """What a method adds to its metrics: `spread` (of all ranks' rows), and `gap` where it has a teacher. Rows are unit."""
+    found = {"spread": spread(ranks.gather(student_BD))}
     if teacher_BD is not None:
         found["gap"] = gap(student_BD, teacher_BD)
     return found
@@ -54,6 +56,7 @@ def purity(rows_KD: Tensor, label_K: Tensor, newest_B: Tensor) -> Tensor:
     """
     older = label_K >= 0
     older[newest_B] = False
+    rows_KD = rows_KD.to(torch.promote_types(rows_KD.dtype, torch.float32))  # a count in float16 would end at 2,048
     anchors_AD, label_A = rows_KD[older], label_K[older]
     nearest = min(NEAREST, len(anchors_AD))
     if nearest == 0:

@@ -15,9 +15,10 @@ from isd_repro.report import text
 from isd_repro.report.cells import Cell, Column, Printed, Row, Table, Verdict
 from isd_repro.report.paper import MeanCheck, Paper, PaperColumn, PaperRow, PaperTable, Value
 from isd_repro.report.pool import method_name, pool
+from isd_repro.report.protocols import METRIC
 from isd_repro.report.records import RECORDED, Records
 from isd_repro.report.runs import changes
-from isd_repro.report.tables import score_cell
+from isd_repro.report.tables import score_cell, with_n
 
 OURS, THEIRS, AGAINST = "ours", "paper", "diff"
 ACROSS = 3  # columns of the paper up to which ours, paper and difference stand side by side
@@ -78,6 +79,8 @@ def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
     ):
         if theirs is not None and ours != theirs:
             return f"{name}: {ours} here, {theirs} in the paper"
+    if row.draw is None and rule.name != "all":
+        return f"images: a subset drawn by {rule.name!r} here, all of the data set in the paper"
     if found.pretrain and (changed := changes(config, found.pretrain.config)):
         return f"{run} was made with other parameters than the profile states: {'; '.join(changed)}"
     return ""
@@ -125,7 +128,9 @@ def ours_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
     if not means:
         return Cell("none", tuple(runs), detail="no stage measures this")
     parts = [ours_cell(records, table, runs, row, of) for of in means[0].of]
-    blank = Cell("not run", tuple(runs), row.encoder, parts[0].metric, about.group, detail="needs all of its parts")
+    transfer = all(part.metric.startswith(f"{METRIC}-") for part in parts)
+    metric = METRIC if transfer else parts[0].metric  # what `verify` looks at: every data set, or the first column
+    blank = Cell("not run", tuple(runs), row.encoder, metric, about.group, detail="needs all of its parts")
     values = [part.value for part in parts if part.value is not None]
     if len(values) < len(parts):
         return blank
@@ -196,19 +201,13 @@ def _stacked(
     blank: Table,
 ) -> Table:
     """Three rows a run, where side by side would be too wide; sorting would tear them apart."""
-    columns = tuple(Column("Top-1, %", about.head) for about in table.columns.values())
+    columns = tuple(Column("Accuracy, %", about.head) for about in table.columns.values())
     rows = [
         Row(f"{labels[row]}: {word}", tuple(triple[at] for triple in cells), placed[row][0] if at == 0 else "")
         for row, cells in triples.items()
         for at, word in enumerate((OURS, THEIRS, AGAINST))
     ]
     return replace(blank, columns=columns, rows=tuple(rows), sortable=False)
-
-
-def with_n(head: str, ours: Sequence[Cell]) -> str:
-    """A head with the number of queries behind our numbers, where there are any and all have the same."""
-    sizes = {cell.n for cell in ours if cell.n is not None}
-    return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head
 
 
 def notes_of(table: PaperTable) -> tuple[str, ...]:

@@ -106,8 +106,13 @@ def _scores(found: RunRecords) -> Iterator[str]:
                 f"| {encoder} | {what} | {group} | {cell.value:.1f} | {cell.low:.1f} to {cell.high:.1f} |"
                 f" {text.count(cell.n or 0)} | {cell.level} |"
             )
-    stated = dict.fromkeys(f"{one.record.kind}: {text.markdown(one.record.protocol)}" for one in found.evaluations)
-    yield f"\nProtocols: {text.listing(list(stated))}. Intervals are Wilson's: they cover the choice of queries, not seeds."
+    yield "\nProtocols:\n"
+    yield from dict.fromkeys(
+        f"- {one.record.kind.replace('_', ' ')}: {text.markdown(one.record.protocol)}" for one in found.evaluations
+    )
+    yield "\nIntervals are Wilson's (of a mean per class: 1.96 standard deviations); they cover the choice of queries, not seeds."
+    if any(metric.partition("-top5")[0].endswith("-best") for one in found.own for _, metric, _ in one.scores):
+        yield "A best epoch was chosen on the queries that it is scored on, so it is optimistic; the last epoch is not."
     doubt = " What is recorded only is checked by nothing." if RECORDED in levels else ""
     yield f"`isd-repro verify` goes further where the encoder file is at hand: it asks it every query again.{doubt}\n"
 
@@ -156,7 +161,7 @@ def _deviations(params: Params, record: PretrainRecord) -> str:
 def _use(record: PretrainRecord, folder: str) -> Iterator[str]:
     file, subset = f"{folder}runs/{record.run}/encoder.safetensors", f"{folder}data/prepared/{record.manifest.subset}"
     yield "## Use\n"
-    yield "From the root of the repository, the scores above:\n"
+    yield "From the repository's root, the nearest-neighbour scores above; `isd-repro verify --linear` does the others again:\n"
     which = "both" if len(record.encoders) > 1 else record.encoders[0]
     yield f"```sh\nisd-repro evaluate --which {which} --ckpt {file} --prepared {subset}\n```\n"
     yield "In Python:\n"

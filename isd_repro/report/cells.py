@@ -8,7 +8,7 @@ from typing import Literal
 from isd_repro.report import text
 from isd_repro.report.records import RECORDED, Part, part_of
 
-Kind = Literal["score", "external", "difference", "mean", "not run", "none", "paper", "against", "computed"]
+Kind = Literal["score", "snapshot", "external", "difference", "mean", "not run", "none", "paper", "against", "computed"]
 Verdict = Literal["", "within", "outside", "not comparable"]
 
 
@@ -41,7 +41,8 @@ class Cell:
     """One cell; `value` is percent or points, and None where the cell has no number.
 
     Attributes:
-        kind: ours: a score of one run or of an evaluated checkpoint, a difference of two, a mean over seeds or draws, `not run`,
+        kind: ours: a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
+            or draws, `not run`,
             or `none` where no number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its
             printed ones; `against` is ours less the paper's.
         runs: the runs that the number comes from.
@@ -78,7 +79,7 @@ class Cell:
     @property
     def part(self) -> Part:
         """The stage, and the part of the record, that holds the number."""
-        return part_of(self.metric)
+        return "trajectory" if self.kind == "snapshot" else part_of(self.metric)
 
     @property
     def known(self) -> bool:

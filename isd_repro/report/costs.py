@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Provenance
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Provenance, TrajectoryRecord
 from isd_repro.params import Params
 from isd_repro.records import TransferRecord
 from isd_repro.report import text
@@ -63,10 +63,12 @@ class Plain:
 
 def of_run(found: RunRecords, label: str) -> list[Cost]:
     """Every attempt at every stage of a run, in order."""
-    return [cost for part, record in found.parts.items() for cost in _of_part(found.run, label, part, record)]
+    return [cost for part, record in found.every.items() for cost in _of_part(found.run, label, part, record)]
 
 
-def _of_part(run: str, label: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord) -> Iterator[Cost]:
+def _of_part(
+    run: str, label: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord
+) -> Iterator[Cost]:
     machine = record.provenance.machine
     attempts = record.attempts if isinstance(record, PretrainRecord) else ()
     if not attempts:

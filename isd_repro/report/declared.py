@@ -11,11 +11,11 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.artifacts import PretrainRecord
 from isd_repro.config import Layout
 from isd_repro.params import Frozen, Params
 from isd_repro.report import text
-from isd_repro.report.faults import Fault
+from isd_repro.report.faults import AGAIN, Fault
 from isd_repro.report.records import PARTS, Records
 
 RECORDS: tuple[Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"], ...] = (
@@ -53,16 +53,34 @@ def _every(params: Params, records: Records, layout: Layout, planned: Planned) -
     for run, found in records.runs.items():
         if found.pretrain is not None:
             yield from _of_run(run, params, found.pretrain, layout, planned.methods[run])
-        for part, record in found.parts.items():
-            settings = getattr(params.evaluation, part, None)
-            if isinstance(record, EvaluationRecord) and isinstance(settings, Frozen):
-                then = {key: value for key, value in record.settings.items() if key in type(settings).model_fields}
-                yield from _changes(run, f"evaluation.{part}", *_both(settings), then, layout, part)
+        for part, record in found.every.items():
+            if isinstance(record, PretrainRecord):
+                continue
+            for group, stated in _groups(part, record.settings):
+                settings = getattr(params.evaluation, group)
+                then = {key: value for key, value in stated.items() if key in type(settings).model_fields}
+                yield from _changes(run, f"evaluation.{group}", *_both(settings, {"lists_env"}), then, layout, part)
+            if part == "few_label" and not params.evaluation.few_label.lists_env:
+                listed = [one["source"] for one in record.settings["labelled"].values() if one["source"] != "drawn"]
+                if listed:
+                    said = f"list {listed[0]}, as {run}/few_label.json says"
+                    yield Fault(layout.file, "evaluation.few_label.lists_env", "nothing", said, _RESTORE, (run,))
+            named = {"linear": "{}", "few_label": "linear, {}, on the labelled images alone"}.get(part)
+            if named and record.protocol != (expected := named.format(record.settings.get("protocol", "paper"))):
+                said = f"{expected!r}, from its settings"
+                yield Fault(layout.record(run, part), "protocol", repr(record.protocol), said, AGAIN, (run,))
         if found.manifest is not None:
             name = params.runs[run].data.subset
             now = _drawn(planned.rules[name], params.subsets[name].source.dataset)
             then = _drawn(found.manifest.rule, found.manifest.dataset)
             yield from _changes(run, f"subsets.{name}", now, now, then, layout, next(iter(found.parts)))
+
+
+def _groups(part: str, settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The groups of `evaluation` that a record's settings are of; a list of labelled images is held against them elsewhere."""
+    if part == "few_label":
+        return [("linear", settings), (part, {"fractions": settings["fractions"], "seed": settings["draw_seed"]})]
+    return [("knn" if part == "trajectory" else part, settings)]
 
 
 def _of_run(
@@ -129,18 +147,34 @@ def copies(records: Records, layout: Layout) -> Iterator[Fault]:
 
 
 def locked(records: Records, layout: Layout) -> Iterator[Fault]:
-    """Record files that are not those of the profile's `dvc.lock`; records made without DVC are not in it and are left alone."""
-    known = _lock(layout.folder / "dvc.lock")
-    for run in records.runs:
-        for part in RECORDS:
-            path = layout.record(run, part)
-            expected = known.get(path.resolve())
-            if expected is None or not path.is_file():
-                continue
+    """Record files that are not those of the profile's `dvc.lock`, and those that it names and that are gone.
+
+    Records made without DVC are not in it; `unlocked` names them.
+    """
+    lock = layout.folder / "dvc.lock"
+    for path, expected in _of_lock(layout).items():
+        run = path.parent.name
+        if not path.is_file():
+            hint = "restore the record from git; or, if its run was given up, take its stages out of the lock"
+            yield Fault(path, "file", "none", f"md5 {expected}, as {lock} says", hint, (run,))
+        elif run in records.runs:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's own hash
             if found != expected:
                 hint = "restore the record from git; or, if a stage made it without DVC, take it into the lock with `dvc commit`"
-                yield Fault(path, "md5 of the file", found, f"{expected}, as {layout.folder / 'dvc.lock'} says", hint, (run,))
+                yield Fault(path, "md5 of the file", found, f"{expected}, as {lock} says", hint, (run,))
+
+
+def unlocked(records: Records, layout: Layout) -> list[str]:
+    """Records beside those of the profile's `dvc.lock`, as `run/part.json`; nothing where the lock has no record at all."""
+    known = _of_lock(layout)
+    here = [layout.record(run, part) for run in records.runs for part in RECORDS]
+    return [f"{path.parent.name}/{path.name}" for path in here if known and path.is_file() and path.resolve() not in known]
+
+
+def _of_lock(layout: Layout) -> dict[Path, str]:
+    """Md5 of every record of the profile that its lock names, by place."""
+    folder = layout.records.resolve()
+    return {path: md5 for path, md5 in _lock(layout.folder / "dvc.lock").items() if path.is_relative_to(folder)}
 
 
 def _lock(path: Path) -> dict[Path, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from isd_repro.params import Beside, Params
 from isd_repro.report import published, text
-from isd_repro.report.beside import AGAINST, OURS, ROUNDING, THEIRS, notes_of, obstacle, paper_cell, with_n
+from isd_repro.report.beside import AGAINST, OURS, ROUNDING, THEIRS, notes_of, obstacle, paper_cell
 from isd_repro.report.cells import Cell, Column, Row, Table, Verdict
 from isd_repro.report.findings import Finding
 from isd_repro.report.paper import Paper, PaperTable, Tolerance
@@ -15,6 +15,7 @@ from isd_repro.report.pivot import difference_cell, draw_cell
 from isd_repro.report.pool import evidence, pool
 from isd_repro.report.published import Gain
 from isd_repro.report.records import RECORDED, Records
+from isd_repro.report.tables import with_n
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,33 @@ def positions(facts: Facts) -> set[int]:
     return {image["position"] for image in _images(facts)}
 
 
+def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
+    """What a tracker shows of the pages: a key, the images of each row as positions in the store, and a caption."""
+    clusters = [[image["position"] for image in row["members"]] for row in facts["clusters"]["shown"]]
+    anchors = [[image["position"] for image in (row["query"], *row["anchors"])] for row in facts["anchors"]["shown"]]
+    who, bank = facts["clusters"]["encoder"], facts["anchors"]["bank"]
+    return [
+        ("clusters", clusters, f"Random members of random clusters, one a row: k-means of the search images under the {who}."),
+        (
+            "anchors",
+            anchors,
+            f"Queries (first column) and their nearest of {bank['images']} anchors under the {bank['encoder']}.",
+        ),
+    ]
+
+
+def shown(facts: Facts) -> dict[str, float]:
+    """The same in numbers, in percent."""
+    found = facts["clusters"]
+    return {"clusters/purity": found["purity"], "clusters/purity_of_shuffled_labels": found["purity_of_shuffled_labels"]}
+
+
+def config(facts: Facts) -> dict[str, Any]:
+    """What was asked for, and of which encoder."""
+    asked = {"clusters": facts["clusters"]["k"], "anchors": facts["anchors"]["bank"]["images"], "seed": facts["seed"]}
+    return {**asked, "encoder_sha256": facts["encoder_sha256"], "versions": facts["versions"]}
+
+
 def _images(facts: Facts) -> Iterator[Mapping[str, Any]]:
     for row in facts["clusters"]["shown"]:
         yield from row["members"]

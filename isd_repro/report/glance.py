@@ -121,8 +121,17 @@ def _missing(params: Params, records: Records) -> str:
     if absent:
         names = f"all {len(absent)} runs" if len(absent) == len(params.runs) else text.listing(absent)
         parts.append(f"not run: {names}")
-    linear = [name for name in params.linear_runs if records.runs[name].linear is None and name not in absent]
-    parts += [f"linear evaluation of {text.listing(linear)}"] if linear else []
+    asked = (
+        ("linear evaluation", params.linear_runs, "linear"),
+        ("few labels", params.few_label_runs, "few_label"),
+        ("transfer", params.transfer_runs, "transfer"),
+        ("snapshots", params.trajectory_runs, "trajectory"),
+    )
+    for words, wanted, part in asked:
+        lacking = [name for name in wanted if getattr(records.runs[name], part) is None and name not in absent]
+        parts += [f"{words} of {text.listing(lacking)}"] if lacking else []
+    never = [words for words, wanted, _ in asked if not wanted]
+    parts += [f"outside this profile: {text.listing(never)}"] if never else []
     alone = all(len(names) == 1 for names in repetitions(params, list(params.runs)))
     parts += ["no run is repeated with another seed"] if alone else []
     said = "; ".join(parts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isd_repro.artifacts import TrajectoryRecord
 from isd_repro.config import Layout
 from isd_repro.errors import UserError
 from isd_repro.params import Params
@@ -23,6 +25,7 @@ from isd_repro.report import (
     protocols,
     published,
     runs,
+    snapshots,
     text,
     trajectory,
 )
@@ -55,12 +58,13 @@ READING_PAPER = (
 
 @dataclass(frozen=True)
 class Block:
-    """One subset, or one family of repeated draws: its tables, what they show, and its figure."""
+    """One subset, or one family of repeated draws: its tables, what they show, and its figure; or a figure of snapshots."""
 
     title: str
     tables: tuple[Table, ...]
     findings: tuple[Finding, ...]
     dots: figures.Dots | None
+    trajectory: trajectory.Trajectories | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,6 @@ class Report:
     folder: str  # where commands are run, relative to the repository
     glance: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
     blocks: tuple[Block, ...]
-    trajectories: tuple[trajectory.Trajectories, ...]  # of each subset that has any
     curves: figures.Curves | None
     footnotes: tuple[str, ...]
     runs: dict[str, dict[str, Any]]
@@ -103,22 +106,32 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
             said = findings.subset_findings(params, records, subsets[0])
             blocks.append(Block(subsets[0], tuple(tables), tuple(said), figures.subset_dots(params, records, subsets[0])))
     blocks += [Block(table.title, (table,), (), None) for table in protocols.protocol_tables(params, records)]
-    kept = trajectory.load(params, layout, records, sink)
-    drawn = (trajectory.figure(params, kept, subset) for subset in params.subsets)
     every = [table for block in blocks for table in block.tables]
     ours = [finding for block in blocks for finding in block.findings]
+    blocks += _trajectories(params, records, trajectory.load(params, layout, records, sink))
     return Report(
         params=params,
         records=records,
         folder=runs.working_folder(layout),
         glance=tuple(glance.at_a_glance(params, records, every, ours)),
         blocks=tuple(blocks),
-        trajectories=tuple(figure for figure in drawn if figure),
         curves=figures.loss_curves(params, records),
         footnotes=tuple(findings.footnotes(params, records)),
         runs={name: runs.run_facts(params, found) for name, found in records.runs.items()},
         sources=_sources(params),
     )
+
+
+def _trajectories(params: Params, records: Records, kept: Mapping[str, TrajectoryRecord]) -> list[Block]:
+    """One block for each subset with snapshots, or with runs beside the paper's figure of them."""
+    blocks = []
+    for subset in params.subsets:
+        paper = snapshots.references(params, records, subset)
+        figure = trajectory.figure(params, kept, subset, paper)
+        table = snapshots.table_of(params, records, kept, subset, paper)
+        if figure and table:
+            blocks.append(Block(table.title, (table,), (), None, figure))
+    return blocks
 
 
 def _beside(params: Params, records: Records) -> list[Block]:
@@ -127,6 +140,8 @@ def _beside(params: Params, records: Records) -> list[Block]:
     for wanted in params.report.paper:
         paper = papers.load()
         table = beside.resolve(params, paper, wanted)
+        if table.curve:
+            continue  # drawn with our own curve
         wrong = [check for check in published.checks(paper) if check.table == table.id and check.outcome != "adds up"]
         odd = [Finding("The paper's numbers", f"{check.sentence}.") for check in wrong]
         read = [item for item in paper.disagreements if table.id in item.tables]
@@ -164,11 +179,13 @@ def render(report: Report) -> dict[str, bytes]:
     files = {"table.md": _fill(plain, "table.md.jinja", report), "table.tex": _fill(tex, "table.tex.jinja", report)}
     files["index.html"] = _fill(markup, "page.html.jinja", report)
     css = template_text("figure.css")
-    for figure in report.trajectories:
-        files[trajectory_name(figure)] = markup.get_template("trajectory.svg.jinja").render(f=figure, css=css)
     if report.curves:
         files["loss-curves.svg"] = markup.get_template("curves.svg.jinja").render(f=report.curves, css=css)
     for block in report.blocks:
+        if block.trajectory:
+            files[trajectory_name(block.trajectory)] = markup.get_template("trajectory.svg.jinja").render(
+                f=block.trajectory, css=css
+            )
         if block.dots:
             files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
     files["cells.json"] = json.dumps(_cells_json(report), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
@@ -234,11 +251,15 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def _panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
-    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge."""
+    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge.
+
+    A shared head of more than `most` columns is cut into parts of `most`.
+    """
     if len(table.columns) <= most:
         return [table]
     cuts, at = [0], 0
-    for _, width in table.spans:
+    widths = [min(most, width - start) for _, width in table.spans for start in range(0, width, most)]
+    for width in widths:
         if at + width - cuts[-1] > wide and at > cuts[-1]:
             cuts.append(at)
         at += width
@@ -260,7 +281,8 @@ def _tex_legend(table: Table) -> str:
     kinds = {cell.kind for cell in cells}
     said = []
     if kinds & {"score", "external"}:
-        said.append(r"Top-1 accuracy in percent $\pm$ half the 95\,\% Wilson interval over queries of one run")
+        what = "Top-1 or top-5, as headed," if any(cell.metric.endswith("top5") for cell in cells) else "Top-1 accuracy"
+        said.append(rf"{what} in percent $\pm$ half the 95\,\% Wilson interval over queries of one run")
     if any(cell.count for cell in cells):
         said.append("s.d.: standard deviation over n seeds or draws")
     if "against" in kinds:

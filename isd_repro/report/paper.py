@@ -74,6 +74,7 @@ class PaperColumn(Frozen):
         tolerance: for a verdict on single values.
         not_comparable: instead of a tolerance, why there is no verdict.
         mean_difference: for a verdict on the mean difference of two methods over draws.
+        epoch: of a curve over training, whose columns are epochs.
     """
 
     head: str
@@ -82,6 +83,7 @@ class PaperColumn(Frozen):
     tolerance: Tolerance | None = None
     not_comparable: str = ""
     mean_difference: Tolerance | None = None
+    epoch: int | None = None
 
     @model_validator(mode="after")
     def _a_verdict_or_a_reason(self) -> PaperColumn:
@@ -193,6 +195,11 @@ class PaperTable(Frozen):
             for column, value in zip(self.columns, row.values, strict=True):
                 if value is not None:
                     yield name, column, value
+
+    @property
+    def curve(self) -> bool:
+        """Whether it is a figure of scores over training and no table."""
+        return all(column.epoch for column in self.columns.values())
 
     @property
     def draws(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from isd_repro.report.tables import (
     score_cell,
 )
 
-_DRAW = {"seed", "list", "large_classes"}  # keys of a rule that tell draws of one kind apart
+_DRAW = {"seed", "list", "large_classes", "halving", "part"}  # keys of a rule that tell draws of one kind apart
 
 
 def peer(params: Params, run: str | None, subset: str) -> str | None:

@@ -14,10 +14,10 @@ from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.evaluation import RECORDED, Evaluation
 from isd_repro.report.records import Records, RunRecords
-from isd_repro.report.tables import ENCODERS, mark_best, score_cell
+from isd_repro.report.tables import ENCODERS, mark_best, score_cell, with_n
 
 _FEW = "top-1, last epoch", "top-5, last epoch", "top-1, best epoch", "top-5, best epoch"
-_METRIC = "transfer"
+METRIC = "transfer"
 _TRANSFER_NOTE = (
     "Logistic regression on the features of the frozen encoder. The strength of its regularisation is chosen on validation"
     " images for each run and data set; it is then fitted on train and validation images together and answers the test images"
@@ -104,7 +104,8 @@ def _transfer_tables(params: Params, records: Records) -> list[Table]:
         if encoder == "teacher" and encoder not in stated:
             continue
         by_column = [mark_best([transfer_cell(run, encoder, key) for run in found]) for key in keys]
-        columns = [Column(titles[key][1] or "Data set", titles[key][0]) for key in keys]
+        heads = [with_n(titles[key][0], cells) for key, cells in zip(keys, by_column, strict=True)]
+        columns = [Column(titles[key][1] or "Data set", head) for key, head in zip(keys, heads, strict=True)]
         if len(keys) > 1:
             means = [_mean_cell([column[at] for column in by_column]) for at in range(len(found))]
             by_column.append(mark_best(means))
@@ -113,9 +114,20 @@ def _transfer_tables(params: Params, records: Records) -> list[Table]:
             Row(params.runs[run.run].label, tuple(column[at] for column in by_column), run.run) for at, run in enumerate(found)
         )
         title = f"Transfer: linear classifiers on frozen features, {encoder}"
-        notes = (_TRANSFER_NOTE,)
+        notes = (_TRANSFER_NOTE, *_sizes(found))
         tables.append(Table(f"transfer-{encoder}", title, "Run", tuple(columns), rows, notes=notes, main=encoder == "student"))
     return tables
+
+
+def _sizes(found: Sequence[RunRecords]) -> list[str]:
+    """How many images of each data set taught, chose and were asked, so that a part of one is not taken for all of it."""
+    manifests = {key: one.record.manifest for run in found for key, one in (run.transfer.sets.items() if run.transfer else ())}
+    said = [
+        f"{one.dataset}, {text.count(one.train)} images to train on, {text.count(one.search - one.train)} to validate,"
+        f" {text.count(one.query)} to test"
+        for one in manifests.values()
+    ]
+    return [f"Images that were here: {'; '.join(said)}."] if said else []
 
 
 def reported(one: Evaluation) -> str:
@@ -129,21 +141,21 @@ def _per_class(one: Evaluation) -> bool:
 
 def transfer_cell(run: RunRecords, encoder: str, key: str) -> Cell:
     """The number that the field reports for a data set, or the reason why there is none."""
-    cell = Cell("none", (run.run,), encoder, f"{_METRIC}-{key}", "all")
+    cell = Cell("none", (run.run,), encoder, f"{METRIC}-{key}", "all")
     if run.transfer is None:
         return replace(cell, kind="not run", detail="no transfer record")
     one = run.transfer.sets.get(key)
     if one is None:
         return replace(cell, kind="not run", detail="the transfer record has no such data set")
-    score = one.scores.get((encoder, _METRIC, "all"))
+    score = one.scores.get((encoder, METRIC, "all"))
     if score is None:
         return replace(cell, detail=f"this method has no {encoder}")
-    level = one.levels[encoder, _METRIC, "all"]
+    level = one.levels[encoder, METRIC, "all"]
     if not _per_class(one):
         low, high = stats.wilson(score.correct, score.n)
         return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
     assert isinstance(one.record, TransferEvaluation)
-    mean, spread = one.record.mean_per_class[f"{encoder}/{_METRIC}"], _spread(one, encoder)
+    mean, spread = one.record.mean_per_class[f"{encoder}/{METRIC}"], _spread(one, encoder)
     detail = (
         f"mean over {len(one.label.unique())} classes of the share answered rightly; {text.count(score.n)} queries;"
         " the interval is 1.96 standard deviations, each class binomial; verification: " + level
@@ -154,7 +166,7 @@ def transfer_cell(run: RunRecords, encoder: str, key: str) -> Cell:
 
 def _spread(one: Evaluation, encoder: str) -> float:
     """Standard deviation of the mean over classes, in percent; each share's variance is that of a flat prior's posterior."""
-    hits = one.predictions[f"{encoder}/{_METRIC}"] == one.label
+    hits = one.predictions[f"{encoder}/{METRIC}"] == one.label
     n = torch.bincount(one.label).double()
     right = torch.bincount(one.label[hits], minlength=len(n)).double()[n > 0]
     n = n[n > 0]
@@ -167,7 +179,7 @@ def _mean_cell(cells: Sequence[Cell]) -> Cell:
     values = [cell.value for cell in cells if cell.value is not None]
     blank = replace(cells[0], kind="not run", value=None, correct=None, n=None, low=None, high=None, level="", best=False)
     if len(values) < len(cells):
-        return replace(blank, metric=_METRIC, detail=f"{len(values)} of {len(cells)} data sets have a number")
+        return replace(blank, metric=METRIC, detail=f"{len(values)} of {len(cells)} data sets have a number")
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else cells[0].level
     detail = f"mean of the {len(cells)} numbers to the left"
-    return replace(blank, kind="mean", metric=_METRIC, value=sum(values) / len(values), level=level, detail=detail)
+    return replace(blank, kind="mean", metric=METRIC, value=sum(values) / len(values), level=level, detail=detail)

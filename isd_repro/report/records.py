@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,19 +22,21 @@ from isd_repro.artifacts import (
     ManifestIdentity,
     PretrainRecord,
     Record,
+    TrajectoryRecord,
     read_record,
 )
-from isd_repro.config import Layout, fingerprint
+from isd_repro.config import Layout
 from isd_repro.errors import DataError
 from isd_repro.params import Params
 from isd_repro.records import TransferRecord, mean_per_class
+from isd_repro.report import forms, stated
 from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
 from isd_repro.report.evaluation import RECORDED as RECORDED
 from isd_repro.report.evaluation import Evaluation, check
 from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
 from isd_repro.report.faults import Key as Key
 
-Part = Literal["pretrain", "knn", "linear", "few_label", "transfer"]
+Part = Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"]
 PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear", "few_label")  # all about one manifest; transfer is about others
 Present = dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]
 EXTERNAL = "external.json"
@@ -65,6 +66,7 @@ class RunRecords:
     linear: Evaluation | None = None
     few_label: Evaluation | None = None
     transfer: Transfer | None = None
+    trajectory: TrajectoryRecord | None = None  # as it stands: `trajectory.load` holds it against the others
 
     @property
     def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]:
@@ -73,6 +75,11 @@ class RunRecords:
         found |= {"pretrain": self.pretrain} if self.pretrain else {}
         found |= {part.record.kind: part.record for part in self.own}
         return found | ({"transfer": self.transfer.record} if self.transfer else {})
+
+    @property
+    def every(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord]:
+        """The parts, and the record of snapshots, which names many encoders."""
+        return {**self.parts, **({"trajectory": self.trajectory} if self.trajectory else {})}
 
     @property
     def own(self) -> list[Evaluation]:
@@ -140,11 +147,17 @@ def _read(path: Path, model: type[Record], run: str, sink: Sink) -> Record | Non
     if not path.is_file():
         return None
     try:
-        return read_record(path, model)
+        record = read_record(path, model)
     except DataError as error:
         words = error.message.removeprefix(f"{path}: ")
         sink(Fault(path, "form", words, f"a {model.__name__}", error.hint, (run,), words=error.message))
         return None
+    stage, settings = getattr(record, "kind", ""), getattr(record, "settings", None)
+    wrong = forms.problem(stage, settings) if settings is not None else ""
+    if wrong:
+        sink(Fault(path, "settings", wrong, f"settings of `{stage}`", AGAIN, (run,)))
+        return None
+    return record
 
 
 def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecords:
@@ -154,6 +167,7 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
     opened = {part: _read(paths[part], EvaluationRecord, name, sink) for part in PARTS[1:]}
     raw = {part: evaluation for part, evaluation in opened.items() if evaluation}
     transfer = _read(paths["transfer"], TransferRecord, name, sink)
+    trajectory = _read(layout.record(name, "trajectory"), TrajectoryRecord, name, sink)
     present: Present = {**({"pretrain": pretrain} if pretrain else {}), **raw, **({"transfer": transfer} if transfer else {})}
     for part, record in present.items():
         expected = {"kind": part, "profile": params.profile, "run": name, "manifest.subset": params.runs[name].data.subset}
@@ -172,47 +186,14 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
                 hint = "the parts come from different runs; run the later stages again"
                 sink(Fault(paths[part], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
     checked = {part: check(record, paths[part], name, sink) for part, record in raw.items()}
-    _consistent(name, present, paths, sink)
+    stated.consistent(name, present, paths, sink)
+    if trajectory:
+        paths["trajectory"] = layout.record(name, "trajectory")
+    everything: stated.Every = present | ({"trajectory": trajectory} if trajectory else {})
+    stated.plausible(name, everything, paths, sink)
     others = _check_transfer(transfer, paths["transfer"], sink) if transfer else None
-    return RunRecords(name, pretrain, checked.get("knn"), checked.get("linear"), checked.get("few_label"), others)
-
-
-def _consistent(name: str, present: Present, paths: Mapping[Part, Path], sink: Sink) -> None:
-    """What one part says twice, or two parts both say, must be the same."""
-    first = next(iter(present), None)
-    for part, record in present.items():
-        if first and record.manifest != present[first].manifest and record.manifest.sha256 == present[first].manifest.sha256:
-            message = f"{paths[first]} and {paths[part]} disagree on what the manifest holds"
-            key, ours, theirs = _difference(
-                record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
-            )
-            where = f"{theirs}, as {paths[first].name} says"
-            sink(Fault(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
-        if isinstance(record, PretrainRecord):
-            given = fingerprint(record.config)
-            if given != record.fingerprint:
-                message = f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {given}"
-                where = f"{given}, from its config"
-                sink(Fault(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
-            optim = record.config.get("optim")
-            epochs = optim.get("epochs") if isinstance(optim, dict) else None
-            if len(record.curve) != epochs:
-                message = f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}"
-                where = f"{epochs}, from its config"
-                sink(Fault(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
-    features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
-    if len(set(features.values())) > 1:
-        words = f"{' and '.join(str(paths[part]) for part in features)} disagree on features_sha256"
-        hint = "run `knn`, `linear` and `few-label` again on the same features"
-        for part, other in permutations(features, 2):
-            said = f"{features[other]}, as {other}.json says"
-            sink(Fault(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
-
-
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The first key in which two mappings of the same form differ, and both values."""
-    key = next(key for key in ours if ours[key] != theirs[key])
-    return key, repr(ours[key]), repr(theirs[key])
+    knn, linear, few = checked.get("knn"), checked.get("linear"), checked.get("few_label")
+    return RunRecords(name, pretrain, knn, linear, few, others, trajectory)
 
 
 def _load_external(name: str, path: Path, sink: Sink) -> External | None:
@@ -263,12 +244,13 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
                 hint = f"runs of subset {subset!r} saw different images; run the older ones again"
                 sink(Fault(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
             if not isinstance(record, PretrainRecord):
-                stated = {key: value for key, value in record.settings.items() if key != "best_epoch"}
-                other, before = settings.setdefault(part, (path, stated))
-                if stated != before:
+                said = {key: value for key, value in record.settings.items() if key != "best_epoch"}
+                said["protocol"] = [said.get("protocol"), record.protocol]
+                other, before = settings.setdefault(part, (path, said))
+                if said != before:
                     message = f"{other} and {path} were made with different settings"
                     hint = f"run `{part}` again for the older"
-                    sink(Fault(path, "settings", f"{stated}", f"{before}, as {other} says", hint, (name,), words=message))
+                    sink(Fault(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
             evaluation = {"knn": found.knn, "linear": found.linear, "few_label": found.few_label}.get(part)
             if evaluation is not None:
                 other, label = labels.setdefault(subset, (path, evaluation.label))

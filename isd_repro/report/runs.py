@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord, TrajectoryRecord
 from isd_repro.config import Layout
 from isd_repro.params import Params, Run
 from isd_repro.records import TransferRecord
@@ -45,12 +45,14 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
         "config": config,
         "config_from": "record" if found.pretrain else "params.yaml",
         "manifest": manifest.model_dump(mode="json") if manifest else None,
-        "seconds": sum(record.provenance.seconds for record in found.parts.values()),
-        "parts": {part: _part_facts(found.run, part, record) for part, record in found.parts.items()},
+        "seconds": sum(record.provenance.seconds for record in found.every.values()),
+        "parts": {part: _part_facts(found.run, part, record) for part, record in found.every.items()},
     }
 
 
-def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord) -> dict[str, Any]:
+def _part_facts(
+    run: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord
+) -> dict[str, Any]:
     if isinstance(record, PretrainRecord):
         own: dict[str, Any] = {
             "fingerprint": record.fingerprint,
@@ -65,7 +67,7 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord |
         "record": record_link(run, part),
         "command": command(run, part),
         **own,
-        "encoder_sha256": record.encoder_sha256,
+        "encoder_sha256": record.points[-1].encoder_sha256 if isinstance(record, TrajectoryRecord) else record.encoder_sha256,
         "manifest_sha256": record.manifest.sha256,
         **record.provenance.model_dump(mode="json"),
     }
@@ -110,7 +112,7 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
     """What a reader of one cell is told before the provenance of its runs."""
     rows: list[tuple[str, str]] = []
-    if cell.kind == "score" and cell.low is not None and cell.high is not None:
+    if cell.kind in ("score", "snapshot") and cell.low is not None and cell.high is not None:
         rows.append(("Score", f"{cell.value:.2f} %: {text.count(cell.correct or 0)} of {text.count(cell.n or 0)} queries"))
         rows.append(("95 % interval", f"{cell.low:.2f} to {cell.high:.2f} % (Wilson; queries alone, one run)"))
         rows.append(("Verification", cell.level))
@@ -131,9 +133,9 @@ def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
     if cell.runs and cell.kind != "none":
         commands = "; ".join(command(run, cell.part) for run in dict.fromkeys(cell.runs))
         rows.append(("Made by", f"{commands}; or everything with dvc repro"))
-    if cell.kind == "score" and cell.part in records.runs[cell.runs[0]].parts:
-        record = records.runs[cell.runs[0]].parts[cell.part]
-        rows += [("Protocol", record.protocol)] if isinstance(record, EvaluationRecord) else []
+    if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].every:
+        record = records.runs[cell.runs[0]].every[cell.part]
+        rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []
     return rows
 
 
@@ -156,7 +158,7 @@ def linked(note: str) -> list[tuple[str, bool]]:
 
 def total_seconds(records: Records) -> float:
     """Seconds of all parts of all runs."""
-    return sum(record.provenance.seconds for found in records.runs.values() for record in found.parts.values())
+    return sum(record.provenance.seconds for found in records.runs.values() for record in found.every.values())
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:

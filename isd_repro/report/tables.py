@@ -7,10 +7,11 @@ one kind of subset become the paper's pivot, see `pivot`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from isd_repro.params import AllClasses, Balanced, ListFile, Params, Unbalanced
+from isd_repro.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions
@@ -28,7 +29,7 @@ def runs_of(params: Params, subset: str) -> list[str]:
 def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
     """Query groups that a subset's tables show."""
     manifests = [records.runs[name].manifest for name in runs_of(params, subset)]
-    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | ListFile) or any(m.large for m in manifests if m)
+    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | Halves | ListFile) or any(m.large for m in manifests if m)
     return GROUPS if unbalanced else GROUPS[:1]
 
 
@@ -47,10 +48,12 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
 
 
 def head(metric: str) -> str:
-    """A metric as a column head: `linear-last` is `linear, last epoch`."""
+    """A metric as a column head: `linear-last` is `linear, last epoch`, `few-10pct-best` `10 % of labels, best epoch`."""
     base = metric.removesuffix("-top5")
+    if few := re.fullmatch(r"few-(.+)pct-(last|best)", base):
+        base = f"{few[1]} % of labels, {few[2]} epoch"
     words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
-    return words.get(base, base) + (", top-5" if metric != base else "")
+    return words.get(base, base) + (", top-5" if metric.endswith("-top5") else "")
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
@@ -152,13 +155,14 @@ def _external_cell(external: External, key: Key) -> Cell:
 def rule_text(params: Params, subset: str) -> str:
     """How a subset is drawn, in words."""
     rule = params.subsets[subset].rule
-    drawn = "" if isinstance(rule, ListFile) or rule.classes is None else f" of {rule.classes} classes"
     if isinstance(rule, ListFile):
         return f"the authors' list {rule.list}"
-    if isinstance(rule, Unbalanced):
+    if isinstance(rule, Unbalanced | Halves):
         images = "image" if rule.rare_images == 1 else "images"
-        total = f" of {rule.classes}" if rule.classes else ""
-        return f"{rule.large}{total} classes large, in full; the rare ones cut to {rule.rare_images} {images}"
+        total = f" of {rule.classes}" if isinstance(rule, Unbalanced) and rule.classes else ""
+        first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
+        return f"{rule.large}{total} classes large{first}, in full; the rare ones cut to {rule.rare_images} {images}"
+    drawn = f" of {rule.classes} classes" if rule.classes else ""
     if isinstance(rule, Balanced):
         return f"{rule.per_class} training images a class{drawn}"
     assert isinstance(rule, AllClasses)
@@ -193,3 +197,9 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
         if part == "linear" and any(key[1] == "linear-best" for run in found if run.linear for key in run.linear.scores):
             sentences.append("The best linear epoch is chosen on the queries that it is scored on, so it is optimistic.")
     return sentences
+
+
+def with_n(head: str, ours: Sequence[Cell]) -> str:
+    """A head with the number of queries behind our numbers, where there are any and all have the same."""
+    sizes = {cell.n for cell in ours if cell.n is not None}
+    return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head

@@ -6,13 +6,13 @@ exported encoder, and must be what the run's own records say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isd_repro.artifacts import TrajectoryRecord, read_record
+from isd_repro.artifacts import Score, TrajectoryRecord
 from isd_repro.config import Layout
-from isd_repro.errors import DataError
 from isd_repro.params import Params
+from isd_repro.report.cells import Cell
 from isd_repro.report.faults import Fault, Sink, refuse
 from isd_repro.report.figures import WIDTH, Tick, nice_ticks
 from isd_repro.report.records import Records, RunRecords
@@ -20,7 +20,8 @@ from isd_repro.report.tables import ENCODERS
 
 LAST = "last point's scores"
 _AGAIN = "run `trajectory` again"
-_LEFT, _TOP, _GAP, _BOTTOM, _HEIGHT = 44.0, 62.0, 24.0, 46.0, 230.0
+GROUPS = ("all", "rare", "large")
+_LEFT, _TOP, _GAP, _RIGHT, _BOTTOM, _HEIGHT = 44.0, 74.0, 28.0, 14.0, 28.0, 230.0
 _CHARACTER = 7.4  # px of a legend's label, generous
 
 
@@ -32,6 +33,7 @@ class Curve:
     teacher: bool
     points: tuple[tuple[float, float], ...]
     titles: tuple[str, ...]
+    paper: bool = False  # the paper's, and not ours
 
     @property
     def path(self) -> str:
@@ -72,31 +74,32 @@ class Trajectories:
     legend: tuple[Entry, ...]
     panels: tuple[Panel, ...]
     y_ticks: tuple[Tick, ...]
+    paper: bool = False  # whether any curve is the paper's
 
 
-def read(params: Params, layout: Layout, sink: Sink = refuse) -> dict[str, TrajectoryRecord]:
-    """The trajectory records of a profile's runs as they stand, held against nothing; `DataError` where one is damaged."""
-    found = {}
-    for name in params.runs:
-        path = layout.record(name, "trajectory")
-        if path.is_file():
-            try:
-                found[name] = read_record(path, TrajectoryRecord)
-            except DataError as error:
-                sink(Fault(path, "form", "no such record", "a TrajectoryRecord", error.hint, (name,), words=error.message))
-    return found
+@dataclass(frozen=True)
+class Reference:
+    """A curve that the paper prints: the run of ours that it stands beside, the row's name, and a cell of the paper by epoch."""
+
+    run: str
+    encoder: str
+    label: str
+    points: tuple[tuple[int, Cell], ...]
 
 
 def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, TrajectoryRecord]:
     """The trajectory records of a profile's runs, those that the sink was told of left out.
 
     Raises:
-        DataError: a record is damaged, belongs to another run or other images, has points out of order, or ends elsewhere than
+        DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
             the run's other records; unless `sink` takes it.
     """
     found = {}
-    for name, record in read(params, layout, sink).items():
-        wrong = [fact for fact in _facts(name, params, record, records.runs[name]) if fact[1] != fact[2]]
+    for name, run in records.runs.items():
+        record = run.trajectory
+        if record is None:
+            continue
+        wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
         for key, ours, theirs in wrong:
             sink(Fault(layout.record(name, "trajectory"), key, repr(ours), repr(theirs), _AGAIN, (name,)))
         if not wrong:
@@ -128,58 +131,95 @@ def _facts(name: str, params: Params, record: TrajectoryRecord, run: RunRecords)
     return facts
 
 
-def figure(params: Params, found: Mapping[str, TrajectoryRecord], subset: str) -> Trajectories | None:
-    """First nearest-neighbour score by epoch of every run of a subset that has a record; None where none has."""
+def figure(
+    params: Params, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference] = ()
+) -> Trajectories | None:
+    """First nearest-neighbour score by epoch of every run of a subset that has a record, and the paper's; None where none is."""
     metric = f"{params.evaluation.knn.k[0]}-NN"
-    names = [name for name in found if params.runs[name].data.subset == subset]
-    values = {(name, group): _values(found[name], metric, group) for name in names for group in ("all", "rare", "large")}
-    groups = [group for group in ("all", "rare", "large") if any(values[name, group] for name in names)]
+    names = names_of(params, found, subset, paper)
+    values = {(name, group): by_epoch(found[name], metric, group) for name in names if name in found for group in GROUPS}
+    groups = [group for group in GROUPS if any(values.get((name, group)) for name in names)] or (["all"] if paper else [])
     if not groups:
         return None
-    flat = [value for by_encoder in values.values() for points in by_encoder.values() for _, value in points]
-    epochs = [epoch for by_encoder in values.values() for points in by_encoder.values() for epoch, _ in points]
-    low, high = min(flat), max(flat)
-    margin = 0.06 * (high - low) or 1.0
-    low, high, first, last = max(0.0, low - margin), min(100.0, high + margin), min(epochs), max(epochs)
-    width = (WIDTH - _LEFT - _GAP * (len(groups) - 1)) / len(groups)
-
-    def down(value: float) -> float:
-        return _TOP + _HEIGHT * (high - value) / (high - low)
-
+    ours = [(score.top1, epoch) for by_encoder in values.values() for points in by_encoder.values() for epoch, score in points]
+    both = [*ours, *((cell.value or 0.0, epoch) for reference in paper for epoch, cell in reference.points)]
+    area = _area([value for value, _ in both], [epoch for _, epoch in both], len(groups), 22.0 if paper else 0.0)
     panels = []
     for at, group in enumerate(groups):
-        x = _LEFT + at * (width + _GAP)
-
-        def across(epoch: int, x: float = x) -> float:
-            return x + (width / 2 if first == last else width * (epoch - first) / (last - first))
-
+        x = _LEFT + at * (area.width + _GAP)
         curves = [
             Curve(
                 number,
                 encoder == "teacher",
-                tuple((across(epoch), down(value)) for epoch, value in points),
-                tuple(f"{params.runs[name].label}, {encoder}, {group}, epoch {epoch}: {value:.1f} %" for epoch, value in points),
+                tuple((area.across(epoch, x), area.down(score.top1)) for epoch, score in points),
+                tuple(
+                    f"{params.runs[name].label}, {encoder}, {group}, epoch {epoch}: {score.top1:.1f} %" for epoch, score in points
+                ),
             )
             for number, name in enumerate(names)
-            for encoder, points in values[name, group].items()
+            for encoder, points in values.get((name, group), {}).items()
         ]
-        whole = [value for value in nice_ticks(first, last, 5) if value == int(value)] or [first]
-        panels.append(Panel(x, group.capitalize(), tuple(curves), tuple(Tick(across(int(v)), f"{v:.0f}") for v in whole)))
+        curves += [_reference(one, names.index(one.run), area, x) for one in paper if group == "all"]
+        whole = [value for value in nice_ticks(*area.epochs, 5) if value == int(value)] or [area.epochs[0]]
+        ticks = tuple(Tick(area.across(int(v), x), f"{v:.0f}") for v in whole)
+        panels.append(Panel(x, group.capitalize(), tuple(curves), ticks))
     legend, x = [], 0.0
     for number, name in enumerate(names):
-        legend.append(Entry(x, params.runs[name].label, number))
-        x += len(params.runs[name].label) * _CHARACTER + 44
-    ticks = tuple(Tick(down(value), f"{value:g}") for value in nice_ticks(low, high, 6))
-    height = _TOP + _HEIGHT + _BOTTOM
+        label = params.runs[name].label + ("" if name in found else " (not run)")
+        legend.append(Entry(x, label, number))
+        x += len(label) * _CHARACTER + 44
+    ticks = tuple(Tick(area.down(value), f"{value:g}") for value in nice_ticks(*area.values, 6))
     title = f"{subset}: {metric} top-1 by epoch, %"
-    return Trajectories(subset, title, WIDTH, height, _TOP, width, _HEIGHT, tuple(legend), tuple(panels), ticks)
+    height = area.top + _HEIGHT + _BOTTOM
+    return Trajectories(
+        subset, title, WIDTH, height, area.top, area.width, _HEIGHT, tuple(legend), tuple(panels), ticks, bool(paper)
+    )
 
 
-def _values(record: TrajectoryRecord, metric: str, group: str) -> dict[str, list[tuple[int, float]]]:
-    """(epoch, top1) by encoder; encoders without such a score are left out."""
-    found: dict[str, list[tuple[int, float]]] = {encoder: [] for encoder in ENCODERS}
+@dataclass(frozen=True)
+class _Area:
+    """Where values and epochs stand in a panel, in px."""
+
+    values: tuple[float, float]
+    epochs: tuple[int, int]
+    width: float
+    top: float
+
+    def down(self, value: float) -> float:
+        low, high = self.values
+        return self.top + _HEIGHT * (high - value) / (high - low)
+
+    def across(self, epoch: int, x: float) -> float:
+        first, last = self.epochs
+        return x + (self.width / 2 if first == last else self.width * (epoch - first) / (last - first))
+
+
+def _area(values: Sequence[float], epochs: Sequence[int], panels: int, room: float) -> _Area:
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1.0
+    bounds = max(0.0, low - margin), min(100.0, high + margin)
+    width = (WIDTH - _LEFT - _RIGHT - _GAP * (panels - 1)) / panels
+    return _Area(bounds, (min(epochs), max(epochs)), width, _TOP + room)
+
+
+def _reference(one: Reference, number: int, area: _Area, x: float) -> Curve:
+    """A curve of the paper's."""
+    points = tuple((area.across(epoch, x), area.down(cell.value or 0.0)) for epoch, cell in one.points)
+    titles = tuple(f"The paper's {one.label}, {one.encoder}, epoch {epoch}: {cell.value:.1f} %" for epoch, cell in one.points)
+    return Curve(number, one.encoder == "teacher", points, titles, paper=True)
+
+
+def names_of(params: Params, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
+    """Runs of a subset that have snapshots or stand beside the paper's, in the order of the parameters."""
+    beside = {one.run for one in paper}
+    return [name for name, run in params.runs.items() if run.data.subset == subset and (name in found or name in beside)]
+
+
+def by_epoch(record: TrajectoryRecord, metric: str, group: str) -> dict[str, list[tuple[int, Score]]]:
+    """(epoch, score) by encoder; encoders without such a score are left out."""
+    found: dict[str, list[tuple[int, Score]]] = {encoder: [] for encoder in ENCODERS}
     for point in record.points:
         for score in point.scores:
             if (score.metric, score.group) == (metric, group):
-                found[score.encoder].append((point.epoch, score.top1))
+                found[score.encoder].append((point.epoch, score))
     return {encoder: points for encoder, points in found.items() if points}

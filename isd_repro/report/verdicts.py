@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from isd_repro.artifacts import TrajectoryRecord
 from isd_repro.report.faults import Fault, Key
 from isd_repro.report.records import RECOMPUTED, RECORDED, Records, RunRecords, part_of
 from isd_repro.report.rendered import Place
@@ -77,12 +76,14 @@ class Evidence:
         faults: everything that is wrong with records, parameters, images, encoders and features.
         replayed: (run, encoder, metric) whose every stored prediction was given again by the encoder.
         cells: faults of single cells of the rendered report.
+        snapshots: (run, epoch) whose every score was given again by the encoder kept then.
     """
 
     records: Records
     faults: Sequence[Fault]
     replayed: frozenset[tuple[str, str, str]]
     cells: Mapping[Place, Fault]
+    snapshots: frozenset[tuple[str, int]] = frozenset()
 
     def of(self, run: str, key: Key) -> tuple[Verdict, str]:
         """Verdict of one score of a run or an evaluated checkpoint, and why it failed."""
@@ -92,9 +93,15 @@ class Evidence:
         level = self._level(run, key)
         if level is None:
             return Verdict.FAILED, f"no record of {run} has {' '.join(key)}"
-        if (run, key[0], key[1]) in self.replayed:
+        if all((run, key[0], metric) in self.replayed for metric in self._metrics(run, key[1])):
             return Verdict.RE_EVALUATED, ""
         return (Verdict.RECORDED if level == RECORDED else Verdict.RECOMPUTED), ""
+
+    def _metrics(self, run: str, metric: str) -> list[str]:
+        """The metric itself, or that of every data set which the mean over all of them comes from."""
+        found = self._records(run)
+        sets = found.transfer.sets if found and found.transfer and metric == TRANSFER else ()
+        return [f"{TRANSFER}-{key}" for key in sets] or [metric]
 
     def _concerns(self, fault: Fault, run: str, key: Key) -> bool:
         """A fault of one evaluation's record says nothing of another's numbers; one of a data set's is the mean's over all."""
@@ -141,7 +148,7 @@ def judge(cells: Mapping[Place, Mapping[str, Any]], evidence: Evidence, only: It
         runs = tuple(cell["runs"])
         if cell["kind"] == "external":
             runs = (externals.get(cell["row"], cell["row"]),)
-        if cell["value"] is None or not runs or cell["kind"] in QUOTED or (wanted and not wanted & set(runs)):
+        if cell["value"] is None or not runs or cell["kind"] in (*QUOTED, "snapshot") or (wanted and not wanted & set(runs)):
             continue
         key = (cell["encoder"], cell["metric"], cell["group"])
         of_all = [evidence.of(run, key) for run in dict.fromkeys(runs)]
@@ -153,22 +160,20 @@ def judge(cells: Mapping[Place, Mapping[str, Any]], evidence: Evidence, only: It
     return numbers
 
 
-def judge_snapshots(
-    found: Mapping[str, TrajectoryRecord], evidence: Evidence, only: Iterable[str], place: Callable[[str], tuple[str, str]]
-) -> list[Number]:
-    """A verdict for every score of every snapshot: recorded only, as no predictions are stored.
+def judge_snapshots(evidence: Evidence, only: Iterable[str], place: Callable[[str], tuple[str, str, str]]) -> list[Number]:
+    """A verdict for every score of every snapshot: no predictions are stored, so without the file it is recorded only.
 
     A run's last snapshot is its encoder, and its scores are what the run's own record makes of them.
 
     Args:
-        found: records by run, faulty ones included.
         evidence: as for `judge`.
         only: runs that are asked for; none for all.
-        place: figure and row of a run.
+        place: table, label and first metric of a run; that metric's numbers are cells of the table.
     """
     wanted, numbers = set(only), []
-    for run, record in found.items():
-        if wanted and run not in wanted:
+    for run, found in evidence.records.runs.items():
+        record = found.trajectory
+        if record is None or (wanted and run not in wanted):
             continue
         own = [fault for fault in evidence.faults if run in fault.runs and fault.file.stem == "trajectory"]
         for point in record.points:
@@ -179,7 +184,13 @@ def judge_snapshots(
                     verdict, reason = Verdict.FAILED, f"{own[0].file}: {own[0].key}"
                 elif point is record.points[-1] and evidence.states(run, key):
                     verdict, reason = evidence.of(run, key)
-                where = (*place(run), score.encoder, f"{score.metric}, {score.group}, epoch {point.epoch}")
+                elif (run, point.epoch) in evidence.snapshots:
+                    verdict = Verdict.RE_EVALUATED
+                table, label, first = place(run)
+                beside = "" if score.metric == first else f", {score.metric}"
+                where = (table, f"{label}, {score.encoder}, {score.group}{beside}", "Epoch", str(point.epoch))
+                if where in evidence.cells:
+                    verdict, reason = Verdict.FAILED, f"{evidence.cells[where].file}: {evidence.cells[where].key}"
                 numbers.append(Number(where, "snapshot", (run,), *key, score.top1, verdict, reason))
     return numbers
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from isd_repro.artifacts import write_atomic
+from isd_repro.artifacts import Provenance, TrajectoryRecord, write_atomic
 from isd_repro.config import Layout
 from isd_repro.params import Params
-from isd_repro.report import page, records, runs, text
+from isd_repro.report import page, records, text, trajectory
 from isd_repro.report.records import PARTS
 from isd_repro.report.tables import ENCODERS, groups_of
+from isd_repro.tracking import session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.dashboard import Facts, build, send
 from isd_repro.tracking.publish import project_of
 
+Trajectories = Mapping[str, TrajectoryRecord]  # by run
+_COLUMNS = (*PARTS, "transfer", "trajectory")
 _PICTURE = re.compile(r"^!\[.*\]\(.*\)\n?", re.MULTILINE)  # of the page; W&B draws its own
 
 
@@ -37,7 +41,9 @@ def dashboard(params: Params, layout: Layout, dry_run: Path | None, *, anonymous
         write_atomic(dry_run, content.encode())
         console.print(f"{dry_run}: what would be sent; nothing was", highlight=False, markup=False, soft_wrap=True)
         return
-    for part, identity in zip(specification, send(specification, tracking, layout.root), strict=True):
+    with session.nameless(anonymous):
+        identities = send(specification, tracking, layout.root)
+    for part, identity in zip(specification, identities, strict=True):
         console.print(f"{part} {identity} in project {tracking.project}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -45,44 +51,59 @@ def facts_of(params: Params, layout: Layout) -> Facts:
     """What the records say, as the dashboard shows it."""
     assembled = page.assemble(params, records.load(params, layout), layout)
     loaded = assembled.records
+    trajectories = trajectory.load(params, layout, loaded)
+    few = [key[1] for found in loaded.runs.values() if found.few_label for key in found.few_label.scores]
+    sets = [name for found in loaded.runs.values() if found.transfer for name in found.transfer.sets]
     with_teacher = any("teacher" in found.pretrain.encoders for found in loaded.runs.values() if found.pretrain)
     groups = dict.fromkeys(group for subset in params.subsets for group in groups_of(params, loaded, subset))
     return Facts(
         profile=params.profile,
         title=params.report.title,
         results=_PICTURE.sub("", page.render(assembled)["table.md"].decode()),
-        failures=_failures(params, assembled),
-        cost=_cost(params, assembled),
+        failures=_failures(params, assembled, trajectories),
+        cost=_cost(params, assembled, trajectories),
         groups=[group for group in groups if group != "large"],
         encoders=ENCODERS if with_teacher else ENCODERS[:1],
         neighbours=params.evaluation.knn.k,
+        trajectories=bool(trajectories),
+        few_label=tuple(dict.fromkeys(metric for metric in few if metric.endswith("-last"))),
+        transfer=tuple(dict.fromkeys(sets)),
     )
 
 
-def _failures(params: Params, assembled: page.Report) -> str:
+def _failures(params: Params, assembled: page.Report, trajectories: Trajectories) -> str:
     """Runs and parts without a record, and what the page itself remarks."""
     lines = []
+    listed: dict[str, Sequence[str]] = {
+        "linear": params.linear_runs,
+        "few_label": params.few_label_runs,
+        "transfer": params.transfer_runs,
+        "trajectory": params.trajectory_runs,
+    }
     for name, found in assembled.records.runs.items():
-        listed = {"linear": params.linear_runs, "few_label": params.few_label_runs, "transfer": params.transfer_runs}
-        wanted = [part for part in (*PARTS, "transfer") if name in listed.get(part, (name,))]
-        missing: list[str] = [part for part in wanted if part not in found.parts]
+        there = {*found.parts, *(["trajectory"] if name in trajectories else [])}
+        missing = [part for part in _COLUMNS if name in listed.get(part, (name,)) and part not in there]
         if missing:
             lines.append(f"- {text.markdown(params.runs[name].label)} (`{name}`): no {text.listing(missing)} record")
     lines += [f"- {text.markdown(note)}" for note in assembled.footnotes]
-    head = "Runs that ended before their end carry the tag `failed` and the state *failed*; they are below.\n\n"
+    head = "Runs that ended before their end have the state *failed* or *crashed*; they are below.\n\n"
     return head + ("\n".join(lines) if lines else "Every run of this profile has all its records.")
 
 
-def _cost(params: Params, assembled: page.Report) -> str:
+def _cost(params: Params, assembled: page.Report, trajectories: Trajectories) -> str:
     """Time of each part of each run, and where it ran."""
-    rows = [f"| Run | {' | '.join(PARTS)} | Machine |", f"|:---|{'---:|' * len(PARTS)}:---|"]
+    every: dict[str, dict[str, Provenance]] = {}
     for name, found in assembled.records.runs.items():
-        times = [text.duration(found.parts[part].provenance.seconds) if part in found.parts else text.NOT_RUN for part in PARTS]
+        every[name] = {part: record.provenance for part, record in found.parts.items()}
+        every[name] |= {"trajectory": trajectories[name].provenance} if name in trajectories else {}
+    columns = [part for part in _COLUMNS if any(part in parts for parts in every.values())]
+    rows = [f"| Run | {' | '.join(columns)} | Machine |", f"|:---|{'---:|' * len(columns)}:---|"]
+    for name, parts in every.items():
+        times = [text.duration(parts[part].seconds) if part in parts else text.NOT_RUN for part in columns]
         machines = dict.fromkeys(
-            record.provenance.machine.gpu or f"{record.provenance.machine.cpu}, {record.provenance.machine.threads} threads"
-            for record in found.parts.values()
+            found.machine.gpu or f"{found.machine.cpu}, {found.machine.threads} threads" for found in parts.values()
         )
         where = text.markdown("; ".join(machines))
         rows.append(f"| {text.markdown(params.runs[name].label)} | {' | '.join(times)} | {where} |")
-    total = text.duration(runs.total_seconds(assembled.records))
+    total = text.duration(sum(found.seconds for parts in every.values() for found in parts.values()))
     return "\n".join(rows) + f"\n\nAll recorded parts together: {total}. Failed and repeated attempts are not in it."

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from isd_repro.artifacts import sha256_file, shown_provenance
 from isd_repro.config import Layout, find_run
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import open_prepared
-from isd_repro.evals.arithmetic import best_device
+from isd_repro.evals.arithmetic import best_device, exact
 from isd_repro.evals.encoders import check_manifest, check_run, load_encoders
-from isd_repro.evals.extract import Features, features, save_features
+from isd_repro.evals.extract import BLOCK, Features, Images, features, forward, ready, require_finite, save_features
+from isd_repro.nn import ranks
 from isd_repro.params import Params
 from isd_repro.tracking import open_stage
 
 
 def extract(name: str, params: Params, layout: Layout, console: Console) -> None:
     """Extract features with every encoder of a run; each image is read once for all of them.
+
+    Several ranks take the blocks of images in turn; rank 0 puts them together and writes.
 
     Raises:
         ConfigError: no such run.
@@ -33,7 +38,8 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     sha256 = sha256_file(path)
     encoders, identity = load_encoders(path)
     check_run(path, identity, name)
-    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
+    with ranks.first_alone():
+        prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     check_manifest(path, identity.manifest, prepared.identity.sha256)
     splits = {"search": prepared.split("search"), "query": prepared.split("query")}
     reader = StoreReader(prepared.store)
@@ -44,7 +50,10 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
         for which, split in splits.items():
             task = bar.add_task(f"{name} {which}", total=len(split))
             images = centred(reader, split.index, frame, device)
-            found[which] = features(encoders, images, len(split), device, partial(bar.advance, task))
+            every = features if ranks.world() == 1 else shared_features
+            found[which] = every(encoders, images, len(split), device, partial(bar.advance, task))
+    if ranks.rank() > 0:
+        return
     kept = Features(
         search=found["search"],
         query=found["query"],
@@ -67,3 +76,34 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     with open_stage("extract", name, params, layout, identity=sha256, config=config) as tracker:
         tracker.log(row)
     console.print(f"{name} {', '.join(encoders)}: {counts} in {seconds:.1f} s", highlight=False, soft_wrap=True)
+
+
+def shared_features(
+    encoders: Mapping[str, nn.Module],
+    images: Images,
+    count: int,
+    device: torch.device,
+    on_block: Callable[[int], object] = lambda images: None,
+) -> dict[str, Tensor]:
+    """As `evals.extract.features` and the same bits, the work shared: in each round every rank takes one block.
+
+    Returns:
+        all features on rank 0; on the others tensors of the same shape that hold nothing.
+    """
+    ready(encoders, count, device)
+    found: dict[str, Tensor] = {}
+    with exact(device):
+        for first in range(0, count, BLOCK * ranks.world()):
+            start = min(first + ranks.rank() * BLOCK, count - 1)  # past the end: a block that nobody keeps
+            for name, rows in forward(encoders, images, start, count, device).items():
+                found.setdefault(name, torch.empty(count, rows.shape[1]))
+                mine = rows.new_zeros(BLOCK, rows.shape[1])
+                mine[: len(rows)] = rows
+                for rank, block in enumerate(ranks.at_first(mine)):
+                    at = first + rank * BLOCK
+                    found[name][at : at + BLOCK] = block[: max(0, min(BLOCK, count - at))]
+            on_block(min(BLOCK * ranks.world(), count - first))
+    if ranks.rank() == 0:
+        for name, rows in found.items():
+            require_finite(rows, f"features of encoder {name!r}")
+    return found

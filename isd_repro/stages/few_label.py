@@ -17,7 +17,7 @@ from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evals import few_label as protocol
-from isd_repro.evals import linear
+from isd_repro.evals import linear, summary
 from isd_repro.evals import scores as shown
 from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.encoders import check_manifest, load_encoders
@@ -84,6 +84,7 @@ def few_label(name: str, params: Params, layout: Layout, console: Console) -> No
     config = {**stated, **artifacts.shown_provenance()}
     with open_stage("few_label", name, params, layout, identity=tracked, config=config) as tracker:
         tracker.log({"epoch": run.optim.epochs, **shown.row(scores)})
+        tracker.log_table(summary.class_key(record), *summary.class_rows(record))
     for score in scores:
         progress.say(shown.line(name, score))
 

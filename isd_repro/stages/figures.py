@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts, methods
 from isd_repro.artifacts import sha256_file, write_atomic
-from isd_repro.config import Layout, find_run
+from isd_repro.config import Layout, find_run, snapshots_in
 from isd_repro.data import thumbnails
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
@@ -33,10 +32,10 @@ from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encod
 from isd_repro.evals.extract import Features, features, load_features
 from isd_repro.evals.single_thread import scikit_learn
 from isd_repro.params import Frozen, Params
+from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
-_SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         pass  # said before minutes of work
     gallery.ready()
     run = _open(name, params, layout, asked)
-    facts = {
+    facts: dict[str, Any] = {
         "format": 1,
         "kind": "figures",
         "profile": params.profile,
@@ -133,6 +132,11 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
+    identity = names.digest(facts["files"])
+    with open_stage("figures", name, params, layout, identity=identity, config=gallery.config(facts)) as tracker:
+        tracker.log({"epoch": params.runs[name].optim.epochs, **gallery.shown(facts)})
+        for key, rows, caption in gallery.sheets(facts):
+            tracker.log_image(key, thumbnails.grid(run.prepared.store, rows), caption)
     for line in gallery.lines(facts):
         console.print(f"{name} {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
@@ -254,7 +258,8 @@ def _tsne(run: _Run, folder: Path) -> dict[str, Any]:
     split = run.prepared.split("query")
     chosen = tsne.choose(split.label, run.draws("t-SNE"))
     label = split.label[chosen]
-    panels = [_panel(run, label, _snapshot(path, run, split.index[chosen]), path, epoch) for epoch, path in _snapshots(folder)]
+    kept = snapshots_in(folder).items()
+    panels = [_panel(run, label, _snapshot(path, run, split.index[chosen]), path, epoch) for epoch, path in kept]
     panels.append(_panel(run, label, run.features.query[run.main][chosen], run.path, None))
     shown = sorted(set(label.tolist()))
     return {
@@ -279,12 +284,6 @@ def _panel(run: _Run, label: Tensor, rows: Tensor, path: Path, epoch: int | None
         "neighbours": drawn.neighbours,
         "points": [[round(value, 3) for value in point] for point in drawn.points.double().tolist()],
     }
-
-
-def _snapshots(folder: Path) -> list[tuple[int, Path]]:
-    """Encoder files of epochs, by epoch; none where the folder is absent. Other files there are left alone."""
-    named = [(_SNAPSHOT.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:

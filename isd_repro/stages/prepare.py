@@ -1,4 +1,4 @@
-"""`prepare`: draw a subset from its source and pack its images."""
+"""`prepare` and `data pack`: draw a subset from its source and pack its images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from isd_repro import config
 from isd_repro.artifacts import shown_provenance
 from isd_repro.config import Layout
 from isd_repro.data import packing, sources, subsets
-from isd_repro.errors import printable
+from isd_repro.data.store import usable_cores
+from isd_repro.errors import ConfigError, printable
 from isd_repro.params import Params
 from isd_repro.tracking import open_stage
 
 _EVERY = 10_000  # images between two lines where there is no terminal
 
 
-def prepare(name: str, params: Params, layout: Layout, console: Console) -> None:
+def prepare(name: str, params: Params, layout: Layout, console: Console, processes: int | None = None) -> None:
     """Write the folder of one subset: manifest.json, images.tsv and, unless it is external, the store.
 
     Args:
@@ -29,6 +30,8 @@ def prepare(name: str, params: Params, layout: Layout, console: Console) -> None
         params: the whole profile.
         layout: where its files are.
         console: takes progress and warnings.
+        processes: how many pack an external store from a folder of files: by default one for each core of this process. A
+            store inside the profile is packed by threads: it is small, and starting processes would take longer.
 
     Raises:
         ConfigError: there is no such subset, or its rule contradicts itself.
@@ -47,7 +50,10 @@ def prepare(name: str, params: Params, layout: Layout, console: Console) -> None
             say(note)
         total = len(np.unique(np.concatenate([selection.train, selection.search, selection.query])))
         with _progress(name, total, console, say) as advance:
-            manifest = packing.build(layout.prepared(name), name, subset, listing, selection, say=say, advance=advance)
+            crew = (processes or usable_cores()) if subset.store.external else 1
+            manifest = packing.build(
+                layout.prepared(name), name, subset, listing, selection, processes=crew, say=say, advance=advance
+            )
     row = {
         "epoch": 0,
         "images": len(manifest.images),
@@ -61,19 +67,27 @@ def prepare(name: str, params: Params, layout: Layout, console: Console) -> None
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
 
 
+def pack(name: str, params: Params, layout: Layout, console: Console, processes: int | None) -> None:
+    """As `prepare`, of a subset whose store is external; `ConfigError` where it is not: there would be nothing to resume."""
+    if not config.find_subset(params, name).store.external:
+        hint = "set store.external and ISD_PACK_ROOT, or run `isd-repro prepare`, which packs it inside the profile"
+        raise ConfigError(f"{layout.file}: subsets.{name}.store.external: false, so that there is no pack to write", hint)
+    prepare(name, params, layout, console, processes)
+
+
 @contextmanager
-def _progress(name: str, total: int, console: Console, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a line every so many images elsewhere; gives what to call after each image."""
+def _progress(name: str, total: int, console: Console, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"prepare {name}", total=total)
 
-        def advance() -> None:
+        def advance(count: int) -> None:
             nonlocal done
-            done += 1
-            bar.advance(task)
-            if not console.is_terminal and done % _EVERY == 0:
+            done += count
+            bar.advance(task, count)
+            if not console.is_terminal and count == 1 and done % _EVERY == 0:
                 say(f"{done} of {total} images")
 
         yield advance

@@ -2,7 +2,7 @@
 
 Resume state lives in `.state/<fingerprint>/` until the outputs are written, because DVC deletes outputs before a stage
 starts. The fingerprint covers every value that changes the result, so a changed temperature starts afresh. What holds when
-a run is killed, stopped or diverges is in docs/reliability.md.
+a run is killed, stopped or diverges is in docs/reliability.md. Of several ranks, rank 0 reads and writes and the others compute.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from isd_repro.data import sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.nn import backbones
+from isd_repro.nn import backbones, engine, ranks
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import Params, Run
 from isd_repro.protocols import Setting, Tracker
 from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
-from isd_repro.train import attempts, checkpoint, checks, code, export, guard, loop
+from isd_repro.train import attempts, checkpoint, checks, code, distributed, export, guard, loop
 from isd_repro.train.attempts import Attempts
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.monitor import Monitor
@@ -53,24 +53,32 @@ class Plan:
     fingerprint: str
     method: nn.Module
     device: torch.device
+    kernels: str = ""  # what engine `fast` chose, for the record
 
 
 def pretrain(name: str, params: Params, layout: Layout, console: Console) -> None:
     """Train one run to its end, resuming where an earlier process stopped, and write its outputs.
 
     Raises:
-        ConfigError: the run, its method or a size is wrong.
+        ConfigError: the run, its method or a size is wrong, or the ranks do not divide its batch or its BatchNorm groups.
         DataError: the prepared subset or the resume state is missing or damaged.
-        UserError: a number is not finite, another process trains the run, or other code trained it so far.
+        UserError: a number is not finite, another process trains the run, other code trained it so far, or a rank is gone.
         Preempted: a signal asked to stop; the state is saved.
     """
     artifacts.remember_code()
     run = find_run(params, name)
-    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
+    with ranks.first_alone():  # it may hash the images, and the others then need not
+        prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
     plan = make_plan(name, run, prepared, layout)
     with naming(layout.file, name):
         batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
     state = layout.state(plan.fingerprint)
+    work = _Work(plan, batches, prepared.identity, params, layout, state, console)
+    now = code.code_of(run.method.name)
+    if ranks.rank() > 0:
+        with guard.stop_on_signal() as stop:
+            work.assist(now, stop)
+        return
     busy = f"{state}: this run is already being trained"
     with files.exclusive(state / "lock", busy), guard.stop_on_signal() as stop:
         files.sweep(state.parent, _DONE)
@@ -78,9 +86,8 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         owner = {"profile": params.profile, "run": name, "config": plan.config}  # for whoever finds the state of a dead run
         text = json.dumps(owner, indent=1, sort_keys=True, allow_nan=False) + "\n"
         files.write_atomic(state / "run.json", text.encode())
-        work = _Work(plan, batches, prepared.identity, params, layout, state, console)
-        progress = work.resume(code.code_of(run.method.name))
-        with attempts.recorded(state / "attempts.jsonl", progress, plan.device) as log:
+        progress = work.resume(now)
+        with attempts.recorded(state / "attempts.jsonl", progress, plan.device, plan.kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)
         with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
@@ -104,16 +111,16 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         "store": prepared.store.info.settings.model_dump(mode="json"),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with naming(layout.file, name), torch.random.fork_rng():
+    with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(run.numerics.seed)
-        setting = Setting(classes=len(identity.classes), batch_size=run.optim.batch_size)
+        setting = Setting(len(identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
         method: nn.Module = methods.load(run.method.name).Method(
             method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
         )
-    set_bn_groups(method, run.numerics.bn_groups)
+        set_bn_groups(method, run.numerics.bn_groups)
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Plan(name, run, config, fingerprint(config), method, device)
+    return Plan(name, run, config, fingerprint(config), method, device, engine.kernels_of(method, run.numerics))
 
 
 def _check_sizes(run: Run) -> None:
@@ -122,6 +129,10 @@ def _check_sizes(run: Run) -> None:
         raise ConfigError(
             f"numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
             "choose optim.batch_size as a multiple of bn_groups, at least twice as large",
+        )
+    if batch % ranks.world():
+        raise ConfigError(
+            f"optim.batch_size: {batch} images for {ranks.world()} processes", "start a number that divides the batch"
         )
     if not len(run.data.mean) == len(run.data.std) == run.backbone.channels:
         raise ConfigError(
@@ -152,7 +163,7 @@ class _Work:
         self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
         self.state, self.point, self.rows = state, state / "checkpoint.pt", state / "metrics.jsonl"
         self.total = plan.run.optim.epochs * batches.steps_per_epoch
-        self.optimizer = loop.optimizer_of(plan.method, plan.run.optim) if self.total else None
+        self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.good = 0  # step of the newest resume point
 
     def say(self, line: str) -> None:
@@ -177,7 +188,15 @@ class _Work:
         if artifacts.source_hash() not in progress.sources:
             progress.sources.append(artifacts.source_hash())
         truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
-        return progress
+        return distributed.share(plan.fingerprint, plan.method, self.optimizer, progress, now)
+
+    def assist(self, now: dict[str, str], stop: guard.StopRequest) -> None:
+        """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
+        if self.optimizer is None:
+            return
+        progress = distributed.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), now)
+        nothing = lambda *_: None  # noqa: E731
+        self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 
     def train(self, progress: Progress, log: Attempts, stop: guard.StopRequest) -> None:
         """To the end of the last epoch, through the loop."""
@@ -200,21 +219,19 @@ class _Work:
                 stopped=stop,
             )
             try:
-                loop.train(
-                    plan.method,
-                    self.optimizer,
-                    self.batches,
-                    plan.run.optim,
-                    plan.run.numerics,
-                    params.efficiency,
-                    progress,
-                    hooks,
-                )
+                self._loop(progress, hooks)
             except Preempted as error:  # here, not where it ends: W&B's last upload may take longer than a scheduler waits
                 self._ask_for_resume(progress)
-                raise Preempted(f"{plan.name}: {stop.reason}: {error.message}", error.hint) from error
-            except checks.Diverged as error:
-                raise self._diverged(error) from error
+                raise Preempted(
+                    f"{plan.name}: {stop.reason or 'a signal to another rank'}: {error.message}", error.hint
+                ) from error
+            except (checks.Diverged, ranks.RankLost) as error:
+                raise self._lost_at(error) from error
+
+    def _loop(self, progress: Progress, hooks: loop.Hooks) -> None:
+        assert self.optimizer is not None
+        run, mine = self.plan.run, self.batches.part(ranks.rank(), ranks.world())
+        loop.train(self.plan.method, self.optimizer, mine, run.optim, run.numerics, self.params.efficiency, progress, hooks)
 
     def export(self, progress: Progress, log: Attempts) -> None:
         """Write encoders, metrics and record, the record last."""
@@ -222,7 +239,7 @@ class _Work:
         try:
             checks.check_features(self.encoders, self.batches.at(max(self.total, 1) - 1).view_student)
         except checks.Diverged as error:
-            raise self._diverged(error) from error
+            raise self._lost_at(error) from error
         path = layout.encoder(plan.name)
         export.save_encoders(path, self.encoders, self.identity())
         export.export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
@@ -299,9 +316,9 @@ class _Work:
         text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"
         files.write_atomic(self.state / RESUME_ME, text.encode())
 
-    def _diverged(self, error: UserError) -> UserError:
+    def _lost_at(self, error: UserError) -> UserError:
         last = f"{self.point}, of step {self.good}" if self.good else "none, it failed before the first"
-        return UserError(f"{error.message}; last good resume point: {last}", error.hint)
+        return type(error)(f"{error.message}; last good resume point: {last}", error.hint)
 
 
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:

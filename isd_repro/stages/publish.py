@@ -16,20 +16,22 @@ from typing import Any
 from rich.console import Console
 
 from isd_repro import files
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, PretrainRecord, Provenance
+from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, PretrainRecord, Provenance, TrajectoryRecord
 from isd_repro.config import Layout, find_run
 from isd_repro.errors import DataError, UserError
 from isd_repro.evals import scores as shown
 from isd_repro.evals import summary
 from isd_repro.params import Params
-from isd_repro.report import page, records
+from isd_repro.records import TransferRecord
+from isd_repro.report import gallery, page, records, trajectory
 from isd_repro.report.records import RunRecords
-from isd_repro.tracking import media, names, read_metrics
+from isd_repro.tracking import media, names, read_metrics, session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.publish import Publisher, project_of
 from isd_repro.tracking.replay import Item, Replay, Table
 
 REPORT_FILES = ("cells.csv", "cells.json", "index.html", "table.md", "table.tex")
+Result = EvaluationRecord | TransferRecord | TrajectoryRecord
 ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show commits and commands
 
 
@@ -51,24 +53,33 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, wish: Wish, c
     """
     for name in chosen:
         find_run(params, name)
-    tracking = project_of(params.tracking, anonymous=wish.anonymous)
-    publisher = Publisher(tracking, layout.root, anonymous=wish.anonymous)
     scrubber = Scrubber(secrets(layout.root)) if wish.anonymous else None
+    with session.nameless(wish.anonymous):
+        counts, where = _send(replays(chosen or list(params.runs), params, layout, wish), params, layout, scrubber, console)
+    if not sum(counts.values()):
+        raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
+    console.print(f"{counts['sent']} sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
+
+
+def _send(
+    found: Iterator[Replay], params: Params, layout: Layout, scrubber: Scrubber | None, console: Console
+) -> tuple[dict[str, int], str]:
+    """How many were sent and were there, and where."""
+    tracking = project_of(params.tracking, anonymous=scrubber is not None)
+    publisher = Publisher(tracking, layout.root, anonymous=scrubber is not None)
     counts = {"sent": 0, "known": 0}
-    for replay in replays(chosen or list(params.runs), params, layout, wish):
+    for replay in found:
         outcome = publisher.send(scrubber.replay(replay) if scrubber else replay)
         counts[outcome] += 1
         words = {"sent": "sent", "known": "already there"}[outcome] + (" (failed run)" if replay.failed else "")
         console.print(f"{replay.title}: {words}", highlight=False, markup=False, soft_wrap=True)
-    if not sum(counts.values()):
-        raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
-    where = "offline, `wandb sync` sends them" if publisher.mode == "offline" else tracking.project
-    console.print(f"{counts['sent']} sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
+    return counts, "offline, `wandb sync` sends them" if publisher.mode == "offline" else tracking.project
 
 
 def replays(chosen: Sequence[str], params: Params, layout: Layout, wish: Wish) -> Iterator[Replay]:
     """Every stage of the chosen runs that left something, sources before what is made from them; the report last."""
     loaded = records.load(params, layout)
+    trajectories = trajectory.load(params, layout, loaded)
     builder = _Builder(params, layout, wish)
     manifests: set[str] = set()
     results: list[Item] = []
@@ -79,7 +90,13 @@ def replays(chosen: Sequence[str], params: Params, layout: Layout, wish: Wish) -
             yield builder.prepare(found.manifest)
         yield from builder.pretrain(name, found.pretrain)
         yield from builder.evaluations(name, found)
-        results += [builder.result(name, part.record) for part in (found.knn, found.linear) if part]
+        others: list[Result] = [part.record for part in found.own]
+        others += [found.transfer.record] if found.transfer else []
+        if name in trajectories:
+            others.append(trajectories[name])
+            yield builder.trajectory(name, trajectories[name], found.pretrain)
+        yield from builder.figures(name)
+        results += [builder.result(name, record) for record in others]
     if results:
         yield builder.report(page.assemble(params, loaded, layout), results)
 
@@ -102,7 +119,7 @@ class _Builder:
 
     def pretrain(self, name: str, record: PretrainRecord | None) -> Iterator[Replay]:
         """A finished pretraining, or what a dead one left."""
-        pictures = list(media.kept(self.layout.log(name, "pretrain") / "media"))
+        pictures = self._pictures(name, "pretrain")
         if record is not None:
             rows = _rows_of(self.layout.metrics(name), record)
             yield self._replay(
@@ -118,7 +135,9 @@ class _Builder:
 
     def evaluations(self, name: str, found: RunRecords) -> Iterator[Replay]:
         """Features and scores."""
-        parts = [part.record for part in (found.knn, found.linear) if part]
+        if found.transfer:
+            yield self.transfer(name, found.transfer.record, found.pretrain)
+        parts = [part.record for part in found.own]
         if not parts:
             return
         encoder = self._encoder(name, parts[0].encoder_sha256, found.pretrain)
@@ -131,17 +150,43 @@ class _Builder:
         for record in parts:
             stage = record.kind
             final = {"epoch": self._epoch(name, record), **shown.row(record.scores)}
-            rows = self._log_rows(name, stage)
-            fresh = rows and all(rows[-1].get(key) == value for key, value in final.items())
             needs = [features] if stage == "knn" else [encoder, features]
             yield self._replay(
                 name, stage, names.evaluation_identity(record.encoder_sha256, record.settings),
                 {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
-                rows=rows if fresh else [final], summary={"seconds": record.provenance.seconds},
-                tables={"per-class": Table(*summary.class_rows(record))} if record.predictions else {},
-                pictures=list(media.kept(self.layout.log(name, stage) / "media")),
-                needs=needs, makes=[self.result(name, record)],
+                rows=self._rows(name, stage, [final]), summary={"seconds": record.provenance.seconds}, tables=_tables([record]),
+                pictures=self._pictures(name, stage), needs=needs, makes=[self.result(name, record)],
             )  # fmt: skip
+
+    def transfer(self, name: str, record: TransferRecord, pretrain: PretrainRecord | None) -> Replay:
+        """Scores on other data sets; each reads its images itself, so it needs the encoder alone."""
+        scores = {key: value for one in record.evaluations for key, value in one.row().items()}
+        final = {"epoch": self.params.runs[name].optim.epochs, **scores}
+        return self._replay(
+            name, "transfer", names.evaluation_identity(record.encoder_sha256, record.settings),
+            {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
+            rows=[final], summary={"seconds": record.provenance.seconds}, tables=_tables(record.evaluations),
+            needs=[self._encoder(name, record.encoder_sha256, pretrain)], makes=[self.result(name, record)],
+        )  # fmt: skip
+
+    def trajectory(self, name: str, record: TrajectoryRecord, pretrain: PretrainRecord | None) -> Replay:
+        """Scores by epoch; the snapshots behind all points but the last are named in the record."""
+        last = record.points[-1].encoder_sha256
+        return self._replay(
+            name, "trajectory", names.evaluation_identity(last, record.settings),
+            {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
+            rows=[{"epoch": point.epoch, **shown.row(point.scores)} for point in record.points],
+            summary={"seconds": record.provenance.seconds},
+            needs=[self._manifest(record.manifest), self._encoder(name, last, pretrain)], makes=[self.result(name, record)],
+        )  # fmt: skip
+
+    def figures(self, name: str) -> Iterator[Replay]:
+        """Pictures of clusters and anchors, where `isd-repro figures` has drawn them here."""
+        rows, pictures = self._log_rows(name, "figures"), self._pictures(name, "figures")
+        path = self.layout.encoder(name).parent / "figures" / "figures.json"
+        if rows and pictures and path.is_file():
+            facts = json.loads(path.read_text("utf-8"))
+            yield self._replay(name, "figures", names.digest(facts["files"]), gallery.config(facts), rows=rows, pictures=pictures)
 
     def report(self, assembled: page.Report, results: list[Item]) -> Replay:
         """The tables that the results make."""
@@ -165,11 +210,18 @@ class _Builder:
 
     # --- artifacts ----------------------------------------------------------------------------------------------------
 
-    def result(self, name: str, record: EvaluationRecord) -> Item:
+    def result(self, name: str, record: Result) -> Item:
         """Scores and predictions: the record itself."""
         path = self.layout.record(name, record.kind)
-        scores = {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in record.scores}
-        digests = {"encoder": record.encoder_sha256, "features": record.features_sha256 or ""}
+        if isinstance(record, TransferRecord):
+            scores = {key: value for one in record.evaluations for key, value in one.row().items()}
+            digests = {"encoder": record.encoder_sha256}
+        elif isinstance(record, TrajectoryRecord):
+            scores = shown.row(record.points[-1].scores)
+            digests = {"encoder": record.points[-1].encoder_sha256}
+        else:
+            scores = shown.row(record.scores)
+            digests = {"encoder": record.encoder_sha256, "features": record.features_sha256 or ""}
         return Item(
             self._artifact_name(name, record.kind), "result", texts={path.name: path.read_bytes()},
             digests={key: value for key, value in digests.items() if value}, metadata={"scores": scores},
@@ -200,6 +252,14 @@ class _Builder:
         path = self.layout.log(name, stage) / "metrics.jsonl"
         return read_metrics(path) if path.is_file() else []
 
+    def _rows(self, name: str, stage: str, stated: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the stage logged where it is here and ends as its record says, else the record's own rows."""
+        rows = self._log_rows(name, stage)
+        return rows if rows and stated[-1].items() <= rows[-1].items() else stated
+
+    def _pictures(self, name: str, stage: str) -> list[media.Picture]:
+        return list(media.kept(self.layout.log(name, stage) / "media"))
+
     def _epoch(self, name: str, record: EvaluationRecord) -> int:
         return int(record.settings["epochs"]) if record.kind == "linear" else self.params.runs[name].optim.epochs
 
@@ -212,6 +272,10 @@ def _rows_of(path: Path, record: PretrainRecord) -> list[dict[str, Any]]:
     rows = read_metrics(path)
     same = [(row["epoch"], row["loss"]) for row in curve] == [(row.get("epoch"), row.get("loss")) for row in rows]
     return rows if same else curve
+
+
+def _tables(evaluations: Sequence[EvaluationRecord]) -> dict[str, Table]:
+    return {summary.class_key(one): Table(*summary.class_rows(one)) for one in evaluations if one.predictions}
 
 
 def _provenance(found: Provenance) -> dict[str, Any]:

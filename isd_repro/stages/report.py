@@ -31,18 +31,16 @@ def report(params: Params, layout: Layout, console: Console) -> None:
     from isd_repro.report import cards, page
 
     assembled = _assemble(params, layout)
-    files = page.render(assembled)
-    for path in layout.report.glob("*.svg"):
-        if path.name not in files:
-            path.unlink()
-    for name, content in files.items():
-        write_atomic(layout.report / name, content)
-    described = cards.render(params, assembled.records, layout)
-    for path in layout.cards.glob("*.md"):
-        if path.name not in described:
-            path.unlink()
-    for name, content in described.items():
-        write_atomic(layout.cards / name, content)
+    rendered = {  # all of it before the first file is written: a refusal leaves what is there
+        (layout.report, "*.svg"): page.render(assembled),
+        (layout.cards, "*.md"): cards.render(params, assembled.records, layout),
+    }
+    for (folder, pattern), files in rendered.items():
+        for path in folder.glob(pattern):
+            if path.name not in files:
+                path.unlink()
+        for name, content in files.items():
+            write_atomic(folder / name, content)
     for note in assembled.footnotes:
         console.print(printable(note), style="dim", markup=False, highlight=False)
     _print(assembled, layout)

@@ -17,7 +17,7 @@ from rich.progress import Progress, TaskID
 
 from isd_repro import artifacts
 from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord
-from isd_repro.config import Layout, find_run, fingerprint
+from isd_repro.config import Layout, find_run, fingerprint, snapshots_in
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import DataError
@@ -83,11 +83,10 @@ def trajectory(name: str, params: Params, layout: Layout, console: Console) -> N
 def _files(name: str, epochs: int, layout: Layout) -> dict[int, Path]:
     """Encoder files by epoch, the final one last."""
     folder = layout.snapshots(name)
-    found = sorted(folder.glob("epoch-*.safetensors")) if folder.is_dir() else []
+    found = snapshots_in(folder)
     if not found:
         raise DataError(f"{folder}: no snapshot in it", "set efficiency.snapshot_every and run `pretrain` again")
-    files = {int(path.stem.removeprefix("epoch-")): path for path in found}
-    return {**files, epochs: layout.encoder(name)}
+    return {**found, epochs: layout.encoder(name)}
 
 
 def _score(path: Path, run: str, prepared: Prepared, settings: Knn, bar: Progress, task: TaskID) -> list[Score]:

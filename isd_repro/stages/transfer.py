@@ -26,6 +26,7 @@ from isd_repro.data import manifests, transfer_images, transfer_sets
 from isd_repro.data.images import Frame
 from isd_repro.data.transfer_images import TransferImages
 from isd_repro.errors import ConfigError
+from isd_repro.evals import summary
 from isd_repro.evals import transfer as protocol
 from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
@@ -94,7 +95,9 @@ def transfer(name: str, params: Params, layout: Layout, console: Console) -> Non
     tracked = names.evaluation_identity(sha256, stated)
     config = {**stated, **artifacts.shown_provenance()}
     with open_stage("transfer", name, params, layout, identity=tracked, config=config) as tracker:
-        tracker.log({"epoch": run.optim.epochs, **{key: value for one in evaluations for key, value in _row(one).items()}})
+        tracker.log({"epoch": run.optim.epochs, **{key: value for one in evaluations for key, value in one.row().items()}})
+        for one in evaluations:
+            tracker.log_table(summary.class_key(one), *summary.class_rows(one))
     shutil.rmtree(done, ignore_errors=True)
 
 
@@ -190,13 +193,3 @@ def _lines(one: TransferEvaluation) -> list[str]:
         what = f"top-1 {score.top1:.1f} %, mean per class {other:.1f} % (n={score.n})"
         lines.append(f"{one.run} {score.encoder} {one.manifest.subset} {what}; {how}")
     return lines
-
-
-def _row(one: TransferEvaluation) -> dict[str, float]:
-    """The number that the field reports, by `<encoder>/<set>`."""
-    return {
-        f"{score.encoder}/{one.manifest.subset}": score.top1
-        if one.metric == "top1"
-        else one.mean_per_class[f"{score.encoder}/{score.metric}"]
-        for score in one.scores
-    }

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from isd_repro.errors import UserError
 from isd_repro.tracking.replay import Item, Replay, Table
 
 REMOVED = "[removed]"
 DROPPED = frozenset({"commit", "dirty", "written", "command", "host", "hostname", "user", "username", "email", "remote"})  # keys
 _NOBODY = frozenset({"admin", "nobody", "root", "runner", "ubuntu", "user"})  # names of accounts that name no one
-_PATH = re.compile(r"(?<![\w/.:>])~?/(?:[\w.@+-]+/)+[\w.@+-]+|\b[A-Za-z]:\\[^\s\"']+")
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_PATH = re.compile(r"\bfile:/+[^\s\"']+|(?<![\w/.:>])(?:~?/|(?:\.\./)+)(?:[\w.@+-]+/)+[\w.@+-]+|\b[A-Za-z]:\\[^\s\"']+")
+_EMAIL = re.compile(r"[\w.+-]+@[\w.-]+:[\w./~+-]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")  # or a git remote in the form of one
+_ACCOUNT = ("USER", "LOGNAME", "USERNAME", "SUDO_USER", "WANDB_USERNAME", "WANDB_EMAIL")
 
 
 def secrets(root: Path) -> list[str]:
@@ -29,7 +31,7 @@ def secrets(root: Path) -> list[str]:
         account = getpass.getuser()
     except (KeyError, OSError):
         account = ""
-    found |= {account} - _NOBODY
+    found |= {account, *(os.environ.get(name, "") for name in _ACCOUNT)} - _NOBODY
     asked = (["git", "remote", "-v"], ["git", "config", "user.email"], ["git", "config", "user.name"])
     for command in asked:
         try:
@@ -37,7 +39,8 @@ def secrets(root: Path) -> list[str]:
         except (OSError, subprocess.TimeoutExpired):
             continue
         if command[1] == "remote":
-            found |= {line.split()[1] for line in text.splitlines() if len(line.split()) > 1}
+            remotes = {line.split()[1] for line in text.splitlines() if len(line.split()) > 1}
+            found |= remotes | {"/".join(re.split("[/:]", remote.removesuffix(".git"))[-2:]) for remote in remotes}
         else:
             found.add(text.strip())
     trivial = {"", "/", "localhost", "localhost.localdomain", os.sep}
@@ -61,7 +64,7 @@ class Scrubber:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.value(each) for key, each in value.items() if key not in DROPPED}
+            return {self.value(key): self.value(each) for key, each in value.items() if key not in DROPPED}
         if isinstance(value, list | tuple):
             return [self.value(each) for each in value]
         return value
@@ -77,7 +80,16 @@ class Scrubber:
         return self.text(content)
 
     def replay(self, replay: Replay) -> Replay:
-        """A stage without them; pictures carry none, and only their captions are looked at."""
+        """A stage without them; of pictures the captions are looked at, and W&B gets their pixels alone.
+
+        Raises:
+            UserError: the profile, a run or a subset is named after one of them; runs are found by their names.
+        """
+        said = [replay.title, replay.group, *replay.tags, *(item.name for item in (*replay.needs, *replay.makes))]
+        for name in said:
+            if self.text(name) != name:
+                hint = "rename it in the parameters, or publish from another account and machine"
+                raise UserError(f"{replay.title}: the name {name!r} says who or where you are", hint)
         return replace(
             replay,
             config=self.value(replay.config),

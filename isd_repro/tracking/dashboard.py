@@ -51,6 +51,9 @@ class Facts:
         groups: query groups that bars are drawn for.
         encoders: `student`, and `teacher` where some run has one.
         neighbours: numbers of neighbours.
+        trajectories: whether some run has scores over its training.
+        few_label: its metrics, as `few-10pct-last`; empty where it was not run.
+        transfer: target data sets; empty likewise.
     """
 
     profile: str
@@ -61,6 +64,9 @@ class Facts:
     groups: Sequence[str]
     encoders: Sequence[str]
     neighbours: Sequence[int]
+    trajectories: bool = False
+    few_label: Sequence[str] = ()
+    transfer: Sequence[str] = ()
 
 
 def build(facts: Facts, tracking: Tracking) -> dict[str, Any]:
@@ -88,6 +94,7 @@ def build(facts: Facts, tracking: Tracking) -> dict[str, Any]:
     sections = [
         workspaces.Section(name=title, panels=panels, is_open=at < 2)
         for at, (title, panels) in enumerate(_panels(facts, reports).items())
+        if panels
     ]
     workspace = workspaces.Workspace(
         entity=entity,
@@ -181,13 +188,16 @@ def _blocks(facts: Facts, reports: Any) -> list[Any]:
         reports.TableOfContents(),
         reports.MarkdownBlock(text=facts.results),
         *grid("All and rare queries", ["knn"], "Scores"),
-        *grid("Student and teacher by epoch", ["linear"], "Linear"),
+        *(grid("Student and teacher over training", ["trajectory"], "Trajectory") if facts.trajectories else []),
+        *grid("Student and teacher by epoch of the linear head", ["linear"], "Linear"),
+        *(grid("Few labels", ["few_label"], "Few labels") if facts.few_label else []),
+        *(grid("Transfer", ["transfer"], "Transfer") if facts.transfer else []),
         *grid("Learning and health", ["pretrain"], "Learning", "Health"),
-        *grid("What a network sees and finds", ["pretrain", "knn"], "Pictures"),
+        *grid("What a network sees and finds", ["pretrain", "knn", "figures"], "Pictures"),
         reports.H1("Failures"),
         reports.MarkdownBlock(text=facts.failures),
         reports.PanelGrid(
-            runsets=[reports.Runset(name="failed", filters="Tags in ['failed'] and " + _filter(facts))],
+            runsets=[reports.Runset(name="failed", filters="State in ['failed', 'crashed'] and " + _filter(facts))],
             panels=[
                 reports.LinePlot(title="Loss of failed runs", x="epoch", y=["loss"], layout=reports.Layout(0, 0, _COLUMNS, 8))
             ],
@@ -208,26 +218,44 @@ def _panels(facts: Facts, reports: Any) -> dict[str, list[Any]]:
             for at, (title, keys) in enumerate(charts.items())
         ]
 
-    half = _COLUMNS // 2
-    bars = [
-        reports.BarPlot(
-            title=f"{k}-NN, {encoder}: {' and '.join(facts.groups)}",
-            metrics=[f"{encoder}/{k}-NN/{group}" for group in facts.groups],
-            layout=reports.Layout(column * half, row * 8, half, 8),
-        )
-        for row, k in enumerate(facts.neighbours)
-        for column, encoder in enumerate(facts.encoders)
-    ]
-    keys = [names.image("views"), *(names.image(f"nearest-{encoder}") for encoder in facts.encoders)]
+    def bars(charts: Mapping[str, Sequence[str]]) -> list[Any]:
+        """One chart for each title and encoder; keys are those behind the encoder's name."""
+        half = _COLUMNS // 2
+        return [
+            reports.BarPlot(
+                title=title.format(encoder),
+                metrics=[f"{encoder}/{key}" for key in keys],
+                layout=reports.Layout(column * half, row * 8, half, 8),
+            )
+            for row, (title, keys) in enumerate(charts.items())
+            for column, encoder in enumerate(facts.encoders)
+        ]
+
+    groups = " and ".join(facts.groups)
+    by_epoch = {
+        f"{k}-NN, {group}": [f"{encoder}/{k}-NN/{group}" for encoder in facts.encoders]
+        for k in facts.neighbours
+        for group in facts.groups
+    }
+    keys = ["views", *(f"nearest-{encoder}" for encoder in facts.encoders), "anchors", "clusters"]
     return {
-        "Scores": bars,
+        "Scores": bars({f"{k}-NN, {{}}: {groups}": [f"{k}-NN/{group}" for group in facts.groups] for k in facts.neighbours}),
+        "Trajectory": lines(by_epoch) if facts.trajectories else [],
         "Linear": lines(
             {"Top-1 of the linear head": [f"{e}/top1" for e in facts.encoders], "Its loss": [f"{e}/loss" for e in facts.encoders]}
         ),
+        "Few labels": bars(
+            {f"{metric}, {{}}: {groups}": [f"{metric}/{group}" for group in facts.groups] for metric in facts.few_label}
+        ),
+        "Transfer": bars({"Transfer, {}": facts.transfer} if facts.transfer else {}),
         "Learning": lines({"Loss": ["loss"], "Learning rate": ["lr"]}),
         "Health": lines({title: [key] for title, key in HEALTH.items()}),
         "Pictures": [
-            reports.MediaBrowser(title="Views and neighbours", media_keys=keys, layout=reports.Layout(0, 0, _COLUMNS, 12))
+            reports.MediaBrowser(
+                title="Views, neighbours, anchors and clusters",
+                media_keys=[names.image(key) for key in keys],
+                layout=reports.Layout(0, 0, _COLUMNS, 12),
+            )
         ],
         "Cost": lines({title: [key] for title, key in COST.items()}),
     }

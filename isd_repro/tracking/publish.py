@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from isd_repro import files
 from isd_repro.errors import UserError
 from isd_repro.params import Tracking
 from isd_repro.tracking import names, session
@@ -39,6 +42,8 @@ _QUIET = {
     "host": "published",
     "finish_timeout_raises": True,
 }
+_READING = 60.0  # seconds that W&B's reader may take for an offline run
+_NAMELESS = {"username": "", "email": "", "run_notes": "", "git_remote_url": "", "git_commit": ""}
 _ENVIRONMENT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
@@ -52,7 +57,8 @@ def mode_of(tracking: Tracking) -> Attempt:
         raise UserError("wandb is not installed", "install the extra `tracking` of isd-repro")
     mode = session.wanted_mode("auto" if tracking.wandb == "off" else tracking.wandb)
     if mode == "off":
-        raise UserError(f"WANDB_MODE={os.environ.get('WANDB_MODE')} switches W&B off", "unset it, or set it to offline")
+        name = "WANDB_DISABLED" if os.environ.get("WANDB_DISABLED") else "WANDB_MODE"
+        raise UserError(f"{name}={os.environ.get(name)} switches W&B off", "unset it, or set WANDB_MODE to offline")
     if mode == "offline":
         return "offline"
     if not session.has_key():
@@ -77,9 +83,11 @@ class Publisher:
     def __init__(self, tracking: Tracking, root: Path, *, anonymous: bool = False) -> None:
         self.mode: Attempt = mode_of(tracking)
         self._tracking = tracking
+        self._quiet = {**_QUIET, **(_NAMELESS if anonymous else {})}
         self._folder = session.folder_of(root)
-        server = os.environ.get("WANDB_BASE_URL", "") if self.mode == "online" else "offline"
-        target = names.digest({"server": server, "entity": tracking.entity, "project": tracking.project})
+        server = session.server() if self.mode == "online" else "offline"
+        entity = tracking.entity or os.environ.get("WANDB_ENTITY")
+        target = names.digest({"server": server, "entity": entity, "project": tracking.project})
         self._staging = neutral_folder(self._folder) if anonymous else self._folder / "wandb" / "artifacts"
         self._marks = self._folder / "wandb" / "published" / target[:16]
 
@@ -89,12 +97,18 @@ class Publisher:
         Raises:
             UserError: W&B did not take it; what is on the disk is as it was, and the next attempt goes on from there.
         """
-        digest, mark = replay.digest(), self._marks / replay.id
-        before: dict[str, Any] = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
+        mark = self._marks / replay.id
+        with files.exclusive(mark.with_name(f"{mark.name}.lock"), f"{replay.title}: it is already being published"):
+            return self._send_once(replay, replay.digest(), mark)
+
+    def _send_once(self, replay: Replay, digest: str, mark: Path) -> Outcome:
+        before = _read(mark)
         if before.get(PUBLISHED) == digest:
             return "known"
         with _environment(self._staging):
             try:
+                if self.mode == "offline":
+                    before = {**self._kept_offline(replay.id), **before}
                 sent = self._send(replay, digest, before)
             except UserError:
                 raise
@@ -104,8 +118,7 @@ class Publisher:
                     f"{replay.title}: W&B did not take it ({brief(error)})",
                     "run the same command again; it goes on where it stopped",
                 ) from error
-        self._marks.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(_keys(replay, digest), sort_keys=True) + "\n", encoding="utf-8")
+        files.write_atomic(mark, (json.dumps(_keys(replay, digest), sort_keys=True) + "\n").encode())
         return "sent" if sent else "known"
 
     def _send(self, replay: Replay, digest: str, before: Mapping[str, Any]) -> bool:
@@ -123,29 +136,44 @@ class Publisher:
                 "resume": "allow",
                 "dir": str(self._folder),
             },
-            **_QUIET,
+            **self._quiet,
         )
         known = dict(before) if self.mode == "offline" else dict(run.summary) if run.resumed else {}
         new = known.get(PUBLISHED) != digest
         if new:
             self._log(run, replay, known)
             self._artifacts(run, replay)
-            run.summary.update({**replay.summary, PUBLISHED: digest})
+            run.summary.update({**_values(replay.rows[-1] if replay.rows else {}), **replay.summary, PUBLISHED: digest})
         run.finish(exit_code=int(replay.failed))
         return new
 
     def _log(self, run: Any, replay: Replay, known: Mapping[str, Any]) -> None:
         axis = define_axis(run, replay.rows[0] if replay.rows else {AXES[0]: 0})
-        last = known.get(axis)
+        last, final = known.get(axis), _values(replay.rows[-1]) if replay.rows else {}
+        changed = last == final.get(axis) and any(known.get(key) != value for key, value in final.items())
         for row in replay.rows:
-            if last is None or row.get(axis, 0) > last:
-                run.log({key: value for key, value in row.items() if value is not None})
+            if last is None or row.get(axis, 0) > last or (changed and row.get(axis) == last):
+                run.log(_values(row))
         for picture in replay.pictures:
-            if names.image(picture.key) not in known:
+            if changed or names.image(picture.key) not in known:
                 run.log({names.image(picture.key): wandb_image(picture)})
         for key, table in replay.tables.items():
-            if names.table(key) not in known:
+            if changed or names.table(key) not in known:
                 run.log({names.table(key): wandb_table(table.columns, table.rows)})
+
+    def _kept_offline(self, run_id: str) -> dict[str, Any]:
+        """What offline runs of this id that lie here already say, live ones included: `wandb sync` sends them, too."""
+        found: dict[str, Any] = {}
+        for path in sorted((self._folder / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
+            try:
+                said = subprocess.run(command, capture_output=True, check=True, timeout=_READING).stdout
+            except subprocess.CalledProcessError:
+                continue  # a killed process may leave nothing to read, and then there is nothing to send either
+            content = json.loads(said)
+            if content.get("project") == self._tracking.project:
+                found |= content["summary"]
+        return found
 
     def _artifacts(self, run: Any, replay: Replay) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -161,10 +189,22 @@ class Publisher:
 
 def _keys(replay: Replay, digest: str) -> dict[str, Any]:
     """What an offline run cannot be asked for later: how far its rows go, and its pictures and tables."""
-    axis = next((axis for axis in AXES if replay.rows and axis in replay.rows[-1]), AXES[0])
-    found = {axis: replay.rows[-1].get(axis)} if replay.rows else {}
+    found = _values(replay.rows[-1]) if replay.rows else {}
     shown = [*(names.image(picture.key) for picture in replay.pictures), *map(names.table, replay.tables)]
     return {**found, **dict.fromkeys(shown, True), PUBLISHED: digest}
+
+
+def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small file of ours; one that is torn or someone else's says nothing, and W&B is asked instead."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lineage(replay: Replay) -> dict[str, Any]:
@@ -213,12 +253,10 @@ def neutral_folder(folder: Path) -> Path:
 def remembered(folder: Path, name: str) -> dict[str, str]:
     """What an earlier call kept under a name."""
     path = session.folder_of(folder) / "wandb" / "published" / f"{name}.json"
-    found: dict[str, str] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
+    return _read(path)
 
 
 def remember(folder: Path, name: str, values: Mapping[str, str]) -> None:
     """Keep small facts for the next call."""
     path = session.folder_of(folder) / "wandb" / "published" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(values), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    files.write_atomic(path, (json.dumps(dict(values), indent=1, sort_keys=True) + "\n").encode())

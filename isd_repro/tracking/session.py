@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,11 @@ FINISH_TIMEOUT = 60.0  # seconds that W&B may take to send what is left when a r
 
 Mode = Literal["auto", "online", "offline", "off"]
 Attempt = Literal["online", "offline"]
+
+_NEEDED = frozenset(
+    f"WANDB_{name}"
+    for name in ("API_KEY", "BASE_URL", "ENTITY", "MODE", "DIR", "CONFIG_DIR", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE")
+)
 
 _log = logging.getLogger("isd_repro.tracking")
 _ENVIRONMENT: Mapping[str, Mode] = {
@@ -28,6 +34,8 @@ _ENVIRONMENT: Mapping[str, Mode] = {
 
 def wanted_mode(parameter: Mode) -> Mode:
     """What `WANDB_MODE` and the parameter together ask for; an unknown `WANDB_MODE` is reported once and means off."""
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in {"1", "true", "yes"}:
+        return "off"  # older than WANDB_MODE; W&B does not heed it where a mode is given
     environment = os.environ.get("WANDB_MODE", "").strip().lower()
     if parameter == "off" or not environment:
         return parameter
@@ -42,6 +50,25 @@ def _say_unknown(value: str) -> None:
     _log.warning("WANDB_MODE=%s is unknown (known: online, offline, disabled): W&B is off", value)
 
 
+@contextmanager
+def nameless(wanted: bool = True) -> Iterator[None]:
+    """Within the block W&B's variables are gone but those it cannot work without: others name a user, a machine, a repository.
+
+    W&B reads them once a process and sends some with each request, so what it has read is dropped on the way in and out.
+    """
+    hidden = {name: value for name, value in os.environ.items() if wanted and name.startswith("WANDB_") and name not in _NEEDED}
+    if hidden:
+        release()
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        if hidden:
+            release()
+        os.environ.update(hidden)
+
+
 def installed() -> bool:
     """Whether W&B can be imported; it is not imported to find out."""
     return importlib.util.find_spec("wandb") is not None
@@ -50,6 +77,16 @@ def installed() -> bool:
 def folder_of(root: Path) -> Path:
     """Where W&B writes: `WANDB_DIR`, else below the repository."""
     return Path(os.environ.get("WANDB_DIR") or root)
+
+
+def server() -> str:
+    """The address that W&B would talk to, from wherever it is set."""
+    try:
+        import wandb
+
+        return str(wandb.setup().settings.base_url)
+    except Exception:  # noqa: BLE001 - what is wrong with it, the attempt to reach it will say
+        return os.environ.get("WANDB_BASE_URL", "")
 
 
 def has_key() -> bool:

@@ -111,10 +111,12 @@ def define_axis(run: Any, row: Mapping[str, Any]) -> str:
 
 
 def wandb_image(picture: Picture) -> Any:
-    """W&B's object for a picture on the disk."""
+    """W&B's object for a picture on the disk: its pixels, and not what else the file says."""
     import wandb
+    from PIL import Image
 
-    return wandb.Image(str(picture.path), caption=picture.caption or None)
+    with Image.open(picture.path) as image:
+        return wandb.Image(image.convert("RGB"), caption=picture.caption or None)
 
 
 def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -5,6 +5,7 @@ A process writes a line when it starts, one at each resume point and one at its 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -35,12 +36,12 @@ class _Line(Frozen):
 class Attempts:
     """Those before this process, and this one."""
 
-    def __init__(self, path: Path, progress: Progress, device: torch.device) -> None:
-        """Raises `DataError` where the file has a line that is none of ours."""
+    def __init__(self, path: Path, progress: Progress, device: torch.device, kernels: str = "") -> None:
+        """`kernels` is told beside the device; `DataError` where the file has a line that is none of ours."""
         self._path, self._progress = path, progress
         self._before = read(path)
         self._began = time.monotonic()
-        self._start = _Line(event="start", step=progress.step, started=_now(), device=_name(device))
+        self._start = _Line(event="start", step=progress.step, started=_now(), device=_name(device) + kernels)
         if path.is_file():  # a kill may have cut the last line short
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._write(self._start)
@@ -61,14 +62,18 @@ class Attempts:
         return _Line(event=event, step=self._progress.step, seconds=round(time.monotonic() - self._began, 3))
 
     def _write(self, line: _Line) -> None:
+        content = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
-            file.write(line.model_dump_json(exclude_defaults=True).encode() + b"\n")
+            size = file.tell()
+            if file.write(content) != len(content):  # the disk is full; the next line must not follow half of this one
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
 
 @contextmanager
-def recorded(path: Path, progress: Progress, device: torch.device) -> Iterator[Attempts]:
+def recorded(path: Path, progress: Progress, device: torch.device, kernels: str = "") -> Iterator[Attempts]:
     """Within the block this process is the run's newest attempt; how the block ends is how the attempt ends."""
-    attempts = Attempts(path, progress, device)
+    attempts = Attempts(path, progress, device, kernels)
     try:
         yield attempts
     except BaseException as error:

@@ -38,7 +38,7 @@ class Progress:
     remarks: list[str] = field(default_factory=list)  # for the record's reader
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """A resume point that does not fit; the text says how."""
 
 
@@ -49,6 +49,11 @@ def previous(path: Path) -> Path:
 
 def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
     """Write a resume point and keep the one before it; a reader never sees a part of it."""
+    write_atomic(path, dump(fingerprint, method, optimizer, progress), keep=previous(path))
+
+
+def dump(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> bytes:
+    """A resume point's content."""
     buffer = io.BytesIO()
     state = {
         "fingerprint": fingerprint,
@@ -57,7 +62,7 @@ def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, 
         "progress": asdict(progress),
     }
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue(), keep=previous(path))
+    return buffer.getvalue()
 
 
 def load(
@@ -86,7 +91,7 @@ def load(
     for place in found:
         try:
             progress = _restore(place, fingerprint, method, optimizer, device)
-        except _Wrong as error:
+        except Wrong as error:
             damaged.append(f"{place}: damaged resume point ({error})")
             continue
         if damaged:
@@ -108,10 +113,18 @@ def _aside(path: Path) -> Path:
 
 
 def _restore(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
-    state = _read(path)
+    return _take(_read(path), path, fingerprint, method, optimizer, device)
+
+
+def take(content: bytes, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
+    """Restore what `dump` gave; `Wrong` or `DataError` where it does not fit."""
+    return _take(_read(io.BytesIO(content)), Path("state"), fingerprint, method, optimizer, device)
+
+
+def _take(state: Any, path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
     if not isinstance(state, Mapping) or not set(state) >= _KEYS:
         lacking = ", ".join(sorted(_KEYS - set(state))) if isinstance(state, Mapping) else f"it is a {type(state).__name__}"
-        raise _Wrong(f"not all parts are there: {lacking}")
+        raise Wrong(f"not all parts are there: {lacking}")
     if state["fingerprint"] != fingerprint:
         found = state["fingerprint"]
         raise DataError(f"{path}: belongs to configuration {found}, not {fingerprint}", "delete it to start this run afresh")
@@ -121,36 +134,38 @@ def _restore(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimiz
         optimizer.load_state_dict(state["optimizer"])
         _check_optimizer(optimizer)
         if not checks.is_finite(method):
-            raise _Wrong("weights or buffers that are not finite")
+            raise Wrong("weights or buffers that are not finite")
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise _Wrong(" ".join(line.strip() for line in text[:3])) from error
+        raise Wrong(" ".join(line.strip() for line in text[:3])) from error
     return progress
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path | io.BytesIO) -> Any:
     """What `torch.save` wrote; on the CPU, so that a full device is not taken for a damaged file."""
     try:
         check_zip(path)
+        if isinstance(path, io.BytesIO):
+            path.seek(0)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the disk, not the content
             raise
-        raise _Wrong(str(error)) from error
+        raise Wrong(str(error)) from error
     except (pickle.UnpicklingError, MemoryError, RecursionError) as error:
-        raise _Wrong(f"not readable: {type(error).__name__} {error}"[:300]) from error
+        raise Wrong(f"not readable: {type(error).__name__} {error}"[:300]) from error
     except Exception as error:  # zip and pickle readers raise almost anything on bytes that are not theirs
-        raise _Wrong(str(error) or type(error).__name__) from error
+        raise Wrong(str(error) or type(error).__name__) from error
 
 
 def _progress(raw: Any, device: torch.device) -> Progress:
     """The progress as it was saved; keys that later versions added may lack."""
     if not isinstance(raw, dict) or not {"step", "sums", "curve", "sources", "seconds"} <= set(raw) <= set(_SOUND):
         found = ", ".join(sorted(map(str, raw))) if isinstance(raw, dict) else type(raw).__name__
-        raise _Wrong(f"progress holds {found}")
+        raise Wrong(f"progress holds {found}")
     wrong = [name for name, value in raw.items() if not _SOUND[name](value)]
     if wrong:
-        raise _Wrong(f"progress: {', '.join(wrong)} not as saved")
+        raise Wrong(f"progress: {', '.join(wrong)} not as saved")
     progress = Progress(**raw)
     progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
     return progress
@@ -189,4 +204,4 @@ def _check_optimizer(optimizer: Optimizer) -> None:
         for parameter in group["params"]:
             for name, value in optimizer.state[parameter].items():
                 if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise _Wrong(f"optimizer: {name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+                    raise Wrong(f"optimizer: {name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")

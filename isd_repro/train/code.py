@@ -15,7 +15,7 @@ from isd_repro.train.checkpoint import Progress
 ANYWAY = "ISD_RESUME_CHANGED"  # environment variable; 1 goes on under changed code
 
 _PACKAGE = Path(__file__).parents[1]
-_FIXED = ("data/augment.py", "data/loader.py", "train/loop.py", "train/schedule.py")
+_FIXED = ("data/augment.py", "data/loader.py", "train/distributed.py", "train/loop.py", "train/schedule.py")
 
 
 def code_of(method: str) -> dict[str, str]:

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS: tuple[signal.Signals, ...] = (  # the last two: warnings of other schedulers, and of a limit on CPU time
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 INSIST = 1.0  # seconds after which the same signal again is meant; `timeout` and schedulers send one twice at once
 
 
@@ -93,15 +100,25 @@ def follow_dvc() -> None:
     DVC, asked to end or killed alone, leaves its stage running: an orphan that holds the device for days.
     """
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_follow, args=(_dvc(),), daemon=True, name="follow-dvc").start()
+        follow(_dvc(), "the end of DVC")
 
 
-def _follow(pid: int) -> None:
-    _wait_for_end(pid)
+def follow(pid: int, reason: str) -> None:
+    """Stop this process when that one ends, as if SIGTERM had come."""
+    threading.Thread(target=_follow, args=(pid, reason), daemon=True, name="follow").start()
+
+
+def ask(reason: str) -> None:
+    """Ask this process to stop: through the block that is open, else as SIGTERM would."""
     if _REQUESTS:  # no signal: one that came to the whole group must not count as sent twice
-        _REQUESTS[0].ask("the end of DVC")
+        _REQUESTS[0].ask(reason)
     else:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _follow(pid: int, reason: str) -> None:
+    _wait_for_end(pid)
+    ask(reason)
 
 
 def _dvc() -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
 from typer.testing import CliRunner
 
-from isd_repro import cli
+from isd_repro import cli, subcommands
 from isd_repro.bench import tracking
 from isd_repro.bench.tracking import Sizes
 from isd_repro.errors import ConfigError, UserError
@@ -62,3 +63,11 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sizes"]["steps"] == 2
+
+
+def test_the_defaults_are_turns_that_mean_something() -> None:
+    """At the speed of one slow core a turn lasts ten seconds and more; W&B's start beside it takes about one."""
+    given = {name: parameter.default for name, parameter in inspect.signature(subcommands.bench_tracking).parameters.items()}
+    sizes = Sizes()
+    assert (given["n"], given["steps"], given["epochs"], given["batch"]) == (9, 80, 2, 64)
+    assert (sizes.repeats, sizes.steps, sizes.epochs, sizes.batch) == (9, 80, 2, 64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from isd_repro import config, methods
-from isd_repro.nn import backbones
+from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
 from isd_repro.protocols import Batch, Setting
@@ -22,6 +22,7 @@ from isd_repro.train.checkpoint import Progress
 ROOT = Path(__file__).parents[2]
 BATCH, CLASSES, SIDE, STEPS_PER_EPOCH, EPOCHS = 8, 4, 8, 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
+NUMERICS = Numerics()  # tests of both engines set the other one
 BACKBONE = BackboneConfig(arch="resnet-narrow", width=4, channels=1)
 OPTIM = Optim(epochs=EPOCHS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))
 
@@ -45,7 +46,8 @@ def build(
     values = module.Config.model_validate(profile_options(name) if options is None else options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        method: nn.Module = module.Method(values, lambda: backbones.build(BACKBONE, SIDE), Setting(CLASSES, batch_size))
+        setting = Setting(CLASSES, batch_size, **engine.setting_of(NUMERICS))
+        method: nn.Module = module.Method(values, lambda: backbones.build(BACKBONE, SIDE), setting)
     set_bn_groups(method, groups)
     return method.train()
 
@@ -68,7 +70,7 @@ class Noise:
 
 
 def optimizer_of(method: nn.Module) -> Optimizer:
-    optimizer = loop.optimizer_of(method, OPTIM)
+    optimizer = loop.optimizer_of(method, OPTIM, NUMERICS)
     assert optimizer is not None
     return optimizer
 
@@ -93,7 +95,7 @@ def train(
         save=save, epoch=nothing, tick=nothing, stopped=lambda: stop_after is not None and progress.step >= stop_after
     )
     optimizer = optimizer or optimizer_of(method)
-    loop.train(method, optimizer, Noise(seed), OPTIM, Numerics(), efficiency or Efficiency(), progress, hooks)
+    loop.train(method, optimizer, Noise(seed), OPTIM, NUMERICS, efficiency or Efficiency(), progress, hooks)
     return progress
 
 

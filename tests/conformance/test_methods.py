@@ -1,4 +1,4 @@
-"""What every method has to keep, whatever its loss: each file in isd_repro/methods is tested, the next one too."""
+"""What every method has to keep under both engines: each file in isd_repro/methods is tested, the next one too."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts, methods
 from isd_repro.errors import Preempted
-from isd_repro.params import Efficiency
+from isd_repro.params import Efficiency, Numerics
 from isd_repro.protocols import Batch
 from isd_repro.train import checkpoint
+from tests.conformance import problem
 from tests.conformance.problem import (
     BATCH,
     EPOCHS,
@@ -31,6 +32,12 @@ from tests.conformance.problem import (
 
 CPU = torch.device("cpu")
 LABELLED = {"supervised"}  # the only methods that may read labels
+
+
+@pytest.fixture(params=["reference", "fast"], autouse=True)
+def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "NUMERICS", Numerics(engine=request.param))
+
 
 each_method = pytest.mark.parametrize("name", methods.names())
 

@@ -36,11 +36,19 @@ def counts(positions: Positions, split: str) -> dict[str, int]:
     return dict(Counter(row.cls for row in rows))
 
 
+def halves(**values: object) -> params.Halves:
+    return params.Halves.model_validate(
+        {"name": "halves", "tuning": 4, "part": "first", "large": 1, "rare_images": 5, **values}, strict=True
+    )
+
+
 RULES = [
     params.AllClasses(name="all", classes=5, seed=3),
     params.Balanced(name="balanced", classes=5, per_class=7, seed=3),
     unbalanced(seed=3),
     unbalanced(seed=3, large_classes=("n02", "n05", "n07")),
+    halves(seed=3),
+    halves(seed=3, part="tuning", large=2, large_by="name"),
 ]
 
 
@@ -64,6 +72,35 @@ def test_another_seed_draws_other_images(rule: params.Rule) -> None:
     common = set(first.classes) & set(second.classes)
     drawn = [{key for key in names(IMAGES, one.search) if key[1] in common} for one in (first, second)]
     assert drawn[0] != drawn[1]
+
+
+def test_halves_share_no_class_with_each_other_nor_with_the_tuning_classes() -> None:
+    def drawn(**values: object) -> Selection:
+        return select(IMAGES, trees.subset(halves(**values)), "x")
+
+    tuning = drawn(part="tuning", large=2)
+    assert len(tuning.classes) == 4
+    seen = set()
+    for halving in range(5):
+        first, second = (drawn(part=part, halving=halving) for part in ("first", "second"))
+        assert len(first.classes) == len(second.classes) == 4
+        assert sorted((*tuning.classes, *first.classes, *second.classes)) == sorted(COUNTS)
+        assert drawn(part="tuning", large=2, halving=halving).classes == tuning.classes
+        for half in (first, second):
+            assert len(half.large) == 1
+            rare = {cls: 5 for cls in half.classes if cls not in half.large}
+            assert counts(half.train, "train") == rare | {half.large[0]: COUNTS[half.large[0]]}
+        seen |= {first.classes, second.classes}
+    assert len(seen) > 4, "every halving is the same"
+
+
+def test_large_by_name_changes_the_large_classes_and_nothing_else() -> None:
+    draw, name = (select(IMAGES, trees.subset(halves(large_by=by, halving=1)), "x") for by in ("draw", "name"))
+    assert draw.classes == name.classes
+    assert name.large == name.classes[:1] != draw.large
+    rare = set(draw.classes) - set(draw.large) - set(name.large)
+    kept = [{key for key in names(IMAGES, one.train) if key[1] in rare} for one in (draw, name)]
+    assert kept[0] == kept[1] != set()
 
 
 def test_all_takes_every_image_of_the_chosen_classes() -> None:
@@ -135,6 +172,8 @@ def test_classes_of_one_size_are_drawn_independently() -> None:
     ("subset", "message"),
     [
         (trees.subset(params.AllClasses(name="all", classes=13)), "wants 13 classes, the source has 12"),
+        (trees.subset(halves(large=4)), "4 large classes of 4 in part 'first' of 12 leave no rare one"),
+        (trees.subset(halves(tuning=12)), "1 large classes of 0 in part 'first' of 12 leave no rare one"),
         (trees.subset(params.Balanced(name="balanced", per_class=21)), "class n00 has 20 train images, 21 train images"),
         (trees.subset(search=21), "class n00 has 20 train images, 21 search images"),
         (trees.subset(query=11), "class n00 has 10 val images, 11 query images"),

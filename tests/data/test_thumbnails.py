@@ -54,7 +54,7 @@ def test_a_large_image_is_made_smaller_by_means(packed: tuple[Store, list[np.nda
 
 def test_a_grid_holds_each_image_in_its_place(packed: tuple[Store, list[np.ndarray]]) -> None:
     store, images = packed
-    grid = decoded(thumbnails.grid_png(store, [[3, 0], [1]], side=9, gap=1))
+    grid = thumbnails.grid(store, [[3, 0], [1]], side=9, gap=1).permute(1, 2, 0).numpy()
     assert grid.shape == (19, 19, 3)
 
     def colour(position: int) -> np.ndarray:
@@ -64,4 +64,3 @@ def test_a_grid_holds_each_image_in_its_place(packed: tuple[Store, list[np.ndarr
     assert np.array_equal(grid[1:7, 10:19], colour(0))
     assert np.array_equal(grid[11:17, 0:9], colour(1))
     assert (grid[10:19, 9:19] == 128).all(), "a row that is shorter ends in the ground"
-    assert thumbnails.grid_png(store, [[3, 0], [1]]) == thumbnails.grid_png(store, [[3, 0], [1]])

@@ -87,7 +87,7 @@ def located(counts: Mapping[str, int], val: int = 10) -> list[Located]:
 
 
 def subset(
-    rule: params.AllClasses | params.Balanced | params.Unbalanced | params.ListFile | None = None,
+    rule: params.AllClasses | params.Balanced | params.Unbalanced | params.Halves | params.ListFile | None = None,
     *,
     search: int | None = None,
     query: int | None = None,

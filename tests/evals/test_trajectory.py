@@ -91,6 +91,7 @@ def test_an_interrupted_stage_goes_on(
 
 
 def test_snapshots_of_another_run_or_other_images_and_none_at_all_are_refused(world: World, snapshots: Path) -> None:  # noqa: F811
+    (snapshots / "epoch-00010 (copy).safetensors").write_bytes(b"of somebody who looked at it")  # left alone
     second = snapshots / snapshot_name(10)
     write_encoder(second, NARROW, ("student", "teacher"), world.manifest.sha256, run="byol")
     with pytest.raises(DataError, match=r"epoch-00010\.safetensors: is of run 'byol', not 'isd'"):

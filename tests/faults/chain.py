@@ -105,24 +105,23 @@ def logs(folder: Path) -> set[str]:
 
 
 def meaning(found: dict[str, bytes]) -> dict[str, Any]:
-    """Files without what differs from one run to the next: time, machine, speed."""
+    """Files without what differs from one run to the next: time, machine, speed, the process's highest memory."""
     plain: dict[str, Any] = {}
     for name, content in found.items():
         if "/records/" in name:
             plain[name] = {key: value for key, value in json.loads(content).items() if key not in WHEN}
         elif name.endswith("metrics.jsonl"):
-            rows = [json.loads(line) for line in content.decode().splitlines()]
-            plain[name] = [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+            plain[name] = [world.plain(json.loads(line)) for line in content.decode().splitlines()]
         else:
             plain[name] = content
     return plain
 
 
 @contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of its own in memory, of so many bytes; the test is skipped where mounting is not allowed."""
+def small_disk(folder: Path, size: int, names: int = 0) -> Iterator[Path]:
+    """A file system of its own in memory, of so many bytes and, if not 0, files; skipped where mounting is not allowed."""
     folder.mkdir()
-    start = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    start = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={names}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(start, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:

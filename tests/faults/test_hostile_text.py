@@ -143,6 +143,7 @@ def test_an_allocator_error_is_one_line(done: Path, monkeypatch: pytest.MonkeyPa
             "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
         ),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("can't start new thread"),
         MemoryError(),
     ):
 

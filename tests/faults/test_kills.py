@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data import target_trees
 from tests.faults import chain, world
 from tests.faults.forks import Blow, Ended, Forks
 
@@ -30,15 +31,24 @@ STAGES: dict[str, list[str]] = {  # in the order in which each finds what it nee
         "--out",
         "reports/tiny/records/other/external.json",
     ],
+    "few-label": ["few-label", "isd"],
+    "transfer": ["transfer", "isd"],
+    "trajectory": ["trajectory", "isd"],
+    "figures": ["figures", "isd"],
     "report": ["report"],
 }
-EXTENDED = world.PARAMS.replace(
+EXTENDED = world.PARAMS.replace("checkpoint_every: 1}", "checkpoint_every: 1, snapshot_every: 1}").replace(
     "subsets:\n",
     """\
 evaluation:
   knn: {k: [1, 5]}
   linear: {epochs: 4, milestones: [2], protocol: short}
+  few_label: {fractions: [0.5, 1.0]}
+  transfer: {sets: [cifar10-folder], c_min: 0.01, c_max: 10.0, c_values: 3}
 linear_runs: [isd]
+few_label_runs: [isd]
+transfer_runs: [isd]
+trajectory_runs: [isd]
 subsets:
   packed:
     source: {name: digits, dataset: MNIST}
@@ -48,7 +58,7 @@ subsets:
     store: {channels: 1, external: true}
 """,
 )
-NORMAL, SLOW = 3, 26  # kills of each stage: 24 and 208
+NORMAL, SLOW = 3, 26  # kills of each stage: 36 and 312
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ class Station:
 
 
 def run(forks: Forks, place: Path, words: list[str], blow: Blow | None = None) -> Ended:
-    return forks.run(place / "profile", *words, blow=blow, ISD_PACK_ROOT=str(place / "packs"))
+    roots = {"ISD_PACK_ROOT": str(place / "packs"), "ISD_CIFAR10_ROOT": str(place / "target")}
+    return forks.run(place / "profile", *words, blow=blow, **roots)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +87,7 @@ def line(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, St
     place = root / "start"
     (place / "profile").mkdir(parents=True)
     (place / "packs").mkdir()
+    target_trees.folder(target_trees.Tree(place / "target"), pytest.MonkeyPatch())
     (place / "profile" / "params.yaml").write_text(EXTENDED, "utf-8")
     found = {}
     for name, words in STAGES.items():

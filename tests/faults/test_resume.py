@@ -28,12 +28,21 @@ def flipped(content: bytes) -> bytes:
     return content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
 
 
+def marked_as_a_folder(content: bytes) -> bytes:
+    """The DOS attribute of a tensor in the archive's index, which no checksum covers; torch would read nothing for it."""
+    changed = bytearray(content)
+    at = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/0"))
+    changed[at + 38] |= 0x10
+    return bytes(changed)
+
+
 DAMAGE: dict[str, Damage] = {
     "half of it": lambda content: content[: len(content) // 2],
     "nothing": lambda content: b"",
     "a text": lambda content: b"no checkpoint\n",
     "zeros": lambda content: bytes(len(content)),
     "a flipped bit": flipped,
+    "a tensor marked as a folder": marked_as_a_folder,
 }
 
 

@@ -30,7 +30,7 @@ from tests.faults.test_interruptions import assert_equal_runs
 from tests.faults.test_kills import STAGES, Station, line, run
 
 __all__ = ["line"]  # a fixture
-KINDS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
+KINDS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU]
 
 
 def text_of(state: Path) -> list[str]:

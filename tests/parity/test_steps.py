@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from isd_repro import methods
+from isd_repro.nn import engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import Efficiency, Numerics, Optim, Step
 from isd_repro.protocols import Batch, Setting
@@ -49,12 +50,13 @@ class Fixed:
         return Batch(views[0], views[1], torch.arange(BATCH), label, torch.randperm(BATCH, generator=draws))
 
 
-def build(kind: str, groups: int) -> nn.Module:
+def build(kind: str, groups: int, numerics: Numerics) -> nn.Module:
     options = dict(METHODS[kind])
     module = methods.load(options.pop("name"))
+    setting = Setting(CLASSES, BATCH, **engine.setting_of(numerics))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        method: nn.Module = module.Method(module.Config.model_validate(options), Backbone, Setting(CLASSES, BATCH))
+        method: nn.Module = module.Method(module.Config.model_validate(options), Backbone, setting)
         for parameter in method.parameters():  # BatchNorm's 1 and 0 would hide a forgotten weight or bias
             if parameter.requires_grad and parameter.dim() == 1:
                 nn.init.normal_(parameter, 0.5, 0.4)
@@ -64,8 +66,10 @@ def build(kind: str, groups: int) -> nn.Module:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("kind", METHODS)
-def test_three_steps_are_those_of_the_hand(kind: str, groups: int) -> None:
-    method = build(kind, groups)
+@pytest.mark.parametrize("chosen", ["reference", "fast"])
+def test_three_steps_are_those_of_the_hand(chosen: Literal["reference", "fast"], kind: str, groups: int) -> None:
+    numerics = Numerics(bn_groups=groups, engine=chosen)
+    method = build(kind, groups, numerics)
     state = {name: value.clone() for name, value in method.state_dict().items() if not name.endswith("_extra_state")}
     start = {name: value.clone() for name, value in state.items()}
     options = {key: value for key, value in METHODS[kind].items() if isinstance(value, float)}
@@ -74,10 +78,10 @@ def test_three_steps_are_those_of_the_hand(kind: str, groups: int) -> None:
     for step, lr in enumerate(RATES):
         hand.step(batches.at(step), lr, OPTIM.sgd_momentum, OPTIM.weight_decay)
 
-    optimizer = loop.optimizer_of(method, OPTIM)
+    optimizer = loop.optimizer_of(method, OPTIM, numerics)
     assert optimizer is not None
     hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
-    loop.train(method, optimizer, batches, OPTIM, Numerics(bn_groups=groups), Efficiency(log_every=1), progress, hooks)
+    loop.train(method, optimizer, batches, OPTIM, numerics, Efficiency(log_every=1), progress, hooks)
 
     close = 1e-6 if kind == "supervised" else 1e-10  # `supervised` takes its loss in float32, whatever the network is in
     assert [row["loss"] for row in progress.curve] == pytest.approx(hand.losses, rel=close, abs=1e-12)

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -35,10 +34,10 @@ class Bench:
         self.text = io.StringIO()
         self.folder = self.layout.prepared("x")
 
-    def run(self, subset: params.Subset, name: str = "x") -> None:
+    def run(self, subset: params.Subset, name: str = "x", processes: int = 1) -> None:
         report = params.ReportConfig(title="t", caption="c")
         whole = params.Params(profile="demo", report=report, subsets={"x": subset}, runs={})
-        prepare(name, whole, self.layout, Console(file=self.text, width=60))
+        prepare(name, whole, self.layout, Console(file=self.text, width=60), processes)
 
     def others(self) -> list[str]:
         return sorted(path.name for path in self.folder.parent.iterdir()) if self.folder.parent.exists() else []
@@ -159,17 +158,17 @@ def test_a_class_that_loses_all_its_images_is_an_error(bench: Bench, tmp_path: P
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_failure_amid_packing_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    append = StoreWriter.append
+    add = StoreWriter.add
     seen = []
 
-    def failing(self: StoreWriter, pixels: npt.NDArray[np.uint8]) -> None:
-        seen.append(pixels)
+    def failing(self: StoreWriter, content: bytes, height: int, width: int, channels: int) -> None:
+        seen.append(content)
         if len(seen) == 5:
             raise error
-        append(self, pixels)
+        add(self, content, height, width, channels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "append", failing)
+        patch.setattr(StoreWriter, "add", failing)
         expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError
         with pytest.raises(expected) as caught:
             bench.run(trees.subset())

@@ -59,8 +59,8 @@ def write_score(layout: Layout, params: Params, run: str, right: int, metric: st
         kind="linear" if linear else "knn",
         profile=params.profile,
         run=run,
-        protocol="paper" if linear else "exact",
-        settings={},
+        protocol="paper" if linear else "1-NN, 20-NN exact float32, ties by lowest label",
+        settings={"k": [1, 20]},
         manifest=identity,
         encoder_sha256=synthetic.sha(run),
         features_sha256=None,
@@ -370,7 +370,8 @@ def test_the_glance_counts_verdicts(tmp_path: Path) -> None:
 def test_the_glance_without_runs(tmp_path: Path) -> None:
     facts = dict(Profile(*table_1(tmp_path)).report().glance)
     assert facts["What was run"] == "Nothing yet: none of 2 runs has a record."
-    assert facts["Not done"] == "Not run: all 2 runs; no run is repeated with another seed."
+    outside = "outside this profile: linear evaluation, few labels, transfer and snapshots"
+    assert facts["Not done"] == f"Not run: all 2 runs; {outside}; no run is repeated with another seed."
     assert "Main result" not in facts
 
 
@@ -383,7 +384,8 @@ def test_the_glance_of_one_draw_and_one_seed(profile: Profile) -> None:
         f"95 % intervals over queries of ± {min(halves):.1f} to {max(halves):.1f} points; one run"
     )
     assert "nothing is known of the spread over seeds and draws" in facts["How certain"]
-    assert facts["Not done"] == "Not run: byol; no run is repeated with another seed."
+    outside = "outside this profile: linear evaluation, few labels, transfer and snapshots"
+    assert facts["Not done"] == f"Not run: byol; {outside}; no run is repeated with another seed."
 
 
 def test_terminal_and_files_leave_out_rows_with_nothing_to_show() -> None:

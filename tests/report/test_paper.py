@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,30 @@ def test_the_command_as_json() -> None:
 def test_the_file_ships_beside_its_module() -> None:
     assert paper.FILE.parent == Path(paper.__file__).parent
     assert paper.FILE.stat().st_size < 100_000
+
+
+# Values, their sum as printed, the sum of the corrections, and that of the tolerances: typed here a second time, so that no
+# number of the file changes alone.
+LEDGER = {
+    "imagenet_main": (44, "2540.3", "0", "2.2"),
+    "transfer": (110, "8169.8", "76.6", "19.0"),
+    "semi_supervised": (42, "2929.4", "0", "5.4"),
+    "unbalanced": (60, "2277.1", "49.8", "1.8"),
+    "teacher_student": (120, "4127.8", "0", "0"),
+    "teacher_probabilities": (50, "0.752", "0", "0"),
+}
+
+
+def test_no_published_number_and_no_tolerance_changes_alone() -> None:
+    for table in paper.load().tables:
+        values = [value for _, _, value in table.cells()]
+        limits = [limit for column in table.columns.values() for limit in (column.tolerance, column.mean_difference) if limit]
+        found = (
+            len(values),
+            sum(value.printed for value in values),
+            sum(value.corrected or 0 for value in values),
+            sum(limit.points for limit in limits),
+        )
+        count, *sums = LEDGER[table.id]
+        assert found == (count, *map(Decimal, sums)), table.id
+    assert len(paper.load().tables) == len(LEDGER)

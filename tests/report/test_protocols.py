@@ -63,7 +63,13 @@ def write_few(profile: Profile, run: str, seed: int) -> None:
         profile=profile.params.profile,
         run=run,
         protocol="linear, paper, on the labelled images alone",
-        settings={"epochs": 40, "labelled": {"10": {"images": 10, "source": "drawn"}}, "best_epoch": {"10": {"student": seed}}},
+        settings={
+            "epochs": 40,
+            "fractions": [0.1],
+            "draw_seed": 0,
+            "labelled": {"10": {"images": 10, "source": "drawn", "sha256": synthetic.sha("labelled"), "list_sha256": None}},
+            "best_epoch": {"10": {"student": seed}},
+        },
         manifest=identity,
         encoder_sha256=synthetic.sha("encoder", run),
         features_sha256=synthetic.sha("features", run),
@@ -156,8 +162,11 @@ def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None
 
 def test_transfer_cells_by_hand(both: Profile) -> None:
     found = table(both, "transfer-student")
-    heads = [("top-1", "Food-101"), ("mean per class", "Oxford-IIIT Pets"), ("All", "mean")]
+    heads = [("top-1", "Food-101 (n = 35)"), ("mean per class", "Oxford-IIIT Pets (n = 35)"), ("All", "mean")]
     assert [(column.span, column.head) for column in found.columns] == heads
+    said = " ".join(found.notes)
+    for title in ("Food-101", "Oxford-IIIT Pets"):
+        assert f"{title}, 80 images to train on, 20 to validate, 35 to test" in said
     assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 3
     for at, row in enumerate(found.rows[1:], start=1):
         one, two, mean = row.cells

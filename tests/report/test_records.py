@@ -182,6 +182,9 @@ def test_no_records_at_all(tmp_path: Path) -> None:
     assert report.blocks[0].dots is None
 
 
+FIVE = "1-NN, 5-NN exact float32, ties by lowest label"
+
+
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
@@ -192,7 +195,7 @@ def test_no_records_at_all(tmp_path: Path) -> None:
         ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "disagree on what the manifest holds"),
         ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "disagree on what the manifest holds"),
         ("knn", lambda tree: tree.update(features_sha256="0" * 64), "disagree on features_sha256"),
-        ("knn", lambda tree: tree["settings"].update(k=[1, 5]), "made with different settings"),
+        ("knn", lambda tree: tree.update(settings={"k": [1, 5]}, protocol=FIVE), "made with different settings"),
         ("linear", lambda tree: tree["settings"].update(epochs=6), "made with different settings"),
         ("pretrain", lambda tree: tree["provenance"].update(seconds=float("nan")), "seconds"),
     ],

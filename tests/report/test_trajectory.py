@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord, write_record
-from isd_repro.errors import DataError
-from isd_repro.report import trajectory
+from isd_repro.errors import ConfigError, DataError
+from isd_repro.report import snapshots, trajectory
+from isd_repro.report.paper import load as published
 from tests.report import synthetic
 from tests.report.conftest import Profile
+from tests.report.test_beside import table_1
 
 EARLY = {("student", "all"): 100, ("teacher", "all"): 60, ("student", "rare"): 40, ("teacher", "rare"): 20}
 SIZES = {"all": 500, "rare": 400, "large": 100}
@@ -118,3 +124,94 @@ def test_the_page_shows_the_figure_and_its_numbers(profile: Profile) -> None:
     assert "ISD, teacher, all, epoch 2: 12.0 %" in files["trajectory-small.svg"]
     assert "ISD, teacher, all, epoch 2: 12.0 %" in files["index.html"]
     assert "![Scores by epoch](trajectory-small.svg)" in files["table.md"]
+    assert "The paper's" not in html.unescape(files["trajectory-small.svg"])
+    cells = {
+        (cell["row"], cell["column"]): cell
+        for cell in json.loads(files["cells.json"])["cells"]
+        if cell["table"] == "trajectory-small"
+    }
+    early, last = cells["ISD, teacher, all", "2"], cells["ISD, teacher, all", "10"]
+    assert (early["value"], early["correct"], early["n"], early["verification"]) == (12.0, 60, 500, "recorded only")
+    assert last["verification"] == "recomputed from stored predictions"
+    assert early["records"] == ["../records/isd/trajectory.json"]
+    assert early["commands"] == ["isd-repro trajectory isd"]
+    assert (cells["ISD, student, large", "2"]["value"], cells["ISD, student, large", "2"]["kind"]) == (None, "none")
+    assert "| ISD, teacher, all | 12.0\N{DAGGER} |" in files["table.md"]
+    assert "12.0" in files["table.tex"].partition("Teacher and student")[2]
+    seconds = json.loads(files["cells.json"])["runs"]["isd"]["parts"]["trajectory"]["seconds"]
+    assert seconds == synthetic.provenance().seconds
+
+
+# --- beside the paper's figure ------------------------------------------------------------------------------------------
+
+FIGURE_2 = {"moco-r18": "moco-r18-student", "isd-r18": "isd-r18-teacher"}  # either row stands for both encoders
+
+
+def beside_the_paper(tmp_path: Path, rows: dict[str, str], **change: Any) -> Profile:
+    params, layout = table_1(tmp_path, **change)
+    wanted = params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
+    report = params.report.model_copy(update={"paper": (wanted,)})
+    return Profile(params.model_copy(update={"report": report}), layout)
+
+
+def test_the_papers_curves_are_those_of_the_file_and_called_the_papers(tmp_path: Path) -> None:
+    profile = beside_the_paper(tmp_path, FIGURE_2)
+    files = profile.files()
+    figure, table = html.unescape(files["trajectory-whole.svg"]), published().table("teacher_student")
+    for method, key in (("MoCo v2", "moco-r18"), ("ISD", "isd-r18")):
+        assert f">{method} (not run)<" in figure
+        for encoder in ("student", "teacher"):
+            values = table.rows[f"{key}-{encoder}"].values
+            titles = [f"The paper's {method}, ResNet-18, {encoder}, epoch {10 * (at + 1)}" for at in range(20)]
+            for title, value in zip(titles, values, strict=True):
+                assert value is not None
+                assert f"{title}: {float(value.printed):.1f} %" in figure
+            line = next(
+                one for one in files["table.md"].splitlines() if one.startswith(f"| The paper's {method}, ResNet-18, {encoder} |")
+            )
+            assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+                f"{float(value.printed):.1f}" for value in values if value
+            ]
+    assert "BYOL" not in figure, "no run here stands beside it"
+    assert figure.count("curve dashed") == figure.count("curve dotted") == 2
+    assert "thin, small squares: the paper's Figure 2" in figure
+    cells = [cell for cell in json.loads(files["cells.json"])["cells"] if cell["table"] == "trajectory-whole"]
+    assert {cell["kind"] for cell in cells} == {"paper", "not run"}
+    assert all((cell["paper"] is None) == (cell["value"] is None) for cell in cells)
+    assert not [cell for cell in json.loads(files["cells.json"])["cells"] if cell["table"].startswith("paper-teacher")]
+
+
+def test_a_point_of_the_paper_stands_on_the_scale_of_ours(tmp_path: Path) -> None:
+    profile = beside_the_paper(tmp_path, FIGURE_2)
+    found = snapshots.references(profile.params, profile.records(), "whole")
+    drawn = trajectory.figure(profile.params, {}, "whole", found)
+    assert drawn is not None
+    [panel] = drawn.panels
+    curves = {(curve.number, curve.teacher): curve.points for curve in panel.curves}
+    (x0, y0), (x1, y1) = curves[1, False][0], curves[1, False][-1]  # ISD's student: 12.6 at epoch 10, 41.5 at 200
+    (_, moco0), (_, moco1) = curves[0, False][0], curves[0, False][-1]  # MoCo's: 21.4 and 37.7
+    per_point = (y0 - y1) / (41.5 - 12.6)
+    assert per_point > 0
+    assert y0 - moco0 == pytest.approx((21.4 - 12.6) * per_point)
+    assert moco1 - y1 == pytest.approx((41.5 - 37.7) * per_point)
+    assert x1 - x0 == pytest.approx(drawn.plot_width)
+    assert x1 + 3 < drawn.width, "nothing is cut off on the right"
+
+
+@pytest.mark.parametrize("change", [{"optim": {"epochs": 100}}, {"backbone": {"arch": "resnet50"}}])
+def test_no_curve_of_the_paper_beside_another_protocol(tmp_path: Path, change: dict[str, dict[str, object]]) -> None:
+    profile = beside_the_paper(tmp_path, FIGURE_2, **change)
+    assert snapshots.references(profile.params, profile.records(), "whole") == []
+    assert "The paper's ISD" not in html.unescape(profile.files()["index.html"])
+
+
+def test_no_curve_of_the_paper_beside_a_part_of_the_images(tmp_path: Path) -> None:
+    profile = beside_the_paper(tmp_path, FIGURE_2)
+    tree = profile.params.model_dump(mode="json")
+    tree["subsets"]["whole"]["rule"] = {"name": "unbalanced", "large": 2, "rare_images": 5}
+    part = Profile(type(profile.params).model_validate(tree), profile.layout)
+    assert snapshots.references(part.params, part.records(), "whole") == []
+    tree["subsets"]["whole"]["source"]["dataset"] = "Tiny-ImageNet"
+    other = Profile(type(profile.params).model_validate(tree), profile.layout)
+    with pytest.raises(ConfigError, match="trained on Tiny-ImageNet"):
+        other.report()

@@ -10,8 +10,9 @@ from typing import Any
 
 
 def read_run(folder: Path) -> list[dict[str, Any]]:
-    """Every record of one offline run."""
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)]
+    """Every record of one offline run; its file is named, since the folder of two in one second ends in a number."""
+    (file,) = folder.glob("run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 

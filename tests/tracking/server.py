@@ -57,6 +57,7 @@ class Server:
         self.artifacts: list[Artifact] = []
         self.views: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str, bytes]] = []  # method, path, body
+        self.headers: list[str] = []  # of all requests
         self.delay = 0.0  # seconds before each answer
         self.refuse = False  # answer 403 to everything
         self.die_after: int | None = None  # file-stream posts until the server is gone
@@ -86,8 +87,9 @@ class Server:
             self.die()
 
     def bytes(self) -> bytes:
-        """All that was ever sent: methods, paths and bodies."""
-        return b"\n".join(f"{method} {path} ".encode() + body for method, path, body in self.requests)
+        """All that was ever sent: headers, methods, paths and bodies."""
+        head = "\n".join(self.headers).encode()
+        return b"\n".join([head, *(f"{method} {path} ".encode() + body for method, path, body in self.requests)])
 
     def writes(self) -> int:
         """Requests that change something; questions and the client's own telemetry aside."""
@@ -304,6 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server_state
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         state.requests.append((method, self.path, body))
+        state.headers += [f"{name}: {value}" for name, value in self.headers.items()]
         time.sleep(state.delay)
         if state.refuse:
             self._answer({"errors": [{"message": "permission denied"}]}, 403)

@@ -9,17 +9,42 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from isd_repro import config
+from isd_repro.errors import UserError
 from isd_repro.stages.dashboard import dashboard
 from isd_repro.stages.publish import Wish, publish
+from isd_repro.tracking import media
 from isd_repro.tracking.anonymous import REMOVED, Scrubber, secrets
 from isd_repro.tracking.publish import neutral_folder
+from isd_repro.tracking.view import wandb_image
 from tests.tracking.server import Server
 
-USER, HOST, REMOTE, AUTHOR = "jqdoe17", "gpubox-42", "git@example.org:jqdoe17/secret-isd.git", "j.q.doe@example.org"
+USER, HOST, REPOSITORY, AUTHOR = "jqdoe17", "gpubox-42", "secret-isd", "j.q.doe@example.org"
+REMOTE = f"git@example.org:{USER}/{REPOSITORY}.git"
 COMMIT = "feedfacefeedfacefeedfacefeedfacefeedface"
+OF_WANDB = {  # what W&B itself takes from the environment
+    "WANDB_USERNAME": USER,
+    "WANDB_EMAIL": AUTHOR,
+    "WANDB_NOTES": f"by {USER}",
+    "WANDB_NAME": f"run of {USER}",
+    "WANDB_TAGS": f"of-{USER}",
+    "WANDB_RUN_GROUP": f"of-{USER}",
+    "WANDB_JOB_TYPE": f"of-{USER}",
+    "WANDB_GIT_REMOTE_URL": REMOTE,
+    "WANDB_GIT_COMMIT": COMMIT,
+    "WANDB_HOST": HOST,
+    "WANDB_PROGRAM": f"/home/{USER}/train.py",
+    "WANDB_ARGS": f'["/home/{USER}"]',
+    "WANDB_RUN_ID": f"of-{USER}",
+    "WANDB_PROJECT": f"of-{USER}",
+    "WANDB_CONSOLE": "wrap",
+    "WANDB_RESUME": "never",
+    "WANDB_DISABLE_CODE": "false",
+    "WANDB_SAVE_CODE": "true",
+}
 
 
 @pytest.fixture
@@ -33,6 +58,8 @@ def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
     monkeypatch.setenv("HOME", str(home))
     for name in ("USER", "LOGNAME", "USERNAME"):
         monkeypatch.setenv(name, USER)
+    for name, value in OF_WANDB.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("socket.gethostname", lambda: HOST)
     monkeypatch.setattr("socket.getfqdn", lambda *_: f"{HOST}.example.org")
     for git in (
@@ -49,7 +76,9 @@ def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
         record = json.loads(path.read_text("utf-8"))
         record["provenance"]["commit"] = COMMIT
         if "notes" in record:
-            record["notes"] = [f"Trained by {USER} under {home}/data/imagenet on {HOST}"]
+            record["notes"] = [
+                f"Trained by {USER} under {home}/data/imagenet on {HOST} from {REMOTE} and https://example.org/{USER}/{REPOSITORY}"
+            ]
         path.write_text(json.dumps(record), encoding="utf-8")
     words = {
         "user": USER,
@@ -57,6 +86,7 @@ def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
         "home": str(home),
         "cwd": str(folder),
         "remote": REMOTE,
+        "repository": REPOSITORY,
         "author": AUTHOR,
         "commit": COMMIT,
     }
@@ -91,6 +121,28 @@ def test_the_bytes_that_a_server_gets(known: dict[str, bytes], online: Server) -
     assert not re.search(value, content)
     assert b"site-packages" not in content
     assert b"pytest" not in content
+
+
+def test_a_name_that_tells_is_refused_before_anything_is_sent(known: dict[str, bytes], online: Server) -> None:
+    folder = Path(known["folder"].decode())
+    text = (folder / "params.yaml").read_text("utf-8")
+    (folder / "params.yaml").write_text(
+        text.replace("subset: digits", f"subset: {USER}").replace("  digits:", f"  {USER}:"), "utf-8"
+    )
+    for path in folder.rglob("records/isd/*.json"):
+        path.write_text(path.read_text("utf-8").replace('"subset": "digits"', f'"subset": "{USER}"'), encoding="utf-8")
+    with pytest.raises(UserError, match="says who or where you are"):
+        run_publish(folder, anonymous=True)
+    assert online.runs == {}
+
+
+def test_a_picture_is_its_pixels(known: dict[str, bytes], tmp_path: Path) -> None:
+    """What else its file says, such as who made it, stays here."""
+    (picture,) = [media.save(tmp_path, "views", torch.zeros(3, 4, 4, dtype=torch.uint8), f"by {USER}")]
+    assert USER.encode() in picture.path.read_bytes()
+    sent = Path(wandb_image(picture)._path).read_bytes()
+    assert sent.startswith(b"\x89PNG")
+    assert USER.encode() not in sent
 
 
 def test_the_same_search_finds_them_without_the_switch(known: dict[str, bytes], online: Server) -> None:
@@ -136,6 +188,8 @@ def test_words_that_only_look_alike_stay() -> None:
     assert scrub.text("vm, on vm; the vmap of /home/ada/x/y by ada lovelace") == (
         f"{REMOVED}, on {REMOVED}; the vmap of {REMOVED} by {REMOVED}"
     )
+    assert scrub.text("file:///srv/x/y, ../../ada/data/x, git@host:ada/isd.git") == f"{REMOVED} {REMOVED}, {REMOVED}"
+    assert scrub.value({"of Ada Lovelace": 1}) == {f"of {REMOVED}": 1}
     kept = "student/1-NN/all, images/nearest-student, 0.98 of 1/2, https://example.org/a/b, a / b, n/a"
     assert scrub.text(kept) == kept
     assert scrub.text("from /mnt/x/data.tar and ~/.netrc/a, mail a.b@c.org") == f"from {REMOVED} and {REMOVED}, mail {REMOVED}"

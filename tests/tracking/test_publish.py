@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from isd_repro import config, files
-from isd_repro.artifacts import sha256_file
+from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
 from isd_repro.errors import ConfigError, DataError, UserError
 from isd_repro.params import Tracking
 from isd_repro.stages.publish import Wish, publish
@@ -20,7 +20,7 @@ from isd_repro.tracking import open_stage, read_metrics, session
 from isd_repro.tracking.publish import Publisher
 from isd_repro.tracking.replay import Replay
 from tests.faults import world
-from tests.tracking.reading import history, offline_runs
+from tests.tracking.reading import history, offline_runs, read_run
 from tests.tracking.server import SentRun, Server
 
 STAGES = ("pretrain", "extract", "knn", "linear")
@@ -230,6 +230,55 @@ def test_a_refusal_is_told(profile: Path, online: Server, monkeypatch: pytest.Mo
     assert not list((profile / "wandb").rglob("tiny-digits-prepare-*/published"))
 
 
+def test_a_torn_mark_is_asked_about_and_mended(profile: Path, online: Server) -> None:
+    """A process that was killed, or a disk that was full, while the mark was written."""
+    send(profile)
+    (mark,) = (profile / "wandb" / "published").rglob("tiny-isd-knn-*")
+    before = mark.read_text("utf-8")
+    rows = {title: len(run.history) for title, run in by_title(online).items()}
+    for torn in ("", before[: len(before) // 2], "[]"):
+        mark.write_text(torn, encoding="utf-8")
+        assert "0 sent, 6 already there" in send(profile)
+        assert mark.read_text("utf-8") == before
+    assert {title: len(run.history) for title, run in by_title(online).items()} == rows
+
+
+def test_scores_that_changed_take_the_place_of_the_old_ones(profile: Path, online: Server) -> None:
+    """The same encoder and settings, scored again by other code: W&B must not go on showing the old number."""
+    layout = world.layout_of(profile)
+    send(profile)
+    run = by_title(online)["tiny-isd-knn"]
+    path = layout.record("isd", "knn")
+    record = json.loads(path.read_text("utf-8"))
+    other = record["predictions"]["teacher/1-NN"]
+    changed = pack_labels(unpack_labels(other).roll(1))
+    label, found = unpack_labels(record["labels"]), unpack_labels(changed)
+    record["predictions"]["teacher/1-NN"] = changed
+    for score in record["scores"]:
+        if (score["encoder"], score["metric"]) == ("teacher", "1-NN"):
+            score["correct"] = int((label == found).sum())
+    path.write_text(json.dumps(record), encoding="utf-8")
+    before, tables = run.summary["teacher/1-NN/all"], run.summary["tables/per-class"]["sha256"]
+    send(profile)
+    wanted = 100 * int((label == found).sum()) / len(label)
+    assert run.summary["teacher/1-NN/all"] == wanted != before
+    assert plain(run.history)[-1].get("teacher/1-NN/all", wanted) == wanted
+    assert run.summary["tables/per-class"]["sha256"] != tables
+
+
+def test_two_publishes_at_once_do_not_both_send(profile: Path, online: Server) -> None:
+    send(profile)
+    (mark,) = (profile / "wandb" / "published").rglob("tiny-isd-knn-*")
+    with files.exclusive(mark.with_name(f"{mark.name}.lock"), "busy"), pytest.raises(UserError, match="already being published"):
+        send(profile)
+
+
+def test_another_entity_has_marks_of_its_own(profile: Path, online: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Publisher(Tracking(), profile)._marks
+    monkeypatch.setenv("WANDB_ENTITY", "another-team")
+    assert Publisher(Tracking(), profile)._marks != first
+
+
 # --- without a server ---------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +297,22 @@ def test_offline_holds_the_same_once(profile: Path, wandb_on: None, monkeypatch:
     folders = sorted((profile / "wandb").glob("offline-run-*"))
     assert "0 sent, 6 already there" in send(profile)
     assert sorted((profile / "wandb").glob("offline-run-*")) == folders
+
+
+def test_a_live_offline_run_is_not_sent_twice(profile: Path, wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wandb sync` sends every offline run of an id: live rows and published ones together are each epoch once."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    world.edit(profile, ('wandb: "off"', "wandb: offline"))
+    params, layout = config.load(profile / "params.yaml")
+    record = json.loads(layout.record("isd", "pretrain").read_text("utf-8"))
+    rows = read_metrics(layout.metrics("isd"))
+    options: dict[str, Any] = {"identity": record["fingerprint"], "config": {}, "rows": profile / "live.jsonl"}
+    with open_stage("pretrain", "isd", params, layout, **options) as tracker:
+        for row in rows[:2]:
+            tracker.log(row)
+    send(profile, "isd")
+    fragments = [read_run(path) for path in sorted((profile / "wandb").glob("offline-run-*-tiny-isd-pretrain-*"))]
+    assert [[row["epoch"] for row in history(each) if "loss" in row] for each in fragments] == [[1, 2], [3]]
 
 
 def test_an_offline_continuation_holds_the_new_epochs_alone(

@@ -248,6 +248,13 @@ def test_wandb_mode_overrides_all_but_off(
     assert wanted_mode(parameter) == mode
 
 
+def test_the_older_variable_switches_wandb_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for value, mode in (("true", "off"), ("1", "off"), ("false", "offline"), ("", "offline")):
+        monkeypatch.setenv("WANDB_DISABLED", value)
+        assert wanted_mode("auto") == mode
+
+
 def test_an_unknown_wandb_mode_is_told_once_and_turns_wandb_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,12 +10,15 @@ from rich.console import Console
 
 from isd_repro import config
 from isd_repro.stages.extract import extract
+from isd_repro.stages.few_label import few_label
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
 from isd_repro.stages.prepare import prepare
 from isd_repro.stages.pretrain import pretrain
 from isd_repro.stages.report import report
-from tests.verify import world
+from isd_repro.stages.trajectory import trajectory
+from isd_repro.stages.transfer import transfer
+from tests.verify import protocols_world, world
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +29,32 @@ def _state_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, encoders, features, records and the rendered report."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "params.yaml").write_text(world.PARAMS, encoding="utf-8")
+    return made(tmp_path_factory.mktemp("whole"), world.PARAMS)
+
+
+@pytest.fixture(scope="session")
+def whole_protocols(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every protocol; the other data set lies below `target`."""
+    folder = tmp_path_factory.mktemp("protocols")
+    protocols_world.write_target(folder / "target")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISD_CIFAR10_ROOT", str(folder / "target"))
+        return made(folder, protocols_world.PARAMS)
+
+
+def made(folder: Path, text: str) -> Path:
+    """Every stage of every run that the parameters ask for."""
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
     params, layout = config.load(folder / "params.yaml")
     console = Console(quiet=True)
     prepare("digits", params, layout, console)
     for run in params.runs:
         for stage in (pretrain, extract, knn):
             stage(run, params, layout, console)
-    for run in params.linear_runs:
-        linear(run, params, layout, console)
+    asked = ((linear, params.linear_runs), (few_label, params.few_label_runs), (transfer, params.transfer_runs))
+    for stage, names in (*asked, (trajectory, params.trajectory_runs)):
+        for run in names:
+            stage(run, params, layout, console)
     report(params, layout, console)
     return folder
 
@@ -44,6 +63,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def profile(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> world.Profile:
     """A profile of one's own."""
     shutil.copytree(whole, tmp_path / "profile")
+    return world.Profile(tmp_path / "profile", capsys)
+
+
+@pytest.fixture
+def protocols(
+    whole_protocols: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> world.Profile:
+    """A profile with every protocol, and the other data set where its environment variable says."""
+    shutil.copytree(whole_protocols, tmp_path / "profile")
+    monkeypatch.setenv("ISD_CIFAR10_ROOT", str(tmp_path / "profile" / "target"))
     return world.Profile(tmp_path / "profile", capsys)
 
 

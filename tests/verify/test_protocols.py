@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from isd_repro.artifacts import write_record
-from isd_repro.report import cards, page, trajectory, verdicts
+from isd_repro.report import cards, page, verdicts
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import load
 from isd_repro.report.rendered import cells_of
@@ -26,9 +26,9 @@ def judged(profile: Profile) -> list[Number]:
     records = load(profile.params, profile.layout, faults.append)
     files = page.render(page.assemble(profile.params, records, profile.layout, faults.append))
     evidence = verdicts.Evidence(records, faults, frozenset(), {})
-    kept = trajectory.read(profile.params, profile.layout, lambda fault: None)
+
     cells = verdicts.judge(cells_of(files["cells.json"]) or {}, evidence, ())
-    return [*cells, *verdicts.judge_snapshots(kept, evidence, (), lambda run: ("trajectory-small", run))]
+    return [*cells, *verdicts.judge_snapshots(evidence, (), lambda run: ("trajectory-small", run, "1-NN"))]
 
 
 def of(numbers: list[Number], run: str, *starts: str) -> dict[str, str]:
@@ -68,8 +68,8 @@ def test_snapshots_are_recorded_only_but_for_the_last(profile: Profile) -> None:
     write_record(profile.layout.record("isd", "trajectory"), record)
     found = [one for one in judged(profile) if one.kind == "snapshot"]
     assert len(found) == sum(len(point.scores) for point in record.points)
-    last = {str(one.verdict) for one in found if one.place[3].endswith("epoch 10")}
-    before = {str(one.verdict) for one in found if not one.place[3].endswith("epoch 10")}
+    last = {str(one.verdict) for one in found if one.place[3] == "10"}
+    before = {str(one.verdict) for one in found if one.place[3] != "10"}
     assert (last, before) == ({"recomputed"}, {"recorded only"})
 
 
@@ -89,8 +89,8 @@ def test_a_last_snapshot_of_another_score_or_epoch_fails(profile: Profile, key: 
 def test_a_card_has_every_protocol(both: Profile) -> None:
     card = cards.render(both.params, both.records(), both.layout)["isd.md"].decode()
     for words in (
-        "few-10pct-last |",
-        "few-10pct-last, top-5 |",
+        "10 % of labels, last epoch |",
+        "10 % of labels, last epoch, top-5 |",
         "transfer to Food-101, top-1 |",
         "Oxford-IIIT Pets, mean per class |",
     ):

@@ -1,0 +1,55 @@
+"""`bench all`: every comparison at the sizes of docs/performance.md, one JSON file each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isd_repro.bench import knn, loss, step, table, turns, views
+from isd_repro.errors import UserError
+from isd_repro.files import write_atomic
+
+GROWTH = tuple(2**power for power in range(13, 21))  # rows of a bank, 8,192 to 1,048,576
+
+
+def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
+    """What there is, by the name of its file."""
+    return {
+        "loss-d128": lambda: loss.bench(loss.Sizes(dim=128, repeats=repeats), say=say).as_json(),
+        "loss-d512": lambda: loss.bench(loss.Sizes(dim=512, repeats=repeats), say=say).as_json(),
+        "loss-growth": lambda: [each.as_json() for each in loss.growth(GROWTH, say=say)],
+        "views-32": lambda: views.bench(views.Sizes(batch=256, side=32, repeats=repeats), say=say).as_json(),
+        "views-64": lambda: views.bench(views.Sizes(batch=256, side=64, repeats=repeats), say=say).as_json(),
+        "step-32": lambda: step.bench(step.Sizes(repeats=repeats), say=say).as_json(),
+        "step-64": lambda: step.bench(step.Sizes(batch=64, side=64, bank=16_384, steps=4, repeats=repeats), say=say).as_json(),
+        "knn": lambda: knn.bench(knn.Sizes(repeats=repeats)).as_json(),
+    }
+
+
+def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say = lambda line: None) -> list[Path]:
+    """Measure all, or `only` those named, and write each file as soon as it is measured; a missing peer leaves its file out.
+
+    The folder's README.md becomes the table of all files that are there then.
+
+    Raises:
+        UserError: a name of no comparison.
+    """
+    known = comparisons(repeats, say)
+    if unknown := [name for name in only if name not in known]:
+        raise UserError(f"no comparison {', '.join(unknown)}", f"known: {', '.join(known)}")
+    written = []
+    for name in only or known:
+        try:
+            found = known[name]()
+        except UserError as error:
+            say(f"{name}: left out: {error.message}")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.json"
+        write_atomic(path, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+        write_atomic(folder / "README.md", table.page(folder).encode())
+        say(f"{name}: {path}")
+        written.append(path)
+    return written

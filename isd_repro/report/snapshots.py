@@ -1,0 +1,95 @@
+"""The numbers of the figure of snapshots as a table, and the paper's figure beside them.
+
+The paper's curves are drawn beside runs of its protocol and nowhere else: `report.paper` names the runs, each with one of the two
+rows of its method, and both encoders are drawn. They were read off a figure, so no difference and no verdict stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from isd_repro.artifacts import Score, TrajectoryRecord
+from isd_repro.params import Params
+from isd_repro.report import beside, stats
+from isd_repro.report import paper as papers
+from isd_repro.report.cells import Cell, Column, Row, Table
+from isd_repro.report.records import RECORDED, Records
+from isd_repro.report.tables import ENCODERS
+from isd_repro.report.trajectory import GROUPS, Reference, by_epoch, names_of
+
+_NOTE = (
+    "Encoders kept during training, n = {n} queries (rare and large: a part of them). No predictions of them are stored, so these"
+    " numbers are recorded only (\N{DAGGER}); a run's last epoch is its own encoder, recomputed as elsewhere. One run each; 95 %"
+    " intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
+)
+
+
+def references(params: Params, records: Records, subset: str) -> list[Reference]:
+    """The paper's curves that runs of a subset stand beside; those of other protocols are left out.
+
+    Raises:
+        ConfigError: `report.paper` names what the paper does not have, or runs on other images than the paper's.
+    """
+    found = []
+    for wanted in params.report.paper:
+        paper = papers.load()
+        table = paper.table(wanted.table)
+        if not table.curve:
+            continue
+        table = beside.resolve(params, paper, wanted)
+        for run, named in wanted.rows.items():
+            about = table.rows[named]
+            if params.runs[run].data.subset != subset or beside.obstacle(params, records, run, about):
+                continue
+            for key, row in table.rows.items():
+                if (row.method, row.arch) == (about.method, about.arch):
+                    cells = [(at.epoch or 0, beside.paper_cell(paper, table, key, name)) for name, at in table.columns.items()]
+                    points = tuple((epoch, cell) for epoch, cell in cells if cell.value is not None)
+                    found.append(Reference(run, row.encoder, f"{row.method}, ResNet-{(row.arch or '')[6:]}", points))
+    return found
+
+
+def table_of(
+    params: Params, records: Records, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference]
+) -> Table | None:
+    """First nearest-neighbour score of every run of a subset by epoch, each run's encoders together, the paper's below ours."""
+    metric = f"{params.evaluation.knn.k[0]}-NN"
+    names = names_of(params, found, subset, paper)
+    ours = {point.epoch for name in names if name in found for point in found[name].points}
+    epochs = sorted(ours | {epoch for one in paper for epoch, _ in one.points})
+    rows = []
+    for name in names:
+        label = params.runs[name].label
+        for encoder in ENCODERS:
+            for group in GROUPS if name in found else ("all",):
+                points = dict(by_epoch(found[name], metric, group).get(encoder, [])) if name in found else {}
+                if points or name not in found:
+                    cells = tuple(_cell(records, name, (encoder, metric, group), points, epoch) for epoch in epochs)
+                    rows.append(Row(f"{label}, {encoder}, {group}", cells, name))
+            for one in paper:
+                if (one.run, one.encoder) == (name, encoder):
+                    theirs = dict(one.points)
+                    cells = tuple(theirs.get(epoch, Cell("none", (), encoder, metric, "all")) for epoch in epochs)
+                    rows.append(Row(f"The paper's {one.label}, {encoder}", cells))
+    if not rows:
+        return None
+    sizes = {score.n for name in names if name in found for point in found[name].points for score in point.scores}
+    halves = [(cell.high - cell.low) / 2 for row in rows for cell in row.cells if cell.low is not None and cell.high is not None]
+    notes = [_NOTE.format(n=f"{max(sizes):,}", low=min(halves), high=max(halves))] if halves else []
+    notes += ["The paper's figure: read off to about 0.15 points; no verdict."] if paper else []
+    title = f"Teacher and student over training: {subset}, {metric}"
+    columns = tuple(Column("Epoch", str(epoch)) for epoch in epochs)
+    return Table(f"trajectory-{subset}", title, "Run, encoder, queries", columns, tuple(rows), notes=tuple(notes), sortable=False)
+
+
+def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping[int, Score], epoch: int) -> Cell:
+    cell, score = Cell("not run", (run,), *key, detail="no snapshot of this epoch"), points.get(epoch)
+    if score is None:
+        return cell if not points else replace(cell, kind="none")
+    own = records.runs[run].knn
+    level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
+    low, high = stats.wilson(score.correct, score.n)
+    return replace(
+        cell, kind="snapshot", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level, detail=""
+    )

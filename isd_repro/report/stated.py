@@ -1,0 +1,131 @@
+"""What the parts of one run's record say of themselves and of each other, without any image or encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Score, TrajectoryPoint, TrajectoryRecord
+from isd_repro.config import fingerprint
+from isd_repro.records import TransferRecord
+from isd_repro.report.faults import AGAIN, Fault, Sink
+
+Parts = Mapping[Any, PretrainRecord | EvaluationRecord | TransferRecord]
+Every = Mapping[Any, PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord]
+_Fact = tuple[str, str, object, object]  # part, key, found, expected
+
+
+def consistent(name: str, present: Parts, paths: Mapping[Any, Path], sink: Sink) -> None:
+    """What one part says twice, or two parts both say, must be the same."""
+    first = next(iter(present), None)
+    for part, record in present.items():
+        if first and record.manifest != present[first].manifest and record.manifest.sha256 == present[first].manifest.sha256:
+            message = f"{paths[first]} and {paths[part]} disagree on what the manifest holds"
+            key, ours, theirs = _difference(
+                record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
+            )
+            where = f"{theirs}, as {paths[first].name} says"
+            sink(Fault(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
+        if isinstance(record, PretrainRecord):
+            given = fingerprint(record.config)
+            if given != record.fingerprint:
+                message = f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {given}"
+                where = f"{given}, from its config"
+                sink(Fault(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
+            optim = record.config.get("optim")
+            epochs = optim.get("epochs") if isinstance(optim, dict) else None
+            if len(record.curve) != epochs:
+                message = f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}"
+                where = f"{epochs}, from its config"
+                sink(Fault(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
+    features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
+    if len(set(features.values())) > 1:
+        words = f"{' and '.join(str(paths[part]) for part in features)} disagree on features_sha256"
+        hint = "run `knn`, `linear` and `few-label` again on the same features"
+        for part, other in permutations(features, 2):
+            said = f"{features[other]}, as {other}.json says"
+            sink(Fault(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The first key in which two mappings of the same form differ, and both values."""
+    key = next(key for key in ours if ours[key] != theirs[key])
+    return key, repr(ours[key]), repr(theirs[key])
+
+
+def plausible(name: str, everything: Every, paths: Mapping[Any, Path], sink: Sink) -> None:
+    """Encoders, epochs, images and protocols that a part states must be possible by what it states elsewhere."""
+    for part, key, found, expected in _facts(everything):
+        if found != expected:
+            sink(Fault(paths[part], key, repr(found), repr(expected), AGAIN, (name,)))
+
+
+def _facts(everything: Every) -> Iterator[_Fact]:
+    pretrain = everything.get("pretrain")
+    if isinstance(pretrain, PretrainRecord):
+        rows = [row.get("epoch") for row in pretrain.curve]
+        yield "pretrain", "curve's epochs", rows, list(range(1, len(rows) + 1))
+        made = pretrain.provenance.source
+        yield "pretrain", "sources", list(pretrain.sources), [*(one for one in pretrain.sources if one != made), made]
+    for part, record in everything.items():
+        if isinstance(record, PretrainRecord):
+            continue
+        settings = record.settings
+        if part in ("knn", "trajectory"):
+            ks = ", ".join(f"{k}-NN" for k in settings["k"])
+            yield part, "protocol", record.protocol, f"{ks} exact float32, ties by lowest label"
+        if isinstance(pretrain, PretrainRecord):
+            scored = {score.encoder for score in _scores(record)}
+            yield part, "encoders with scores", sorted(scored), sorted(scored & set(pretrain.encoders))
+        if isinstance(record, EvaluationRecord):
+            yield from _epochs(part, settings)
+        if part == "few_label":
+            yield from _labelled(record)
+        for one in record.evaluations if isinstance(record, TransferRecord) else ():
+            yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol
+        if isinstance(record, TrajectoryRecord):
+            for point in record.points:
+                yield from _point(point, record)
+
+
+def _scores(record: EvaluationRecord | TransferRecord | TrajectoryRecord) -> Iterator[Score]:
+    if isinstance(record, EvaluationRecord):
+        yield from record.scores
+    for one in record.evaluations if isinstance(record, TransferRecord) else ():
+        yield from one.scores
+    for point in record.points if isinstance(record, TrajectoryRecord) else ():
+        yield from point.scores
+
+
+def _epochs(part: str, settings: Mapping[str, Any]) -> Iterator[_Fact]:
+    """Best epochs lie within the epochs of the head."""
+    best, last = settings.get("best_epoch"), settings.get("epochs")
+    if isinstance(best, dict) and isinstance(last, int):
+        found = [one for value in best.values() for one in (value.values() if isinstance(value, dict) else (value,))]
+        odd = [one for one in found if not (isinstance(one, int) and 1 <= one <= last)]
+        yield part, "settings.best_epoch", odd, []
+
+
+def _labelled(record: Any) -> Iterator[_Fact]:
+    """A draw takes its share of every class, rounded, and at least one image: half an image a class away, or one of few."""
+    for fraction in record.settings["fractions"]:
+        share = f"{round(100 * fraction, 10):g}"
+        said, whole = record.settings["labelled"][share], fraction * record.manifest.search
+        classes = len(record.manifest.classes)
+        near = abs(said["images"] - whole) <= (classes / 2 if whole >= classes else classes)
+        if said["source"] == "drawn" and not near:
+            yield "few_label", f"settings.labelled.{share}.images", said["images"], f"about {whole:,.0f}"
+        if said["source"] == "drawn":
+            yield "few_label", f"settings.labelled.{share}.list_sha256", said["list_sha256"], None
+
+
+def _point(point: TrajectoryPoint, record: TrajectoryRecord) -> Iterator[_Fact]:
+    """Each score once, `all` over every query, groups over the same queries at every epoch."""
+    keys = [(score.encoder, score.metric, score.group) for score in point.scores]
+    at = f"epoch {point.epoch}"
+    yield "trajectory", f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), []
+    sizes = {score.group: score.n for score in record.points[-1].scores} | {"all": record.manifest.query}
+    wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}
+    yield "trajectory", f"{at}: queries of other groups", wrong, {}

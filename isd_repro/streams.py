@@ -1,0 +1,63 @@
+"""The standard streams as a long run needs them: always there, and unable to stop it."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class _Careful(io.FileIO):
+    """A standard stream that, once it cannot be written, leads nowhere instead of raising.
+
+    Standard error at any failure: a log on a full disk must not cost a run of days. Standard output only where its reader
+    has gone (`show | head -1`, `verify | grep -q`): the command goes on and ends with its own code.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        try:
+            while (written := super().write(content)) is None:  # it does not block, and is full
+                select.select([], [self.fileno()], [])
+            return written
+        except OSError as error:
+            if self.fileno() == 1 and not isinstance(error, BrokenPipeError):
+                raise
+            drop(self.fileno())
+            return len(memoryview(content).cast("B"))
+
+
+def careful() -> None:
+    """Replace the process's own standard streams; those that a caller has put in their place stay.
+
+    A process that was started without them (`>&-`, some schedulers) gets ones that lead nowhere. Otherwise the next file that
+    is opened takes their number, and what a library says on standard error is written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text(1, sys.stdout.encoding if sys.stdout else "utf-8", "strict")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(2, sys.stderr.encoding if sys.stderr else "utf-8", "backslashreplace")
+
+
+def _text(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
+    raw = _Careful(number)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=number == 2 or raw.isatty())
+
+
+def drop(number: int) -> None:
+    """From now on a stream leads nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

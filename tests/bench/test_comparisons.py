@@ -1,0 +1,159 @@
+"""The comparisons of loss, views and step: what they check and report. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isd_repro import cli
+from isd_repro.bench import every, loss, plain, step, table, turns, views
+from isd_repro.bench.turns import Comparison
+from isd_repro.errors import ConfigError, UserError
+from isd_repro.methods.isd import isd_loss
+
+LOSS = loss.Sizes(batch=20, bank=500, dim=16, repeats=3)
+STEP = step.Sizes(batch=8, side=16, bank=32, repeats=2, arch="resnet-narrow", width=4)
+
+
+def test_loss_arms_agree_with_the_equations_and_memory_is_of_processes_of_their_own() -> None:
+    said: list[str] = []
+    threads = torch.get_num_threads()
+    found = loss.bench(loss.Sizes(batch=64, bank=40_000, dim=16, repeats=3), say=said.append)
+    assert torch.get_num_threads() == threads
+    assert len(said) == 3
+    assert list(found.seconds) == ["plain", "attention", "attention, float16 bank"]
+    assert found.check["gradient error of plain"] < 1e-4
+    assert found.check["gradient error of attention"] < 1e-4
+    assert 1e-5 < found.check["gradient error of attention, float16 bank"] < 2e-3
+    assert found.memory_mib["plain"] > 5 * 64 * 40_000 * 4 / 2**20  # several matrices of the batch and the bank
+    assert found.memory_mib["attention"] < found.memory_mib["plain"] / 3
+    ratios = [base / own for base, own in zip(found.seconds["plain"], found.seconds["attention"], strict=True)]
+    assert found.ratios("attention") == ratios
+    kept = json.loads(json.dumps(found.as_json()))
+    assert kept["faster"]["attention"]["median"] == sorted(ratios)[1]
+    assert kept["less_memory"]["attention"] == found.memory_mib["plain"] / found.memory_mib["attention"]
+    assert kept["n"] == 3
+    text = "\n".join(turns.lines(found))
+    assert "bank 40000, dim 16" in text
+    assert "MiB extra" in text
+
+
+def test_a_wrong_arm_is_seen_in_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {**loss._ARMS, "attention": (lambda q, k, x, s, t: isd_loss(q, k, x, 2 * s, t), torch.float32)}
+    monkeypatch.setattr(loss, "_ARMS", wrong)
+    assert loss.bench(LOSS, memory=False).check["gradient error of attention"] > 0.1
+
+
+def test_the_plain_loss_and_average_are_the_equations() -> None:
+    student, teacher, bank = loss.inputs(LOSS)
+    ours, theirs = (function(student, teacher, bank, 0.1, 0.05) for function in (plain.isd_loss, isd_loss))
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    one, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    want = 0.9 * one.weight + 0.1 * other.weight
+    plain.average(one, other, 0.9)
+    torch.testing.assert_close(one.weight, want)
+
+
+def test_views_of_both_sides_have_like_pixels() -> None:
+    found = views.bench(views.Sizes(batch=64, side=24, repeats=2))
+    assert list(found.seconds) == ["PIL", "batched"]
+    assert len(found.check) == 4
+    assert max(found.check.values()) < 0.1, found.check  # of deviations of about 1
+
+
+def test_steps_of_all_arms_have_the_same_first_loss() -> None:
+    found = step.bench(STEP)
+    assert list(found.seconds) == ["plain", "reference", "fast"]
+    assert max(found.check.values()) < 1e-4, found.check
+    assert found.floor["GFLOP"] > 0
+
+
+def test_arms_alternate_in_a_rotating_order() -> None:
+    seen: list[str] = []
+    arms = {name: (lambda name=name: seen.append(name)) for name in "abc"}
+    turns.compare("order", LOSS, arms, floor=dict, check={})
+    assert "".join(seen) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_absurd_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot measure"):
+        loss.bench(loss.Sizes(bank=0))
+    with pytest.raises(ConfigError, match="cannot measure"):
+        views.bench(views.Sizes(side=0))
+    with pytest.raises(ConfigError, match="cannot measure"):
+        step.bench(step.Sizes(batch=3, bank=4))
+    with pytest.raises(ConfigError, match="'vgg' is none of resnet18"):
+        step.sizes_of(arch="vgg")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss", "--batch", "4", "--bank", "100", "--dim", "8", "--n", "1", "--no-memory"],
+        ["views", "--batch", "4", "--side", "8", "--n", "1"],
+        ["step", "--batch", "4", "--side", "8", "--bank", "8", "--arch", "resnet-narrow", "--width", "2", "--n", "1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_command_line(words: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["what"] == words[0]
+    done = CliRunner().invoke(cli.app, ["bench", *words])
+    assert "machine" in done.stdout
+
+
+def test_all_writes_a_file_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    made = Comparison("x", {}, {"plain": (2.0,), "ours": (1.0,)}, {}, {})
+
+    def missing() -> None:
+        raise UserError("a peer is not installed")
+
+    monkeypatch.setattr(every, "comparisons", lambda repeats, say: {"x": made.as_json, "peer": missing, "y": made.as_json})
+    written = every.bench(tmp_path / "bench", 1, say=said.append)
+    assert [path.name for path in written] == ["x.json", "y.json"]
+    assert json.loads(written[0].read_text("utf-8"))["faster"]["ours"]["median"] == 2.0
+    assert "| `y` | ours | 2.00 (2.00 to 2.00) |" in (tmp_path / "bench" / "README.md").read_text("utf-8")
+    assert "peer: left out: a peer is not installed" in said
+    assert [path.name for path in every.bench(tmp_path, 1, ("y",))] == ["y.json"]
+    with pytest.raises(UserError, match="no comparison z"):
+        every.bench(tmp_path, 1, ("z",))
+
+
+def test_all_has_every_size_of_the_page() -> None:
+    names = ["loss-d128", "loss-d512", "loss-growth", "views-32", "views-64", "step-32", "step-64", "knn"]
+    assert list(every.comparisons(1, print)) == names
+
+
+def test_the_table_says_which_targets_were_met(tmp_path: Path) -> None:
+    made = Comparison(
+        "loss",
+        {"bank": 9},
+        {"plain": (3.0, 4.0, 5.0), "attention": (1.0, 1.0, 1.0)},
+        {"error": 0.5},
+        {"s": 0.1},
+        {"plain": 100.0, "attention": 4.0},
+        load=(1.0, 2.0),
+    )
+    (tmp_path / "loss-d128.json").write_text(json.dumps(made.as_json()), encoding="utf-8")
+    (tmp_path / "loss-growth.json").write_text(
+        json.dumps([{**made.as_json(), "sizes": {"bank": 1024, "dim": 8}}]), encoding="utf-8"
+    )
+    text = table.page(tmp_path)
+    assert (
+        "| `loss-d128` | attention | 4.00 (3.00 to 5.00) | 3, met | 25 times less (4.0 MiB) | 50, missed | 3 | 1.0 to 2.0 |"
+        in text
+    )
+    assert "plain 4.000, attention 1.000. Floor: s 0.1. Check: error 0.5." in text
+    assert "1,024 rows 1.000 s, 4.0 MiB" in text
+    assert set(table.TARGETS) <= set(every.comparisons(1, print))
+
+
+def test_the_committed_table_is_that_of_the_committed_files() -> None:
+    folder = Path(__file__).parents[2] / "reports" / "bench"
+    assert (folder / "README.md").read_text("utf-8") == table.page(folder)

@@ -1,0 +1,77 @@
+"""Files and locks where the system does not play along: other users, restless file systems, a disk that fills within a line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+import pytest
+import torch
+
+from isd_repro import files
+from isd_repro.errors import UserError
+from isd_repro.train import attempts
+from isd_repro.train.checkpoint import Progress
+from tests.faults import chain
+from tests.faults.test_full_disk import DISK, files_up_to, own, sound
+
+
+def test_a_file_system_without_lasting_identities_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems number a file anew at every look: an error, and no endless search for a lock."""
+    monkeypatch.setattr(files, "_is_at", lambda file, path: False)
+    with pytest.raises(UserError, match=r"record\.json: cannot be locked"):
+        files.write_atomic(tmp_path / "record.json", b"content")
+    with pytest.raises(UserError, match="lock: cannot be locked"), files.exclusive(tmp_path / "lock", "held"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_what_another_user_left_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: IO[str]) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / ".done-of-somebody").mkdir()
+    monkeypatch.setattr(files, "_lock", refuse)
+    files.sweep(tmp_path, ".done-")
+    assert (tmp_path / ".done-of-somebody").is_dir()
+
+
+def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
+    with files_up_to(10), pytest.raises(OSError, match=r"record\.json"):
+        files.write_atomic(tmp_path / "record.json", b"content" * 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_line_of_an_attempt_is_taken_back(tmp_path: Path) -> None:
+    """A disk that fills within a line takes half of it without a word; the next line must not follow it."""
+    path = tmp_path / "attempts.jsonl"
+    log = attempts.Attempts(path, Progress(), torch.device("cpu"))
+    log.saved()
+    whole = path.read_bytes()
+    with files_up_to(len(whole) + 10), pytest.raises(OSError, match=r"attempts\.jsonl"):
+        log.saved()
+    assert path.read_bytes() == whole
+    log.end("failed")
+    assert [attempt.outcome for attempt in attempts.read(path)] == ["failed"]
+
+
+@pytest.mark.parametrize("stage", chain.STAGES)
+def test_a_disk_without_room_for_another_name(stage: str, finished: Path, tmp_path: Path) -> None:
+    """Bytes are free, inodes are not: the same as a full disk."""
+    with chain.small_disk(tmp_path / "disk", DISK, names=400) as disk:
+        folder = own(finished, disk / "profile")
+        chain.without(folder, stage)
+        ballast = disk / "ballast"
+        ballast.mkdir()
+        for number in range(os.statvfs(disk).f_ffree):
+            (ballast / str(number)).touch()
+        result = chain.call(folder, *chain.STAGES[stage])
+        assert result.code != 0, "no name was free, and the stage has not noticed"
+        sound(folder, stage, result, finished)
+        shutil.rmtree(ballast)
+        result = chain.call(folder, *chain.STAGES[stage])
+        assert result.code == 0, result
+        assert chain.meaning(chain.files(folder)) == chain.meaning(chain.files(finished))

@@ -1,0 +1,134 @@
+"""What one rank computes, through the real loop and the real batches, written to a file for comparison. Float64 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isd_repro import methods
+from isd_repro.data.loader import Batches
+from isd_repro.data.prepared import Split
+from isd_repro.data.store import Store, StoreWriter
+from isd_repro.evals import extract as evals
+from isd_repro.nn import backbones, ranks
+from isd_repro.nn.batchnorm import set_bn_groups
+from isd_repro.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Numerics, Optim, View
+from isd_repro.params import Store as Packing
+from isd_repro.protocols import Batch, Setting
+from isd_repro.stages import extract
+from isd_repro.train import checkpoint, launch, loop
+from isd_repro.train.checkpoint import Progress
+from isd_repro.train.distributed import joined
+from tests.conformance.problem import profile_options
+
+BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 5, 8, 19, 4, 3
+GROUPS = (1, 2, 4)
+CPU = torch.device("cpu")
+STRONG = View(
+    crop_min=0.2,
+    jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+    grayscale=0.3,
+    blur=Blur(sigma_min=0.1, sigma_max=1.0, p=0.5),
+)
+DATA = Data(subset="toy", image_size=SIDE, view_student=STRONG, view_teacher=STRONG)
+BACKBONE = BackboneConfig(arch="resnet-narrow", width=4)
+OPTIM = Optim(epochs=STEPS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))  # an epoch is a step
+FEATURES, BLOCK = 53, 8
+
+
+def write_store(folder: Path) -> Store:
+    """Images of many sizes, so that a batch's padding depends on who is in it."""
+    draws = torch.Generator().manual_seed(0)
+    folder.mkdir()
+    with StoreWriter(folder, Packing()) as writer:
+        for image in range(IMAGES):
+            shape = (3, 9 + 5 * image % 17, 10 + 7 * image % 13)
+            writer.append(torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy())
+        info = writer.finish()
+    (folder / "info.json").write_text(info.model_dump_json(), "utf-8")
+    return Store(folder, info)
+
+
+def open_batches(folder: Path) -> Batches:
+    from isd_repro.data.store import StoreInfo
+
+    store = Store(folder, StoreInfo.model_validate_json((folder / "info.json").read_text("utf-8")))
+    index = torch.arange(IMAGES)
+    return Batches(store, Split(index, index % CLASSES), DATA, BATCH, 0, CPU)
+
+
+class Double:
+    """Batches in float64."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.steps_per_epoch = batches.steps_per_epoch
+        self._batches = batches
+
+    def at(self, step: int) -> Batch:
+        batch = self._batches.at(step)
+        return replace(batch, view_student=batch.view_student.double(), view_teacher=batch.view_teacher.double())
+
+
+def build(name: str, groups: int) -> nn.Module:
+    module = methods.load(name)
+    options = profile_options(name)
+    options = {**options, "bank_size": 2 * BATCH} if "bank_size" in options else options
+    torch.manual_seed(7)
+    config = module.Config.model_validate(options)
+    method: nn.Module = module.Method(config, lambda: backbones.build(BACKBONE, SIDE), Setting(CLASSES, BATCH))
+    set_bn_groups(method, groups)
+    return method.double()
+
+
+def train(name: str, groups: int, batches: Batches, half: Path, start: Progress | None = None) -> dict[str, Any]:
+    """All steps, or those after a resume point; on two ranks a resume point is left on the way."""
+    method = build(name, groups)
+    optimizer = loop.optimizer_of(method, OPTIM)
+    progress = Progress()
+    if start is not None:
+        progress = checkpoint.load(half, "0", method, optimizer, CPU)
+
+    def save(now: Progress) -> None:
+        if ranks.rank() == 0 and now.step == HALF and start is None and ranks.world() == 2:
+            checkpoint.save(half, "0", method, optimizer, now)
+
+    nothing = lambda *_: None  # noqa: E731
+    hooks = loop.Hooks(save=save, epoch=nothing, tick=nothing, stopped=lambda: False)
+    mine = Double(batches.part(ranks.rank(), ranks.world()))
+    loop.train(method, optimizer, mine, OPTIM, Numerics(bn_groups=groups), Efficiency(log_every=2), progress, hooks)
+    return {"curve": progress.curve, "state": method.state_dict()}
+
+
+def features() -> dict[str, torch.Tensor]:
+    """Features of blocks that the ranks share; the last round has too few blocks for all of them."""
+    for module in (evals, extract):
+        vars(module).update(BLOCK=BLOCK)
+    torch.manual_seed(3)
+    pictures = torch.randn(FEATURES, 3, SIDE, SIDE)
+    encoders = {"student": backbones.build(BACKBONE, SIDE), "teacher": backbones.build(BACKBONE, SIDE)}
+    every = evals.features if ranks.world() == 1 else extract.shared_features
+    return every(encoders, pictures.__getitem__, FEATURES, CPU)
+
+
+def main(folder: Path, words: Sequence[str]) -> None:
+    """Compute everything and write it to `<world>-<rank>.pt`."""
+    batches = open_batches(folder / "store")
+    found: dict[str, Any] = {}
+    with joined() if launch.ranks() > 1 else nullcontext():
+        assert torch.distributed.is_initialized() == (launch.ranks() > 1)
+        mine = batches.part(ranks.rank(), ranks.world())
+        found["views"] = [vars(mine.at(step)) for step in range(4)]
+        for name in methods.names():
+            for groups in GROUPS:
+                half = folder / f"half-{name}-{groups}.pt"
+                found[f"{name}-{groups}"] = train(name, groups, batches, half)
+                if groups == 2 and ranks.world() != 2:
+                    found[f"{name}-{groups}-resumed"] = train(name, groups, batches, half, Progress())
+        found["features"] = features()
+        torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")

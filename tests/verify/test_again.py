@@ -1,0 +1,297 @@
+"""Few labels, transfer and snapshots done again: what their encoders give, and everything that can be tampered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
+from isd_repro.evals import replay
+from tests.verify import world
+from tests.verify.test_tampering import caught
+from tests.verify.world import Profile
+
+RECORDS = "reports/tiny/records"
+FEW, TRANSFER, TRAJECTORY = (f"{RECORDS}/isd/{part}.json" for part in ("few_label", "transfer", "trajectory"))
+
+
+def test_everything_is_done_again(protocols: Profile) -> None:
+    answer = protocols.verify("--linear", "--snapshots")
+    assert (answer.code, answer.failures, answer.tree["notes"]) == (0, [], [])
+    assert answer.verdicts() == {"re-evaluated"}
+    assert {number["metric"] for number in answer.tree["numbers"]} >= {
+        "few-25pct-last",
+        "few-50pct-best-top5",
+        "transfer-cifar10-folder",
+    }
+    snapshots = {number["column"] for number in answer.tree["numbers"] if number["kind"] == "snapshot"}
+    assert snapshots == {"1", "2", "3"}
+    for said in ("isd: linear again", "isd: few labels, 25 % again", "isd: few labels, 50 % again"):
+        assert f"{said}, 3 epochs, about " in answer.err
+
+
+def test_what_was_not_asked_for_and_what_is_not_here(protocols: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lower verdict comes with a note that says why."""
+    answer = protocols.verify()
+    assert answer.code == 0
+    for metric in ("few-25pct-last", "transfer-cifar10-folder", "linear-last"):
+        assert answer.verdicts(run="isd", metric=metric, kind="score") == {"recomputed"}
+    assert answer.verdicts(kind="snapshot") == {"recorded only", "re-evaluated"}, "the last one is the run's encoder"
+    heads = "isd: linear heads, few-label heads and classifiers of transfer were not trained again; --linear does it"
+    assert answer.tree["notes"] == [
+        "moco: classifiers of transfer were not trained again; --linear does it",
+        "isd: snapshots were not evaluated again; --snapshots does it",
+        heads,
+    ]
+    monkeypatch.delenv("ISD_CIFAR10_ROOT")
+    (protocols.folder / "runs/isd/snapshots/epoch-00001.safetensors").unlink()
+    answer = protocols.verify("--linear", "--snapshots")
+    assert answer.code == 0
+    assert answer.verdicts(metric="transfer-cifar10-folder") == {"recomputed"}
+    assert answer.verdicts(run="isd", metric="few-25pct-last") == {"re-evaluated"}
+    verdicts = {number["column"]: number["verdict"] for number in answer.tree["numbers"] if number["kind"] == "snapshot"}
+    assert verdicts == {"1": "recorded only", "2": "re-evaluated", "3": "re-evaluated"}
+    absent = "transfer set cifar10-folder is not here, so its images and labels are not read: ISD_CIFAR10_ROOT is not set"
+    missing = "isd: 1 of 2 snapshots are not here, so their numbers are recorded only"
+    assert answer.tree["notes"] == [absent, missing]
+
+
+def test_a_tampered_few_label_prediction_that_changes_no_score(protocols: Profile) -> None:
+    at: list[int] = []
+    protocols.edit(protocols.record("isd", "few_label"), lambda tree: at.append(world.swap_wrong(tree, "teacher/few-25pct-last")))
+    protocols.report()
+    assert protocols.verify("--quick").code == 0
+    answer = protocols.verify("--linear")
+    one = caught(answer, FEW, f"predictions['teacher/few-25pct-last'][{at[0]}]", "restore the record")
+    assert "1 of 30 predictions differ" in one["expected"]
+    assert answer.verdicts(run="isd", metric="few-25pct-last") == {"failed"}
+    assert answer.verdicts(run="isd", metric="linear-last") == {"re-evaluated"}
+
+
+def other(epoch: int) -> int:
+    """Another of three epochs."""
+    return 1 + epoch % 3
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "key"),
+    [
+        (
+            "few_label",
+            lambda tree: tree["settings"]["best_epoch"]["25"].update(
+                student=other(tree["settings"]["best_epoch"]["25"]["student"])
+            ),
+            "settings.best_epoch.25.student",
+        ),
+        (
+            "linear",
+            lambda tree: tree["settings"]["best_epoch"].update(teacher=other(tree["settings"]["best_epoch"]["teacher"])),
+            "settings.best_epoch.teacher",
+        ),
+        (
+            "transfer",
+            lambda tree: tree["evaluations"][0]["settings"]["chosen"]["student"].update(c=3.5),
+            "cifar10-folder: settings.chosen.student.c",
+        ),
+    ],
+)
+def test_a_tampered_choice(protocols: Profile, part: str, change: Callable[[dict[str, Any]], Any], key: str) -> None:
+    protocols.edit(protocols.record("isd", part), change)
+    protocols.report()
+    caught(protocols.verify("--linear"), f"{RECORDS}/isd/{part}.json", key)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sha256", "0" * 64), ("images", 19)], ids=["other images", "more of them"])
+def test_other_labelled_images(protocols: Profile, key: str, value: object) -> None:
+    protocols.edit(protocols.record("isd", "few_label"), lambda tree: tree["settings"]["labelled"]["50"].update({key: value}))
+    protocols.report()
+    answer = protocols.verify()
+    one = caught(answer, FEW, f"settings.labelled.50.{key}")
+    assert one["found"] == str(value)
+    assert answer.verdicts(run="isd", metric="few-50pct-last") == {"failed"}
+
+
+# --- transfer -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tampered_transfer_score(protocols: Profile) -> None:
+    """One more right answer than the predictions give, in one of two runs."""
+    protocols.edit(
+        protocols.record("isd", "transfer"),
+        lambda tree: tree["evaluations"][0]["scores"][0].update(correct=tree["evaluations"][0]["scores"][0]["correct"] - 1),
+    )
+    answer = protocols.verify("--quick")
+    caught(answer, TRANSFER, "cifar10-folder: scores[student transfer all]")
+    assert answer.verdicts(run="isd", metric="transfer-cifar10-folder", encoder="student") == {"failed"}
+    assert answer.verdicts(run="moco", metric="transfer-cifar10-folder") == {"recomputed"}
+
+
+def test_a_tampered_transfer_prediction_that_changes_no_score(protocols: Profile) -> None:
+    """Two right answers and two wrong ones change places among the queries of one class."""
+
+    def change(tree: dict[str, Any]) -> None:
+        one = tree["evaluations"][0]
+        predicted, label = unpack_labels(one["predictions"]["teacher/transfer"]), unpack_labels(one["labels"])
+        wrong = int((predicted != label).nonzero()[0])
+        right = int(((predicted == label) & (label == label[wrong])).nonzero()[0])
+        predicted[[wrong, right]] = predicted[[right, wrong]]
+        one["predictions"]["teacher/transfer"] = pack_labels(predicted)
+
+    protocols.edit(protocols.record("isd", "transfer"), change)
+    protocols.report()
+    assert protocols.verify().code == 0
+    answer = protocols.verify("--linear")
+    assert answer.code == 4
+    [(file, key)] = answer.failures
+    assert file == TRANSFER
+    assert key.startswith("cifar10-folder: predictions['teacher/transfer'][")
+    assert answer.verdicts(run="moco", metric="transfer-cifar10-folder") == {"re-evaluated"}
+
+
+def forge_labels(profile: Profile) -> None:
+    """Labels and predictions of every transfer record moved alike: scores, means and all pairs of records still agree."""
+
+    def change(tree: dict[str, Any]) -> None:
+        one = tree["evaluations"][0]
+        one["labels"] = pack_labels(unpack_labels(one["labels"]).flip(0))
+        one["predictions"] = {key: pack_labels(unpack_labels(packed).flip(0)) for key, packed in one["predictions"].items()}
+
+    for run in ("moco", "isd"):
+        profile.edit(profile.record(run, "transfer"), change)
+    profile.report()
+
+
+def test_transfer_labels_that_are_not_those_of_the_images(protocols: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    forge_labels(protocols)
+    answer = protocols.verify()
+    for run in ("moco", "isd"):
+        one = caught(answer, f"{RECORDS}/{run}/transfer.json", "cifar10-folder: labels[0]", "restore the record")
+        assert (one["found"], one["expected"]) == ("dog", "bird, as the set's images say")
+    assert answer.verdicts(metric="transfer-cifar10-folder") == {"failed"}
+    assert answer.verdicts(run="isd", metric="1-NN", kind="score") == {"re-evaluated"}
+    for run in ("moco", "isd"):
+        (protocols.folder / f"runs/{run}/encoder.safetensors").unlink()
+    assert protocols.verify().failures == answer.failures, "it takes the images and no encoder"
+    monkeypatch.delenv("ISD_CIFAR10_ROOT")
+    assert protocols.verify().code == 0, "and without the images nothing tells; the note and docs/verify.md say so"
+
+
+def another_pixel(root: Path) -> None:
+    path = root / "test/cat/03.png"
+    pixels = np.array(Image.open(path))
+    pixels[5, 5] ^= 1
+    Image.fromarray(pixels).save(path)
+
+
+def another_class(root: Path) -> None:
+    (root / "train/cat/03.png").rename(root / "train/dog/99.png")
+
+
+def one_more(root: Path) -> None:
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "train/cat/99.png")
+
+
+@pytest.mark.parametrize("change", [another_pixel, another_class, one_more])
+def test_another_transfer_image_or_label(protocols: Profile, change: Callable[[Path], None]) -> None:
+    change(protocols.folder / "target")
+    answer = protocols.verify("--linear")
+    one = caught(answer, TRANSFER, "cifar10-folder: manifest.sha256", "other images or classes")
+    assert one["expected"].endswith("as the images below ISD_CIFAR10_ROOT say")
+    assert answer.verdicts(metric="transfer-cifar10-folder") == {"failed"}
+
+
+def test_a_transfer_image_that_cannot_be_read(protocols: Profile) -> None:
+    (protocols.folder / "target/test/cat/03.png").write_bytes(b"no image")
+    answer = protocols.verify()
+    assert "cannot be read" in caught(answer, TRANSFER, "cifar10-folder: images")["found"]
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tampered_score_of_a_snapshot(protocols: Profile) -> None:
+    stated: list[int] = []
+
+    def change(tree: dict[str, Any]) -> None:
+        score = tree["points"][0]["scores"][0]
+        stated.append(score["correct"])
+        score["correct"] += 1
+
+    protocols.edit(protocols.record("isd", "trajectory"), change)
+    protocols.report()
+    assert protocols.verify().code == 0
+    answer = protocols.verify("--snapshots")
+    one = caught(answer, TRAJECTORY, "epoch 1: scores[student 1-NN all]")
+    assert one["found"] == f"{stated[0] + 1} of 30"
+    assert one["expected"] == f"{stated[0]} of 30, as the snapshot here gives"
+    assert answer.verdicts(kind="snapshot") == {"failed"}
+
+
+def test_a_score_of_a_snapshot_from_another_machine(protocols: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        tree["points"][0]["scores"][0]["correct"] += 1
+        tree["provenance"]["machine"]["cpu"] = "Another processor"
+
+    protocols.edit(protocols.record("isd", "trajectory"), change)
+    protocols.report()
+    monkeypatch.setattr(replay, "TOLERATED", 1 / 30)
+    answer = protocols.verify("--snapshots")
+    assert answer.code == 0
+    verdicts = {number["column"]: number["verdict"] for number in answer.tree["numbers"] if number["kind"] == "snapshot"}
+    assert verdicts == {"1": "recorded only", "2": "re-evaluated", "3": "re-evaluated"}
+
+
+def test_another_snapshot(protocols: Profile) -> None:
+    """The file of another epoch, with a record that was made to fit."""
+    first, second = (protocols.folder / f"runs/isd/snapshots/epoch-0000{epoch}.safetensors" for epoch in (1, 2))
+    first.write_bytes(second.read_bytes())
+    key = "epoch 1: runs/isd/snapshots/epoch-00001.safetensors"
+    assert caught(protocols.verify(), TRAJECTORY, key)["found"] == sha256_file(second)
+    path = protocols.record("isd", "trajectory")
+    protocols.edit(path, lambda tree: tree["points"][0].update(encoder_sha256=sha256_file(second)))
+    protocols.report()
+    one = caught(protocols.verify("--snapshots"), TRAJECTORY, "epoch 1: epoch of runs/isd/snapshots/epoch-00001.safetensors")
+    assert (one["found"], one["expected"]) == ("2", "1")
+
+
+# --- parameters and forms -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("fractions: [0.25, 0.5], seed: 3", "fractions: [0.25, 0.5], seed: 4", "evaluation.few_label.seed"),
+        ("c_values: 5", "c_values: 6", "evaluation.transfer.c_values"),
+        ("k: [1, 5]", "k: [1, 3]", "evaluation.knn.k"),
+    ],
+)
+def test_changed_parameters_of_a_protocol(protocols: Profile, old: str, new: str, key: str) -> None:
+    protocols.replace(protocols.folder / "params.yaml", old, new)
+    protocols.report()
+    caught(protocols.verify("--quick"), "params.yaml", key)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "key"),
+    [
+        ("knn", lambda tree: tree["settings"].pop("k"), "settings"),
+        ("knn", lambda tree: tree["settings"].update(k="many"), "settings"),
+        ("linear", lambda tree: tree["settings"].update(epochs="all"), "settings"),
+        ("few_label", lambda tree: tree["settings"]["labelled"].pop("25"), "settings"),
+        ("few_label", lambda tree: tree["settings"].pop("fractions"), "settings"),
+        ("transfer", lambda tree: tree["settings"].pop("sets"), "settings"),
+        ("trajectory", lambda tree: tree["settings"].pop("k"), "settings"),
+        ("linear", lambda tree: tree.update(protocol="paper"), "protocol"),
+        ("few_label", lambda tree: tree.update(protocol="linear, paper, on the labelled images alone"), "protocol"),
+    ],
+)
+def test_settings_that_nobody_can_read_are_a_fault(
+    protocols: Profile, part: str, change: Callable[[dict[str, Any]], Any], key: str
+) -> None:
+    protocols.edit(protocols.record("isd", part), change)
+    caught(protocols.verify("--quick"), f"{RECORDS}/isd/{part}.json", key)

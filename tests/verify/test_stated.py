@@ -1,0 +1,142 @@
+"""What a record states without predictions behind it is held against what is stated elsewhere, and against the lock."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.verify.test_tampering import caught
+from tests.verify.world import Profile
+
+RECORDS = "reports/tiny/records"
+
+
+def write_lock(profile: Profile, *parts: tuple[str, str]) -> None:
+    """As DVC writes it, for these records alone."""
+    stages = []
+    for run, part in parts:
+        md5 = hashlib.md5(profile.record(run, part).read_bytes()).hexdigest()
+        out = f"    - path: {RECORDS}/{run}/{part}.json\n      hash: md5\n      md5: {md5}\n"
+        stages.append(f"  {part}@{run}:\n    cmd: isd-repro {part} {run}\n    outs:\n{out}")
+    (profile.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{''.join(stages)}", encoding="utf-8")
+
+
+def test_a_run_that_was_deleted(clean: Profile) -> None:
+    """The page shows `not run`, as it would before the run."""
+    write_lock(clean, ("moco", "pretrain"), ("moco", "knn"), ("isd", "knn"))
+    shutil.rmtree(clean.record("moco", "knn").parent)
+    clean.report()
+    answer = clean.verify()
+    for part in ("pretrain", "knn"):
+        assert "as dvc.lock says" in caught(answer, f"{RECORDS}/moco/{part}.json", "file", "restore the record")["expected"]
+    assert len(answer.failures) == 2
+
+
+def test_a_record_that_was_deleted(clean: Profile) -> None:
+    write_lock(clean, ("isd", "linear"))
+    clean.record("isd", "linear").unlink()
+    clean.report()
+    caught(clean.verify(), f"{RECORDS}/isd/linear.json", "file")
+
+
+def test_a_run_renamed_with_all_that_names_it(clean: Profile) -> None:
+    write_lock(clean, ("isd", "pretrain"), ("isd", "knn"), ("isd", "linear"))
+    for part in ("pretrain", "knn", "linear"):
+        clean.edit(clean.record("isd", part), lambda tree: tree.update(run="better"))
+    folder = clean.record("isd", "knn").parent
+    folder.rename(folder.parent / "better")
+    text = (clean.folder / "params.yaml").read_text("utf-8")
+    text = text.replace("linear_runs: [isd]", "linear_runs: [better]").replace("  isd:\n", "  better:\n")
+    (clean.folder / "params.yaml").write_text(text, encoding="utf-8")
+    clean.report()
+    answer = clean.verify()
+    assert answer.code == 4
+    assert {(f"{RECORDS}/isd/{part}.json", "file") for part in ("pretrain", "knn", "linear")} <= set(answer.failures)
+
+
+def test_records_beside_the_lock_are_told(clean: Profile) -> None:
+    write_lock(clean, ("isd", "knn"))
+    shutil.copytree(clean.record("moco", "knn").parent, clean.record("moco", "knn").parent.parent / "spare")
+    clean.report()
+    answer = clean.verify()
+    assert answer.code == 0
+    others = "untrained/pretrain.json, untrained/knn.json, moco/pretrain.json, moco/knn.json, isd/pretrain.json, isd/linear.json"
+    assert answer.tree["notes"][:2] == [
+        f"not in dvc.lock, so no stage of DVC made them: {others}",
+        "records of spare, which is no run of the parameters, are in no table",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "key"),
+    [
+        ("pretrain", lambda tree: tree["curve"][0].update(epoch=7), "curve's epochs"),
+        ("pretrain", lambda tree: tree["provenance"].update(source="0" * 64), "sources"),
+        ("knn", lambda tree: tree.update(protocol="1-NN of the best of ten searches"), "protocol"),
+        ("linear", lambda tree: tree["settings"]["best_epoch"].update(student=99), "settings.best_epoch"),
+        ("few_label", lambda tree: tree["settings"]["labelled"]["25"].update(images=3), "settings.labelled.25.images"),
+        (
+            "few_label",
+            lambda tree: tree["settings"]["labelled"]["25"].update(list_sha256="0"),
+            "settings.labelled.25.list_sha256",
+        ),
+        (
+            "transfer",
+            lambda tree: tree["evaluations"][0]["manifest"].update(dataset="CIFAR-10"),
+            "cifar10-folder: manifest.dataset",
+        ),
+        ("transfer", lambda tree: tree["evaluations"][0].update(metric="mean-per-class"), "cifar10-folder: metric"),
+        ("transfer", lambda tree: tree["evaluations"][0].update(protocol="fine-tuned"), "cifar10-folder: protocol"),
+        ("trajectory", lambda tree: tree.update(protocol="9-NN"), "protocol"),
+        (
+            "trajectory",
+            lambda tree: tree["points"][0]["scores"].append(tree["points"][0]["scores"][0]),
+            "epoch 1: scores stated twice",
+        ),
+        (
+            "trajectory",
+            lambda tree: tree["points"][0]["scores"][0].update(correct=1, n=2),
+            "epoch 1: queries of other groups",
+        ),
+    ],
+)
+def test_what_cannot_be(protocols: Profile, part: str, change: Callable[[dict[str, Any]], Any], key: str) -> None:
+    protocols.edit(protocols.record("isd", part), change)
+    answer = protocols.verify("--quick")
+    assert answer.code == 4
+    assert "isd" in caught(answer, f"{RECORDS}/isd/{part}.json", key)["runs"]
+
+
+def test_scores_of_an_encoder_that_was_not_exported(clean: Profile) -> None:
+    clean.edit(clean.record("moco", "pretrain"), lambda tree: tree.update(encoders=["student"]))
+    one = caught(clean.verify(), f"{RECORDS}/moco/knn.json", "encoders with scores")
+    assert (one["found"], one["expected"]) == ("['student', 'teacher']", "['student']")
+
+
+def test_a_list_of_labelled_images_that_the_parameters_do_not_name(protocols: Profile) -> None:
+    protocols.edit(
+        protocols.record("isd", "few_label"),
+        lambda tree: tree["settings"]["labelled"]["25"].update(source="25percent.txt", list_sha256="0" * 64),
+    )
+    caught(protocols.verify("--quick"), "params.yaml", "evaluation.few_label.lists_env")
+
+
+def test_names_in_records_of_other_protocols_are_words(protocols: Profile) -> None:
+    """No markup, no LaTeX and no formula comes out of them; `verify` refuses a set that is none of the project's."""
+    name = "=1+1<script>alert(1)</script>\\input{x}|`$"
+    for run in ("moco", "isd"):
+        protocols.edit(protocols.record(run, "transfer"), lambda tree: tree["evaluations"][0]["manifest"].update(dataset=name))
+    protocols.report()
+    tables = protocols.folder / "reports/tiny/tables"
+    page, latex, plain = ((tables / file).read_text("utf-8") for file in ("index.html", "table.tex", "table.md"))
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "\\input{x}" not in latex
+    assert "\\textbackslash" in latex
+    assert "<script>alert" not in plain
+    assert ",=1+1" not in (tables / "cells.csv").read_text("utf-8")
+    assert not protocols.verify("--quick").tree["ok"]
