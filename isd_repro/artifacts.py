@@ -312,7 +312,7 @@ def write_record(path: Path, record: Frozen) -> None:
 def read_record(path: Path, model: type[Record]) -> Record:
     """Read one part of a record; `DataError` names the file and every problem."""
     if not path.is_file():
-        raise DataError(f"{path}: no such record", "run the stage that makes it")
+        raise DataError(f"{path}: no such record, or no file", "run the stage that makes it")
     if path.stat().st_size > MAX_RECORD:
         raise DataError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read", "no record is as long")
     try:

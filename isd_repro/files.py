@@ -97,6 +97,17 @@ def _sweep_partials(path: Path) -> None:
                 other.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, and a file in it that nobody sees: `OSError` now rather than after days of work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -143,8 +143,8 @@ def load(params: Params, layout: Layout, sink: Sink = refuse) -> Records:
 
 
 def _read(path: Path, model: type[Record], run: str, sink: Sink) -> Record | None:
-    """One record; None where the file is missing, or is none and the sink takes that."""
-    if not path.is_file():
+    """One record; None where the file is missing, or is none and the sink takes that. A link to nowhere is not missing."""
+    if not (path.exists() or path.is_symlink()):
         return None
     try:
         record = read_record(path, model)

@@ -87,6 +87,8 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         text = json.dumps(owner, indent=1, sort_keys=True, allow_nan=False) + "\n"
         files.write_atomic(state / "run.json", text.encode())
         progress = work.resume(now)
+        for path in (layout.encoder(name), layout.record(name, "pretrain")):
+            files.check_writable(path.parent)
         with attempts.recorded(state / "attempts.jsonl", progress, plan.device, plan.kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)

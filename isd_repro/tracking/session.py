@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -120,12 +122,31 @@ def start(mode: Attempt, options: Mapping[str, Any], **settings: Any) -> Any:
 
 
 def release() -> None:
-    """End W&B's service: an init that timed out goes on in there and holds the run id against the next attempt."""
+    """End W&B's service: an init that timed out goes on in there and holds the run id against the next attempt.
+
+    It waits for the service without end, which itself may wait for a server that is gone; past `FINISH_TIMEOUT` it is killed.
+    """
+    ender = threading.Thread(target=_teardown, name="end of W&B", daemon=True)
+    ender.start()
+    ender.join(FINISH_TIMEOUT)
+    if ender.is_alive():
+        for process in service():
+            os.kill(process, signal.SIGKILL)
+        ender.join(FINISH_TIMEOUT)
+
+
+def service() -> list[int]:
+    """Process ids of W&B's services that this process started."""
+    children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() == "wandb-core"]
+
+
+def _teardown() -> None:
     try:
         import wandb
 
         wandb.teardown()
-    except Exception as error:  # noqa: BLE001 - it is only tidied up after
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is only tidied up after; it exits with the service's code
         _log.debug("W&B's service did not end: %s", brief(error))
 
 

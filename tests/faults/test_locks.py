@@ -58,6 +58,35 @@ def test_half_a_line_of_an_attempt_is_taken_back(tmp_path: Path) -> None:
     assert [attempt.outcome for attempt in attempts.read(path)] == ["failed"]
 
 
+@pytest.mark.parametrize("kind", ["a link to nowhere", "a link to itself", "a file"])
+def test_outputs_that_nobody_can_write_are_named_before_the_first_step(kind: str, folder: Path) -> None:
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    if kind == "a file":
+        (folder / "runs").write_text("in the way", "utf-8")
+    else:
+        (folder / "runs").symlink_to(folder / ("nowhere" if kind.endswith("nowhere") else "runs"))
+    result = chain.call(folder, "pretrain", "isd")
+    assert (result.code, "epoch" in result.err) == (1, False), result
+    assert f"error: {folder}/runs" in result.err
+    (folder / "runs").unlink()
+    assert chain.call(folder, "pretrain", "isd").code == 0
+
+
+@pytest.mark.parametrize("kind", ["a link to nowhere", "a folder", "a pipe"])
+def test_a_record_that_is_no_file_is_not_a_run_that_was_not_made(kind: str, done: Path) -> None:
+    path = done / "reports/tiny/records/isd/knn.json"
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(done / "nowhere")
+    before = (done / "reports/tiny/tables/table.md").read_bytes()
+    chain.refused(chain.call(done, "report"), "knn.json")
+    assert (done / "reports/tiny/tables/table.md").read_bytes() == before
+
+
 @pytest.mark.parametrize("stage", chain.STAGES)
 def test_a_disk_without_room_for_another_name(stage: str, finished: Path, tmp_path: Path) -> None:
     """Bytes are free, inodes are not: the same as a full disk."""

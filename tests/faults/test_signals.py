@@ -243,6 +243,8 @@ def test_a_signal_to_another_stage(forks: Forks, line: dict[str, Station], tmp_p
         assert "Traceback" not in ended.said, about
         seen.add(ended.code)
         left = [path for path in place.rglob("*") if path.name.startswith((".partial", ".lock")) or path.suffix == ".partial"]
+        if stage == "prepare, external":  # an unfinished pack stays: the repetition goes on from its journal
+            left = [path for path in left if path.parent.name != "packs" or not path.name.startswith(".partial-")]
         assert left == [], about
         assert run(forks, place, station.words).code == 0
         different = world.differences(world.tree(place), world.tree(station.after))

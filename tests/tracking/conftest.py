@@ -31,7 +31,6 @@ linear_runs: [isd]
 @pytest.fixture
 def wandb_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B with short waits, and nothing left of it afterwards: it remembers server and key for the life of a process."""
-    import wandb
     from wandb.sdk.artifacts.artifact_instance_cache import artifact_instance_cache_by_client_id
     from wandb.sdk.lib import wbauth
 
@@ -41,7 +40,7 @@ def wandb_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     session._say_unknown.cache_clear()
     yield
     wbauth.unauthenticate_session(update_settings=False)
-    wandb.teardown()
+    session.release()
     for artifact in list(artifact_instance_cache_by_client_id.values()):  # they leave their folders to the garbage collector
         if artifact._tmp_dir is not None:
             artifact._tmp_dir.cleanup()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -134,6 +135,18 @@ def test_a_slow_server_gets_everything_and_holds_up_no_step(tmp_path: Path, onli
         assert answered < 50  # a step that waited for an answer would have made one request each
     (run,) = online.runs.values()
     assert [row["step"] for row in run.history] == list(range(1000))
+
+
+def test_a_service_that_does_not_end_is_ended(tmp_path: Path, online: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B itself would wait for it without end."""
+    start(tmp_path).close()
+    (process,) = session.service()
+    os.kill(process, signal.SIGSTOP)
+    monkeypatch.setattr(session, "FINISH_TIMEOUT", 1.0)
+    began = time.monotonic()
+    session.release()
+    assert time.monotonic() - began < ROOM
+    assert session.service() == []
 
 
 def test_the_stated_limits_are_the_ones_in_force(tmp_path: Path, online: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,9 +208,7 @@ def test_a_server_that_dies_half_way_is_told_and_the_next_attempt_goes_on(
     with_server.runs, with_server.artifacts = online.runs, online.artifacts
     monkeypatch.setattr(session, "INIT_TIMEOUT", 60.0)
     monkeypatch.setattr(session, "FINISH_TIMEOUT", 60.0)
-    import wandb
-
-    wandb.teardown()
+    session.release()
     monkeypatch.setenv("WANDB_BASE_URL", with_server.url)
     try:
         send(profile)
