@@ -41,7 +41,7 @@ def subset_findings(params: Params, records: Records, subset: str) -> list[Findi
         scores = {name: score_cell(records.runs[other], "student", metric, "all") for name, other in others.items()}
         lead = f"{params.runs[run].label} {text.one_decimal(cell.value)} ({head(metric)}, student)"
         found.append(Finding(lead, f"{text.listing([_against(records, cell, *other) for other in scores.items()])}."))
-    return found + _rivals(params, records, subset, metric)
+    return found if params.report.trials else found + _rivals(params, records, subset, metric)
 
 
 def _references(params: Params) -> dict[str, str]:

@@ -108,7 +108,13 @@ def _verdicts(params: Params, tables: Sequence[Table]) -> str:
 
 
 def _result(params: Params, findings: Sequence[Finding]) -> str:
-    """What is said of the method under test against MoCo, else against any other."""
+    """What the profile asks for, else what is said of the method under test against MoCo, else against any other."""
+    wanted = params.report.hypothesis
+    asked = (
+        (f"{wanted.first} above {wanted.second} ",) if wanted else ("Taken, ", "Expected precision") * bool(params.report.trials)
+    )
+    if asked:
+        return " ".join(finding.plain for finding in findings if finding.lead.startswith(asked))
     subject = next(filter(None, (contest(params, subsets)[0] for subsets in families(params))), None)
     against = [finding.plain for finding in findings if finding.lead.startswith(f"{subject} against ")]
     moco = [words for words in against if " against MoCo" in words]

@@ -21,6 +21,7 @@ from isd_repro.report import (
     figures,
     findings,
     glance,
+    hypothesis,
     pivot,
     protocols,
     published,
@@ -28,6 +29,7 @@ from isd_repro.report import (
     snapshots,
     text,
     trajectory,
+    trials,
 )
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Table
@@ -94,7 +96,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
         ConfigError: `report.paper` names what the paper does not have.
         DataError: a record of snapshots disagrees with its run's other records; unless `sink` takes it.
     """
-    blocks = _beside(params, records)
+    blocks = [*_beside(params, records), *_asked(params, records)]
     for subsets in pivot.families(params):
         if len(subsets) > 1:
             tables = pivot.pivot_tables(params, records, subsets)
@@ -120,6 +122,18 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
         runs={name: runs.run_facts(params, found) for name, found in records.runs.items()},
         sources=_sources(params),
     )
+
+
+def _asked(params: Params, records: Records) -> list[Block]:
+    """What the profile exists to say: a comparison over its draws, or which of its trials are taken."""
+    blocks = []
+    if wanted := params.report.hypothesis:
+        table = hypothesis.table_of(params, records, wanted)
+        said = hypothesis.finding(params, records, wanted)
+        blocks.append(Block("The hypothesis", (table,) if table else (), (said,), None))
+    if params.report.trials:
+        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, params.report.trials)), None))
+    return blocks
 
 
 def _trajectories(params: Params, records: Records, kept: Mapping[str, TrajectoryRecord]) -> list[Block]:

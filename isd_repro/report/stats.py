@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from random import Random
 from statistics import NormalDist, fmean, stdev
 
+from isd_repro.errors import UserError
+
 LEVEL = 0.95
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96
 RESAMPLES = 10_000  # of the bootstrap, and of the sign-flip test where it is not exact
@@ -103,6 +105,48 @@ def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
     """
     generator, n = Random(seed), len(values)  # noqa: S311 - no secret
     means = sorted(math.fsum(values[int(generator.random() * n)] for _ in range(n)) / n for _ in range(resamples))
+    return _quantile(means, 0.5 - LEVEL / 2), _quantile(means, 0.5 + LEVEL / 2)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of a mean: mean +- t(n - 1) s / sqrt(n) at LEVEL; None of fewer than two values.
+
+    Raises:
+        UserError: scipy is not installed.
+    """
+    mean, deviation = mean_and_deviation(values)
+    if deviation is None:
+        return None
+    half = student_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def student_quantile(freedom: int) -> float:
+    """What share (1 + LEVEL) / 2 of Student's distribution with so many degrees of freedom lies below.
+
+    Raises:
+        UserError: scipy is not installed.
+    """
+    try:
+        from scipy.special import stdtrit
+    except ImportError as error:
+        raise UserError("Student's interval needs scipy, which is not installed", "pip install 'isd-repro[report]'") from error
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+
+
+def resampled_clusters(clusters: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of all values, whole clusters of dependent values drawn together.
+
+    A draw takes as many clusters as there are, with replacement, and is the sum of their values over their number of values, so
+    that without resampling it is the plain mean.
+    """
+    generator, n = Random(seed), len(clusters)  # noqa: S311 - no secret
+    sums = [(math.fsum(cluster), len(cluster)) for cluster in clusters]
+    means = []
+    for _ in range(resamples):
+        drawn = [sums[int(generator.random() * n)] for _ in range(n)]
+        means.append(math.fsum(total for total, _ in drawn) / sum(size for _, size in drawn))
+    means.sort()
     return _quantile(means, 0.5 - LEVEL / 2), _quantile(means, 0.5 + LEVEL / 2)
 
 
