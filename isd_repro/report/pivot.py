@@ -71,8 +71,13 @@ def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[
 
 
 def contest(params: Params, subsets: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The method under test (the first with method `isd`, else the first) and those it is compared with; references stay out."""
+    """The method under test (the first with method `isd`, else the first) and those it is compared with; references stay out.
+
+    Where the report states a hypothesis, methods that learn from labels are references, too.
+    """
     aside = {method_name(params, run) for run in (params.report.reference, params.report.pixels) if run}
+    if params.report.hypothesis:
+        aside |= {method_name(params, name) for name, run in params.runs.items() if run.method.name == "supervised"}
     trained = {name: runs for name, runs in methods(params, subsets).items() if name not in aside}
     of_isd = [name for name, runs in trained.items() if params.runs[next(iter(runs.values()))[0]].method.name == "isd"]
     subject = next(iter(of_isd or trained), None)

@@ -21,7 +21,7 @@ from isd_repro import methods, params, protocol_params
 FILE = Path(__file__).with_name("defaults.json")
 # Groups that change no number: speed, tracking, words.
 OURS = {params.__name__, protocol_params.__name__}
-FREE = {"Efficiency", "Tracking", "ReportConfig", "Params", "MethodBlock", "Frozen"}
+FREE = {"Efficiency", "Tracking", "ReportConfig", "Hypothesis", "Trials", "Power", "Params", "MethodBlock", "Frozen"}
 
 
 def plain(value: Any) -> Any:

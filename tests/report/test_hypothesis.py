@@ -1,0 +1,233 @@
+"""A stated comparison over draws and the choice among trials, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+import torch
+
+from isd_repro import artifacts
+from isd_repro.config import Layout
+from isd_repro.errors import ConfigError
+from isd_repro.params import Hypothesis, Params
+from isd_repro.report import hypothesis, stats, trials
+from tests.report import synthetic
+from tests.report.conftest import Profile
+
+ASKED = {"first": "ISD", "second": "MoCo", "group": "rare", "contradicted_below": 1.0, "draws": 3}
+T_TWO = 4.302652729911275  # Student's 0.975 quantile with 2 degrees of freedom: sqrt(2) x / sqrt(1 - x^2) with x = 0.95
+
+
+def write(
+    layout: Layout, params: Params, run: str, right: dict[str, int], encoders: tuple[synthetic.Encoder, ...] = ("student",)
+) -> None:
+    """A 1-NN record of 10 queries a class, of which so many are answered rightly; classes left out: none."""
+    identity = synthetic.manifest(params, params.runs[run].data.subset, 100)
+    label = torch.arange(100) % 10
+    predicted = (label + 1) % 10
+    for name, hits in right.items():
+        places = (label == identity.classes.index(name)).nonzero().flatten()[:hits]
+        predicted[places] = label[places]
+    groups = synthetic.masks(label, identity.large)
+    record = artifacts.EvaluationRecord(
+        kind="knn",
+        profile=params.profile,
+        run=run,
+        protocol="1-NN exact float32, ties by lowest label",
+        settings={"k": [1]},
+        manifest=identity,
+        encoder_sha256=synthetic.sha(run),
+        features_sha256=None,
+        scores=tuple(score for encoder in encoders for score in artifacts.score(encoder, "1-NN", predicted, label, groups)),
+        labels=artifacts.pack_labels(label),
+        predictions={f"{encoder}/1-NN": artifacts.pack_labels(predicted) for encoder in encoders},
+        provenance=synthetic.provenance(),
+    )
+    artifacts.write_record(layout.record(run, "knn"), record)
+
+
+def made(
+    tmp_path: Path, runs: dict[str, tuple[str, str]], methods: dict[str, str], rules: dict[str, Any], **report: Any
+) -> Profile:
+    params = synthetic.profile(runs, rules, methods, **report)
+    params = params.model_copy(update={"evaluation": params.evaluation.model_validate({"knn": {"k": [1]}})})
+    return Profile(params, synthetic.layout(tmp_path, params))
+
+
+def draws(tmp_path: Path, asked: dict[str, Any] = ASKED, count: int = 3) -> Profile:
+    """`count` draws of 10 classes, 2 of them large, with a run of each method."""
+    runs = {
+        f"{method}-d{at}": (f"{label}, D{at}", f"d{at}")
+        for at in range(1, count + 1)
+        for method, label in (("moco", "MoCo"), ("isd", "ISD"), ("byol", "Labels"))
+    }
+    methods = {run: run.split("-")[0].replace("byol", "supervised") for run in runs}
+    rules = {f"d{at}": {"name": "list", "list": f"D{at}"} for at in range(1, count + 1)}
+    return made(tmp_path, runs, methods, rules, hypothesis=asked)
+
+
+def rare(profile: Profile) -> list[str]:
+    identity = synthetic.manifest(profile.params, "d1", 100)
+    return [name for name in identity.classes if name not in identity.large]
+
+
+def fill(profile: Profile, ours: list[int], theirs: list[int]) -> None:
+    """Draw i: the first rare class of ISD has ours[i] right of 10, of MoCo theirs[i]; every other class has 5 of both."""
+    first = rare(profile)[0]
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    for at, pair in enumerate(zip(ours, theirs, strict=True), start=1):
+        for method, hits in zip(("isd", "moco"), pair, strict=True):
+            write(profile.layout, profile.params, f"{method}-d{at}", {**dict.fromkeys(classes, 5), first: hits})
+
+
+def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
+    """8 rare classes of 10 queries: one query of one class is 1.25 points. Differences of 8, 6 and 1 queries."""
+    profile = draws(tmp_path)
+    fill(profile, [10, 9, 6], [2, 3, 5])
+    table = profile.report().tables[0]
+    assert table.id == "hypothesis"
+    row = table.rows[0]
+    assert row.label == "Rare, 1-NN, student"
+    means = [47.5 + 1.25 * hits - 3.75 for hits in (10, 9, 6)], [47.5 + 1.25 * hits - 3.75 for hits in (2, 3, 5)]
+    differences = [10.0, 7.5, 1.25]
+    half = T_TWO * stdev(differences) / math.sqrt(3)
+    wanted = [fmean(means[0]), fmean(means[1]), 6.25, stdev(differences), 6.25 - half, 6.25 + half]
+    assert [cell.value for cell in row.cells[:6]] == pytest.approx(wanted)
+    assert [cell.words for cell in row.cells[8:]] == ["3", "0", "0.250"]
+    # Classes: one has differences of 80, 60 and 10 points, seven have none; drawn k times of 8 the mean is 6.25 k.
+    low, high = (row.cells[at].value for at in (6, 7))
+    assert low == 0.0  # (7/8)^8 = 0.34 of the resamples draw it never
+    assert high in (6.25 * 3, 6.25 * 4)  # P(3 or more) = 0.07, P(4 or more) = 0.011
+
+
+def test_every_other_key_stands_below(tmp_path: Path) -> None:
+    profile = draws(tmp_path)
+    fill(profile, [6, 6, 6], [5, 5, 5])
+    assert [row.label for row in profile.report().tables[0].rows] == [
+        f"{group}, 1-NN, student" for group in ("Rare", "All", "Large")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([2.0, 2.1, 2.2], "supported"),
+        ([0.5, 0.6, 0.7], "supported"),  # above 0, although small
+        ([-1.0, 0.0, 0.5], "undecided"),
+        ([-2.0, -2.1, -2.2], "contradicted"),
+        ([-0.1, 0.0, 0.1], "contradicted"),  # an effect of 1 is excluded
+        ([2.0, 2.1], "no verdict"),
+    ],
+)
+def test_the_rule(values: list[float], verdict: str) -> None:
+    assert hypothesis.outcome(Hypothesis.model_validate(ASKED), values) == verdict
+    secondary = Hypothesis.model_validate({**ASKED, "contradicted_below": None})
+    assert hypothesis.outcome(secondary, values) == "no verdict"
+
+
+def test_the_sentence_follows_the_rule_and_leads_the_page(tmp_path: Path) -> None:
+    profile = draws(tmp_path)
+    fill(profile, [6, 6, 7], [5, 5, 6])
+    report = profile.report()
+    said = report.blocks[0].findings[0].plain
+    assert said.startswith("ISD above MoCo on rare queries (1-NN, student): supported: +1.25 points on average over 3 of 3 draws")
+    assert dict(report.glance)["Main result"] == said
+    assert "over 8 classes" in said
+
+
+def test_too_few_draws_have_no_verdict(tmp_path: Path) -> None:
+    profile = draws(tmp_path)
+    fill(profile, [6, 6], [5, 5])
+    said = profile.report().blocks[0].findings[0].body
+    assert said.startswith("no verdict: +1.25 points on average over 2 of 3 draws")
+    assert said.endswith("the rule asks for 3 draws or more.")
+
+
+def test_nothing_run_is_said(tmp_path: Path) -> None:
+    report = draws(tmp_path).report()
+    assert report.blocks[0].tables == ()
+    assert report.blocks[0].findings[0].body == "not known: no draw of 3 has both methods."
+
+
+def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SimSiam is no method of repeated draws; there are MoCo, ISD and Labels"):
+        draws(tmp_path, {**ASKED, "first": "SimSiam"}).report()
+
+
+def test_methods_with_labels_are_references(tmp_path: Path) -> None:
+    profile = draws(tmp_path)
+    heads = [column.head for column in profile.report().tables[0].columns]
+    assert "ISD \N{MINUS SIGN} Labels" not in heads
+
+
+def test_resampled_clusters_against_all_resamples() -> None:
+    """Three clusters: all 27 resamples, each the sum over the number of values."""
+    clusters = [[1.0], [2.0, 6.0], [3.0, 0.0, 3.0]]
+    means = sorted(sum(sum(one) for one in drawn) / sum(len(one) for one in drawn) for drawn in product(clusters, repeat=3))
+    low, high = stats.resampled_clusters(clusters)
+    assert means[0] <= low <= means[1]
+    assert means[-2] <= high <= means[-1] + 1e-12
+    assert stats.resampled_clusters(clusters) == (low, high)
+
+
+def test_students_quantile_solves_its_own_law() -> None:
+    """With 1 degree of freedom the law is Cauchy's, with 2 it has a closed form."""
+    assert stats.student_quantile(1) == pytest.approx(math.tan(math.pi * 0.475))
+    assert stats.student_quantile(2) == pytest.approx(T_TWO)
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+PLAN = {"first": "isd", "second": "moco", "group": "rare", "classes": 30, "draws": [3, 9]}
+
+
+def tried(tmp_path: Path, plan: dict[str, Any] | None = PLAN) -> Profile:
+    runs = {f"{method}-{at}": (f"{method.upper()}, trial {at}", "d1") for method in ("isd", "moco") for at in (1, 2, 3)}
+    methods = {run: run.split("-")[0] for run in runs}
+    return made(tmp_path, runs, methods, {"d1": {"name": "list", "list": "D1"}}, trials={"group": "all", "k": 1, "power": plan})
+
+
+def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None:
+    profile = tried(tmp_path)
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    first = rare(profile)[0]
+    for run, hits in {"isd-1": 5, "isd-2": 6, "isd-3": 6, "moco-1": 5, "moco-2": 4, "moco-3": 3}.items():
+        write(profile.layout, profile.params, run, {**dict.fromkeys(classes, hits), first: hits + 2})
+    best = trials.chosen(profile.params, profile.records(), profile.params.report.trials)
+    assert {method: cell.runs for method, cell in best.items()} == {"isd": ("isd-2",), "moco": ("moco-1",)}
+
+
+def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> None:
+    """Eight rare classes, all 10 points apart but one, which is 30: s = 20 / sqrt(8)."""
+    profile = tried(tmp_path)
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    first = rare(profile)[0]
+    for run in profile.params.runs:
+        ours = run.startswith("isd")
+        write(profile.layout, profile.params, run, {**dict.fromkeys(classes, 5 + ours), first: 5 + 3 * ours})
+    spread = stdev([30.0, *[10.0] * 7])
+    widths = [T_TWO * spread / math.sqrt(30 * 3), 2.306004135204166 * spread / math.sqrt(30 * 9)]
+    said = {one.lead: one.body for one in profile.report().blocks[0].findings}["Expected precision"]
+    assert f"{widths[0]:.2f} points with 3 draws and {widths[1]:.2f} points with 9 draws" in said
+
+
+def test_a_method_with_a_trial_missing_has_no_choice_yet(tmp_path: Path) -> None:
+    profile = tried(tmp_path)
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    for run in ("isd-1", "isd-2", "isd-3", "moco-1"):
+        write(profile.layout, profile.params, run, dict.fromkeys(classes, 5))
+    leads = [one.lead for one in profile.report().blocks[0].findings]
+    assert leads == ["Taken, isd"]
+
+
+def test_trials_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    profile = tried(tmp_path)
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    for run in profile.params.runs:
+        write(profile.layout, profile.params, run, dict.fromkeys(classes, 5))
+    assert not [one.lead for block in profile.report().blocks for one in block.findings if " against " in one.lead]
