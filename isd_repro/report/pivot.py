@@ -133,12 +133,11 @@ def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
     """Means over the draws that lack nothing, so that all columns speak of the same draws.
 
     A row is blocks of `width` cells, one a group, of which the first `scores` are methods and the others differences. A
-    column without a number in any row (the teacher of a method that has none) is left out of account.
+    column without a number in any row (a method not run yet, the teacher of one that has none) is left out of account.
     """
     columns = [[row.cells[at] for row in rows] for at in range(len(rows[0].cells))]
-    void = [all(cell.kind == "none" for cell in column) for column in columns]
-    needed = [column for column, empty in zip(columns, void, strict=True) if not empty]
-    complete = [at for at in range(len(rows)) if all(column[at].value is not None for column in needed)]
+    needed = [column for column in columns if any(cell.value is not None for cell in column)]
+    complete = [at for at in range(len(rows)) if needed and all(column[at].value is not None for column in needed)]
     cells = [_mean([column[at] for at in complete], column) for column in columns]
     for start in range(0, len(cells), width):
         cells[start : start + scores] = mark_best(cells[start : start + scores])

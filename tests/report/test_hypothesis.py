@@ -14,7 +14,7 @@ import torch
 from isd_repro import artifacts
 from isd_repro.config import Layout
 from isd_repro.errors import ConfigError
-from isd_repro.params import Hypothesis, Params
+from isd_repro.params import Hypothesis, Params, Trials
 from isd_repro.report import hypothesis, stats, trials
 from tests.report import synthetic
 from tests.report.conftest import Profile
@@ -198,7 +198,8 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
     first = rare(profile)[0]
     for run, hits in {"isd-1": 5, "isd-2": 6, "isd-3": 6, "moco-1": 5, "moco-2": 4, "moco-3": 3}.items():
         write(profile.layout, profile.params, run, {**dict.fromkeys(classes, hits), first: hits + 2})
-    best = trials.chosen(profile.params, profile.records(), profile.params.report.trials)
+    asked = Trials(group="all", k=1)
+    best = trials.chosen(profile.params, profile.records(), asked)
     assert {method: cell.runs for method, cell in best.items()} == {"isd": ("isd-2",), "moco": ("moco-1",)}
 
 

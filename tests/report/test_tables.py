@@ -160,6 +160,15 @@ def test_pivot_mean_leaves_out_incomplete_draws(tmp_path: Path) -> None:
     assert [cell.value for cell in table.foot[0].cells[:3]] == pytest.approx([55, 54, -1])
 
 
+def test_pivot_mean_leaves_out_a_method_that_was_not_run(tmp_path: Path) -> None:
+    params, layout = draws(tmp_path)
+    for run, right in (("isd-d1", 40), ("isd-d2", 50)):
+        write_exact(layout, params, run, right, 10)
+    (table,) = Profile(params, layout).report().tables
+    assert table.foot[0].label == "Mean"
+    assert [cell.number for cell in table.foot[0].cells[:3]] == ["not run", "55.0", "not run"]
+
+
 def test_difference_counts_the_discordant_queries(tmp_path: Path) -> None:
     params, layout = draws(tmp_path)
     write_exact(layout, params, "moco-d1", 40, 15)
