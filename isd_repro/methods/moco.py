@@ -11,6 +11,7 @@ Deviations: DEV-01, DEV-02, DEV-24.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -31,7 +32,8 @@ class Config(Frozen):
     tau: PositiveFloat
     momentum: Unit  # EMA factor of the teacher, per step
     bank_size: PositiveInt  # K, in images
-    dim: PositiveInt = 128  # D of the embedding
+    dim: PositiveInt = 128  # D of the embedding of heads `moco`
+    heads: Literal["moco", "isd"] = "moco"  # isd: the projector and predictor of ISD's `mlp`, for ISD with a hard target
 
 
 def logits_of(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
@@ -54,21 +56,28 @@ def attended_moco_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, 
 
 
 class Method(nn.Module):
-    """MoCo v2 with its two-layer head (no BatchNorm in it) on both networks."""
+    """MoCo v2 with its two-layer head (no BatchNorm in it) on both networks; or ISD's networks under MoCo's loss."""
 
     def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
         super().__init__()
         self.config = config
         network = backbone()
         width = network.features
-        self.student = Projected(network, mlp(width, width, config.dim, batchnorm=False))
+        if config.heads == "moco":
+            embedding = config.dim
+            self.student = Projected(network, mlp(width, width, embedding, batchnorm=False))
+            self.predictor: nn.Module = nn.Identity()
+        else:
+            embedding = width // 4
+            self.student = Projected(network, mlp(width, 2 * width, embedding))
+            self.predictor = mlp(embedding, 2 * width, embedding)
         self.teacher = ema.teacher_of(self.student)
-        self.bank = Bank(config.bank_size, config.dim, setting.batch_size, dtype=setting.bank_dtype)
+        self.bank = Bank(config.bank_size, embedding, setting.batch_size, dtype=setting.bank_dtype)
         self.fast = setting.fast
 
     def forward(self, batch: Batch) -> StepOutput:
         """Student, EMA, shuffled teacher, logits against the old bank, enqueue."""
-        student_BD = unit(self.student(batch.view_student))
+        student_BD = unit(self.predictor(self.student(batch.view_student)))
         teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
         loss_of, bank_KD = (attended_moco_loss, self.bank.rows) if self.fast else (moco_loss, self.bank.before_push())
         with torch.autocast(student_BD.device.type, enabled=False):

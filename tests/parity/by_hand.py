@@ -88,7 +88,7 @@ class Hand:
     """A method's whole state and its optimiser's, moved by `step`."""
 
     state: State  # every tensor of the method, the bank's rows included
-    kind: str  # isd-none, isd-mlp, moco, byol, supervised
+    kind: str  # isd-none, isd-mlp, moco, moco-isd, byol, supervised
     options: dict[str, float]
     groups: int
     pointer: int = 0
@@ -133,7 +133,7 @@ class Hand:
         for row in teacher:
             self.state["bank.rows"][self.pointer] = row
             self.pointer = (self.pointer + 1) % len(old)
-        if self.kind == "moco":
+        if self.kind.startswith("moco"):
             logits = torch.cat([(student * teacher).sum(1)[:, None], student @ old.T], dim=1) / self.options["tau"]
             return -log_softmax(logits)[:, 0].mean()
         log_student = log_softmax(student @ old.T / self.options["tau_student"])

@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "isd-none": {**ISD, "heads": "none", "bank_init": "reference"},
     "isd-mlp": {**ISD, "heads": "mlp", "bank_init": "unit"},
     "moco": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "dim": 5},
+    "moco-isd": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "heads": "isd"},
     "byol": {"name": "byol", "momentum": 0.6},
     "supervised": {"name": "supervised"},
 }
