@@ -35,7 +35,7 @@ def trial_findings(params: Params, records: Records, asked: Trials) -> list[Find
     found = [
         Finding(
             f"Taken, {method}",
-            f"{params.runs[cell.runs[0]].label} (`{cell.runs[0]}`), {text.decimal(cell.value or 0.0, 2)} on {asked.group} queries"
+            f"{params.runs[cell.runs[0]].label} ({cell.runs[0]}), {text.decimal(cell.value or 0.0, 2)} on {asked.group} queries"
             f" ({asked.k}-NN, student); optimistic, since it was chosen by this number.",
         )
         for method, cell in best.items()
