@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import statistics
@@ -139,3 +140,18 @@ def test_every_question_of_the_checklist_has_an_answer_and_a_place_that_shows_it
         assert question.strip().endswith("?"), question
         assert re.match(r"\s*(Yes|Partly|No)\b", answer), question
         assert "`" in shown or "](" in shown, question
+
+
+def test_the_findings_of_the_claim_are_those_of_its_pages() -> None:
+    """What is set apart is a sentence of a page, and no number with a decimal stands on no page."""
+    text = (ROOT / "reports" / "claim" / "FINDINGS.md").read_text("utf-8")
+    pages = [ROOT / "reports" / profile / "tables" for profile in ("claim-r", "claim-tuning")]
+    said = {one for page in pages for one in json.loads((page / "cells.json").read_text("utf-8"))["findings"]}
+    quoted = [" ".join(part.split()) for part in re.findall(r"(?m)(?:^> .*\n)+", text.replace("\n> ", " "))]
+    assert quoted
+    for one in quoted:
+        assert one.removeprefix("> ") in said
+    known = "".join((page / "table.md").read_text("utf-8") for page in pages)
+    known += (ROOT / "reports" / "claim" / "PROTOCOL.md").read_text("utf-8")
+    numbers = set(re.findall(r"(?<![\d.])[+\N{MINUS SIGN}]?\d+\.\d+", text))
+    assert {one for one in numbers if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", known)} == set()
