@@ -9,7 +9,7 @@ forward passes and nothing else. `check` trains every setting by itself on the f
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -135,7 +135,7 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
         return turns.compare("linear", sizes, works, floor=floor, check=check, say=say)
 
 
-def _check(problem: _Problem, settings: list[Linear]) -> Mapping[str, float]:
+def _check(problem: _Problem, settings: list[Linear]) -> dict[str, float]:
     """How far the heads of one pass are from those trained alone, and how far apart those of two settings are at least."""
     together = problem.heads(settings)
     gaps = [_gap(head, problem.alone(each)) for head, each in zip(together, settings, strict=True)]
