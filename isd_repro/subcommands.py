@@ -168,6 +168,25 @@ def bench_step(
     _tell(measure.bench(sizes, say=_say), as_json=as_json)
 
 
+@bench.command(name="linear")
+def bench_linear(
+    images: Annotated[int, typer.Option(help="Of the epoch.")] = 512,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
+    side: Annotated[int, typer.Option(help="Of a view, in pixels.")] = 64,
+    settings: Annotated[int, typer.Option(help="Rates times weight decays, 50 at most.")] = 50,
+    arch: Annotated[str, typer.Option(help="resnet18 or resnet-narrow.")] = "resnet18",
+    width: Annotated[int, typer.Option(help="Of resnet-narrow.")] = 64,
+    n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Many settings of the linear protocol on one pass of the backbone, and one alone, in turns."""
+    from isd_repro.bench import linear as measure
+
+    numbers = {"images": images, "batch": batch, "side": side, "settings": settings, "repeats": n, "threads": threads}
+    _tell(measure.bench(measure.sizes_of(arch=arch, width=width, **numbers), say=_say), as_json=as_json)
+
+
 @bench.command(name="all")
 def bench_all(
     names: Annotated[list[str] | None, typer.Argument(help="Comparisons by the names of their files; none means all.")] = None,

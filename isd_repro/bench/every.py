@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isd_repro.bench import knn, loss, step, table, turns, views
+from isd_repro.bench import growth, knn, linear, loader, loss, plot, step, table, turns, views
 from isd_repro.errors import UserError
 from isd_repro.files import write_atomic
-
-GROWTH = tuple(2**power for power in range(13, 21))  # rows of a bank, 8,192 to 1,048,576
 
 
 def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
@@ -19,19 +17,23 @@ def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
     return {
         "loss-d128": lambda: loss.bench(loss.Sizes(dim=128, repeats=repeats), say=say).as_json(),
         "loss-d512": lambda: loss.bench(loss.Sizes(dim=512, repeats=repeats), say=say).as_json(),
-        "loss-growth": lambda: [each.as_json() for each in loss.growth(GROWTH, say=say)],
+        "loss-growth": lambda: [each.as_json() for each in growth.of_loss(say=say)],
         "views-32": lambda: views.bench(views.Sizes(batch=256, side=32, repeats=repeats), say=say).as_json(),
         "views-64": lambda: views.bench(views.Sizes(batch=256, side=64, repeats=repeats), say=say).as_json(),
         "step-32": lambda: step.bench(step.Sizes(repeats=repeats), say=say).as_json(),
         "step-64": lambda: step.bench(step.Sizes(batch=64, side=64, bank=16_384, steps=4, repeats=repeats), say=say).as_json(),
         "knn": lambda: knn.bench(knn.Sizes(repeats=repeats)).as_json(),
+        "knn-growth": lambda: [each.as_json() for each in growth.of_search(say=say)],
+        "epoch-growth": lambda: [each.as_json() for each in growth.of_epoch(say=say)],
+        "linear": lambda: linear.bench(linear.Sizes(repeats=repeats), say=say).as_json(),
+        "loader": lambda: loader.bench(loader.Sizes(repeats=repeats)).as_json(),
     }
 
 
 def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say = lambda line: None) -> list[Path]:
     """Measure all, or `only` those named, and write each file as soon as it is measured; a missing peer leaves its file out.
 
-    The folder's README.md becomes the table of all files that are there then.
+    The folder's README.md becomes the table of all files that are there then; what grows gets a figure beside its file.
 
     Raises:
         UserError: a name of no comparison.
@@ -49,6 +51,8 @@ def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.json"
         write_atomic(path, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+        if name in plot.GROWS:
+            write_atomic(path.with_suffix(".svg"), plot.svg(name, json.loads(path.read_bytes())))
         write_atomic(folder / "README.md", table.page(folder).encode())
         say(f"{name}: {path}")
         written.append(path)

@@ -100,7 +100,12 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Everything, with the ratios computed."""
         pairs = {f"{ours} over {theirs}": self.ratios(ours, theirs) for ours, theirs in _PAIRS}
-        return {**asdict(self), "ratios": pairs, "ratio": {name: statistics.median(values) for name, values in pairs.items()}}
+        medians = {name: statistics.median(values) for name, values in pairs.items()}
+        faster = {
+            arm: {"median": medians[f"{arm} over pipeline"], "turns": pairs[f"{arm} over pipeline"]} for arm in ("jpeg", "raw")
+        }
+        table = {"baseline": "pipeline", "n": self.sizes.repeats, "faster": faster, "less_memory": {}}
+        return {**asdict(self), "ratios": pairs, "ratio": medians, **table}
 
 
 _PAIRS: tuple[tuple[Arm, Arm], ...] = (("jpeg", "pipeline"), ("raw", "pipeline"), ("jpeg", "crops"), ("raw", "crops"))
@@ -176,7 +181,7 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
             **{name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
             "libjpeg-turbo": str(features.version("libjpeg_turbo")),
         },
-        load=(load, os.getloadavg()[0]),
+        load=(round(load, 2), round(os.getloadavg()[0], 2)),
     )
 
 

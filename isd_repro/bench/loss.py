@@ -46,7 +46,7 @@ def bench(sizes: Sizes, *, memory: bool = True, say: turns.Say = lambda line: No
         peaks = {arm: peak_of(sizes, arm) for arm in _ARMS} if memory else {}
         student, teacher, bank = inputs(sizes)
         banks = {torch.float32: bank, torch.float16: bank.half()}
-        works = {arm: _work(sizes, arm, student, teacher, banks[dtype]) for arm, (_, dtype) in _ARMS.items()}
+        works = {arm: work_of(sizes, arm, student, teacher, banks[dtype]) for arm, (_, dtype) in _ARMS.items()}
         want = _exact(sizes, student, teacher, bank)
         check = {}
         for arm, work in works.items():
@@ -72,7 +72,8 @@ def inputs(sizes: Sizes, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
     return student, teacher, bank
 
 
-def _work(sizes: Sizes, arm: str, student: Tensor, teacher: Tensor, bank: Tensor) -> Callable[[], Tensor]:
+def work_of(sizes: Sizes, arm: str, student: Tensor, teacher: Tensor, bank: Tensor) -> Callable[[], Tensor]:
+    """Loss and gradient with respect to the student's embeddings, which the call returns."""
     function = _ARMS[arm][0]
 
     def work() -> Tensor:
@@ -104,19 +105,6 @@ def peak(arm: str, batch: str, bank: str, dim: str, threads: str) -> float:
     torch.set_num_threads(int(threads))
     dtype = _ARMS[arm][1]
     small = Sizes(batch=2, bank=64, dim=8)
-    _work(small, arm, *inputs(small, dtype))()  # libraries and their buffers are loaded by a first call, whatever its size
+    work_of(small, arm, *inputs(small, dtype))()  # libraries and their buffers are loaded by a first call, whatever its size
     sizes = Sizes(batch=int(batch), bank=int(bank), dim=int(dim))
-    return turns.peak_beyond(_work(sizes, arm, *inputs(sizes, dtype)))
-
-
-def growth(rows: tuple[int, ...], dim: int = 128, repeats: int = 3, say: turns.Say = lambda line: None) -> list[Comparison]:
-    """The same for banks of several sizes, ours alone: seconds grow with the bank, memory does not."""
-    found = []
-    for bank in rows:
-        sizes = Sizes(bank=bank, dim=dim, repeats=repeats)
-        with turns.threads(sizes.threads):
-            student, teacher, anchors = inputs(sizes)
-            arms = {"attention": _work(sizes, "attention", student, teacher, anchors)}
-            memory = {"attention": peak_of(sizes, "attention")}
-            found.append(turns.compare("growth", sizes, arms, floor=dict, check={}, memory_mib=memory, say=say))
-    return found
+    return turns.peak_beyond(work_of(sizes, arm, *inputs(sizes, dtype)))

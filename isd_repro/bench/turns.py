@@ -143,7 +143,8 @@ def threads(count: int) -> Iterator[None]:
 
 def check_sizes(sizes: Any) -> None:
     """`ConfigError` where a number is not positive."""
-    if bad := [name for name, value in asdict(sizes).items() if not isinstance(value, bool) and value <= 0]:
+    numbers = {name: value for name, value in asdict(sizes).items() if isinstance(value, int | float)}
+    if bad := [name for name, value in numbers.items() if not isinstance(value, bool) and value <= 0]:
         raise ConfigError(f"cannot measure {sizes}", f"{', '.join(bad)} must be positive")
 
 
@@ -211,12 +212,19 @@ def lines(result: Comparison) -> list[str]:
         f"{result.what:<8} {sizes}; {result.clock}",
     ]
     for arm, values in result.seconds.items():
-        faster = "" if arm == result.baseline else f"   x{spread(result.ratios(arm), '.2f')} faster"
+        faster = "" if arm == result.baseline else f"   {times(result.ratios(arm))}"
         memory = f"   {result.memory_mib[arm]:.1f} MiB extra" if arm in result.memory_mib else ""
         found.append(f"  {arm:<22} {spread(values, '.3f')} s{faster}{memory}")
     found.append("floor    " + ", ".join(f"{name} {value:.4g}" for name, value in result.floor.items()))
     found.append("check    " + ", ".join(f"{name} {value:.2g}" for name, value in result.check.items()))
     return found
+
+
+def times(ratios: Sequence[float]) -> str:
+    """So many times faster than the baseline, or so many times its time."""
+    if statistics.median(ratios) >= 1:
+        return f"x{spread(ratios, '.2f')} faster"
+    return f"x{spread([1 / ratio for ratio in ratios], '.2f')} its time"
 
 
 def spread(values: Sequence[float], form: str) -> str:

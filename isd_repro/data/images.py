@@ -13,12 +13,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
+from isd_repro.nn import ranks
 from isd_repro.params import Linear, View
 
 PADDED = 2**28  # bytes of a padded uint8 batch; as floats it is four times that
@@ -131,7 +133,10 @@ def order(count: int, settings: Linear, epoch: int) -> Sequence[Tensor]:
 def augmented(
     reader: Reader, split: Split, frame: Frame, settings: Linear, device: torch.device
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
-    """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch)."""
+    """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch).
+
+    Each of several ranks makes the views of its own `ranks.rows` of a batch, the same bits as alone, and has all labels.
+    """
     law = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,6 +144,7 @@ def augmented(
         for step, batch in enumerate(chosen):
             draws = generator_of(settings.seed, "linear", epoch, step)
             following = chosen[step + 1] if step + 1 < len(chosen) else batch[:0]
+            following = following[ranks.rows(len(following))]
             views = _view(reader, split.index[batch], split.index[following], law, frame.size, draws, device)
             yield augment.normalise(views, frame.mean, frame.std), split.label[batch]
 
@@ -148,16 +154,27 @@ def augmented(
 def _view(
     reader: Reader, index: Tensor, following: Tensor, law: View, size: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
-    """`augment.view` of a law that only crops and flips: all windows are drawn first, so parts change no draw."""
+    """`augment.view` of a law that only crops and flips: all windows are drawn first, so parts and ranks change no draw."""
     sizes = reader.sizes[index]
     crop = augment.draw_crop(sizes, law, draws)
-    found = []
+    mine, found = ranks.rows(len(index)), []
     for part in parts(sizes, reader.channels):
-        pixels, _ = reader.read(index[part])
-        reader.ahead(torch.cat([index[part.stop :], following]))
-        window = Crop(crop.top[part], crop.left[part], crop.height[part], crop.width[part], crop.flip[part])
-        found.append(augment.resample(pixels.to(device), window, size))
+        at = mine[(mine >= part.start) & (mine < part.stop)]
+        if not len(at):
+            continue
+        pixels, _ = reader.read(index[at])
+        reader.ahead(torch.cat([index[mine[mine >= part.stop]], following]))
+        window = Crop(crop.top[at], crop.left[at], crop.height[at], crop.width[at], crop.flip[at])
+        found.append(augment.resample(_padded(pixels, sizes[part]).to(device), window, size))
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _padded(pixels: Tensor, sizes: Tensor) -> Tensor:
+    """Images padded to the largest of these sizes: the length of a sum decides how it is rounded."""
+    height, width = (int(side) for side in sizes.amax(dim=0))
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    return functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
 
 def parts(sizes: Tensor, channels: int) -> list[slice]:

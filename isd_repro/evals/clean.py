@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isd_repro.errors import DataError, UserError
 from isd_repro.evals.extract import require_finite
-from isd_repro.evals.linear import Standardise, answers, descend, new_head, sgd, standardise
+from isd_repro.evals.linear import Standardise, answers, descend, new_head, rate, sgd, standardise
 from isd_repro.params import Linear
 
 FACTORS = (1.0, 0.1, 0.3, 3.0, 10.0)  # of the protocol's rate; the first of equals is taken
@@ -98,14 +98,14 @@ class CleanProbe:
         self._best: tuple[int, int, int] = (-1, 0, 0)  # correct, epoch, number of the factor
         self._kept: dict[str, Tensor] = {}
 
-    def learn(self, features: Tensor, label: Tensor, lr: float, epoch: int, step: int) -> None:
+    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
         """One step of every head on the images of a batch that are not held out."""
         if self._now[0] != epoch:
             self._now = (epoch, list(self._order(epoch)))
         taught = (~self._held[self._now[1][step]]).to(features.device)
         if not bool(taught.any()):
             return
-        z = self._law(features[taught])
+        z, lr = self._law(features[taught]), rate(self._settings, epoch)
         for at, (head, optimiser) in enumerate(zip(self._heads, self._sgds, strict=True)):
             if self._alive[at]:
                 loss = descend(head, optimiser, z, label[taught], lr * self._factors[at])

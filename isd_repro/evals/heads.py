@@ -90,7 +90,7 @@ def run(
     """
     task = Task(asked.search, asked.query, asked.query_label, asked.classes, asked.batches)
     others = {
-        (name, seed): linear.seeded(name, task, settings.model_copy(update={"seed": seed}), device)
+        (name, seed): linear.rider(name, f"{name} seed {seed}", task, settings.model_copy(update={"seed": seed}), device)
         for name in encoders
         for seed in range(seeds)
         if seed != settings.seed

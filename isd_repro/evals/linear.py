@@ -20,6 +20,7 @@ from torch.nn import functional
 from isd_repro.errors import ConfigError, DataError, UserError
 from isd_repro.evals.arithmetic import exact
 from isd_repro.evals.extract import require_finite
+from isd_repro.nn import ranks
 from isd_repro.params import Linear
 
 EPS = 1e-5
@@ -50,7 +51,8 @@ class Task:
         query: features of the queries by encoder, Q x D.
         query_label: classes of the queries, int64, Q.
         classes: number of classes.
-        train_batches: augmented views of the labelled training images, the same for every encoder.
+        train_batches: augmented views of the labelled training images, the same for every encoder; on one of several ranks those
+            of its `ranks.rows` of each batch, and all labels.
     """
 
     search: Mapping[str, Tensor]
@@ -89,8 +91,8 @@ class Rider(Protocol):
 
     name: str
 
-    def learn(self, features: Tensor, label: Tensor, lr: float, epoch: int, step: int) -> None:
-        """One step on one batch: raw features B x D and classes B on the device, the protocol's rate, both counted from 0."""
+    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
+        """One step on one batch: raw features B x D and classes B on the device; epoch and step are counted from 0."""
 
     def close_epoch(self, epoch: int) -> Mapping[str, float]:
         """Called after each epoch, counted from 1; rows for `on_epoch`."""
@@ -141,6 +143,8 @@ def train(
 ) -> dict[str, Outcome]:
     """Train and score one head per encoder; all heads see the same views and start from the same seed.
 
+    Several ranks share the backbones' passes; every rank then has the features of the whole batch, and the same heads.
+
     Args:
         encoders: backbones, moved to `device` and left in eval mode, otherwise unchanged.
         task: features, labels and views.
@@ -150,7 +154,7 @@ def train(
         riders: further heads, which change nothing for the others.
 
     Raises:
-        UserError: a loss that is not finite.
+        UserError: a loss that is not finite, or a rank is gone.
         DataError: features that are not finite, or too few.
     """
     for encoder in encoders.values():
@@ -159,25 +163,24 @@ def train(
     heads: list[Rider] = [*probes.values(), *riders]
     with exact(device):
         for epoch in range(settings.epochs):
-            lr = rate(settings, epoch)
             for step, (images, labels) in enumerate(task.train_batches(epoch)):
                 batch, label = images.to(device, torch.float32), labels.to(device)
                 for name, encoder in encoders.items():
                     with torch.no_grad():
-                        features = encoder(batch)
+                        features = ranks.whole(encoder(batch), len(label))
                     for head in heads:
                         if head.name == name:
-                            head.learn(features, label, lr, epoch, step)
-            row: dict[str, float] = {"epoch": epoch + 1, "lr": lr}
+                            head.learn(features, label, epoch, step)
+            row: dict[str, float] = {"epoch": epoch + 1, "lr": rate(settings, epoch)}
             for head in heads:
                 row |= head.close_epoch(epoch + 1)
             on_epoch(row)
     return {name: probe.outcome() for name, probe in probes.items()}
 
 
-def seeded(name: str, task: Task, settings: Linear, device: torch.device) -> _Probe:
-    """The paper's protocol once more for encoder `name`, from the initial head of `settings.seed`, on the same views."""
-    return _Probe(name, f"{name} seed {settings.seed}", task, settings, device)
+def rider(name: str, title: str, task: Task, settings: Linear, device: torch.device) -> _Probe:
+    """The protocol once more for encoder `name` on the same views, with rates, weight decay and first head of these settings."""
+    return _Probe(name, title, task, settings, device)
 
 
 class _Probe:
@@ -191,17 +194,17 @@ class _Probe:
         self.law = Standardise(found.mean.to(device), found.scale.to(device))
         self.query = self.law(task.query[name].to(device))
         self.query_label = task.query_label
-        self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(device)
-        self.sgd = sgd(self.head, settings, settings.lr)
+        self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(self.query)
+        self.settings, self.sgd = settings, sgd(self.head, settings, settings.lr)
         self.loss = torch.zeros((), device=device)
         self.seen = 0
         self.last = self.best = torch.empty(0, dtype=torch.int64)
         self.last5 = self.best5 = torch.empty(0, 0, dtype=torch.int64)
         self.best_epoch, self.best_correct = 0, -1
 
-    def learn(self, features: Tensor, label: Tensor, lr: float, epoch: int, step: int) -> None:
+    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
         """One SGD step on one batch of views."""
-        loss = descend(self.head, self.sgd, self.law(features), label, lr)
+        loss = descend(self.head, self.sgd, self.law(features), label, rate(self.settings, epoch))
         self.loss += loss * len(label)
         self.seen += len(label)
 

@@ -116,6 +116,20 @@ def at_first(rows: Tensor) -> list[Tensor]:
     return found or []
 
 
+def rows(count: int) -> Tensor:
+    """Which rows of a batch of `count` this rank works on where a batch need not divide, int64, ascending.
+
+    Equally many on every rank: past the end it is the last row once more, which `whole` leaves out.
+    """
+    each = -(-count // world())
+    return torch.arange(rank() * each, (rank() + 1) * each).clamp_max(count - 1)
+
+
+def whole(own: Tensor, count: int) -> Tensor:
+    """The batch that the ranks' `rows` are of, the same bits on each of them; no gradient passes."""
+    return gather(own)[:count]
+
+
 @contextmanager
 def first_alone() -> Iterator[None]:
     """The block runs on rank 0, and then on the others, which find what it has made."""

@@ -128,11 +128,10 @@ def _asked(params: Params, records: Records) -> list[Block]:
     """What the profile exists to say: a comparison over its draws, or which of its trials are taken."""
     blocks = []
     if wanted := params.report.hypothesis:
-        table = hypothesis.table_of(params, records, wanted)
-        said = hypothesis.finding(params, records, wanted)
+        table, said = hypothesis.table_of(params, records, wanted), hypothesis.finding(params, records, wanted)
         blocks.append(Block("The hypothesis", (table,) if table else (), (said,), None))
-    if params.report.trials:
-        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, params.report.trials)), None))
+    if tried := params.report.trials:
+        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, tried)), None))
     return blocks
 
 

@@ -24,6 +24,7 @@ from isd_repro.evals.arithmetic import best_device
 from isd_repro.evals.encoders import EncoderIdentity, check_manifest, check_run, load_encoders
 from isd_repro.evals.extract import Features, load_features
 from isd_repro.evals.linear import Outcome, Task, TrainBatches
+from isd_repro.nn import ranks
 from isd_repro.params import Linear, Params
 from isd_repro.protocols import Tracker
 from isd_repro.tracking import names, open_stage
@@ -31,6 +32,8 @@ from isd_repro.tracking import names, open_stage
 
 def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
     """Train and score a linear head on every encoder of a run.
+
+    Several ranks share the forward passes and their views; rank 0 writes.
 
     Raises:
         ConfigError: no such run, or settings called `paper` that are not the paper's.
@@ -45,7 +48,8 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
     features = load_features(layout.features(name), hashes[0])
     encoders, identity = load_encoders(layout.encoder(name))
     check_run(layout.encoder(name), identity, name)
-    prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
+    with ranks.first_alone():
+        prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     check_manifest(layout.encoder(name), identity.manifest, prepared.identity.sha256)
     device = best_device()
     task = Task(
@@ -55,6 +59,9 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
         classes=len(prepared.identity.classes),
         train_batches=augmented(prepared, identity, settings, device),
     )
+    if ranks.rank() > 0:
+        protocol.train(encoders, task, settings, device)
+        return
     config = settings.model_dump(mode="json")
     made_of = names.evaluation_identity(hashes[0], config)
     shown_config = {**config, **artifacts.shown_provenance()}

@@ -24,7 +24,7 @@ from isd_repro.errors import EXIT_FAILURE, EXIT_RESUME, ConfigError, UserError
 from isd_repro.train import guard
 
 LAUNCHER = "ISD_LAUNCHER"
-SHARED = ("pretrain", "extract")  # stages that several processes can share
+SHARED = ("pretrain", "extract", "linear")  # stages that several processes can share
 _FOLDER, _STARTER = "ISD_LAUNCH_FOLDER", "ISD_LAUNCH_STARTER"  # set for the ranks: the shared folder; node and process
 _STOP = "stop"
 _EVERY = 0.25  # seconds between two looks

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from isd_repro import cli
-from isd_repro.bench import every, loss, plain, step, table, turns, views
+from isd_repro.bench import every, growth, loss, plain, plot, step, table, turns, views
 from isd_repro.bench.turns import Comparison
 from isd_repro.errors import ConfigError, UserError
 from isd_repro.methods.isd import isd_loss
@@ -126,7 +128,8 @@ def test_all_writes_a_file_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_all_has_every_size_of_the_page() -> None:
-    names = ["loss-d128", "loss-d512", "loss-growth", "views-32", "views-64", "step-32", "step-64", "knn"]
+    names = ["loss-d128", "loss-d512", "loss-growth", "views-32", "views-64", "step-32", "step-64"]
+    names += ["knn", "knn-growth", "epoch-growth", "linear", "loader"]
     assert list(every.comparisons(1, print)) == names
 
 
@@ -141,8 +144,9 @@ def test_the_table_says_which_targets_were_met(tmp_path: Path) -> None:
         load=(1.0, 2.0),
     )
     (tmp_path / "loss-d128.json").write_text(json.dumps(made.as_json()), encoding="utf-8")
+    ours = Comparison("growth", {}, {"attention": (1.0, 1.0, 1.0)}, {}, {}, {"attention": 4.0})
     (tmp_path / "loss-growth.json").write_text(
-        json.dumps([{**made.as_json(), "sizes": {"bank": 1024, "dim": 8}}]), encoding="utf-8"
+        json.dumps([{**ours.as_json(), "sizes": {"bank": 1024, "dim": 8}}]), encoding="utf-8"
     )
     text = table.page(tmp_path)
     assert (
@@ -150,8 +154,60 @@ def test_the_table_says_which_targets_were_met(tmp_path: Path) -> None:
         in text
     )
     assert "plain 4.000, attention 1.000. Floor: s 0.1. Check: error 0.5." in text
-    assert "1,024 rows 1.000 s, 4.0 MiB" in text
+    assert (
+        "[`loss-growth`](loss-growth.svg), by rows of the bank (dim 8; processor seconds): 1,024 1.000 s, 4.0 MiB extra." in text
+    )
     assert set(table.TARGETS) <= set(every.comparisons(1, print))
+
+
+@pytest.mark.parametrize(("cost", "want"), [(1.25, "met"), (1.5, "missed")])
+def test_the_table_says_what_many_settings_cost(tmp_path: Path, cost: float, want: str) -> None:
+    made = Comparison("linear", {"images": 9}, {"one setting": (2.0,), "50 settings": (2.0 * cost,)}, {}, {})
+    (tmp_path / "linear.json").write_text(json.dumps(made.as_json()), encoding="utf-8")
+    text = table.page(tmp_path)
+    assert f"| `linear` | 50 settings | {cost:.2f} ({cost:.2f} to {cost:.2f}) times its time | at most 1.3, {want} |" in text
+    assert f"50 settings            {2 * cost:.3f}" in "\n".join(turns.lines(made))
+    assert f"x{cost:.2f} ({cost:.2f} to {cost:.2f}) its time" in "\n".join(turns.lines(made))
+
+
+def test_what_grows_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `bench all`: the files, the figures, and the table that links them."""
+    monkeypatch.setattr(growth.of_loss, "__defaults__", ((256, 512), 8, 2, print))
+    monkeypatch.setattr(growth.of_search, "__defaults__", ((500, 1000), 8, 2, print))
+    monkeypatch.setattr(growth.of_epoch, "__defaults__", ((64, 128), 1, print))
+    names = tuple(plot.GROWS)
+    assert len(every.bench(tmp_path, 1, names)) == 3
+    page = (tmp_path / "README.md").read_text("utf-8")
+    for name in names:
+        found = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+        assert [len(each["seconds"]) for each in found] == [1, 1]
+        assert f"[`{name}`]({name}.svg)" in page
+        drawn = (tmp_path / f"{name}.svg").read_bytes()
+        assert drawn == plot.svg(name, found)
+        root = ET.fromstring(drawn)
+        titles = [node.text or "" for node in root.iter() if node.tag.endswith("title")]
+        assert len(titles) == 1 + 2 * (2 if name == "loss-growth" else 1)
+    assert '"images": 128' in (tmp_path / "epoch-growth.json").read_text("utf-8")
+
+
+def test_a_point_stands_where_its_numbers_are() -> None:
+    """Twice the size and ten times the seconds: one panel's width apart, and one decade."""
+    made = [
+        Comparison("growth", {"bank": bank}, {"search": (low, low, 2 * low)}, {}, {}).as_json()
+        for bank, low in ((1024, 0.1), (2048, 1.0))
+    ]
+    (panel,) = plot.figure("knn-growth", made).panels
+    one, other = panel.points
+    assert one.x == panel.x
+    assert other.x - one.x == pytest.approx(plot.figure("knn-growth", made).plot_width)
+    assert [tick.label for tick in panel.y_ticks] == ["0.1", "1", "10"]
+    assert one.y == pytest.approx(panel.y_ticks[0].at)
+    assert other.y == pytest.approx(panel.y_ticks[1].at)
+    assert other.high < other.y == other.low
+    assert [tick.label for tick in panel.x_ticks] == ["1k", "2k"]
+    (start, end) = panel.guide
+    assert (end, start[0]) == ((other.x, other.y), pytest.approx(one.x))
+    assert start[1] - end[1] == pytest.approx(math.log10(2) * (panel.y_ticks[0].at - panel.y_ticks[1].at))
 
 
 def test_the_committed_table_is_that_of_the_committed_files() -> None:

@@ -29,7 +29,12 @@ def test_turns_ratios_and_agreement() -> None:
     assert found.votes == {1: 1.0, 5: 1.0}
     text = "\n".join(knn.lines(found))
     assert "700 x 16 float32, 40 queries, k=5, n=3 turns" in text
-    assert json.loads(json.dumps(found.as_json()))["ratio"] == sorted(found.ratios)[1]
+    kept = json.loads(json.dumps(found.as_json()))
+    assert kept["ratio"] == sorted(found.ratios)[1]
+    assert kept["faster"]["one search"]["median"] == sorted(found.twice)[1]
+    assert kept["baseline"] == "faiss-cpu, two searches"
+    assert min(two * one for two, one in zip(found.twice, found.cpu, strict=True)) > 1  # two searches cost more than one
+    assert found.first > 0.99
 
 
 def test_another_neighbour_is_noticed() -> None:

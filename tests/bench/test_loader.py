@@ -33,6 +33,8 @@ def test_turns_ratios_and_checks() -> None:
     assert ratios == [theirs / ours for ours, theirs in zip(found.cpu["jpeg"], found.cpu["pipeline"], strict=True)]
     text = json.loads(json.dumps(found.as_json()))
     assert text["ratio"]["jpeg over pipeline"] == statistics.median(ratios)
+    assert text["faster"]["jpeg"] == {"median": statistics.median(ratios), "turns": ratios}
+    assert (text["baseline"], text["n"]) == ("pipeline", 2)
     lines = "\n".join(loader.lines(found))
     assert "5 of 330 x 300, batches of 3, n=2 turns" in lines
     assert "0 pixels differ" in lines

@@ -16,7 +16,7 @@ import torch
 from ruamel.yaml import YAML
 
 from isd_repro import artifacts
-from isd_repro.artifacts import PretrainRecord
+from isd_repro.artifacts import EvaluationRecord, PretrainRecord
 from isd_repro.errors import ConfigError
 from isd_repro.train import launch
 from tests.faults import world
@@ -105,6 +105,21 @@ def test_a_run_of_two_ranks_ends_on_one(together: Together, folder: Path) -> Non
     ended = together.run(2, folder, "extract", "isd")
     assert ended.codes == [0, 0], ended.said
     assert features.read_bytes() == want
+
+
+def test_the_linear_protocol_on_two_ranks(together: Together, folder: Path) -> None:
+    """The record of one process, written once."""
+    for stage in ("pretrain", "extract", "linear"):
+        ended = together.run(1, folder, stage, "isd")
+        assert ended.codes == [0], ended.said
+    path = world.layout_of(folder).record("isd", "linear")
+    want = artifacts.read_record(path, EvaluationRecord)
+    path.unlink()
+    ended = together.run(2, folder, "linear", "isd")
+    assert ended.codes == [0, 0], ended.said
+    assert ended.said.count("linear epoch 40/40") == 1
+    found = artifacts.read_record(path, EvaluationRecord)
+    assert (found.scores, found.predictions, found.settings) == (want.scores, want.predictions, want.settings)
 
 
 def test_a_run_that_diverges_stops_on_all_ranks_at_one_step(together: Together, folder: Path) -> None:
@@ -198,8 +213,27 @@ def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None
 
 
 @pytest.mark.slow
-def test_dvc_repro_with_a_launcher(prepared: Path, tmp_path: Path, two: Path) -> None:
-    """From `dvc.yaml` as it is: the setting is the machine's, and the second `dvc repro` without it finds nothing to do."""
+def test_sigterm_to_torchrun_itself(folder: Path, two: Path) -> None:
+    """As a scheduler sends it that knows the launcher alone: it asks its ranks, and the code that comes back is theirs."""
+    world.edit(folder, world.LONGER)
+    with start(folder, "pretrain", "isd") as running:
+        lines = world.wait_for_epochs(running, 2)
+        (torchrun,) = children(running.pid)
+        os.kill(torchrun, signal.SIGTERM)
+        assert running.stderr is not None
+        said = "".join([*lines, running.stderr.read()])
+    assert (running.returncode, "stopped after step" in said) == (75, True), said
+    step = step_of(folder)
+    assert 10 <= step < 80
+    with start(folder, "pretrain", "isd") as running:
+        assert running.stderr is not None
+        said = running.stderr.read()
+    assert (running.returncode, f"resuming after step {step}" in said) == (0, True), said
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
+
+
+def dvc_folder(prepared: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A profile with a `dvc.yaml` of one stage, and the environment in which DVC finds `isd-repro` and a launcher."""
     folder = tmp_path / "profile"
     shutil.copytree(prepared, folder)
     world.edit(folder, world.LONGER)
@@ -220,13 +254,54 @@ def test_dvc_repro_with_a_launcher(prepared: Path, tmp_path: Path, two: Path) ->
     }
     run = [sys.executable, "-m", "dvc"]
     subprocess.run([*run, "init", "--no-scm", "-q"], cwd=folder, env=environment, check=True)
-    environment["ISD_LAUNCHER"] = "torchrun --nproc-per-node 2"
-    ended = subprocess.run([*run, "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return folder, {**environment, "ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
+
+
+REPRO = [sys.executable, "-m", "dvc", "repro"]
+
+
+@pytest.mark.slow
+def test_dvc_repro_with_a_launcher(prepared: Path, tmp_path: Path, two: Path) -> None:
+    """From `dvc.yaml` as it is: the setting is the machine's, and the second `dvc repro` without it finds nothing to do."""
+    folder, environment = dvc_folder(prepared, tmp_path)
+    ended = subprocess.run(REPRO, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
     environment.pop("ISD_LAUNCHER")
-    ended = subprocess.run([*run, "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(REPRO, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert "didn't change, skipping" in ended.stdout, ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["isd_repro.train.torchrun", "isd_repro pretrain"])
+def test_sigterm_to_the_launcher_below_dvc(prepared: Path, tmp_path: Path, two: Path, whom: str) -> None:
+    """torchrun, or the stage that started it, is told to stop: the stage ends with 75, and `dvc repro` goes on from there."""
+    folder, environment = dvc_folder(prepared, tmp_path)
+    with subprocess.Popen(
+        REPRO, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        lines = world.wait_for_epochs(running, 2)
+        os.kill(below(running.pid, whom), signal.SIGTERM)
+        assert running.stderr is not None
+        said = "".join([*lines, running.stderr.read()])
+    assert (running.returncode != 0, "exited with 75" in said) == (True, True), said
+    (state,) = world.states(folder)
+    step = step_of(folder)
+    assert (state / "resume-me").read_text("utf-8").splitlines()[1] == f"step: {step} of 80"
+    ended = subprocess.run(REPRO, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, f"resuming after step {step}" in ended.stderr) == (0, True), ended.stdout + ended.stderr
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
+
+
+def below(pid: int, words: str) -> int:
+    """The first descendant whose command has these words."""
+    waiting = children(pid)
+    while waiting:
+        each = waiting.pop(0)
+        if words in Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+            return each
+        waiting += children(each)
+    raise AssertionError(f"no process below {pid} runs {words}")
 
 
 def children(pid: int) -> list[int]:

@@ -19,9 +19,9 @@ from pydantic_core import PydanticUndefined
 from isd_repro import methods, params, protocol_params
 
 FILE = Path(__file__).with_name("defaults.json")
-# Groups that change no number: speed, tracking, words.
+# Groups that change no number: speed, tracking; and what a report says.
 OURS = {params.__name__, protocol_params.__name__}
-FREE = {"Efficiency", "Tracking", "ReportConfig", "Hypothesis", "Trials", "Power", "Params", "MethodBlock", "Frozen"}
+FREE = {"Efficiency", "Tracking", "Params", "MethodBlock", "Frozen"}
 
 
 def plain(value: Any) -> Any:

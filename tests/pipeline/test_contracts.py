@@ -36,6 +36,7 @@ EXEMPT = {
     "isd_repro.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
     "isd_repro.fields": "types of what DVC tracks as parameters",
     "isd_repro.protocol_params": "as params",
+    "isd_repro.report_params": "as params",
     "isd_repro.protocols": "no logic",
     "isd_repro.provenance": "says where a number was made",
     "isd_repro.tracking": "shows numbers and makes none",

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from isd_repro import methods
+from isd_repro.data import images
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter
 from isd_repro.evals import extract as evals
+from isd_repro.evals import linear
 from isd_repro.nn import backbones, ranks
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Numerics, Optim, View
+from isd_repro.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Linear, Numerics, Optim, View
 from isd_repro.params import Store as Packing
 from isd_repro.protocols import Batch, Setting
 from isd_repro.stages import extract
@@ -40,6 +42,7 @@ DATA = Data(subset="toy", image_size=SIDE, view_student=STRONG, view_teacher=STR
 BACKBONE = BackboneConfig(arch="resnet-narrow", width=4)
 OPTIM = Optim(epochs=STEPS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))  # an epoch is a step
 FEATURES, BLOCK = 53, 8
+LINEAR_BATCH = 7  # batches of 7, 7 and 5 images: on four ranks the last has rows that nobody keeps
 
 
 def write_store(folder: Path) -> Store:
@@ -116,6 +119,36 @@ def features() -> dict[str, torch.Tensor]:
     return every(encoders, pictures.__getitem__, FEATURES, CPU)
 
 
+class Float64(nn.Module):
+    """A backbone in float64, whatever it is given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner.double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.inner(images.double())
+        return features
+
+
+def linear_heads(store: Store) -> dict[str, Any]:
+    """The linear protocol on batches that no number of ranks divides, in float64: heads, answers and rows; and its views."""
+    torch.manual_seed(5)
+    encoders = {name: Float64(backbones.build(BACKBONE, SIDE)).eval() for name in ("student", "teacher")}
+    settings = Linear(epochs=3, batch_size=LINEAR_BATCH, lr=0.3, milestones=(2,), protocol="test")
+    index = torch.arange(IMAGES)
+    frame = images.Frame(SIDE, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    batches = images.augmented(images.StoreReader(store), Split(index, index % CLASSES), frame, settings, CPU)
+    with torch.no_grad():
+        known = {name: encoder(torch.randn(IMAGES, 3, SIDE, SIDE)) for name, encoder in encoders.items()}
+        asked = {name: encoder(torch.randn(11, 3, SIDE, SIDE)) for name, encoder in encoders.items()}
+    task = linear.Task(known, asked, torch.arange(11) % CLASSES, CLASSES, batches)
+    rows: list[dict[str, float]] = []
+    found = linear.train(encoders, task, settings, CPU, lambda row: rows.append(dict(row)))
+    heads = {f"{name}.{key}": value for name, out in found.items() for key, value in out.head.state_dict().items()}
+    return {"heads": heads, "last": {name: out.last for name, out in found.items()}, "rows": rows, "views": list(batches(1))}
+
+
 def main(folder: Path, words: Sequence[str]) -> None:
     """Compute everything and write it to `<world>-<rank>.pt`."""
     batches = open_batches(folder / "store")
@@ -131,4 +164,5 @@ def main(folder: Path, words: Sequence[str]) -> None:
                 if groups == 2 and ranks.world() != 2:
                     found[f"{name}-{groups}-resumed"] = train(name, groups, batches, half, Progress())
         found["features"] = features()
+        found["linear"] = linear_heads(batches.store)
         torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")

@@ -104,6 +104,26 @@ def test_shared_extraction_gives_the_same_bits(found: Found, world: int) -> None
         assert torch.equal(ours[name], rows)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_shared_linear_evaluation_gives_the_same_heads(found: Found, world: int) -> None:
+    """Losses, weights and answers; views bit for bit, each rank's part of them."""
+    want = found[1][0]["linear"]
+    assert len(want["rows"]) == 3
+    assert gap({"move": want["heads"]["student.weight"]}, {"move": want["heads"]["teacher.weight"]})[0] > 1e-3
+    for result in found[world]:
+        ours = result["linear"]
+        assert gap(ours["heads"], want["heads"])[0] < CLOSE
+        assert all(torch.equal(ours["last"][name], answers) for name, answers in want["last"].items())
+        for row, expected in zip(ours["rows"], want["rows"], strict=True):
+            assert row == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
+        assert gap(ours["heads"], found[world][0]["linear"]["heads"])[0] == 0  # all ranks hold the same bits
+    for at, (views, label) in enumerate(want["views"]):
+        parts = [result["linear"]["views"][at] for result in found[world]]
+        assert all(len(part) == -(-len(label) // world) for part, _ in parts)
+        assert torch.equal(torch.cat([part for part, _ in parts])[: len(label)], views)
+        assert all(torch.equal(mine, label) for _, mine in parts)
+
+
 def test_ranks_that_would_cut_a_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "world", lambda: 4)
     with pytest.raises(ConfigError, match=r"numerics\.bn_groups: 6 groups on 4 processes"):
