@@ -195,10 +195,8 @@ def render(report: Report) -> dict[str, bytes]:
     if report.curves:
         files["loss-curves.svg"] = markup.get_template("curves.svg.jinja").render(f=report.curves, css=css)
     for block in report.blocks:
-        if block.trajectory:
-            files[trajectory_name(block.trajectory)] = markup.get_template("trajectory.svg.jinja").render(
-                f=block.trajectory, css=css
-            )
+        if drawn := block.trajectory:
+            files[trajectory_name(drawn)] = markup.get_template("trajectory.svg.jinja").render(f=drawn, css=css)
         if block.dots:
             files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
     files["cells.json"] = json.dumps(_cells_json(report), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
