@@ -120,6 +120,7 @@ def _ours(sizes: Sizes, images: Images, device: torch.device, numerics: Numerics
     method = _method(sizes, device, numerics).to(memory_format=torch.channels_last)
     optim = Optim(epochs=1, batch_size=sizes.batch, lr=0.01, schedule=Cosine(name="cosine"))
     optimizer = loop.optimizer_of(method, optim, numerics)
+    engine.compile_(dict(method.encoders), lambda: images.views()[0], device, numerics)
     hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
 
     def run(views: list[Tensor] | None) -> float:

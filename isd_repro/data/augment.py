@@ -10,6 +10,7 @@ Shapes: B batch, C channels, H W padded source size, S side of the view, T blur 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch import Generator, Tensor
 from isd_repro.params import Blur, Jitter, View
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default ratio range
+Change = Callable[[Tensor, Tensor], Tensor]  # images B x C x S x S in 0..1, factor or shift B x 1 x 1 x 1 -> images
 _ATTEMPTS = 10
 _LINE = 16  # floats in 64 bytes
 _GRAY = (0.2989, 0.587, 0.114)
@@ -98,11 +100,11 @@ def draw(sizes: Tensor, law: View, generator: Generator) -> Drawn:
     return Drawn(crop, colours, gray, None if law.blur is None else _draw_softness(count, law.blur, generator))
 
 
-def apply(pixels: Tensor, drawn: Drawn, law: View, size: int) -> Tensor:
-    """Make a view of images as it was drawn for them; types and shapes as `view`."""
+def apply(pixels: Tensor, drawn: Drawn, law: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
+    """Make a view of images as it was drawn for them; types and shapes as `view`, `changes` as `CHANGES`, the default."""
     images = resample(pixels, drawn.crop, size)
     if drawn.colours is not None:
-        images = _recolour(images, drawn.colours)
+        images = _recolour(images, drawn.colours, changes or CHANGES)
     if drawn.gray is not None:
         images = torch.where(drawn.gray.to(images.device)[:, None, None, None], _luma(images).expand_as(images), images)
     if drawn.softness is not None and law.blur is not None:
@@ -187,7 +189,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def jitter(images: Tensor, law: Jitter, generator: Generator) -> Tensor:
     """ColorJitter's law: the four operations in an order drawn for each image, on a share `law.p` of the images."""
-    return _recolour(images, _draw_colours(len(images), law, generator))
+    return _recolour(images, _draw_colours(len(images), law, generator), CHANGES)
 
 
 def _draw_colours(count: int, law: Jitter, generator: Generator) -> Colours:
@@ -198,10 +200,10 @@ def _draw_colours(count: int, law: Jitter, generator: Generator) -> Colours:
     return Colours(chosen, order, centre_of + spread * (2 * torch.rand(count, 4, generator=generator) - 1))
 
 
-def _recolour(images: Tensor, drawn: Colours) -> Tensor:
+def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Tensor:
     images = images.clone()
     for position in range(4):
-        for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+        for operation, change in enumerate(changes):
             at = torch.nonzero(drawn.chosen & (drawn.order[:, position] == operation)).flatten()
             if len(at):
                 strength = drawn.factor[at, operation].to(images.device)[:, None, None, None]
@@ -311,3 +313,6 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
         k = torch.remainder(corner + hue, 6)
         channels.append(value - chroma * torch.minimum(torch.minimum(k, 4 - k), torch.ones_like(k)).clamp_min(0))
     return torch.stack(channels, dim=1).clamp(0, 1)
+
+
+CHANGES: tuple[Change, ...] = (_brightness, _contrast, _saturation, _hue)  # the columns of `Colours.factor`

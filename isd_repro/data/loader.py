@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from isd_repro.data import augment
-from isd_repro.data.augment import Drawn
+from isd_repro.data.augment import CHANGES, Change, Drawn
 from isd_repro.data.feed import Feed
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
@@ -37,10 +37,11 @@ class Batches:
         device: torch.device,
         *,
         decode_on_device: bool = False,
+        changes: tuple[Change, ...] = CHANGES,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Raises `ConfigError` where the split does not fill one batch; `decode_on_device` as of `Feed`."""
+        """Raises `ConfigError` where the split does not fill one batch; `decode_on_device` as of `Feed`, `changes` of `apply`."""
         if len(split.index) < batch_size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
@@ -50,7 +51,7 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self.rank, self.world, self._decode_on_device = rank, world, decode_on_device
+        self.rank, self.world, self._decode_on_device, self._changes = rank, world, decode_on_device, changes
         self._feed = Feed(store, self._wanted, device, decode_on_device=decode_on_device)
 
     def part(self, rank: int, world: int) -> Batches:
@@ -60,7 +61,7 @@ class Batches:
         bit for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here.
         """
         same = (self.store, self.split, self.data, self.batch_size, self.seed, self.device)
-        return Batches(*same, decode_on_device=self._decode_on_device, rank=rank, world=world)
+        return Batches(*same, decode_on_device=self._decode_on_device, changes=self._changes, rank=rank, world=world)
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
@@ -112,5 +113,5 @@ class Batches:
         return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
     def _view(self, pixels: Tensor, drawn: Drawn, law: View) -> Tensor:
-        images = augment.apply(pixels, drawn, law, self.data.image_size)
+        images = augment.apply(pixels, drawn, law, self.data.image_size, self._changes)
         return augment.normalise(images, self.data.mean, self.data.std)

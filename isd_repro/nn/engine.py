@@ -1,4 +1,4 @@
-"""What `numerics.engine: fast` sets in a run's parts, and what it says of itself (DEV-24).
+"""What `numerics.engine: fast` sets in a run's parts, what it compiles, and what it says of itself (DEV-24).
 
 Levers that give equal bits have no switch: the teacher's average is one in-place operation, its forward records no gradient,
 and the loop reads no number from the device between two log lines. `fast` is what gives other last bits.
@@ -6,14 +6,20 @@ and the loop reads no number from the device between two log lines. `fast` is wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from isd_repro.errors import UserError
+from isd_repro.nn import ranks
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import kernel_of
 from isd_repro.params import Numerics
+
+NOT_COMPILED = "not compiled"
+Change = Callable[[Tensor, Tensor], Tensor]  # images B x C x S x S, strengths B x 1 x 1 x 1 -> images
 
 
 class Arithmetic(TypedDict):
@@ -35,3 +41,81 @@ def kernels_of(method: nn.Module, numerics: Numerics) -> str:
         return ""
     banks = [part.rows for part in method.modules() if isinstance(part, Bank)]
     return "".join(f", bank attention {kernel_of(rows)} on {rows.dtype}".replace("torch.", "") for rows in banks)
+
+
+# --- torch.compile --------------------------------------------------------------------------------------------------------
+
+
+def compiler_of(device: torch.device, numerics: Numerics) -> str:
+    """Which backend of torch.compile the encoders and the colours of the views run through; empty: none, they run eagerly.
+
+    The rule: engine `fast`, a CUDA device, one process: networks that exchange messages with other processes have not been tried.
+    """
+    return "inductor" if numerics.engine == "fast" and device.type == "cuda" and ranks.world() == 1 else ""
+
+
+def changes_of(changes: tuple[Change, ...], device: torch.device, numerics: Numerics) -> tuple[Change, ...]:
+    """The colour operations of the views, compiled where the rule says so; nothing is compiled before the first call.
+
+    Each works on as many images as were drawn for it, so that number is no constant.
+    """
+    backend = compiler_of(device, numerics)
+    if not backend:
+        return changes
+    try:
+        return tuple(torch.compile(each, backend=backend, dynamic=True) for each in changes)
+    except Exception:  # noqa: BLE001 - `compile_` meets the same, and says so
+        return changes
+
+
+def compile_(encoders: Mapping[str, nn.Module], views: Callable[[], Tensor], device: torch.device, numerics: Numerics) -> str:
+    """Compile encoders in place where the rule says so, and try them, so that a compiler that fails stops no run.
+
+    In place the names of all tensors stay, so resume points and exported encoders are those of an eager run. The trial is a pass
+    through each encoder over a batch, with its gradient where it has one; BatchNorm's statistics are put back after it. Where
+    anything of it fails, this process compiles nothing more and runs eagerly.
+
+    Args:
+        encoders: of a method, in training mode.
+        views: makes the batch of the trial, B x C x S x S, with the changes of `changes_of`.
+        device: where they lie.
+        numerics: engine and precision.
+
+    Returns:
+        what was done, to stand behind the device's name as of `kernels_of`; empty where the rule compiles nothing.
+
+    Raises:
+        UserError: what `views` raises.
+    """
+    backend = compiler_of(device, numerics)
+    if not backend:
+        return ""
+    torch.compiler.reset()  # a run before this one in this process counts for nothing, nor does its failure
+    torch.compiler.set_stance("default")
+    before = {name: {key: value.clone() for key, value in each.state_dict().items()} for name, each in encoders.items()}
+    why = ""
+    try:
+        for encoder in encoders.values():
+            encoder.compile(backend=backend)
+        batch = views()
+        for encoder in encoders.values():
+            _try(encoder, batch, numerics)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - compilers raise anything
+        told = " ".join(str(error).strip().splitlines()[:2])  # a backend's own words are the second line
+        why = f"{type(error).__name__}: {told[:200]}"
+        torch.compiler.set_stance("force_eager")
+    for name, encoder in encoders.items():
+        encoder.load_state_dict(before[name])
+    return f", {NOT_COMPILED} by {backend} ({why})" if why else f", compiled by {backend}"
+
+
+def _try(encoder: nn.Module, batch: Tensor, numerics: Numerics) -> None:
+    learns = any(parameter.requires_grad for parameter in encoder.parameters())
+    bf16 = numerics.precision == "bf16"
+    with torch.set_grad_enabled(learns), torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bf16):
+        out = encoder(batch)
+    if learns:
+        out.float().square().mean().backward()
+        encoder.zero_grad(set_to_none=True)

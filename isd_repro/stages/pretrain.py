@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from isd_repro import artifacts, files, methods
 from isd_repro.artifacts import ManifestIdentity, PretrainRecord
 from isd_repro.config import Layout, find_run, fingerprint, naming, snapshot_name
-from isd_repro.data import sheet
+from isd_repro.data import augment, sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError, DataError, Preempted, UserError
@@ -71,7 +71,9 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
     plan = make_plan(name, run, prepared, layout)
     with naming(layout.file, name):
-        batches = Batches(prepared.store, prepared.split("train"), run.data, run.optim.batch_size, run.numerics.seed, plan.device)
+        changes = engine.changes_of(augment.CHANGES, plan.device, run.numerics)
+        size, seed = run.optim.batch_size, run.numerics.seed
+        batches = Batches(prepared.store, prepared.split("train"), run.data, size, seed, plan.device, changes=changes)
     state = layout.state(plan.fingerprint)
     work = _Work(plan, batches, prepared.identity, params, layout, state, console)
     now = code.code_of(run.method.name)
@@ -89,7 +91,8 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         progress = work.resume(now)
         for path in (layout.encoder(name), layout.record(name, "pretrain")):
             files.check_writable(path.parent)
-        with attempts.recorded(state / "attempts.jsonl", progress, plan.device, plan.kernels) as log:
+        kernels = plan.kernels + work.compile_(progress)
+        with attempts.recorded(state / "attempts.jsonl", progress, plan.device, kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)
         with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
@@ -191,6 +194,16 @@ class _Work:
             progress.sources.append(artifacts.source_hash())
         truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
         return distributed.share(plan.fingerprint, plan.method, self.optimizer, progress, now)
+
+    def compile_(self, progress: Progress) -> str:
+        """As of `engine.compile_`, on the next batch; where there is none left nothing is compiled."""
+        if progress.step >= self.total:
+            return ""
+        plan, views = self.plan, lambda: self.batches.at(progress.step).view_student
+        words = engine.compile_(self.encoders, views, plan.device, plan.run.numerics)
+        if engine.NOT_COMPILED in words:
+            self.say(f"warning: {words.removeprefix(', ')}; the run goes on without, slower")
+        return words
 
     def assist(self, now: dict[str, str], stop: guard.StopRequest) -> None:
         """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""

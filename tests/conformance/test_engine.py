@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isd_repro import methods
 from isd_repro.config import fingerprint
-from isd_repro.nn import ema, engine
+from isd_repro.data import augment
+from isd_repro.errors import DataError
+from isd_repro.nn import ema, engine, ranks
 from isd_repro.params import Efficiency, Numerics
 from isd_repro.protocols import Batch
+from isd_repro.train import checkpoint
+from isd_repro.train.checkpoint import Progress
 from tests.conformance import problem
 from tests.conformance.problem import Noise, build, losses, train
 
 FAST, REFERENCE = Numerics(engine="fast"), Numerics()
 BANKED = ("isd", "moco")
+CPU = torch.device("cpu")
 
 
 def built(name: str, numerics: Numerics, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
@@ -148,3 +154,144 @@ def test_the_loop_reads_no_number_between_two_log_lines(name: str, numerics: Num
     with Reads() as reads:
         train(built(name, numerics, monkeypatch), efficiency=Efficiency(log_every=1, checkpoint_every=1000))
     assert reads.count > counts[4]
+
+
+# --- torch.compile --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes the rule name a backend on the CPU, too, where engine `fast` is asked for."""
+
+    def use(backend: str) -> None:
+        monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: backend if numerics.engine == "fast" else "")
+
+    yield use
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def compiled(name: str, monkeypatch: pytest.MonkeyPatch, numerics: Numerics = FAST) -> tuple[nn.Module, str]:
+    """A method and what its record would say."""
+    method = built(name, numerics, monkeypatch)
+    words = engine.compile_(dict(method.encoders), lambda: Noise().at(0).view_student, CPU, numerics)  # type: ignore[arg-type]
+    return method, words
+
+
+def test_the_rule_of_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.compiler_of(torch.device("cuda"), FAST) == "inductor"
+    assert engine.compiler_of(torch.device("cuda"), REFERENCE) == engine.compiler_of(CPU, FAST) == ""
+    assert engine.changes_of(augment.CHANGES, CPU, FAST) is augment.CHANGES
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    assert engine.compiler_of(torch.device("cuda"), FAST) == ""
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_compiled_encoders_train_as_eager_ones(
+    name: str, compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial leaves weights, statistics and gradients as they were; names of tensors stay."""
+    eager, numerics = built(name, FAST, monkeypatch), FAST
+    compiler("aot_eager")
+    method, words = compiled(name, monkeypatch, numerics)
+    assert words == ", compiled by aot_eager"
+    problem.assert_equal_states(method, eager)
+    assert all(parameter.grad is None for parameter in method.parameters())
+    assert losses(method, 0, 4) == pytest.approx(losses(eager, 0, 4), rel=1e-5)
+    assert method.state_dict().keys() == eager.state_dict().keys()
+
+
+def test_the_encoders_really_run_through_the_compiler(compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiler(counting)  # type: ignore[arg-type]
+    method, _ = compiled("isd", monkeypatch)
+    assert len(graphs) >= 2  # the student's and the teacher's
+    before = len(graphs)
+    losses(method, 0, 3)
+    assert len(graphs) == before  # the trial has compiled what training uses
+
+
+def test_resume_points_go_from_compiled_to_eager_and_back(
+    compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler("aot_eager")
+    path = tmp_path / "checkpoint.pt"
+    want = losses(built("isd", FAST, monkeypatch), 0, 5)
+    for first in (True, False):
+        one = compiled("isd", monkeypatch)[0] if first else built("isd", FAST, monkeypatch)
+        optimizer = problem.optimizer_of(one)
+        before = losses(one, 0, 2, optimizer)
+        checkpoint.save(path, "0", one, optimizer, Progress(step=2))
+        other = built("isd", FAST, monkeypatch) if first else compiled("isd", monkeypatch)[0]
+        optimizer = problem.optimizer_of(other)
+        assert checkpoint.load(path, "0", other, optimizer, CPU).step == 2
+        problem.assert_equal_states(other, one)
+        assert [*before, *losses(other, 2, 5, optimizer)] == pytest.approx(want, rel=1e-5)
+
+
+def failing(graph: object, inputs: object) -> object:
+    raise OSError("no compiler for C on this machine\nand more")
+
+
+@pytest.mark.parametrize(("backend", "why"), [("no-such", "no-such"), (failing, "no compiler for C on this machine")])
+def test_a_compiler_that_fails_leaves_an_eager_run(
+    backend: str, why: str, compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit that of a run that was never compiled; the next run of the process tries again."""
+    want = losses(built("isd", FAST, monkeypatch), 0, 3)
+    compiler(backend)
+    method, words = compiled("isd", monkeypatch)
+    assert words.startswith(", not compiled by ")
+    assert why in words
+    assert "\n" not in words
+    assert losses(method, 0, 3) == want
+    compiler("eager")
+    assert compiled("isd", monkeypatch)[1] == ", compiled by eager"
+
+
+def test_what_is_wrong_with_the_images_is_no_failure_of_the_compiler(
+    compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views() -> Tensor:
+        raise DataError("a pack is damaged")
+
+    compiler("eager")
+    with pytest.raises(DataError, match="a pack is damaged"):
+        engine.compile_(dict(built("isd", FAST, monkeypatch).encoders), views, CPU, FAST)  # type: ignore[arg-type]
+
+
+def test_compiled_colours_are_the_colours(compiler: Callable[[str], None]) -> None:
+    compiler("aot_eager")
+    changes = engine.changes_of(augment.CHANGES, CPU, FAST)
+    assert len(changes) == 4
+    draws = torch.Generator().manual_seed(0)
+    for change, plain in zip(changes, augment.CHANGES, strict=True):
+        for count in (5, 3, 1):
+            images, strength = torch.rand(count, 3, 6, 6, generator=draws), 0.5 * torch.rand(count, 1, 1, 1, generator=draws)
+            torch.testing.assert_close(change(images, strength), plain(images, strength), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", methods.names())
+def test_compiled_on_cuda_is_eager_on_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By inductor, as a run does; float32, first steps."""
+    cuda = torch.device("cuda")
+    batches = [batch_on(step, cuda) for step in range(4)]
+    eager, method = (built(name, FAST, monkeypatch).to(cuda) for _ in range(2))
+    words = engine.compile_(dict(method.encoders), lambda: batches[0].view_student, cuda, FAST)  # type: ignore[arg-type]
+    assert words == ", compiled by inductor"
+    want = problem.steps(eager, batches, problem.optimizer_of(eager))
+    assert problem.steps(method, batches, problem.optimizer_of(method)) == pytest.approx(want, rel=2e-4)
+    images, strength = torch.rand(7, 3, 32, 32, device=cuda), 0.5 * torch.rand(7, 1, 1, 1, device=cuda)
+    for change, plain in zip(engine.changes_of(augment.CHANGES, cuda, FAST), augment.CHANGES, strict=True):
+        torch.testing.assert_close(change(images, strength), plain(images, strength), rtol=1e-5, atol=1e-5)
+    torch.compiler.reset()
+
+
+def batch_on(step: int, device: torch.device) -> Batch:
+    return Batch(*(value.to(device) for value in vars(Noise().at(step)).values()))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 from isd_repro import artifacts
 from isd_repro.artifacts import PretrainRecord
+from isd_repro.nn import engine
 from tests.faults import world
+from tests.faults.test_resume import stopped_at
 
 
 def record_of(folder: Path) -> PretrainRecord:
@@ -30,3 +36,28 @@ def test_a_written_default_is_the_default(folder: Path, undisturbed: Path) -> No
     world.edit(folder, ("precision: float32}", "precision: float32, engine: reference}"))
     world.train(folder)
     assert world.plain(record_of(folder).model_dump(mode="json")) == world.plain(record_of(undisturbed).model_dump(mode="json"))
+
+
+@pytest.fixture
+def stance() -> Iterator[None]:
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("stance")
+def test_the_record_names_the_compiler_or_why_there_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was compiled goes on in a process whose compiler fails, and both say so."""
+    colours = (
+        "view_student: {crop_min: 0.4, flip: 0.0, jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, p: 0.8}}"
+    )
+    world.edit(folder, ("precision: float32}", "precision: float32, engine: fast}"))
+    world.edit(folder, ("view_student: {crop_min: 0.4, flip: 0.0}", colours))
+    monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "aot_eager")
+    stopped_at(folder, 3)
+    monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "no-such")
+    said = world.train(folder)
+    assert "isd: warning: not compiled by no-such (" in said
+    first, second = (attempt.device for attempt in record_of(folder).attempts)
+    assert first == "cpu, bank attention chunked on float32, compiled by aot_eager"
+    assert second.startswith("cpu, bank attention chunked on float32, not compiled by no-such (")
