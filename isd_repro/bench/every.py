@@ -26,7 +26,7 @@ def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
         "knn-growth": lambda: [each.as_json() for each in growth.of_search(say=say)],
         "epoch-growth": lambda: [each.as_json() for each in growth.of_epoch(say=say)],
         "linear": lambda: linear.bench(linear.Sizes(repeats=repeats), say=say).as_json(),
-        "loader": lambda: loader.bench(loader.Sizes(images=128, repeats=repeats)).as_json(),
+        "loader": lambda: loader.bench(loader.Sizes(repeats=repeats)).as_json(),
     }
 
 

@@ -18,6 +18,7 @@ GROWS = {
     "epoch-growth": ("images", "images"),
 }
 _LEFT, _TOP, _GAP, _RIGHT, _BOTTOM, _HEIGHT = 60.0, 66.0, 70.0, 14.0, 30.0, 200.0
+PAGE = 4096 / 2**20  # MiB below which nothing can be measured, nor be drawn on a logarithmic axis
 _SUFFIX = {2**20: "M", 2**10: "k"}
 
 
@@ -72,7 +73,7 @@ def figure(name: str, found: Sequence[dict[str, Any]]) -> Growth:
     seconds = [(each["seconds"][arm], f"{size:,} {axis}") for each, size in zip(found, sizes, strict=True)]
     values = {found[0]["clock"]: [(sorted(turns), f"{what}: {_median(turns):.3g} s") for turns, what in seconds]}
     if all(arm in each["memory_mib"] for each in found):
-        held = [each["memory_mib"][arm] for each in found]
+        held = [max(each["memory_mib"][arm], PAGE) for each in found]
         values["extra memory, MiB"] = [([mib], f"{size:,} {axis}: {mib:.1f} MiB") for mib, size in zip(held, sizes, strict=True)]
     across = (WIDTH - _LEFT - _RIGHT - _GAP) / 2
     panels = tuple(
