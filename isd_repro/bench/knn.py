@@ -58,7 +58,7 @@ class Result:
         cpu: processor time of ours over that of faiss's search, of each turn.
         twice: processor time of faiss's two searches, for 1 and for k neighbours, over that of ours, of each turn.
         first: share of queries whose first neighbour is that of faiss's search for one.
-        floor: seconds that the multiplications alone take at this machine's measured rate, of each turn.
+        floor: processor seconds that the multiplications alone take at this machine's measured rate, of each turn.
         gflops: that rate, its median.
         neighbours: share of (query, rank) with the same neighbour.
         unexplained: neighbours that differ although their similarities do by more than `NEAR`.
@@ -179,15 +179,15 @@ def clustered(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gemm(sizes: Sizes) -> float:
-    """Seconds of the multiplications of one search and of nothing else, in blocks as `knn` has them."""
+    """Processor seconds of the multiplications of one search and of nothing else, in blocks as `knn` has them."""
     left, right = torch.ones(knn.QUERY_ROWS, sizes.dim), torch.ones(knn.BANK_ROWS, sizes.dim)
     out = torch.empty(knn.QUERY_ROWS, knn.BANK_ROWS)
     products = math.ceil(sizes.bank / knn.BANK_ROWS) * math.ceil(sizes.queries / knn.QUERY_ROWS)
     with exact(CPU):
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(products):
             torch.mm(left, right.T, out=out)
-        taken = time.perf_counter() - begun
+        taken = time.process_time() - begun
     return taken / products * (sizes.bank / knn.BANK_ROWS) * (sizes.queries / knn.QUERY_ROWS)
 
 

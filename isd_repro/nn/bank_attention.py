@@ -12,6 +12,7 @@ The kernel follows from device, number format, D and K, never from a timing:
 
     cuda from compute capability 8.0, float16 bank, D a multiple of 8 up to 256, K of 4,096 or more:
         `flash`, torch's own attention over parts of the bank that run side by side;
+    a CPU, float32 or float16 bank, torch with oneDNN: `onednn`, the loop of `chunked` with oneDNN's products (nn/products.py);
     everything else: `chunked`, a loop of matrix products over rows of the bank.
 
 Shapes: N queries, K bank rows, D embedding.
@@ -25,7 +26,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kernel = Literal["flash", "chunked"]
+from isd_repro.nn import products
+
+Kernel = Literal["flash", "onednn", "chunked"]
 
 PARTS = 64  # of the bank in `flash`: one block of queries leaves most of a large GPU idle
 _FLASH_D, _FLASH_K = 256, 64 * PARTS
@@ -37,7 +40,10 @@ def kernel_of(bank_KD: Tensor) -> Kernel:
     """What `attend` runs for a bank, by the rule above."""
     rows, features = bank_KD.shape
     fits = features % 8 == 0 and features <= _FLASH_D and rows >= _FLASH_K and bank_KD.dtype == torch.float16
-    return "flash" if fits and bank_KD.is_cuda and torch.cuda.get_device_capability(bank_KD.device) >= (8, 0) else "chunked"
+    if fits and bank_KD.is_cuda and torch.cuda.get_device_capability(bank_KD.device) >= (8, 0):
+        return "flash"
+    asked = bank_KD.new_empty(0, dtype=torch.float64 if bank_KD.dtype == torch.float64 else torch.float32)
+    return "onednn" if products.by_onednn(asked) else "chunked"
 
 
 def attend(query_ND: Tensor, bank_KD: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,25 +83,24 @@ class _Attend(torch.autograd.Function):
 
 
 def chunked(query_ND: Tensor, bank_KD: Tensor, rows: int = 0) -> tuple[Tensor, Tensor]:
-    """`attend` as a loop over `rows` rows of the bank at a time (0: what suits the device), without a gradient."""
+    """`attend` as a loop over `rows` rows of the bank at a time (0: what suits the device), without a gradient.
+
+    Its products are `products.times`, so on a CPU this is the kernel `onednn`, too.
+    """
     rows = min(rows or _CHUNK.get(query_ND.device.type, _CHUNK_ELSEWHERE), len(bank_KD))
-    count, half = len(query_ND), _multiplies_half(query_ND, bank_KD)
-    top_N1 = query_ND.new_full((count, 1), -math.inf)
-    total_N1 = query_ND.new_zeros((count, 1))
+    half = _multiplies_half(query_ND, bank_KD)
+    top_N1 = query_ND.new_full((len(query_ND), 1), -math.inf)
+    total_N1 = query_ND.new_zeros((len(query_ND), 1))
     mean_ND = torch.zeros_like(query_ND)
-    tile = query_ND.new_empty(0 if half else count * rows)
+    product = _half_product if half else products.times
     for part_CD in bank_KD.split(rows):
-        if half:
-            near_NC = _half_product(query_ND, part_CD.T)
-        else:
-            part_CD = part_CD.to(query_ND.dtype)  # noqa: PLW2901
-            near_NC = torch.mm(query_ND, part_CD.T, out=tile[: count * len(part_CD)].view(count, len(part_CD)))
+        part_CD = part_CD if half else part_CD.to(query_ND.dtype)  # noqa: PLW2901
+        near_NC = product(query_ND, part_CD)
         higher_N1 = torch.maximum(top_N1, near_NC.amax(dim=1, keepdim=True))
         shrink_N1 = (top_N1 - higher_N1).exp_()
         near_NC.sub_(higher_N1).exp_()
         total_N1.mul_(shrink_N1).add_(near_NC.sum(dim=1, keepdim=True))
-        mean_ND.mul_(shrink_N1)
-        mean_ND = mean_ND.add_(_half_product(near_NC, part_CD)) if half else mean_ND.addmm_(near_NC, part_CD)
+        mean_ND.mul_(shrink_N1).add_(product(near_NC, part_CD.T))
         top_N1 = higher_N1
     return (top_N1 + total_N1.log())[:, 0], mean_ND.div_(total_N1)
 
@@ -106,8 +111,8 @@ def _multiplies_half(query_ND: Tensor, bank_KD: Tensor) -> bool:
 
 
 def _half_product(left: Tensor, right: Tensor) -> Tensor:
-    """Product of entries rounded to float16, summed and given back in float32."""
-    return torch.mm(left.half(), right, out_dtype=torch.float32)
+    """left @ right.T of entries rounded to float16, summed and given back in float32."""
+    return torch.mm(left.half(), right.T, out_dtype=torch.float32)
 
 
 def flash(query_ND: Tensor, bank_KD: Tensor, parts: int = PARTS) -> tuple[Tensor, Tensor]:

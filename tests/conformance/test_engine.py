@@ -45,7 +45,7 @@ def test_the_default_is_in_no_config_and_fast_is() -> None:
 
 
 def test_what_fast_chose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine.kernels_of(built("isd", FAST, monkeypatch), FAST) == ", bank attention chunked on float32"
+    assert engine.kernels_of(built("isd", FAST, monkeypatch), FAST) == ", bank attention onednn on float32"
     assert engine.kernels_of(built("byol", FAST, monkeypatch), FAST) == ""
     assert engine.kernels_of(built("isd", REFERENCE, monkeypatch), REFERENCE) == ""
     assert engine.setting_of(Numerics(engine="fast", precision="bf16"))["bank_dtype"] == torch.float16

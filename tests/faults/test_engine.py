@@ -26,7 +26,7 @@ def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path) -> 
     assert fast.config["numerics"] == {**reference.config["numerics"], "engine": "fast"}
     assert "engine" not in reference.config["numerics"]
     assert fast.fingerprint != reference.fingerprint
-    assert [attempt.device for attempt in fast.attempts] == ["cpu, bank attention chunked on float32"]
+    assert [attempt.device for attempt in fast.attempts] == ["cpu, bank attention onednn on float32"]
     assert [attempt.device for attempt in reference.attempts] == ["cpu"]
     losses = [(row["loss"], other["loss"]) for row, other in zip(fast.curve, reference.curve, strict=True)]
     assert all(abs(one - other) < 0.02 * other for one, other in losses), losses
@@ -59,5 +59,5 @@ def test_the_record_names_the_compiler_or_why_there_is_none(folder: Path, monkey
     said = world.train(folder)
     assert "isd: warning: not compiled by no-such (" in said
     first, second = (attempt.device for attempt in record_of(folder).attempts)
-    assert first == "cpu, bank attention chunked on float32, compiled by aot_eager"
-    assert second.startswith("cpu, bank attention chunked on float32, not compiled by no-such (")
+    assert first == "cpu, bank attention onednn on float32, compiled by aot_eager"
+    assert second.startswith("cpu, bank attention onednn on float32, not compiled by no-such (")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from isd_repro.methods.isd import attended_isd_loss, isd_loss
 from isd_repro.methods.moco import attended_moco_loss, moco_loss
-from isd_repro.nn import bank_attention
+from isd_repro.nn import bank_attention, products
 from isd_repro.nn.bank_attention import attend, chunked, flash, kernel_of
 from tests.parity import oracles
 
@@ -144,7 +144,7 @@ def test_float32_moco_is_as_exact_as_the_plain_formula(tau: float) -> None:
 def emulate_cuda(patch: pytest.MonkeyPatch) -> None:
     """Products as a GPU makes them: both factors rounded to float16, sums in float32."""
     patch.setattr(bank_attention, "_multiplies_half", lambda query, bank: True)
-    patch.setattr(bank_attention, "_half_product", lambda left, right: left.half().float() @ right.float())
+    patch.setattr(bank_attention, "_half_product", lambda left, right: left.half().float() @ right.float().T)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda, emulated"])
@@ -251,8 +251,37 @@ def test_no_matrix_of_the_batch_and_the_bank_is_made() -> None:
 
 
 def test_the_rule_on_a_cpu() -> None:
-    assert kernel_of(torch.zeros(10_000, 128)) == "chunked"
-    assert kernel_of(torch.zeros(10_000, 128, dtype=torch.float16)) == "chunked"
+    assert kernel_of(torch.zeros(10_000, 128)) == "onednn"
+    assert kernel_of(torch.zeros(10_000, 128, dtype=torch.float16)) == "onednn"
+    assert kernel_of(torch.zeros(10_000, 128, dtype=torch.float64)) == "chunked"
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 1), (3, 7, 5), (64, 128, 96), (33, 515, 1)])
+def test_products_are_those_of_float64(
+    rows: int, inner: int, columns: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of matrices that lie transposed in memory, and where torch has no oneDNN."""
+    assert products.has_onednn() == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(products, "has_onednn", lambda: onednn)
+    assert products.by_onednn(torch.zeros(1, 1)) == onednn
+    draws = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(count, inner, generator=draws) for count in (rows, columns))
+    want = left.double() @ right.double().T
+    room = 1e-6 * inner
+    for one in (left, left.T.contiguous().T):
+        for other in (right, right.T.contiguous().T):
+            torch.testing.assert_close(products.times(one, other).double(), want, rtol=0, atol=room)
+    assert torch.equal(products.times(left.double(), right.double()), want)
+
+
+def test_both_products_give_the_sums_of_the_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, bank = unit_rows(9, 16, 1).float() / 0.02, unit_rows(3000, 16, 2).float()
+    ours = attend(query, bank)
+    monkeypatch.setattr(products, "has_onednn", lambda: False)
+    assert kernel_of(bank) == "chunked"
+    for found, want in zip(ours, attend(query, bank), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu
