@@ -8,7 +8,9 @@ from typing import Literal
 from isd_repro.report import text
 from isd_repro.report.records import RECORDED, Part, part_of
 
-Kind = Literal["score", "snapshot", "external", "difference", "mean", "not run", "none", "paper", "against", "computed"]
+Kind = Literal[
+    "score", "snapshot", "external", "difference", "mean", "statistic", "not run", "none", "paper", "against", "computed"
+]
 Verdict = Literal["", "within", "outside", "not comparable"]
 
 
@@ -42,9 +44,9 @@ class Cell:
 
     Attributes:
         kind: ours: a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
-            or draws, `not run`,
-            or `none` where no number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its
-            printed ones; `against` is ours less the paper's.
+            or draws, a `statistic` of differences over draws (a bound, a deviation, a count, p), `not run`, or `none` where no
+            number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its printed ones;
+            `against` is ours less the paper's.
         runs: the runs that the number comes from.
         correct, n, level: only of a score.
         low, high: 95 % interval: Wilson's of a score in percent, the bootstrap's of a mean difference in points.

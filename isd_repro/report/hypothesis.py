@@ -167,10 +167,8 @@ def _cells(done: Comparison) -> list[Cell]:
         (paired.below, str(paired.below)),
         (paired.p, f"{paired.p:.3f}"),
     ]
-    blank = Cell("computed", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
-    return [
-        Cell("computed", done.runs, *done.key, value, detail=blank.detail, words=words or text.ABSENT) for value, words in numbers
-    ]
+    over = f"over {text.listing(list(done.draws))}"
+    return [Cell("statistic", done.runs, *done.key, value, detail=over, words=words or text.ABSENT) for value, words in numbers]
 
 
 def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:

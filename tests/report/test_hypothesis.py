@@ -99,6 +99,8 @@ def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
     wanted = [fmean(means[0]), fmean(means[1]), 6.25, stdev(differences), 6.25 - half, 6.25 + half]
     assert [cell.value for cell in row.cells[:6]] == pytest.approx(wanted)
     assert [cell.words for cell in row.cells[8:]] == ["3", "0", "0.250"]
+    assert {cell.kind for cell in row.cells} == {"statistic"}, "ours, so `verify` has a verdict for each"
+    assert {cell.runs for cell in row.cells} == {tuple(f"{method}-d{at}" for at in (1, 2, 3) for method in ("isd", "moco"))}
     # Classes: one has differences of 80, 60 and 10 points, seven have none; drawn k times of 8 the mean is 6.25 k.
     low, high = (row.cells[at].value for at in (6, 7))
     assert low == 0.0  # (7/8)^8 = 0.34 of the resamples draw it never
