@@ -2,7 +2,9 @@
 
 Arms: `plain` is the published recipe in its straightforward form (bench/plain.py: PIL views, contiguous weights, a copy of the
 bank, B x K logits, one operation per tensor of the teacher, the loss read at every step); `reference` and `fast` are the engines
-with our views and loop. All start from the same weights and bank. `check` feeds one batch to all three and compares their losses.
+with our views and loop, and `fast, bf16` has the networks in bf16 and the bank in float16, which pays where the device multiplies
+bf16 (CUDA; CPUs with AVX512_BF16 or AMX). All start from the same weights and bank. `check` feeds one batch to all and compares
+their losses.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
             "plain": _plain(sizes, images, device),
             "reference": _ours(sizes, images, device, Numerics()),
             "fast": _ours(sizes, images, device, Numerics(engine="fast")),
+            "fast, bf16": _ours(sizes, images, device, Numerics(engine="fast", precision="bf16")),
         }
         fixed = images.views()
         losses = {arm: run(fixed) for arm, run in arms.items()}

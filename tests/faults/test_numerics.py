@@ -139,6 +139,20 @@ def test_looking_at_features_changes_nothing() -> None:
     assert all(part.training for part in module.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    module.register_buffer("rows", torch.full((40, 30), torch.finfo(dtype).max, dtype=dtype))
+    assert checks.is_finite(module)  # the largest number is one, too
+    for values in (module.rows, module[0].weight.data, module[1].running_var):
+        kept = values.flatten()[-1].clone()
+        values.flatten()[-1] = bad
+        assert not checks.is_finite(module)
+        values.flatten()[-1] = kept
+    assert checks.is_finite(module)
+
+
 def test_the_norm_of_the_gradient() -> None:
     module = nn.Linear(2, 1)
     assert checks.gradient_norm(module) == 0.0

@@ -280,7 +280,9 @@ def test_a_missing_extra_is_named(profile: Profile, monkeypatch: pytest.MonkeyPa
 
 
 def test_importing_the_stage_imports_no_report(profile: Profile) -> None:
-    code = "import sys; import isd_repro.stages.report; print([m for m in sys.modules if (m + '.').startswith('isd_repro.report.')])"
+    code = (
+        "import sys; import isd_repro.stages.report; print([m for m in sys.modules if f'{m}.'.startswith('isd_repro.report.')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
