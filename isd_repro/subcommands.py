@@ -121,15 +121,17 @@ def bench_loss(
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
     bank: Annotated[int, typer.Option(help="Rows of the bank.")] = 128_000,
     dim: Annotated[int, typer.Option(help="Numbers of each.")] = 128,
+    method: Annotated[str, typer.Option(help="isd or moco.")] = "isd",
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 5,
     threads: Threads = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, too, in processes of their own.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """ISD's loss and gradient on a large bank, the plain formula and ours in turns."""
+    """The loss of ISD or MoCo and its gradient on a large bank, the plain formula and ours in turns."""
     from isd_repro.bench import loss as measure
 
-    sizes = measure.Sizes(batch=batch, bank=bank, dim=dim, repeats=n, threads=threads)
+    tau = {"tau_student": 0.2} if method == "moco" else {}
+    sizes = measure.sizes_of(batch=batch, bank=bank, dim=dim, method=method, repeats=n, threads=threads, **tau)
     _tell(measure.bench(sizes, memory=memory, say=_say), as_json=as_json)
 
 

@@ -17,6 +17,9 @@ def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
     return {
         "loss-d128": lambda: loss.bench(loss.Sizes(dim=128, repeats=repeats), say=say).as_json(),
         "loss-d512": lambda: loss.bench(loss.Sizes(dim=512, repeats=repeats), say=say).as_json(),
+        "loss-moco": lambda: loss.bench(
+            loss.Sizes(bank=65_536, dim=128, tau_student=0.2, method="moco", repeats=repeats), say=say
+        ).as_json(),
         "loss-growth": lambda: [each.as_json() for each in growth.of_loss(say=say)],
         "views-32": lambda: views.bench(views.Sizes(batch=256, side=32, repeats=repeats), say=say).as_json(),
         "views-64": lambda: views.bench(views.Sizes(batch=256, side=64, repeats=repeats), say=say).as_json(),

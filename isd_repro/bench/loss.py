@@ -1,28 +1,41 @@
-"""`bench loss`: ISD's loss and gradient on a large bank, the plain formula and ours in turns.
+"""`bench loss`: the loss of ISD or MoCo v2 and its gradient on a large bank, the plain formula and ours in turns.
 
-Both get the same random unit vectors. The plain formula copies the bank, as the paper's code does at every step. Errors are
-those of the gradient of 16 images against the equations in float64.
+All get the same random unit vectors. The plain formula copies the bank, as the paper's code does at every step. Where lightly is
+installed, its contrastive loss with its own bank stands beside MoCo's; each of its calls ends with a push of 256 rows, which ours
+leaves to the method. Errors are those of the gradient of 16 images against the equations in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.bench import plain, turns
+from isd_repro.bench import peers, plain, turns
 from isd_repro.bench.turns import Comparison
+from isd_repro.errors import ConfigError
 from isd_repro.methods.isd import attended_isd_loss
+from isd_repro.methods.moco import attended_moco_loss
 
 _CHECKED = 16  # images whose gradient is computed in float64
-_ARMS: dict[str, tuple[Callable[..., Tensor], torch.dtype]] = {
-    "plain": (plain.isd_loss, torch.float32),
-    "attention": (attended_isd_loss, torch.float32),
-    "attention, float16 bank": (attended_isd_loss, torch.float16),
+Arms = dict[str, tuple[Callable[..., Tensor], torch.dtype]]
+_ARMS: dict[str, Arms] = {
+    "isd": {
+        "plain": (plain.isd_loss, torch.float32),
+        "attention": (attended_isd_loss, torch.float32),
+        "attention, float16 bank": (attended_isd_loss, torch.float16),
+    },
+    "moco": {
+        "plain": (plain.moco_loss, torch.float32),
+        "attention": (attended_moco_loss, torch.float32),
+        "attention, float16 bank": (attended_moco_loss, torch.float16),
+    },
 }
+LIGHTLY = "lightly"  # the arm of a peer, which keeps its bank itself
 
 
 @dataclass(frozen=True)
@@ -32,10 +45,23 @@ class Sizes:
     batch: int = 256
     bank: int = 128_000
     dim: int = 128
-    tau_student: float = 0.02
+    tau_student: float = 0.02  # MoCo's one temperature, too
     tau_teacher: float = 0.02
     repeats: int = 5
     threads: int = 1
+    method: Literal["isd", "moco"] = "isd"
+
+    @property
+    def taus(self) -> tuple[float, ...]:
+        """What the method's loss takes behind the bank."""
+        return (self.tau_student,) if self.method == "moco" else (self.tau_student, self.tau_teacher)
+
+
+def sizes_of(**values: int | float | str) -> Sizes:
+    """Sizes of a method that has a bank, or `ConfigError`."""
+    if values.get("method", "isd") not in _ARMS:
+        raise ConfigError(f"--method: {values['method']!r} is none of {', '.join(_ARMS)}")
+    return Sizes(**values)  # type: ignore[arg-type]
 
 
 def bench(sizes: Sizes, *, memory: bool = True, say: turns.Say = lambda line: None) -> Comparison:
@@ -43,22 +69,30 @@ def bench(sizes: Sizes, *, memory: bool = True, say: turns.Say = lambda line: No
     turns.check_sizes(sizes)
     device = turns.device_of()
     with turns.threads(sizes.threads):
-        peaks = {arm: peak_of(sizes, arm) for arm in _ARMS} if memory else {}
+        arms, versions = list(_ARMS[sizes.method]), {}
+        if sizes.method == "moco" and peers.module("lightly.loss"):
+            arms, versions = [*arms, LIGHTLY], {LIGHTLY: peers.version(LIGHTLY)}
+        peaks = {arm: peak_of(sizes, arm) for arm in arms} if memory else {}
         student, teacher, bank = inputs(sizes)
-        banks = {torch.float32: bank, torch.float16: bank.half()}
-        works = {arm: work_of(sizes, arm, student, teacher, banks[dtype]) for arm, (_, dtype) in _ARMS.items()}
-        want = _exact(sizes, student, teacher, bank)
+        works = {arm: work_of(sizes, arm, student, teacher, bank) for arm in arms}
+        want, unit = _exact(sizes, student, teacher, bank), student[:_CHECKED].double()
         check = {}
-        for arm, work in works.items():
+        for arm, work in works.items():  # lightly's first call: later ones see what it has pushed
             found = work()[:_CHECKED].double()
-            check[f"gradient error of {arm}"] = float((found - want).norm() / want.norm())
+            aim = want - (want * unit).sum(1, keepdim=True) * unit if arm == LIGHTLY else want
+            check[f"gradient error of {arm}"] = float((found - aim).norm() / aim.norm())
 
         def floor() -> dict[str, float]:
             rate = turns.multiply_rate(2 * sizes.batch, sizes.dim, 1024, device)
             product = 2.0 * sizes.batch * sizes.bank * sizes.dim
-            return {"GFLOP/s": rate / 1e9, "s for 4 products": 4 * product / rate, "s for the plain 3": 3 * product / rate}
+            ours, theirs = (4, 3) if sizes.method == "isd" else (2, 2)  # ISD's teacher takes one of the plain, two of the sweep
+            return {
+                "GFLOP/s": rate / 1e9,
+                f"s for {ours} products": ours * product / rate,
+                f"s for the plain {theirs}": theirs * product / rate,
+            }
 
-        return turns.compare("loss", sizes, works, floor=floor, check=check, memory_mib=peaks, say=say)
+        return turns.compare("loss", sizes, works, floor=floor, check=check, memory_mib=peaks, versions=versions, say=say)
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,11 +108,18 @@ def inputs(sizes: Sizes, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 
 def work_of(sizes: Sizes, arm: str, student: Tensor, teacher: Tensor, bank: Tensor) -> Callable[[], Tensor]:
     """Loss and gradient with respect to the student's embeddings, which the call returns."""
-    function = _ARMS[arm][0]
+    function: Callable[..., Tensor] | None
+    if arm == LIGHTLY:
+        function = peers.lightly_loss(bank, sizes.tau_student)
+        assert function is not None
+        rest: tuple[object, ...] = ()
+    else:
+        function, dtype = _ARMS[sizes.method][arm]
+        rest = (bank.to(dtype), *sizes.taus)
 
     def work() -> Tensor:
         point = student.clone().requires_grad_()
-        function(point, teacher, bank, sizes.tau_student, sizes.tau_teacher).backward()
+        function(point, teacher, *rest).backward()
         assert point.grad is not None
         return point.grad
 
@@ -86,25 +127,27 @@ def work_of(sizes: Sizes, arm: str, student: Tensor, teacher: Tensor, bank: Tens
 
 
 def _exact(sizes: Sizes, student: Tensor, teacher: Tensor, bank: Tensor) -> Tensor:
-    """(p_s - p_t) X / (B tau_s) of the first images, in float64."""
-    rows = bank.double()
-    p_s, p_t = (
-        torch.softmax(x[:_CHECKED].double() @ rows.T / tau, dim=1)
-        for x, tau in ((student, sizes.tau_student), (teacher, sizes.tau_teacher))
-    )
-    return (p_s - p_t) @ rows / (sizes.batch * sizes.tau_student)
+    """Gradients of the first images in float64: (p_s - p_t) X / (B tau_s) of ISD, ((p_0 - 1) k + p X) / (B tau) of MoCo."""
+    rows, tau = bank.double(), sizes.tau_student
+    asked, taught = (x[:_CHECKED].double() for x in (student, teacher))
+    near = asked @ rows.T / tau
+    if sizes.method == "moco":
+        p = torch.softmax(torch.cat([(asked * taught).sum(1, keepdim=True) / tau, near], dim=1), dim=1)
+        return ((p[:, :1] - 1) * taught + p[:, 1:] @ rows) / (sizes.batch * tau)
+    p_t = torch.softmax(taught @ rows.T / sizes.tau_teacher, dim=1)
+    return (torch.softmax(near, dim=1) - p_t) @ rows / (sizes.batch * tau)
 
 
 def peak_of(sizes: Sizes, arm: str) -> float:
     """MiB beyond the inputs, in a process of its own."""
-    return turns.peak_in_process(__name__, arm, sizes.batch, sizes.bank, sizes.dim, sizes.threads)
+    return turns.peak_in_process(__name__, sizes.method, arm, sizes.batch, sizes.bank, sizes.dim, sizes.threads)
 
 
-def peak(arm: str, batch: str, bank: str, dim: str, threads: str) -> float:
+def peak(method: str, arm: str, batch: str, bank: str, dim: str, threads: str) -> float:
     """What a fresh process runs."""
     torch.set_num_threads(int(threads))
-    dtype = _ARMS[arm][1]
-    small = Sizes(batch=2, bank=64, dim=8)
+    dtype = torch.float16 if "float16" in arm else torch.float32
+    small = sizes_of(batch=2, bank=64, dim=8, method=method)
     work_of(small, arm, *inputs(small, dtype))()  # libraries and their buffers are loaded by a first call, whatever its size
-    sizes = Sizes(batch=int(batch), bank=int(bank), dim=int(dim))
+    sizes = sizes_of(batch=int(batch), bank=int(bank), dim=int(dim), method=method)
     return turns.peak_beyond(work_of(sizes, arm, *inputs(sizes, dtype)))

@@ -28,6 +28,15 @@ def isd_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau_studen
     return F.kl_div(F.log_softmax(near_student, dim=1), F.softmax(near_teacher, dim=1), reduction="batchmean")
 
 
+def moco_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
+    """Cross entropy of the positive among B x (1 + K) logits, averaged over the batch."""
+    anchors_KD = bank_KD.clone().detach()
+    positive = torch.einsum("bd,bd->b", student_BD, teacher_BD)[:, None]
+    logits = torch.cat([positive, student_BD @ anchors_KD.T], dim=1)
+    logits /= tau
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
 @torch.no_grad()
 def average(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float) -> None:
     """The teacher's average, tensor by tensor, each a new one."""

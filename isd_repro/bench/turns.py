@@ -83,9 +83,10 @@ def compare(
     floor: Callable[[], dict[str, float]],
     check: dict[str, float],
     memory_mib: Mapping[str, float] = {},
+    versions: Mapping[str, str] = {},
     say: Say = lambda line: None,
 ) -> Comparison:
-    """Run every arm once to warm up, then `sizes.repeats` turns of all of them."""
+    """Run every arm once to warm up, then `sizes.repeats` turns of all of them; `versions` are those of packages beside torch."""
     device, before = device_of(), os.getloadavg()[0]
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     names = list(arms)
@@ -107,7 +108,7 @@ def compare(
         clock="seconds between CUDA events" if device.type == "cuda" else "processor seconds",
         machine=f"{place.gpu or place.cpu}, {torch.get_num_threads()} of {place.cores} threads, {place.system}",
         load=(round(before, 2), round(os.getloadavg()[0], 2)),
-        versions=found.versions,
+        versions={**found.versions, **versions},
         commit=found.commit,
     )
 
@@ -175,7 +176,10 @@ def copy_rate(device: torch.device) -> float:
 def peak_in_process(module: str, *arguments: object) -> float:
     """MiB that `module.peak(*arguments)`, called in a fresh Python, says; arguments are given as text."""
     call = f"import sys; from {module} import peak; print('peak', peak(*sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(artifacts.__file__).parents[1]), *sys.path[:0]])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(artifacts.__file__).parents[1]), *filter(None, sys.path)]),
+    }
     words = [sys.executable, "-c", call, *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout.rsplit("peak", 1)[1])

@@ -1,4 +1,4 @@
-"""`bench views`: both views of a batch, PIL images one at a time and ours as a batch, in turns.
+"""`bench views`: both views of a batch, PIL images one at a time and ours as a batch, in turns; kornia's where it is installed.
 
 Images are smooth random colours with noise, in memory as bytes: no decoding on either side. The student's view is MoCo v2's
 strong law, the teacher's crop and flip alone. PIL works in 8 bits, so the pixels agree in distribution only: `check` compares
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.bench import plain, turns
+from isd_repro.bench import peers, plain, turns
 from isd_repro.bench.turns import Comparison
 from isd_repro.data import augment
 from isd_repro.data.loader import generator_of
@@ -58,6 +58,11 @@ class Images:
         """By PIL, on the CPU."""
         return plain.views(self.pil, *self._made)
 
+    def kornia_views(self) -> Callable[[], list[Tensor]] | None:
+        """By kornia, on the device."""
+        made = peers.kornia_views((STRONG, WEAK), self.pixels.shape[-1], MEAN, STD)
+        return None if made is None else lambda: [each(self.pixels) for each in made]
+
     def views(self) -> list[Tensor]:
         """By ours, on the device; other draws at every call."""
         self._step += 1
@@ -80,15 +85,19 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
             return {"GB/s": rate / 1e9, "s to read bytes and write floats": 2 * pixels * 5 / rate}
 
         works: dict[str, Callable[[], list[Tensor]]] = {"PIL": images.plain_views, "batched": images.views}
-        return turns.compare("views", sizes, works, floor=floor, check=_moments(images), say=say)
+        versions = {}
+        if (kornia := images.kornia_views()) is not None:
+            works["kornia"], versions = kornia, {"kornia": peers.version("kornia")}
+        check = {key: value for arm in list(works)[1:] for key, value in _moments(arm, works[arm], images.plain_views).items()}
+        return turns.compare("views", sizes, works, floor=floor, check=check, versions=versions, say=say)
 
 
-def _moments(images: Images) -> dict[str, float]:
-    """How far apart mean and deviation of all normalised pixels are, by view, over four draws."""
-    ours, theirs = ([[view.cpu() for view in make()] for _ in range(4)] for make in (images.views, images.plain_views))
+def _moments(arm: str, make: Callable[[], list[Tensor]], plain_views: Callable[[], list[Tensor]]) -> dict[str, float]:
+    """How far from PIL's mean and deviation of all normalised pixels an arm's are, by view, over four draws."""
+    ours, theirs = ([[view.cpu() for view in each()] for _ in range(4)] for each in (make, plain_views))
     found = {}
     for at, name in enumerate(("student's", "teacher's")):
         one, other = (torch.stack([draw[at] for draw in draws]) for draws in (ours, theirs))
-        found[f"{name} mean"] = float((one.mean() - other.mean()).abs())
-        found[f"{name} deviation"] = float((one.std() - other.std()).abs())
+        found[f"{arm}: {name} mean"] = float((one.mean() - other.mean()).abs())
+        found[f"{arm}: {name} deviation"] = float((one.std() - other.std()).abs())
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -12,10 +14,11 @@ import torch
 from typer.testing import CliRunner
 
 from isd_repro import cli
-from isd_repro.bench import every, growth, loss, plain, plot, step, table, turns, views
+from isd_repro.bench import every, growth, loss, peers, plain, plot, step, table, turns, views
 from isd_repro.bench.turns import Comparison
 from isd_repro.errors import ConfigError, UserError
 from isd_repro.methods.isd import isd_loss
+from isd_repro.methods.moco import moco_loss
 
 LOSS = loss.Sizes(batch=20, bank=500, dim=16, repeats=3)
 STEP = step.Sizes(batch=8, side=16, bank=32, repeats=2, arch="resnet-narrow", width=4)
@@ -45,15 +48,60 @@ def test_loss_arms_agree_with_the_equations_and_memory_is_of_processes_of_their_
 
 
 def test_a_wrong_arm_is_seen_in_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = {**loss._ARMS, "attention": (lambda q, k, x, s, t: isd_loss(q, k, x, 2 * s, t), torch.float32)}
-    monkeypatch.setattr(loss, "_ARMS", wrong)
+    wrong = {**loss._ARMS["isd"], "attention": (lambda q, k, x, s, t: isd_loss(q, k, x, 2 * s, t), torch.float32)}
+    monkeypatch.setitem(loss._ARMS, "isd", wrong)
     assert loss.bench(LOSS, memory=False).check["gradient error of attention"] > 0.1
 
 
-def test_the_plain_loss_and_average_are_the_equations() -> None:
+def test_arms_of_moco_agree_with_the_equations_and_a_peer_stands_beside_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = replace(LOSS, method="moco", tau_student=0.2)
+    alone = loss.bench(sizes, memory=False)
+    assert set(alone.seconds) - {loss.LIGHTLY} == {"plain", "attention", "attention, float16 bank"}
+
+    class Loss(torch.nn.Module):  # what is called of lightly's, with a bank that is its own
+        def __init__(self, temperature: float, memory_bank_size: tuple[int, int]) -> None:
+            super().__init__()
+            self.temperature, self.memory_bank = temperature, torch.nn.Module()
+            self.memory_bank.register_buffer("bank", torch.zeros(memory_bank_size))
+
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            one = torch.nn.functional.normalize(one, dim=1)
+            return moco_loss(one, other, self.memory_bank.get_buffer("bank"), self.temperature)
+
+    monkeypatch.setattr(peers, "module", lambda name: SimpleNamespace(NTXentLoss=Loss))
+    monkeypatch.setattr(peers, "version", lambda package: "9.9")
+    found = loss.bench(sizes, memory=False)
+    assert list(found.seconds)[-1] == loss.LIGHTLY
+    assert found.versions[loss.LIGHTLY] == "9.9"
+    assert 0 < max(error for arm, error in found.check.items() if "float16" not in arm) < 1e-5, found.check
+    monkeypatch.setattr(peers, "module", lambda name: SimpleNamespace(NTXentLoss=lambda tau, **other: Loss(2 * tau, **other)))
+    assert loss.bench(sizes, memory=False).check["gradient error of lightly"] > 0.1
+
+
+def test_no_peer_no_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "module", lambda name: None)
+    assert list(views.bench(views.Sizes(batch=8, side=16, repeats=1)).seconds) == ["PIL", "batched"]
+    assert loss.LIGHTLY not in loss.bench(replace(LOSS, method="moco"), memory=False).seconds
+    with pytest.raises(ConfigError, match="'byol' is none of isd, moco"):
+        loss.sizes_of(method="byol")
+
+
+@pytest.mark.skipif(peers.module("kornia") is None, reason="kornia is not installed")
+def test_views_of_kornia_are_of_the_same_law() -> None:
+    found = views.bench(views.Sizes(batch=256, side=24, repeats=1))
+    assert list(found.seconds)[-1] == "kornia"
+    assert found.versions["kornia"]
+    assert max(found.check.values()) < 0.1, found.check
+
+
+def test_the_plain_losses_and_average_are_the_equations() -> None:
     student, teacher, bank = loss.inputs(LOSS)
-    ours, theirs = (function(student, teacher, bank, 0.1, 0.05) for function in (plain.isd_loss, isd_loss))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    ours, theirs = (float(function(student, teacher, bank, 0.1)) for function in (plain.moco_loss, moco_loss))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    ours, theirs = (float(function(student, teacher, bank, 0.1, 0.05)) for function in (plain.isd_loss, isd_loss))
+    assert ours == pytest.approx(theirs, rel=1e-5)
     one, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     want = 0.9 * one.weight + 0.1 * other.weight
     plain.average(one, other, 0.9)
@@ -62,8 +110,8 @@ def test_the_plain_loss_and_average_are_the_equations() -> None:
 
 def test_views_of_both_sides_have_like_pixels() -> None:
     found = views.bench(views.Sizes(batch=64, side=24, repeats=2))
-    assert list(found.seconds) == ["PIL", "batched"]
-    assert len(found.check) == 4
+    assert list(found.seconds)[:2] == ["PIL", "batched"]
+    assert len(found.check) == 4 * (len(found.seconds) - 1)
     assert max(found.check.values()) < 0.1, found.check  # of deviations of about 1
 
 
@@ -130,7 +178,7 @@ def test_all_writes_a_file_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_all_has_every_size_of_the_page() -> None:
-    names = ["loss-d128", "loss-d512", "loss-growth", "views-32", "views-64", "step-32", "step-64"]
+    names = ["loss-d128", "loss-d512", "loss-moco", "loss-growth", "views-32", "views-64", "step-32", "step-64"]
     names += ["knn", "knn-growth", "epoch-growth", "linear", "loader"]
     assert list(every.comparisons(1, print)) == names
 

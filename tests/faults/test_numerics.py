@@ -142,10 +142,10 @@ def test_looking_at_features_changes_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) -> None:
-    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    module.register_buffer("rows", torch.full((40, 30), torch.finfo(dtype).max, dtype=dtype))
+    module, rows = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.full((40, 30), torch.finfo(dtype).max, dtype=dtype)
+    module.register_buffer("rows", rows)
     assert checks.is_finite(module)  # the largest number is one, too
-    for values in (module.rows, module[0].weight.data, module[1].running_var):
+    for values in (rows, module.get_parameter("0.weight").data, module.get_buffer("1.running_var")):
         kept = values.flatten()[-1].clone()
         values.flatten()[-1] = bad
         assert not checks.is_finite(module)
