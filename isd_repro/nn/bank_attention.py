@@ -12,6 +12,8 @@ The kernel follows from device, number format, D and K, never from a timing:
 
     cuda from compute capability 8.0, float16 bank, D a multiple of 8 up to 256, K of 4,096 or more:
         `flash`, torch's own attention over parts of the bank that run side by side;
+    the same with D a multiple of 16 above 256, up to 512: `triton`, a kernel of our own (nn/bank_triton.py), where it passes its
+        trial, a small problem before a process first uses it, compared with `chunked`; after a failure the process never uses it;
     a CPU, float32 or float16 bank, torch with oneDNN: `onednn`, the loop of `chunked` with oneDNN's products (nn/products.py);
     everything else: `chunked`, a loop of matrix products over rows of the bank.
 
@@ -21,29 +23,46 @@ Shapes: N queries, K bank rows, D embedding.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from isd_repro.nn import products
+from isd_repro.nn import bank_triton, products
 
-Kernel = Literal["flash", "onednn", "chunked"]
+Kernel = Literal["flash", "triton", "onednn", "chunked"]
 
 PARTS = 64  # of the bank in `flash`: one block of queries leaves most of a large GPU idle
-_FLASH_D, _FLASH_K = 256, 64 * PARTS
+_FLASH_D, _SPLIT_K = 256, 64 * PARTS
 _CHUNK = {"cuda": 16_384}  # rows; a tile of 512 x 16,384 stays in a large GPU's cache
 _CHUNK_ELSEWHERE = 1_024  # a tile of 512 x 1,024 float32 is 2 MiB
 
 
 def kernel_of(bank_KD: Tensor) -> Kernel:
     """What `attend` runs for a bank, by the rule above."""
-    rows, features = bank_KD.shape
-    fits = features % 8 == 0 and features <= _FLASH_D and rows >= _FLASH_K and bank_KD.dtype == torch.float16
-    if fits and bank_KD.is_cuda and torch.cuda.get_device_capability(bank_KD.device) >= (8, 0):
+    if _takes_splits(bank_KD) and bank_KD.shape[1] % 8 == 0 and bank_KD.shape[1] <= _FLASH_D:
         return "flash"
+    if _is_for_triton(bank_KD) and not why_not_triton(bank_KD):
+        return "triton"
     asked = bank_KD.new_empty(0, dtype=torch.float64 if bank_KD.dtype == torch.float64 else torch.float32)
     return "onednn" if products.by_onednn(asked) else "chunked"
+
+
+def why_not_triton(bank_KD: Tensor) -> str:
+    """Why `triton` is left out for a bank that the rule gives to it; empty where it is not, and for every other bank."""
+    return _trial(bank_KD.shape[1], bank_KD.device) if _is_for_triton(bank_KD) else ""
+
+
+def _takes_splits(bank_KD: Tensor) -> bool:
+    large = len(bank_KD) >= _SPLIT_K and bank_KD.dtype == torch.float16
+    return large and bank_KD.is_cuda and torch.cuda.get_device_capability(bank_KD.device) >= (8, 0)
+
+
+def _is_for_triton(bank_KD: Tensor) -> bool:
+    features = bank_KD.shape[1]
+    return features % 16 == 0 and _FLASH_D < features <= bank_triton.LARGEST_D and _takes_splits(bank_KD)
 
 
 def attend(query_ND: Tensor, bank_KD: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +88,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_ND: Tensor, bank_KD: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(query_ND.device.type, enabled=False):
-            found = (flash if kernel_of(bank_KD) == "flash" else chunked)(query_ND, bank_KD)
+            found = {"flash": flash, "triton": by_triton}.get(kernel_of(bank_KD), chunked)(query_ND, bank_KD)
         ctx.save_for_backward(found[1])
         ctx.mark_non_differentiable(found[1])
         return found
@@ -134,6 +153,56 @@ def flash(query_ND: Tensor, bank_KD: Tensor, parts: int = PARTS) -> tuple[Tensor
     if len(bank_KD) > length * parts:
         last = chunked(query_ND, bank_KD[length * parts :])
         lses, means = torch.cat([lses, last[0][None]]), torch.cat([means, last[1][None]])
-    lse_N = lses.logsumexp(dim=0)
-    share = (lses - lse_N).exp()
-    return lse_N, torch.einsum("pn,pnd->nd", share, means)
+    return _merged(lses, means)
+
+
+def by_triton(query_ND: Tensor, bank_KD: Tensor, splits: int = 0) -> tuple[Tensor, Tensor]:
+    """`attend` by nn/bank_triton.py, without a gradient; `splits` is for its `parts`."""
+    lses, means = bank_triton.parts(query_ND, bank_KD, splits)
+    return _merged(lses.to(query_ND.dtype), means.to(query_ND.dtype))
+
+
+def _merged(lses_PN: Tensor, means_PND: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over a bank from those over its parts."""
+    lse_N = lses_PN.logsumexp(dim=0)
+    share_PN = (lses_PN - lse_N).exp()
+    return lse_N, torch.einsum("pn,pnd->nd", share_PN, means_PND)
+
+
+# --- the trial of `triton` ----------------------------------------------------------------------------------------------
+
+# Relative to lse, which is about the largest logit. Both kernels sum in float32, at D = 512 in some 30 steps that may each cut
+# off 2^-23: 4e-6. One row of 4,100 too many or too few moves the lse of a flat softmax by 2.4e-4, which is 3e-5 of it.
+_LSE_ROOM = 2e-5
+# Both round weights to float16, by up to 2^-11 of each: unaveraged 2^-10 of unit rows, and twice that where the mean is short.
+_MEAN_ROOM = 2e-3
+
+
+@cache
+def _trial(features: int, device: torch.device) -> str:
+    """Why `triton` is not to be used on a device, from sums of 100 queries over 4,100 rows; empty where it is.
+
+    Each query is near one row, the first and the last among them, at temperatures from 1 to 0.01, so that a row too few or too
+    many shows. Neither block, tile nor split divides these numbers, and a split has many tiles, as in a run.
+
+    Raises:
+        torch.OutOfMemoryError: that says nothing of the kernel.
+    """
+    draws = torch.Generator().manual_seed(0)
+    bank = functional.normalize(torch.randn(4100, features, generator=draws), dim=1)
+    noise = torch.randn(100, features, generator=draws) / (2 * features**0.5)
+    near = functional.normalize(bank[torch.linspace(0, 4099, 100).long()] + noise, dim=1)
+    query, bank = (near / torch.tensor([1, 0.2, 0.05, 0.01]).repeat(25)[:, None]).to(device), bank.half().to(device)
+    lse, mean = chunked(query, bank)
+    try:
+        found = by_triton(query, bank, splits=3)
+        apart = float(((found[0] - lse) / lse).abs().max())
+        share = float(((found[1] - mean).norm(dim=1) / mean.norm(dim=1)).max())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything
+        told = " ".join(str(error).strip().splitlines()[:2])
+        return f"{type(error).__name__}: {told[:200]}"
+    if apart <= _LSE_ROOM and share <= _MEAN_ROOM:  # NaN is not
+        return ""
+    return f"wrong by {apart:.1e} of lse and {share:.1e} of the mean"

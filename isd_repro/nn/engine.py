@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from isd_repro.errors import UserError
 from isd_repro.nn import ranks
 from isd_repro.nn.bank import Bank
-from isd_repro.nn.bank_attention import kernel_of
+from isd_repro.nn.bank_attention import kernel_of, why_not_triton
 from isd_repro.params import Numerics
 
 NOT_COMPILED = "not compiled"
+LEFT_OUT = "triton left out"
 Change = Callable[[Tensor, Tensor], Tensor]  # images B x C x S x S, strengths B x 1 x 1 x 1 -> images
 
 
@@ -39,8 +40,18 @@ def kernels_of(method: nn.Module, numerics: Numerics) -> str:
     """The bank's kernel on the device where a method lies, to stand behind that device's name; empty where nothing was chosen."""
     if numerics.engine != "fast":
         return ""
-    banks = [part.rows for part in method.modules() if isinstance(part, Bank)]
-    return "".join(f", bank attention {kernel_of(rows)} on {rows.dtype}".replace("torch.", "") for rows in banks)
+    return "".join(_kernel_words(part.rows) for part in method.modules() if isinstance(part, Bank))
+
+
+def _kernel_words(rows_KD: Tensor) -> str:
+    why = why_not_triton(rows_KD)
+    note = f" ({LEFT_OUT}: {why})" if why else ""
+    return f", bank attention {kernel_of(rows_KD)} on {str(rows_KD.dtype).removeprefix('torch.')}{note}"
+
+
+def complaints(*words: str) -> list[str]:
+    """Of what `kernels_of` and `compile_` say, what a run should have had and goes on without."""
+    return [each.removeprefix(", ") for each in words if LEFT_OUT in each or NOT_COMPILED in each]
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------------

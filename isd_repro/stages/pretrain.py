@@ -201,8 +201,8 @@ class _Work:
             return ""
         plan, views = self.plan, lambda: self.batches.at(progress.step).view_student
         words = engine.compile_(self.encoders, views, plan.device, plan.run.numerics)
-        if engine.NOT_COMPILED in words:
-            self.say(f"warning: {words.removeprefix(', ')}; the run goes on without, slower")
+        for complaint in engine.complaints(plan.kernels, words):
+            self.say(f"warning: {complaint}; the run goes on without")
         return words
 
     def assist(self, now: dict[str, str], stop: guard.StopRequest) -> None:

@@ -32,6 +32,15 @@ def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path) -> 
     assert all(abs(one - other) < 0.02 * other for one, other in losses), losses
 
 
+def test_a_kernel_that_is_left_out_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.edit(folder, ("precision: float32}", "precision: float32, engine: fast}"))
+    monkeypatch.setattr(engine, "why_not_triton", lambda rows: "RuntimeError: no compiler")
+    said = world.train(folder)
+    words = "bank attention onednn on float32 (triton left out: RuntimeError: no compiler)"
+    assert f"isd: warning: {words}; the run goes on without" in said
+    assert [attempt.device for attempt in record_of(folder).attempts] == [f"cpu, {words}"]
+
+
 def test_a_written_default_is_the_default(folder: Path, undisturbed: Path) -> None:
     world.edit(folder, ("precision: float32}", "precision: float32, engine: reference}"))
     world.train(folder)
