@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from isd_repro.data import augment
+from isd_repro.data import augment, feed
 from isd_repro.data.augment import CHANGES, Change, Drawn
 from isd_repro.data.feed import Feed
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
 from isd_repro.errors import ConfigError
-from isd_repro.params import Data, View
+from isd_repro.nn import ranks
+from isd_repro.params import Data, Numerics, View
 from isd_repro.protocols import Batch
 
 
@@ -53,6 +54,26 @@ class Batches:
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self.rank, self.world, self._decode_on_device, self._changes = rank, world, decode_on_device, changes
         self._feed = Feed(store, self._wanted, device, decode_on_device=decode_on_device)
+
+    def choose_decoder(self, step: int, numerics: Numerics) -> str:
+        """Decode on the device from now on where the rule says so and a trial with a step's images went well.
+
+        Every rank tries the whole batch, and where one of them fails none decodes there: all ranks see the same pixels.
+
+        Returns:
+            what was chosen, to stand behind the device's name as of `engine.kernels_of`; empty where the rule says no.
+
+        Raises:
+            DataError: as of `feed.try_there`.
+        """
+        if not feed.decodes_there(self.device, numerics, self.store):
+            return ""
+        name, why = feed.try_there(self.store, self.split.index[self._chosen(step)], self.device)
+        if ranks.anywhere(bool(why)):
+            return f", {feed.NOT_DECODED} by {name} ({why or 'it failed on another rank'})"
+        self._decode_on_device = True
+        self._feed = Feed(self.store, self._wanted, self.device, decode_on_device=True)
+        return f", JPEGs decoded by {name}"
 
     def part(self, rank: int, world: int) -> Batches:
         """The same batches as one of `world` ranks sees them, see `protocols.Batch`; `batch_size` is a multiple of `world`.

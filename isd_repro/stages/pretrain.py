@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from isd_repro import artifacts, files, methods
 from isd_repro.artifacts import ManifestIdentity, PretrainRecord
 from isd_repro.config import Layout, find_run, fingerprint, naming, snapshot_name
-from isd_repro.data import augment, sheet
+from isd_repro.data import augment, feed, sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError, DataError, Preempted, UserError
@@ -74,8 +74,8 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         changes = engine.changes_of(augment.CHANGES, plan.device, run.numerics)
         size, seed = run.optim.batch_size, run.numerics.seed
         batches = Batches(prepared.store, prepared.split("train"), run.data, size, seed, plan.device, changes=changes)
-    state = layout.state(plan.fingerprint)
-    work = _Work(plan, batches, prepared.identity, params, layout, state, console)
+    work = _Work(plan, batches, prepared.identity, params, layout, console)
+    state = work.state
     now = code.code_of(run.method.name)
     if ranks.rank() > 0:
         with guard.stop_on_signal() as stop:
@@ -91,7 +91,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         progress = work.resume(now)
         for path in (layout.encoder(name), layout.record(name, "pretrain")):
             files.check_writable(path.parent)
-        kernels = plan.kernels + work.compile_(progress)
+        kernels = plan.kernels + work.choose(progress)
         with attempts.recorded(state / "attempts.jsonl", progress, plan.device, kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)
@@ -154,19 +154,13 @@ class _Work:
     """One process's work on a run, between taking its lock and writing its outputs."""
 
     def __init__(
-        self,
-        plan: Plan,
-        batches: Batches,
-        manifest: ManifestIdentity,
-        params: Params,
-        layout: Layout,
-        state: Path,
-        console: Console,
+        self, plan: Plan, batches: Batches, manifest: ManifestIdentity, params: Params, layout: Layout, console: Console
     ) -> None:
         self.plan, self.batches, self.manifest = plan, batches, manifest
         self.params, self.layout, self.console = params, layout, console
         self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
-        self.state, self.point, self.rows = state, state / "checkpoint.pt", state / "metrics.jsonl"
+        self.state = state = layout.state(plan.fingerprint)
+        self.point, self.rows = state / "checkpoint.pt", state / "metrics.jsonl"
         self.total = plan.run.optim.epochs * batches.steps_per_epoch
         self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.good = 0  # step of the newest resume point
@@ -195,21 +189,26 @@ class _Work:
         truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
         return distributed.share(plan.fingerprint, plan.method, self.optimizer, progress, now)
 
-    def compile_(self, progress: Progress) -> str:
-        """As of `engine.compile_`, on the next batch; where there is none left nothing is compiled."""
+    def choose(self, progress: Progress) -> str:
+        """As of `Batches.choose_decoder` and `engine.compile_`, on the next batch; where there is none left nothing is tried."""
         if progress.step >= self.total:
             return ""
         plan, views = self.plan, lambda: self.batches.at(progress.step).view_student
+        decoder = self.batches.choose_decoder(progress.step, plan.run.numerics)
+        if feed.NOT_DECODED in decoder:
+            self.say(f"warning: {decoder.removeprefix(', ')}; the CPU decodes them")
         words = engine.compile_(self.encoders, views, plan.device, plan.run.numerics)
         for complaint in engine.complaints(plan.kernels, words):
             self.say(f"warning: {complaint}; the run goes on without")
-        return words
+        return decoder + words
 
     def assist(self, now: dict[str, str], stop: guard.StopRequest) -> None:
         """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
         if self.optimizer is None:
             return
         progress = distributed.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), now)
+        if progress.step < self.total:
+            self.batches.choose_decoder(progress.step, self.plan.run.numerics)
         nothing = lambda *_: None  # noqa: E731
         self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 
