@@ -1,16 +1,24 @@
 """`bench step`: whole ISD steps from bytes in memory to updated weights, by the plain recipe and by both engines, in turns.
 
-Arms: `plain` is the published recipe in its straightforward form (bench/plain.py: PIL views, contiguous weights, a copy of the
-bank, B x K logits, one operation per tensor of the teacher, the loss read at every step); `reference` and `fast` are the engines
-with our views and loop, and `fast, bf16` has the networks in bf16 and the bank in float16, which pays where the device multiplies
-bf16 (CUDA; CPUs with AVX512_BF16 or AMX). All start from the same weights and bank. `check` feeds one batch to all and compares
-their losses.
+The arms are a ladder, each has what the one before it has and something more:
+
+    plain               the published recipe in its straightforward form (bench/plain.py): PIL views, contiguous weights, a copy
+                        of the bank, B x K logits, one operation per tensor of the teacher, the loss read at every step
+    + batched views     the whole batch's views on the device
+    + channels_last     weights and images in that layout
+    reference           our method and loop: the teacher in one operation, nothing read between two log lines
+    fast                the bank's loss without B x K logits; on CUDA also SGD as one kernel and compiled networks and colours
+    fast, bf16          networks in bf16, bank in float16; pays where the device multiplies bf16 (CUDA; AVX512_BF16 or AMX)
+    fast, bf16, eager   the same without a compiler, on CUDA alone
+
+All start from the same weights and bank. `check` feeds one batch to all and compares their losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isd_repro.bench import plain, turns
 from isd_repro.bench.turns import Comparison
 from isd_repro.bench.views import Images
+from isd_repro.data import augment
 from isd_repro.errors import ConfigError
 from isd_repro.methods import isd
 from isd_repro.nn import backbones, engine
@@ -76,20 +85,31 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
     with turns.threads(sizes.threads), torch.random.fork_rng():
         torch.manual_seed(0)
         images = Images(sizes.batch, sizes.side)
+        half = Numerics(engine="fast", precision="bf16")
         arms = {
-            "plain": _plain(sizes, images, device),
+            "plain": _plain(sizes, images.plain_views, images, device),
+            "+ batched views": _plain(sizes, images.views, images, device),
+            "+ channels_last": _plain(sizes, images.views, images, device, torch.channels_last),
             "reference": _ours(sizes, images, device, Numerics()),
             "fast": _ours(sizes, images, device, Numerics(engine="fast")),
-            "fast, bf16": _ours(sizes, images, device, Numerics(engine="fast", precision="bf16")),
+            "fast, bf16": _ours(sizes, images, device, half),
         }
+        if device.type == "cuda":
+            arms["fast, bf16, eager"] = _ours(sizes, images, device, half, compiled=False)
         fixed = images.views()
         losses = {arm: run(fixed) for arm, run in arms.items()}
         check = {f"{arm}: loss over plain's, less 1": abs(loss / losses["plain"] - 1) for arm, loss in losses.items()}
 
         def floor() -> dict[str, float]:
-            rate = turns.multiply_rate(2 * sizes.batch, 512, 1024, device)
+            rate, half_rate = (turns.multiply_rate(4096, 1024, 4096, device, dtype) for dtype in (torch.float32, torch.bfloat16))
             flop = _flop(sizes, device)
-            return {"GFLOP/s": rate / 1e9, "GFLOP": flop / 1e9, "s a step at that rate": flop / rate}
+            return {
+                "GFLOP": flop / 1e9,
+                "GFLOP/s": rate / 1e9,
+                "s a step at that rate": flop / rate,
+                "GFLOP/s in bf16": half_rate / 1e9,
+                "s a step at the rate of bf16": flop / half_rate,
+            }
 
         works = {arm: (lambda run=run: run(None)) for arm, run in arms.items()}
         return turns.compare("step", sizes, works, floor=floor, check=check, say=say)
@@ -103,31 +123,43 @@ def _method(sizes: Sizes, device: torch.device, numerics: Numerics) -> isd.Metho
     return isd.Method(options, lambda: backbones.build(shape, sizes.side), setting).to(device).train()
 
 
-def _plain(sizes: Sizes, images: Images, device: torch.device) -> Callable[[list[Tensor] | None], float]:
-    method = _method(sizes, device, Numerics())
+def _plain(
+    sizes: Sizes,
+    make: Callable[[], list[Tensor]],
+    images: Images,
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Callable[[list[Tensor] | None], float]:
+    method = _method(sizes, device, Numerics()).to(memory_format=layout)
     weights = [weight for weight in method.parameters() if weight.requires_grad]
     optimizer = SGD(weights, lr=0.01, momentum=0.9, weight_decay=1e-4)
-    source = _Source(images, images.plain_views)
+    source = _Source(images, make)
 
     def run(views: list[Tensor] | None) -> float:
         loss = 0.0
         for _ in range(1 if views else sizes.steps):
-            one, other = (view.to(device) for view in (views or source.make()))
+            one, other = (view.to(device).contiguous(memory_format=layout) for view in (views or source.make()))
             loss = plain.step(method, optimizer, one, other, source.shuffle)
         return loss
 
     return run
 
 
-def _ours(sizes: Sizes, images: Images, device: torch.device, numerics: Numerics) -> Callable[[list[Tensor] | None], float]:
+def _ours(
+    sizes: Sizes, images: Images, device: torch.device, numerics: Numerics, *, compiled: bool = True
+) -> Callable[[list[Tensor] | None], float]:
     method = _method(sizes, device, numerics).to(memory_format=torch.channels_last)
     optim = Optim(epochs=1, batch_size=sizes.batch, lr=0.01, schedule=Cosine(name="cosine"))
     optimizer = loop.optimizer_of(method, optim, numerics)
-    engine.compile_(dict(method.encoders), lambda: images.views()[0], device, numerics)
+    changes = augment.CHANGES
+    if compiled:
+        changes = engine.changes_of(changes, device, numerics)
+        engine.compile_(dict(method.encoders), lambda: images.views(changes)[0], device, numerics)
+    make = partial(images.views, changes)
     hooks = loop.Hooks(save=lambda now: None, epoch=lambda row: None, tick=lambda step, loss: None, stopped=lambda: False)
 
     def run(views: list[Tensor] | None) -> float:
-        source = _Source(images, images.views, sizes.steps) if views is None else _Source(images, lambda: views)
+        source = _Source(images, make, sizes.steps) if views is None else _Source(images, lambda: views)
         progress = Progress()
         loop.train(method, optimizer, source, optim, numerics, Efficiency(log_every=10), progress, hooks)
         return progress.curve[0]["loss"]

@@ -150,9 +150,9 @@ def check_sizes(sizes: Any) -> None:
         raise ConfigError(f"cannot measure {sizes}", f"{', '.join(bad)} must be positive")
 
 
-def multiply_rate(rows: int, inner: int, columns: int, device: torch.device) -> float:
-    """FLOP/s of float32 products of one shape by the fastest way here, the median of five."""
-    left, right = torch.rand(rows, inner, device=device), torch.rand(columns, inner, device=device)
+def multiply_rate(rows: int, inner: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of products of one shape by the fastest way here, the median of five."""
+    left, right = (torch.rand(count, inner, device=device).to(dtype) for count in (rows, columns))
     times = max(1, int(1e9 / (2 * rows * inner * columns)))
 
     def work() -> None:

@@ -19,7 +19,8 @@ from isd_repro.bench import peers, plain, turns
 from isd_repro.bench.turns import Comparison
 from isd_repro.data import augment
 from isd_repro.data.loader import generator_of
-from isd_repro.params import Blur, Jitter, View
+from isd_repro.nn import engine
+from isd_repro.params import Blur, Jitter, Numerics, View
 
 STRONG = View(
     jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
@@ -63,11 +64,12 @@ class Images:
         made = peers.kornia_views((STRONG, WEAK), self.pixels.shape[-1], MEAN, STD)
         return None if made is None else lambda: [each(self.pixels) for each in made]
 
-    def views(self) -> list[Tensor]:
-        """By ours, on the device; other draws at every call."""
+    def views(self, changes: tuple[augment.Change, ...] = augment.CHANGES) -> list[Tensor]:
+        """By ours, on the device; other draws at every call. `changes` are the colour operations, which may be compiled."""
         self._step += 1
         draws, side = generator_of(0, "bench", self._step), self.pixels.shape[-1]
-        made = [augment.view(self.pixels, self.sizes, law, side, draws) for law in (STRONG, WEAK)]
+        drawn = [(augment.draw(self.sizes, law, draws), law) for law in (STRONG, WEAK)]
+        made = [augment.apply(self.pixels, *each, side, changes) for each in drawn]
         return [augment.normalise(images, MEAN, STD) for images in made]
 
 
@@ -85,6 +87,8 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
             return {"GB/s": rate / 1e9, "s to read bytes and write floats": 2 * pixels * 5 / rate}
 
         works: dict[str, Callable[[], list[Tensor]]] = {"PIL": images.plain_views, "batched": images.views}
+        if changes := engine.changes_of(augment.CHANGES, device, Numerics(engine="fast")) if device.type == "cuda" else ():
+            works["batched, compiled"] = lambda: images.views(changes)
         versions = {}
         if (kornia := images.kornia_views()) is not None:
             works["kornia"], versions = kornia, {"kornia": peers.version("kornia")}

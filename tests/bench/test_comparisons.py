@@ -117,7 +117,14 @@ def test_views_of_both_sides_have_like_pixels() -> None:
 
 def test_steps_of_all_arms_have_the_same_first_loss() -> None:
     found = step.bench(STEP)
-    assert list(found.seconds) == ["plain", "reference", "fast", "fast, bf16"]
+    assert list(found.seconds) == [
+        "plain",
+        "+ batched views",
+        "+ channels_last",
+        "reference",
+        "fast",
+        "fast, bf16",
+    ]
     *exact, bf16 = found.check.values()
     assert max(exact) < 1e-4, found.check
     assert 0 < bf16 < 5e-2, found.check  # 8 bits of mantissa; equal would be another network than meant
