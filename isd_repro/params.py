@@ -312,7 +312,7 @@ class Params(Frozen):
         if self.transfer_runs and not self.evaluation.transfer.sets:
             raise ValueError("transfer_runs: there is nothing to transfer to; name data sets in evaluation.transfer.sets")
         listed = [*self.linear_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
-        listed += [run for table in self.report.paper for run in table.rows]
+        listed += [*self.report.exploratory, *(run for table in self.report.paper for run in table.rows)]
         for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
             if key not in self.runs:
                 raise ValueError(f"{key!r} in a list of runs or in report is none of the runs {sorted(self.runs)}")

@@ -56,4 +56,5 @@ class ReportConfig(Frozen):
     pixels: Name | None = None  # run that scores raw pixels
     hypothesis: Hypothesis | None = None
     trials: Trials | None = None
+    exploratory: Many[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
     paper: Many[Beside] = ()  # only where the profile runs the paper's protocol

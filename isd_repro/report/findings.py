@@ -90,19 +90,22 @@ def pivot_findings(params: Params, subsets: Sequence[str], tables: Sequence[Tabl
     subject, others = contest(params, subsets)
     table = tables[0]
     width = len(methods(params, subsets)) + len(others)
+    stated = params.report.hypothesis and {params.report.hypothesis.first, params.report.hypothesis.second}
     found = []
     for at, column in enumerate(table.columns):
         cells = [row.cells[at] for row in table.rows if row.cells[at].kind == "difference" and row.cells[at].value is not None]
         values = [cell.value for cell in cells if cell.value is not None]
         if not values:
             continue
+        other = others[at % width - (width - len(others))]
+        if stated == {subject, other}:
+            continue  # its table has every group, with the interval that its rule looks at
         paired = stats.paired(values)
         spread = "" if paired.deviation is None else f" (standard deviation {paired.deviation:.1f})"
         body = (
             f"{text.signed(paired.mean)} points on average over {paired.n} of {len(table.rows)} draws{spread};"
             f" {evidence(paired)}; {subject} is ahead on {paired.above}, behind on {paired.below}."
         )
-        other = others[at % width - (width - len(others))]
         found.append(Finding(f"{subject} against {other}, {column.span[:1].lower()}{column.span[1:]}", body))
     return found
 

@@ -20,7 +20,8 @@ from isd_repro.report.tables import ENCODERS, groups_of, metrics_of
 
 INTERVALS = (
     "Differences in points. Over draws: Student's interval of the mean. Over classes: bootstrap of the mean by classes, all draws"
-    " of a class together, with the runs as given. Draws that share classes are not independent, which the first does not know."
+    " of a class together, with the runs as given; a class counts where it is of the group. Draws that share classes are not"
+    " independent, which the first does not know."
 )
 Outcome = Literal["supported", "contradicted", "undecided", "no verdict"]
 

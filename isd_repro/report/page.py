@@ -18,6 +18,7 @@ from isd_repro.report import (
     costs,
     draws,
     dump,
+    exploratory,
     figures,
     findings,
     glance,
@@ -107,6 +108,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
             tables = subset_tables(params, records, subsets[0])
             said = findings.subset_findings(params, records, subsets[0])
             blocks.append(Block(subsets[0], tuple(tables), tuple(said), figures.subset_dots(params, records, subsets[0])))
+    blocks += [Block(*parts, None) for parts in exploratory.blocks(params, records)]
     blocks += [Block(table.title, (table,), (), None) for table in protocols.protocol_tables(params, records)]
     every = [table for block in blocks for table in block.tables]
     ours = [finding for block in blocks for finding in block.findings]
@@ -269,8 +271,7 @@ def _panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
     if len(table.columns) <= most:
         return [table]
     cuts, at = [0], 0
-    widths = [min(most, width - start) for _, width in table.spans for start in range(0, width, most)]
-    for width in widths:
+    for width in (min(most, whole - start) for _, whole in table.spans for start in range(0, whole, most)):
         if at + width - cuts[-1] > wide and at > cuts[-1]:
             cuts.append(at)
         at += width
@@ -306,14 +307,13 @@ def _tex_legend(table: Table) -> str:
 
 
 def _fill(environment: Environment, name: str, report: Report) -> str:
-    done = [name for name, found in report.records.runs.items() if found.parts]
     recomputed, recorded = findings.verified(report.records)
     return environment.get_template(name).render(
         report=report,
         params=report.params,
         reading=READING + READING_PAPER * bool(report.params.report.paper),
         deviations=DEVIATIONS,
-        done=done,
+        done=[name for name, found in report.records.runs.items() if found.parts],
         seconds=runs.total_seconds(report.records),
         recomputed=recomputed,
         recorded=recorded,

@@ -26,11 +26,16 @@ from isd_repro.report.tables import (
 _DRAW = {"seed", "list", "large_classes", "halving", "part"}  # keys of a rule that tell draws of one kind apart
 
 
+def drawn(params: Params, subset: str) -> list[str]:
+    """Runs of a subset that count as a method's run on that draw: all but those that were decided after a result."""
+    return [run for run in runs_of(params, subset) if run not in params.report.exploratory]
+
+
 def peer(params: Params, run: str | None, subset: str) -> str | None:
     """The run that plays the part of `run` on a subset: itself, or the one of the same name there."""
     if run is None or params.runs[run].data.subset == subset:
         return run
-    return next((other for other in runs_of(params, subset) if method_name(params, other) == method_name(params, run)), None)
+    return next((other for other in drawn(params, subset) if method_name(params, other) == method_name(params, run)), None)
 
 
 def families(params: Params) -> list[list[str]]:
@@ -41,13 +46,13 @@ def families(params: Params) -> list[list[str]]:
     """
     kinds: dict[str, list[str]] = {}
     for subset, config in params.subsets.items():
-        if runs_of(params, subset):
+        if drawn(params, subset):
             rule = config.rule.model_dump(mode="json", exclude=_DRAW)
             kind = (config.source.dataset, sorted(rule.items()), config.search_per_class, config.query_per_class)
             kinds.setdefault(repr(kind), []).append(subset)
     found = []
     for subsets in kinds.values():
-        alike = [repetitions(params, runs_of(params, subset)) for subset in subsets]
+        alike = [repetitions(params, drawn(params, subset)) for subset in subsets]
         names = [[method_name(params, seeds[0]) for seeds in of_one] for of_one in alike]
         distinct = all(len(set(of_one)) == len(of_one) for of_one in names)
         repeated = all(sum(name in of_one for of_one in names) > 1 for of_all in names for name in of_all)
@@ -62,7 +67,7 @@ def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[
     """
     found: dict[str, dict[str, list[str]]] = {}
     order = list(params.runs)
-    groups = [seeds for subset in subsets for seeds in repetitions(params, runs_of(params, subset))]
+    groups = [seeds for subset in subsets for seeds in repetitions(params, drawn(params, subset))]
     for seeds in sorted(groups, key=lambda seeds: order.index(seeds[0])):
         subset, name = params.runs[seeds[0]].data.subset, method_name(params, seeds[0])
         taken = subset in found.get(name, {})
@@ -86,7 +91,7 @@ def contest(params: Params, subsets: Sequence[str]) -> tuple[str | None, list[st
 
 def pivot_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
     """One table per encoder and metric."""
-    found = [records.runs[run] for subset in subsets for run in runs_of(params, subset)]
+    found = [records.runs[run] for subset in subsets for run in drawn(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
     images = f"the authors' lists {text.listing(lists)}" if lists else rule_text(params, subsets[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -113,6 +114,47 @@ def test_every_other_key_stands_below(tmp_path: Path) -> None:
     assert [row.label for row in profile.report().tables[0].rows] == [
         f"{group}, 1-NN, student" for group in ("Rare", "All", "Large")
     ]
+
+
+def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own(tmp_path: Path) -> None:
+    plain = draws(tmp_path / "plain")
+    fill(plain, [10, 9, 6], [2, 3, 5])
+    runs = {name: (run.label, run.data.subset) for name, run in plain.params.runs.items()} | {
+        "late": ("ISD, another way, D2", "d2")
+    }
+    methods = {name: run.method.name for name, run in plain.params.runs.items()} | {"late": "isd"}
+    rules = {f"d{at}": {"name": "list", "list": f"D{at}"} for at in (1, 2, 3)}
+    profile = made(tmp_path / "late", runs, methods, rules, hypothesis=ASKED, exploratory=("late",))
+    fill(profile, [10, 9, 6], [2, 3, 5])
+    classes = synthetic.manifest(profile.params, "d2", 100).classes
+    write(profile.layout, profile.params, "late", {**dict.fromkeys(classes, 5), rare(profile)[0]: 1})
+    report = profile.report()
+    before, after = (
+        [
+            [[cell.value for cell in row.cells] for row in table.rows]
+            for table in each.tables
+            if "decided after" not in table.title
+        ]
+        for each in (plain.report(), report)
+    )
+    assert before == after
+    (own,) = [table for table in report.tables if "decided after" in table.title]
+    assert [row.label for row in own.rows] == ["MoCo, D2", "ISD, D2", "Labels, D2", "ISD, another way, D2"]
+    said = [finding.plain for block in report.blocks for finding in block.findings if "exploratory" in finding.lead]
+    # of 80 rare queries 1 of the first class is right, against ISD's 9 and MoCo's 3; the other classes alike
+    assert [re.findall(r"(\S+) points on rare", one) for one in said] == [["\N{MINUS SIGN}2.5"], ["\N{MINUS SIGN}10.0"]]
+    assert said[0].startswith("ISD, another way, D2 against MoCo (1-NN, student), exploratory: ")
+
+
+def test_the_pair_of_the_hypothesis_has_one_interval(tmp_path: Path) -> None:
+    """Its table gives Student's; the sentences of the draws would give a bootstrap's beside it."""
+    profile = draws(tmp_path)
+    fill(profile, [10, 9, 6], [2, 3, 5])
+    said = [finding.plain for block in profile.report().blocks for finding in block.findings]
+    assert sum("95 %" in one for one in said) == 1
+    without = profile.params.model_copy(update={"report": profile.params.report.model_copy(update={"hypothesis": None})})
+    other = [finding.plain for block in Profile(without, profile.layout).report().blocks for finding in block.findings]
+    assert any("ISD against MoCo" in one and "bootstrap interval" in one for one in other)
 
 
 @pytest.mark.parametrize(
