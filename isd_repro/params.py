@@ -245,7 +245,7 @@ class Numerics(Frozen):
 
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
-    precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast on CUDA
+    precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast, on CUDA and on CPUs that multiply it
     # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
     engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
 

@@ -209,8 +209,11 @@ def _tell(result: Comparison, *, as_json: bool) -> None:
     import json
 
     from isd_repro.bench import turns
+    from isd_repro.errors import UserError
 
     typer.echo(json.dumps(result.as_json(), indent=1, allow_nan=False) if as_json else "\n".join(turns.lines(result)))
+    if result.wrong:
+        raise UserError(f"arms that should compute the same do not: {', '.join(result.wrong)}", "the ratios are worth nothing")
 
 
 @data.command(name="audit")

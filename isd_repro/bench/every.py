@@ -23,6 +23,7 @@ def comparisons(repeats: int, say: turns.Say) -> dict[str, Callable[[], Any]]:
         "loss-growth": lambda: [each.as_json() for each in growth.of_loss(say=say)],
         "views-32": lambda: views.bench(views.Sizes(batch=256, side=32, repeats=repeats), say=say).as_json(),
         "views-64": lambda: views.bench(views.Sizes(batch=256, side=64, repeats=repeats), say=say).as_json(),
+        "views-224": lambda: views.bench(views.Sizes(batch=64, side=224, repeats=repeats), say=say).as_json(),
         "step-32": lambda: step.bench(step.Sizes(repeats=repeats), say=say).as_json(),
         "step-64": lambda: step.bench(step.Sizes(batch=64, side=64, bank=16_384, steps=4, repeats=repeats), say=say).as_json(),
         "knn": lambda: knn.bench(knn.Sizes(repeats=repeats)).as_json(),
@@ -39,16 +40,19 @@ def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say
     The folder's README.md becomes the table of all files that are there then; what grows gets a figure beside its file.
 
     Raises:
-        UserError: a name of no comparison.
+        UserError: a name of no comparison; a comparison that was asked for by name and cannot be made, or, once all are
+            written, one whose arms compute different things.
     """
     known = comparisons(repeats, say)
     if unknown := [name for name in only if name not in known]:
         raise UserError(f"no comparison {', '.join(unknown)}", f"known: {', '.join(known)}")
-    written = []
+    written, wrong = [], []
     for name in only or known:
         try:
             found = known[name]()
         except UserError as error:
+            if only:
+                raise
             say(f"{name}: left out: {error.message}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,4 +63,7 @@ def bench(folder: Path, repeats: int, only: tuple[str, ...] = (), say: turns.Say
         write_atomic(folder / "README.md", table.page(folder).encode())
         say(f"{name}: {path}")
         written.append(path)
+        wrong += [f"{name}: {each}" for part in (found if isinstance(found, list) else [found]) for each in part["wrong"]]
+    if wrong:
+        raise UserError(f"arms that should compute the same do not: {'; '.join(wrong)}", "the files have the numbers")
     return written

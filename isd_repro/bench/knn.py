@@ -81,6 +81,8 @@ class Result:
     machine: str
     kernels: str
     load: tuple[float, float]
+    commit: str | None
+    dirty: bool | None
 
     @property
     def ratios(self) -> list[float]:
@@ -92,6 +94,7 @@ class Result:
         medians = {"ratio": statistics.median(self.ratios), "cpu_ratio": statistics.median(self.cpu)}
         faster = {ONE: {"median": statistics.median(self.twice), "turns": self.twice}}
         table = {"baseline": TWO, "n": self.sizes.repeats, "faster": faster, "less_memory": {}}
+        table["wrong"] = [] if self.unexplained == 0 else [f"{self.unexplained} other neighbours"]
         return {**asdict(self), "ratios": self.ratios, **medians, **table}
 
 
@@ -142,7 +145,8 @@ def _measure(faiss: Any, sizes: Sizes, on_turn: Callable[[int, float, float], ob
         twice.append(float((again[1] + searched[1]) / mine[1]))
         on_turn(turn, ours[-1], theirs[-1])
     flop = 2.0 * sizes.bank * sizes.dim * sizes.queries
-    machine = artifacts.provenance(0.0).machine
+    place = artifacts.provenance(0.0)
+    machine = place.machine
     return Result(
         sizes=sizes,
         ours=tuple(ours),
@@ -159,6 +163,8 @@ def _measure(faiss: Any, sizes: Sizes, on_turn: Callable[[int, float, float], ob
         versions={"torch": torch.__version__, "faiss": faiss.__version__},
         kernels=os.environ.get("OPENBLAS_CORETYPE") or "as it chooses",
         machine=f"{machine.cpu}, {sizes.threads} of {machine.cores} threads, {machine.system}",
+        commit=place.commit,
+        dirty=place.dirty,
         load=(round(before, 2), round(os.getloadavg()[0], 2)),
     )
 

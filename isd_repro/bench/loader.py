@@ -72,7 +72,7 @@ class Result:
         packing: processor seconds for an image that making each store took, once.
         floor: processor seconds for an image of libjpeg-turbo's decoding of the packed JPEGs and of nothing else, one a turn.
         original, packed: mean bytes of an image's file and of its JPEG in the store.
-        wrong: pixels of the batches that differ from Pillow's own reading of the same files.
+        wrong_pixels: pixels of the batches that differ from Pillow's own reading of the same files.
         loss: mean difference of a pixel of the two stores, in levels of 255: what packing as JPEG costs.
         crop: largest difference of a view cut from a batch to torchvision's crop of the same window, in 0..1.
         peak: bytes of the largest batch.
@@ -85,13 +85,15 @@ class Result:
     floor: tuple[float, ...]
     original: float
     packed: float
-    wrong: int
+    wrong_pixels: int
     loss: float
     crop: float
     peak: int
     machine: str
     versions: dict[str, str]
     load: tuple[float, float]
+    commit: str | None
+    dirty: bool | None
 
     def ratios(self, ours: Arm, theirs: Arm) -> list[float]:
         """How many times less processor time ours takes, turn by turn."""
@@ -101,10 +103,9 @@ class Result:
         """Everything, with the ratios computed."""
         pairs = {f"{ours} over {theirs}": self.ratios(ours, theirs) for ours, theirs in _PAIRS}
         medians = {name: statistics.median(values) for name, values in pairs.items()}
-        faster = {
-            arm: {"median": medians[f"{arm} over pipeline"], "turns": pairs[f"{arm} over pipeline"]} for arm in ("jpeg", "raw")
-        }
+        faster = {name: {"median": medians[name], "turns": values} for name, values in pairs.items()}
         table = {"baseline": "pipeline", "n": self.sizes.repeats, "faster": faster, "less_memory": {}}
+        table["wrong"] = [f"{self.wrong_pixels} pixels"] if self.wrong_pixels else [] if self.crop <= 1e-4 else ["crops"]
         return {**asdict(self), "ratios": pairs, "ratio": medians, **table}
 
 
@@ -163,7 +164,8 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
             wall[arm].append((time.perf_counter() - clock) / sizes.images)
         floor.append(_floor(stores["jpeg"]))
         on_turn(turn, {arm: values[-1] for arm, values in cpu.items()})
-    machine = artifacts.provenance(0.0).machine
+    place = artifacts.provenance(0.0)
+    machine = place.machine
     return Result(
         sizes=sizes,
         cpu={arm: tuple(values) for arm, values in cpu.items()},
@@ -172,7 +174,7 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
         floor=tuple(floor),
         original=statistics.mean(file.stat().st_size for file in files),
         packed=stores["jpeg"].info.bytes / sizes.images,
-        wrong=_wrong(stores, files),
+        wrong_pixels=_wrong(stores, files),
         loss=_loss(stores),
         crop=_crop(stores["jpeg"], sizes),
         peak=peak,
@@ -182,6 +184,8 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
             "libjpeg-turbo": str(features.version("libjpeg_turbo")),
         },
         load=(round(load, 2), round(os.getloadavg()[0], 2)),
+        commit=place.commit,
+        dirty=place.dirty,
     )
 
 
@@ -339,7 +343,7 @@ def lines(result: Result) -> list[str]:
         *said,
         f"floor       {_spread([1000 * value for value in result.floor])} ms: the decoder alone on the packed JPEGs",
         f"packing     {ms['jpeg']:.2f} ms (jpeg), {ms['raw']:.2f} ms (raw) an image, once",
-        f"same        {result.wrong} pixels differ from Pillow's; views within {result.crop:.1e} of torchvision's",
+        f"same        {result.wrong_pixels} pixels differ from Pillow's; views within {result.crop:.1e} of torchvision's",
         f"loss        as JPEG a pixel moves by {result.loss:.2f} of 255 levels on average",
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.optim import Optimizer
 from torchvision import transforms
@@ -59,6 +59,16 @@ def step(method: Any, optimizer: Optimizer, student_view: Tensor, teacher_view: 
     return loss.item()
 
 
+class _Blur:
+    """PIL's own Gaussian blur, as in the published recipe; torchvision's goes through a tensor and a convolution."""
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(self.least, self.most))))
+
+
 def transform(law: View, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
     """torchvision's transforms of PIL images for a law."""
     steps: list[Any] = [transforms.RandomResizedCrop(size, scale=(law.crop_min, law.crop_max))]
@@ -67,9 +77,7 @@ def transform(law: View, size: int, mean: tuple[float, ...], std: tuple[float, .
         steps.append(transforms.RandomApply([jitter], p=law.jitter.p))
     steps.append(transforms.RandomGrayscale(law.grayscale))
     if law.blur is not None:
-        taps = 2 * min(round(3 * law.blur.sigma_max), size - 1) + 1
-        blur = transforms.GaussianBlur(taps, (law.blur.sigma_min, law.blur.sigma_max))
-        steps.append(transforms.RandomApply([blur], p=law.blur.p))
+        steps.append(transforms.RandomApply([_Blur(law.blur.sigma_min, law.blur.sigma_max)], p=law.blur.p))
     steps += [transforms.RandomHorizontalFlip(law.flip), transforms.ToTensor(), transforms.Normalize(mean, std)]
     composed: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
     return composed

@@ -6,6 +6,7 @@ on a GPU they are those between two CUDA events. The order of the arms rotates, 
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -18,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from isd_repro import artifacts
-from isd_repro.errors import ConfigError
+from isd_repro.errors import ConfigError, UserError
 from isd_repro.nn import products
 
 Say = Callable[[str], object]
+PAGE = 4096 / 2**20  # MiB below which memory is not measured
+# Blocks of 64 KiB or more go back to the system, so that none is left over from the inputs and counts as held.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Comparison:
         memory_mib: most memory beyond the inputs, by arm; empty where it was not measured.
         floor: seconds that the hardware needs at its measured rate, and where from.
         check: how far apart what the arms computed is; each entry says from what.
+        limits: the most that an entry of `check` may be; beyond it an arm computes something else and its ratio is worth nothing.
+        how: what decided an arm's speed on this device (a kernel, a compiler), by arm.
         machine: what it ran on, and `load` how busy that was, before and after.
     """
 
@@ -46,11 +53,19 @@ class Comparison:
     check: dict[str, float]
     floor: dict[str, float]
     memory_mib: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
     clock: str = "processor seconds"
     machine: str = ""
     load: tuple[float, float] = (0.0, 0.0)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    dirty: bool | None = None
+
+    @property
+    def wrong(self) -> list[str]:
+        """Entries of `check` that are beyond their limit, or no numbers."""
+        return [name for name, limit in self.limits.items() if not self.check[name] <= limit]
 
     @property
     def baseline(self) -> str:
@@ -65,9 +80,12 @@ class Comparison:
         """Everything, with ratios and medians computed."""
         others = [arm for arm in self.seconds if arm != self.baseline]
         faster = {arm: {"median": statistics.median(self.ratios(arm)), "turns": self.ratios(arm)} for arm in others}
-        less = {arm: self.memory_mib[self.baseline] / self.memory_mib[arm] for arm in others if arm in self.memory_mib}
+        memory = {arm: max(value, PAGE) for arm, value in self.memory_mib.items()}
+        less = {arm: memory[self.baseline] / memory[arm] for arm in others if arm in memory}
         return {
             **asdict(self),
+            "check": {name: value if math.isfinite(value) else None for name, value in self.check.items()},
+            "wrong": self.wrong,
             "baseline": self.baseline,
             "n": len(self.seconds[self.baseline]),
             "faster": faster,
@@ -82,6 +100,8 @@ def compare(
     *,
     floor: Callable[[], dict[str, float]],
     check: dict[str, float],
+    limits: Mapping[str, float] = {},
+    how: Mapping[str, str] = {},
     memory_mib: Mapping[str, float] = {},
     versions: Mapping[str, str] = {},
     say: Say = lambda line: None,
@@ -103,6 +123,8 @@ def compare(
         sizes=asdict(sizes),
         seconds={arm: tuple(values) for arm, values in seconds.items()},
         check=check,
+        limits=dict(limits),
+        how={arm: words for arm, words in how.items() if words},
         floor=floor(),
         memory_mib=dict(memory_mib),
         clock="seconds between CUDA events" if device.type == "cuda" else "processor seconds",
@@ -110,6 +132,7 @@ def compare(
         load=(round(before, 2), round(os.getloadavg()[0], 2)),
         versions={**found.versions, **versions},
         commit=found.commit,
+        dirty=found.dirty,
     )
 
 
@@ -151,16 +174,29 @@ def check_sizes(sizes: Any) -> None:
 
 
 def multiply_rate(rows: int, inner: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of products of one shape by the fastest way here, the median of five."""
+    """FLOP/s of matrix products of one shape, by oneDNN on a CPU that has it; the median of five."""
     left, right = (torch.rand(count, inner, device=device).to(dtype) for count in (rows, columns))
-    times = max(1, int(1e9 / (2 * rows * inner * columns)))
+    return _rate(lambda: products.times(left, right), 2 * rows * inner * columns, device)
 
-    def work() -> None:
+
+def convolve_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of a ResNet's 3x3 convolution with 128 channels at 28 px, its border counted as work; the median of five."""
+    images = torch.rand(16, 128, 28, 28, device=device).to(dtype).to(memory_format=torch.channels_last)
+    weight = torch.rand(128, 128, 3, 3, device=device).to(dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        return _rate(lambda: functional.conv2d(images, weight, padding=1), 2 * 9 * 128 * images.numel(), device)
+
+
+def _rate(work: Callable[[], object], flop: int, device: torch.device) -> float:
+    """Of so much work at a time that starting it is no part of it."""
+    times = max(1, int((1e12 if device.type == "cuda" else 1e9) / flop))
+
+    def many() -> None:
         for _ in range(times):
-            products.times(left, right)
+            work()
 
-    work()
-    return 2 * rows * inner * columns * times / statistics.median(seconds_of(work, device) for _ in range(5))
+    many()
+    return flop * times / statistics.median(seconds_of(many, device) for _ in range(5))
 
 
 def copy_rate(device: torch.device) -> float:
@@ -179,9 +215,13 @@ def peak_in_process(module: str, *arguments: object) -> float:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(artifacts.__file__).parents[1]), *filter(None, sys.path)]),
+        **_MALLOC,
     }
     words = [sys.executable, "-c", call, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise UserError(f"peak memory could not be measured: {last[:300]}", "choose smaller sizes")
     return float(done.stdout.rsplit("peak", 1)[1])
 
 
@@ -222,6 +262,10 @@ def lines(result: Comparison) -> list[str]:
         found.append(f"  {arm:<22} {spread(values, '.3f')} s{faster}{memory}")
     found.append("floor    " + ", ".join(f"{name} {value:.4g}" for name, value in result.floor.items()))
     found.append("check    " + ", ".join(f"{name} {value:.2g}" for name, value in result.check.items()))
+    if result.how:
+        found.append("how      " + "; ".join(f"{arm}: {words}" for arm, words in result.how.items()))
+    if result.wrong:
+        found.append(f"WRONG    beyond its limit: {', '.join(result.wrong)}")
     return found
 
 

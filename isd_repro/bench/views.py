@@ -93,7 +93,8 @@ def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
         if (kornia := images.kornia_views()) is not None:
             works["kornia"], versions = kornia, {"kornia": peers.version("kornia")}
         check = {key: value for arm in list(works)[1:] for key, value in _moments(arm, works[arm], images.plain_views).items()}
-        return turns.compare("views", sizes, works, floor=floor, check=check, versions=versions, say=say)
+        limits = dict.fromkeys(check, 1.6 / sizes.batch**0.5)  # of draws: 0.1 for 256 images
+        return turns.compare("views", sizes, works, floor=floor, check=check, limits=limits, versions=versions, say=say)
 
 
 def _moments(arm: str, make: Callable[[], list[Tensor]], plain_views: Callable[[], list[Tensor]]) -> dict[str, float]:

@@ -18,6 +18,13 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX512_BF16 or AMX); elsewhere it is emulated, slower than float32."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return has_onednn() and any(ask() for ask in asked if ask)
+
+
 def by_onednn(left: Tensor) -> bool:
     """Whether `times` of this matrix is oneDNN's, by the rule above."""
     return left.device.type == "cpu" and left.dtype == torch.float32 and has_onednn()

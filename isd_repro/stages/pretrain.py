@@ -27,7 +27,7 @@ from isd_repro.data import augment, feed, sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.nn import backbones, engine, ranks
+from isd_repro.nn import backbones, engine, products, ranks
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.params import Params, Run
 from isd_repro.protocols import Setting, Tracker
@@ -91,7 +91,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         progress = work.resume(now)
         for path in (layout.encoder(name), layout.record(name, "pretrain")):
             files.check_writable(path.parent)
-        kernels = plan.kernels + work.choose(progress)
+        kernels = plan.kernels + work.choose(progress) + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
         with attempts.recorded(state / "attempts.jsonl", progress, plan.device, kernels) as log:
             work.train(progress, log, stop)
             work.export(progress, log)
@@ -146,8 +146,8 @@ def _check_sizes(run: Run) -> None:
         )
     if run.backbone.arch == "pixels" and run.optim.epochs:
         raise ConfigError("optim.epochs: a backbone without weights cannot be trained", "use 0 with backbone.arch pixels")
-    if run.numerics.precision == "bf16" and not torch.cuda.is_available():
-        raise ConfigError("numerics.precision: bf16 needs a CUDA device and there is none", "use float32 here")
+    if run.numerics.precision == "bf16" and not torch.cuda.is_available() and not products.multiplies_bf16():
+        raise ConfigError("numerics.precision: bf16 needs a CUDA device or a CPU that multiplies it", "use float32 here")
 
 
 class _Work:

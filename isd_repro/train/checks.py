@@ -29,7 +29,7 @@ def gradient_norm(method: nn.Module) -> float:
 def is_finite(method: nn.Module) -> bool:
     """Whether every weight and buffer is finite; one wait for the device."""
     # One pass over each: a NaN is both ends. isfinite of everything makes five, and a bank is large.
-    flags = [torch.isfinite(torch.stack(value.aminmax())).all() for _, value in _values(method)]
+    flags = [torch.isfinite(torch.stack(value.aminmax())).all() for _, value in _values(method) if value.numel()]
     return bool(torch.stack(flags).all()) if flags else True
 
 

@@ -75,7 +75,7 @@ def batch64(step: int) -> Batch:
 
 
 def test_a_float16_bank_trains_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """bf16 itself needs CUDA; the bank that goes with it does not."""
+    """The bank that goes with bf16, under float32 networks."""
     half = Numerics(engine="fast", precision="bf16")
     for name in BANKED:
         method, plain = built(name, half, monkeypatch), built(name, REFERENCE, monkeypatch)

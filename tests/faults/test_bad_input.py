@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from isd_repro import config
+from isd_repro.nn import products
 from isd_repro.stages.prepare import prepare
 from tests.faults import world
 
@@ -112,6 +113,7 @@ def test_no_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_bf16_without_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(products, "multiplies_bf16", lambda: False)
     world.edit(folder, ("precision: float32", "precision: bf16"))
     code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert (code, "runs.isd.numerics.precision: bf16 needs a CUDA device" in error) == (3, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from isd_repro import artifacts, config
 from isd_repro.artifacts import PretrainRecord
 from isd_repro.data import feed
-from isd_repro.nn import engine
+from isd_repro.nn import engine, products
 from isd_repro.stages.prepare import prepare
 from tests.faults import world
 from tests.faults.test_resume import stopped_at
@@ -46,6 +47,24 @@ def test_a_kernel_that_is_left_out_is_told(folder: Path, monkeypatch: pytest.Mon
     words = "bank attention onednn on float32 (triton left out: RuntimeError: no compiler)"
     assert f"isd: warning: {words}; the run goes on without" in said
     assert [attempt.device for attempt in record_of(folder).attempts] == [f"cpu, {words}"]
+
+
+@pytest.mark.skipif(not products.multiplies_bf16(), reason="this CPU does not multiply bf16")
+def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> None:
+    """Another run than in float32, near it, whose bank is float16; killed and gone on with it is the same, bit for bit."""
+    world.edit(folder, ("precision: float32}", "precision: bf16, engine: fast}"))
+    world.train(folder)
+    first, exact = record_of(folder), record_of(undisturbed)
+    assert [attempt.device for attempt in first.attempts] == ["cpu, bank attention onednn on float16"]
+    losses = [(row["loss"], other["loss"]) for row, other in zip(first.curve, exact.curve, strict=True)]
+    assert 0 < abs(losses[0][0] - losses[0][1]) < 0.01 * losses[0][1], losses
+    for path in world.outputs(folder).values():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    stopped_at(folder, 3)
+    world.train(folder)
+    again = record_of(folder)
+    assert len(again.attempts) == 2
+    assert again.encoder_sha256 == first.encoder_sha256
 
 
 def test_a_written_default_is_the_default(folder: Path, undisturbed: Path) -> None:
