@@ -32,10 +32,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, features
+from PIL import Image, ImageDraw, features
 from torch import Tensor
 
 from isd_repro import artifacts, params
+from isd_repro.bench import plain
+from isd_repro.bench.views import MEAN, STD, STRONG, WEAK
 from isd_repro.data import augment
 from isd_repro.data.encoding import encoded
 from isd_repro.data.loader import generator_of
@@ -47,7 +49,6 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 SHORT_SIDE, VIEW, QUALITY = 256, 224, 90
 ORIGINAL = 95  # quality of the files that are packed
 GRAIN = 8.0  # levels
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -240,17 +241,7 @@ def _pack(folder: Path, files: Sequence[Path], settings: params.Store, workers: 
 
 def _pipeline(root: Path) -> Callable[[Tensor], Tensor]:
     """MoCo v2's strong view and the weak one, image by image on PIL, as the released code composes them."""
-    transforms: Any = import_module("torchvision.transforms")
-
-    def blurred(image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
-
-    crop = transforms.RandomResizedCrop(VIEW, scale=(0.2, 1.0))
-    flip = transforms.RandomHorizontalFlip()
-    end = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
-    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    colours = [jitter, transforms.RandomGrayscale(p=0.2), transforms.RandomApply([blurred], p=0.5)]
-    return _folder(root, transforms.Compose([crop, *colours, flip, *end]), transforms.Compose([crop, flip, *end]))
+    return _folder(root, *(plain.transform(law, VIEW, MEAN, STD) for law in (STRONG, WEAK)))
 
 
 def _crops(root: Path) -> Callable[[Tensor], Tensor]:
