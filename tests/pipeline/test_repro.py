@@ -103,3 +103,19 @@ def test_the_pipeline_runs_what_changed_and_nothing_else(clone: Path) -> None:
     assert features.read_bytes() == before
     (clone / "reports/demo/records/isd/knn.json").unlink()
     assert ran(shell(clone, "dvc", "repro")) == {"knn@isd", "report"}, "a record is made again by its stage alone"
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_adds_a_run_and_makes_none_again(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As reports/claim/FINDINGS.md says: a clone has records and lock, and neither images nor encoders."""
+    shell(clone, "dvc", "repro")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    shell(clone, "git", "add", ".")
+    shell(clone, "git", *identity, "commit", "--quiet", "-m", "done")
+    fresh = tmp_path_factory.mktemp("fresh") / "clone"
+    shell(clone, "git", "clone", "--quiet", str(clone), str(fresh))
+    runs = YAML(typ="safe").load((fresh / "params.yaml").read_text("utf-8"))["runs"]
+    change(fresh, "runs", "late", value={**runs["isd"], "label": "Late", "numerics": {**runs["isd"]["numerics"], "seed": 1}})
+    assert ran(shell(fresh, "dvc", "repro", "-s", "dvc.yaml:prepare")) == {"prepare@digits"}
+    assert ran(shell(fresh, "dvc", "repro", "--allow-missing")) == {"pretrain@late", "extract@late", "knn@late", "report"}
+    assert "| Late |" in (fresh / "reports/demo/tables/table.md").read_text("utf-8")
