@@ -23,6 +23,7 @@ INTERVALS = (
     " of a class together, with the runs as given; a class counts where it is of the group. Draws that share classes are not"
     " independent, which the first does not know."
 )
+CONTRAST = "rare less large"
 Outcome = Literal["supported", "contradicted", "undecided", "no verdict"]
 
 
@@ -133,6 +134,7 @@ def table_of(params: Params, records: Records, asked: Hypothesis) -> Table | Non
     every = [done for key in ordered if (done := compared(params, records, asked, key))]
     if not every or every[0].key != primary:
         return None
+    every += contrasts(every)
     columns = (
         Column("Mean", asked.first),
         Column("Mean", asked.second),
@@ -147,6 +149,20 @@ def table_of(params: Params, records: Records, asked: Hypothesis) -> Table | Non
     notes = (n, INTERVALS)
     title = f"{asked.first} against {asked.second} over the draws"
     return Table("hypothesis", title, "Queries", columns, rows, notes=notes, sortable=False)
+
+
+def contrasts(every: Sequence[Comparison]) -> list[Comparison]:
+    """By how much more the first method leads on rare queries than on large ones, draw by draw; no class is in both groups."""
+    by_key = {done.key: done for done in every}
+    found = []
+    for (encoder, metric, group), rare in by_key.items():
+        large = by_key.get((encoder, metric, "large"))
+        if group != "rare" or large is None:
+            continue
+        draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
+        levels = rare.first - large.first, rare.second - large.second
+        found.append(Comparison((encoder, metric, CONTRAST), draws, *levels, {}, (*rare.runs, *large.runs)))
+    return found
 
 
 def _name(key: Key) -> str:
@@ -169,7 +185,9 @@ def _cells(done: Comparison) -> list[Cell]:
         (paired.p, f"{paired.p:.3f}"),
     ]
     over = f"over {text.listing(list(done.draws))}"
-    return [Cell("statistic", done.runs, *done.key, value, detail=over, words=words or text.ABSENT) for value, words in numbers]
+    encoder, metric, group = done.key
+    key = encoder, metric, "rare" if group == CONTRAST else group  # what a cell's verdict looks up
+    return [Cell("statistic", done.runs, *key, value, detail=over, words=words or text.ABSENT) for value, words in numbers]
 
 
 def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:

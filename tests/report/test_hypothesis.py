@@ -111,9 +111,10 @@ def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
 def test_every_other_key_stands_below(tmp_path: Path) -> None:
     profile = draws(tmp_path)
     fill(profile, [6, 6, 6], [5, 5, 5])
-    assert [row.label for row in profile.report().tables[0].rows] == [
-        f"{group}, 1-NN, student" for group in ("Rare", "All", "Large")
-    ]
+    rows = profile.report().tables[0].rows
+    assert [row.label for row in rows] == [f"{group}, 1-NN, student" for group in ("Rare", "All", "Large", "Rare less large")]
+    # One of 10 queries of one of 8 rare classes is 1.25 points, and no large one differs.
+    assert [cell.value for cell in rows[3].cells[:3]] == pytest.approx([1.25, 0.0, 1.25])
 
 
 def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own(tmp_path: Path) -> None:
