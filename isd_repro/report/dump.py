@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -68,3 +69,16 @@ def as_csv(tables: Sequence[Table], parts: Mapping[str, Any]) -> str:
         values = ["" if row[key] is None else row[key] for key in PLAIN]
         writer.writerow([text.csv_cell(value) if isinstance(value, str) else value for value in values])
     return stream.getvalue()
+
+
+def as_json(tree: Mapping[str, Any]) -> str:
+    """One line an entry of each list, so that changes show and a page of a thousand cells stays below a megabyte."""
+    return "{\n" + ",\n".join(f"{_line(key)}:{_lines(value)}" for key, value in sorted(tree.items())) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    return "[\n" + ",\n".join(map(_line, value)) + "\n]" if isinstance(value, list) and value else _line(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

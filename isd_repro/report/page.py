@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -201,7 +200,7 @@ def render(report: Report) -> dict[str, bytes]:
             files[trajectory_name(drawn)] = markup.get_template("trajectory.svg.jinja").render(f=drawn, css=css)
         if block.dots:
             files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
-    files["cells.json"] = json.dumps(_cells_json(report), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    files["cells.json"] = dump.as_json(_cells_json(report))
     files["cells.csv"] = dump.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
