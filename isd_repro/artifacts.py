@@ -23,16 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from isd_repro.config import fingerprint
-from isd_repro.errors import DataError
-from isd_repro.files import write_atomic as write_atomic  # named here too, for those who write what they identify
-from isd_repro.params import Frozen, Many, Words
+from isd_repro.config.params import Frozen, Many, Words
+from isd_repro.config.reader import fingerprint
 from isd_repro.provenance import Machine as Machine
 from isd_repro.provenance import Provenance as Provenance
 from isd_repro.provenance import provenance as provenance
 from isd_repro.provenance import remember_code as remember_code
 from isd_repro.provenance import shown_provenance as shown_provenance
 from isd_repro.provenance import source_hash as source_hash
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import write_atomic as write_atomic  # named here too, for those who write what they identify
 
 FORMAT = 1
 KEY = "isd_repro"

@@ -13,10 +13,10 @@ from typing import Annotated, Never
 
 import typer
 
-from isd_repro import __version__, streams
-from isd_repro.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
+from isd_repro import __version__
+from isd_repro.runtime import launcher, signals, streams
+from isd_repro.runtime.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
-from isd_repro.train import guard, launch
 
 app = typer.Typer(
     name="isd-repro",
@@ -73,24 +73,25 @@ def _root(
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
     """Run one stage for each name, in one process or as one of several ranks."""
-    code = launch.start(stage, sys.argv[1:])
+    code = launcher.start(stage, sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
-    from isd_repro import artifacts, config
+    from isd_repro import artifacts
+    from isd_repro.config import reader as config
 
     artifacts.remember_code()
     params, layout = config.load(file)
     console = stderr()
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
-        if launch.ranks() > 1:
-            from isd_repro.nn.ranks import anywhere
-            from isd_repro.train.distributed import joined
+        if launcher.ranks() > 1:
+            from isd_repro.runtime.ranks import anywhere
+            from isd_repro.train.process_group import joined
 
             stack.enter_context(joined())
             agreed = anywhere
-            console.quiet = launch.rank() > 0
-        stop = stack.enter_context(guard.stop_on_signal()) if stage == "pretrain" else None
+            console.quiet = launcher.rank() > 0
+        stop = stack.enter_context(signals.stop_on_signal()) if stage == "pretrain" else None
         function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
         for name in names:
             if stop is not None and agreed(stop()):  # it came when the run before had nothing left to save
@@ -154,7 +155,7 @@ def transfer(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
 @app.command(rich_help_panel=STAGES)
 def report(params: ParamsFile = DEFAULT) -> None:
     """Render tables, figures and the page from the committed records."""
-    from isd_repro import config
+    from isd_repro.config import reader as config
     from isd_repro.stages.report import report as render
 
     loaded, layout = config.load(params)
@@ -164,7 +165,7 @@ def report(params: ParamsFile = DEFAULT) -> None:
 @app.command(rich_help_panel=RESULTS)
 def show(params: ParamsFile = DEFAULT) -> None:
     """Print a profile's table from its records, and where its page is."""
-    from isd_repro import config
+    from isd_repro.config import reader as config
     from isd_repro.stages.report import show as print_table
 
     loaded, layout = config.load(params)
@@ -183,7 +184,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
-    from isd_repro import config
+    from isd_repro.config import reader as config
     from isd_repro.stages.verify import Asked
     from isd_repro.stages.verify import verify as walk
 
@@ -229,7 +230,7 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
 ) -> None:
     """Score any checkpoint on labelled images as the paper does, without a pipeline."""
-    from isd_repro.evals.request import Request, numbers
+    from isd_repro.evaluations.request import Request, numbers
     from isd_repro.stages.evaluate import evaluate as run
 
     request = Request(
@@ -269,7 +270,8 @@ def figures(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every draw.")] = 0,
 ) -> None:
     """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
-    from isd_repro import artifacts, config
+    from isd_repro import artifacts
+    from isd_repro.config import reader as config
     from isd_repro.stages.figures import Asked
     from isd_repro.stages.figures import figures as draw
 
@@ -290,22 +292,22 @@ def main() -> None:
     try:
         _main()
     except SystemExit as end:
-        launch.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
+        launcher.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
         raise
 
 
 def _main() -> None:
     try:
-        guard.follow_dvc()
-        launch.follow()
-        with guard.interrupt_on_signal():
+        signals.follow_dvc()
+        launcher.follow()
+        with signals.interrupt_on_signal():
             app()
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
         _leave(end.code)
     except UserError as error:
-        if not (launch.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
+        if not (launcher.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
             _say(error.message, error.hint)
         _leave(error.exit_code)
     except OSError as error:
@@ -335,8 +337,8 @@ def _leave(code: str | int | None) -> Never:
 
 
 def _say(message: str, hint: str) -> None:
-    if launch.rank() > 0:
-        message = f"rank {launch.rank()} of {launch.ranks()}: {message}"
+    if launcher.rank() > 0:
+        message = f"rank {launcher.rank()} of {launcher.ranks()}: {message}"
     typer.secho(f"error: {printable(message)}", fg=typer.colors.RED, err=True)
     if hint:
         typer.secho(f"hint: {printable(hint)}", err=True)

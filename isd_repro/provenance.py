@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from isd_repro.params import Frozen
+from isd_repro.config.params import Frozen
 
 
 class Machine(Frozen):
@@ -94,7 +94,7 @@ def _git() -> tuple[str | None, bool | None]:
             "git",
             "ls-files",
             "--error-unmatch",
-            "isd_repro/artifacts.py",
+            "isd_repro/__init__.py",
         ]  # not a foreign repository around an installed copy
         subprocess.run(ours, cwd=checkout, capture_output=True, check=True)
         head = subprocess.run(

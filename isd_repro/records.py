@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, Provenance
-from isd_repro.params import Frozen
+from isd_repro.config.params import Frozen
 
 
 class TransferEvaluation(EvaluationRecord):

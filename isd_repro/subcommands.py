@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from isd_repro.bench.tracking import Arm
-    from isd_repro.bench.turns import Comparison
+    from benchmarks.tracking import Arm
+    from benchmarks.turns import Comparison
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
 DEFAULT = Path("params.yaml")
@@ -46,7 +46,7 @@ def bench_knn(
     """Exact search against faiss-cpu's exact index, in turns within one process."""
     import json
 
-    from isd_repro.bench import knn as measure
+    from benchmarks import knn as measure
 
     sizes = measure.Sizes(bank=bank, dim=dim, queries=queries, k=k, repeats=n, threads=threads)
     result = measure.bench(
@@ -66,7 +66,7 @@ def bench_loader(
     """The loader against a plain PIL ImageFolder pipeline, in turns within one process."""
     import json
 
-    from isd_repro.bench import loader as measure
+    from benchmarks import loader as measure
 
     def say(turn: int, cpu: dict[measure.Arm, float]) -> None:
         typer.echo(f"turn {turn + 1}: " + ", ".join(f"{arm} {1000 * value:.2f} ms" for arm, value in cpu.items()), err=True)
@@ -86,7 +86,7 @@ def bench_tracking(
     """Speed of a training loop with tracking on, off and absent, in turns within one process."""
     import json
 
-    from isd_repro.bench import tracking as measure
+    from benchmarks import tracking as measure
 
     sizes = measure.Sizes(batch=batch, bank=16 * batch, steps=steps, epochs=epochs, repeats=n)
 
@@ -106,8 +106,9 @@ def data_pack(
     ] = None,
 ) -> None:
     """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it goes on where it was."""
-    from isd_repro import artifacts, config
-    from isd_repro.stages.prepare import pack
+    from isd_repro import artifacts
+    from isd_repro.config import reader as config
+    from isd_repro.data.prepare import pack
 
     artifacts.remember_code()
     loaded, layout = config.load(params)
@@ -128,7 +129,7 @@ def bench_loss(
     as_json: AsJson = False,
 ) -> None:
     """The loss of ISD or MoCo and its gradient on a large bank, the plain formula and ours in turns."""
-    from isd_repro.bench import loss as measure
+    from benchmarks import loss as measure
 
     tau = {"tau_student": 0.2} if method == "moco" else {}
     sizes = measure.sizes_of(batch=batch, bank=bank, dim=dim, method=method, repeats=n, threads=threads, **tau)
@@ -144,7 +145,7 @@ def bench_views(
     as_json: AsJson = False,
 ) -> None:
     """Both views of a batch, PIL images one at a time and ours as a batch, in turns."""
-    from isd_repro.bench import views as measure
+    from benchmarks import views as measure
 
     _tell(measure.bench(measure.Sizes(batch=batch, side=side, repeats=n, threads=threads), say=_say), as_json=as_json)
 
@@ -163,7 +164,7 @@ def bench_step(
     as_json: AsJson = False,
 ) -> None:
     """Whole ISD steps by the plain recipe and by both engines, in turns."""
-    from isd_repro.bench import step as measure
+    from benchmarks import step as measure
 
     shape: dict[str, int | str] = {"batch": batch, "side": side, "bank": bank, "arch": arch, "stem": stem, "width": width}
     sizes = measure.sizes_of(**shape, steps=steps, repeats=n, threads=threads)
@@ -183,7 +184,7 @@ def bench_linear(
     as_json: AsJson = False,
 ) -> None:
     """Many settings of the linear protocol on one pass of the backbone, and one alone, in turns."""
-    from isd_repro.bench import linear as measure
+    from benchmarks import linear as measure
 
     numbers = {"images": images, "batch": batch, "side": side, "settings": settings, "repeats": n, "threads": threads}
     _tell(measure.bench(measure.sizes_of(arch=arch, width=width, **numbers), say=_say), as_json=as_json)
@@ -196,7 +197,7 @@ def bench_all(
     n: Annotated[int, typer.Option("--n", min=1, help="Turns of each.")] = 5,
 ) -> None:
     """Every comparison at the sizes of docs/performance.md, one JSON file each."""
-    from isd_repro.bench import every
+    from benchmarks import every
 
     every.bench(out, n, tuple(names or ()), _say)
 
@@ -208,8 +209,8 @@ def _say(line: str) -> None:
 def _tell(result: Comparison, *, as_json: bool) -> None:
     import json
 
-    from isd_repro.bench import turns
-    from isd_repro.errors import UserError
+    from benchmarks import turns
+    from isd_repro.runtime.errors import UserError
 
     typer.echo(json.dumps(result.as_json(), indent=1, allow_nan=False) if as_json else "\n".join(turns.lines(result)))
     if result.wrong:
@@ -257,7 +258,7 @@ def wandb_publish(
     upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else their digests alone.")] = False,
 ) -> None:
     """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
-    from isd_repro import config
+    from isd_repro.config import reader as config
     from isd_repro.stages import publish
 
     loaded, layout = config.load(params)
@@ -274,7 +275,7 @@ def wandb_dashboard(
     ] = False,
 ) -> None:
     """Build the reviewers' workspace and report in W&B from the committed records."""
-    from isd_repro import config
+    from isd_repro.config import reader as config
     from isd_repro.stages.dashboard import dashboard
 
     loaded, layout = config.load(params)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isd_repro.checkpoints.layouts import Entry, Parsed
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 _SHOWN = 8
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}

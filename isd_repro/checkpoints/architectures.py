@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from isd_repro.errors import ConfigError, DataError
+from isd_repro.interfaces import Backbone
 from isd_repro.nn.backbones import NarrowResNet
-from isd_repro.protocols import Backbone
+from isd_repro.runtime.errors import ConfigError, DataError
 
 AUTO = "auto"
 Shape = tuple[int, ...]

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from isd_repro.checkpoints.read import Raw, tensors_in
-from isd_repro.errors import DataError, line
+from isd_repro.runtime.errors import DataError, line
 
 _RESNET = r"(?:conv1|bn1|layer[1-4])\."
 _FC = (r"^fc\.",)

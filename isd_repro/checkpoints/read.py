@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from isd_repro import artifacts
-from isd_repro.errors import DataError
-from isd_repro.files import check_zip, zip_entries
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import check_zip, zip_entries
 
 MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000
 MAX_NODES = 1_000_000  # containers and values of a pickle, so that one that repeats itself ends

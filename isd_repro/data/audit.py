@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.data.subsets import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_list
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 _WNID = re.compile(r"n\d{8}")
 _ANIMALS = range(1_313_093, 2_666_196)

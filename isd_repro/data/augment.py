@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from isd_repro.params import Blur, Jitter, View
+from isd_repro.config.params import Blur, Jitter, View
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default ratio range
 Change = Callable[[Tensor, Tensor], Tensor]  # images B x C x S x S in 0..1, factor or shift B x 1 x 1 x 1 -> images

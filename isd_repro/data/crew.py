@@ -18,12 +18,12 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data import sources
 from isd_repro.data.encoding import Encoded, encoded
 from isd_repro.data.opening import UnreadableError
 from isd_repro.data.sources import Listing, Located
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 T = TypeVar("T")
 CHUNK = 16  # images that a process gets at once

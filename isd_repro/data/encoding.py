@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from isd_repro import params
+from isd_repro.config import params
 
 Pixels = npt.NDArray[np.uint8]
 

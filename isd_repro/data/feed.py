@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from isd_repro.config.params import Numerics
 from isd_repro.data.store import Store
-from isd_repro.errors import DataError, UserError
-from isd_repro.params import Numerics
+from isd_repro.runtime.errors import DataError, UserError
 
 NOT_DECODED = "JPEGs not decoded"
 LEVELS = 8.0  # of 255: up to this mean difference from the CPU's pixels a device's decoder is taken for right, see `try_there`

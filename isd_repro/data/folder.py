@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data import opening, sources
 from isd_repro.data.images import PADDED, Reader, StoreReader
 from isd_repro.data.manifests import Image, Manifest
@@ -30,7 +30,7 @@ from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.data.sources import Listing, Located
 from isd_repro.data.store import Store, convert
 from isd_repro.data.subsets import parse_list
-from isd_repro.errors import DataError, printable
+from isd_repro.runtime.errors import DataError, printable
 
 _CHUNK = 4096  # images whose hashes are asked for at a time
 _SHOWN = 5

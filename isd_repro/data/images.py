@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isd_repro.config.params import Linear, View
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
-from isd_repro.nn import ranks
-from isd_repro.params import Linear, View
+from isd_repro.runtime import ranks
 
 PADDED = 2**28  # bytes of a padded uint8 batch; as floats it is four times that
 _RED, _GREEN, _BLUE, _ROUND = 19595, 38470, 7471, 32768  # PIL's weights of "L", in 65536ths

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isd_repro.config.params import FewLabel
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepared import Prepared, Split
-from isd_repro.errors import DataError
-from isd_repro.params import FewLabel
+from isd_repro.runtime.errors import DataError
 
 ORIGIN = (
     "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"

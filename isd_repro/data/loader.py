@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from isd_repro.config.params import Data, Numerics, View
 from isd_repro.data import augment, feed
 from isd_repro.data.augment import CHANGES, Change, Drawn
 from isd_repro.data.feed import Feed
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store
-from isd_repro.errors import ConfigError
-from isd_repro.nn import ranks
-from isd_repro.params import Data, Numerics, View
-from isd_repro.protocols import Batch
+from isd_repro.interfaces import Batch
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import ConfigError
 
 
 def generator_of(*key: object) -> Generator:

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from isd_repro.artifacts import ManifestIdentity, write_atomic
+from isd_repro.config.params import Frozen
 from isd_repro.data.store import StoreInfo
-from isd_repro.errors import DataError
-from isd_repro.params import Frozen
+from isd_repro.runtime.errors import DataError
 
 HEADER = "manifest.json"
 IMAGES = "images.tsv"

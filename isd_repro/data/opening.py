@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 MAX_PIXELS = 89_478_485  # of an image; PIL's own limit, 268 MB as RGB; ImageNet's largest has 61 million
 MAX_BYTES = 2**28  # of an image's file and of the annotations, and what an entry of a zip may unpack to

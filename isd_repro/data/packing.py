@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isd_repro import files, params
+from isd_repro.config import params
 from isd_repro.data import crew, manifests, reuse
 from isd_repro.data.journal import Entry, Journal, entry_of
 from isd_repro.data.manifests import Image, Manifest, Positions
@@ -27,7 +27,8 @@ from isd_repro.data.prepared import pack_root
 from isd_repro.data.sources import Listing, Located
 from isd_repro.data.store import StoreInfo, StoreWriter, file_of
 from isd_repro.data.subsets import Selection
-from isd_repro.errors import DataError
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import DataError
 
 _SHOWN = 5  # names that a message lists
 

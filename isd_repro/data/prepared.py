@@ -20,7 +20,7 @@ from isd_repro.artifacts import ManifestIdentity
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Manifest
 from isd_repro.data.store import Store, StoreInfo
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 PACK_ROOT = "ISD_PACK_ROOT"
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data import crew, journal
 from isd_repro.data.journal import Entry, Journal
 from isd_repro.data.sources import Listing, Located

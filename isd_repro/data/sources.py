@@ -21,9 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.opening import UnreadableError, decode_file, open_zip, read_file, unpack
-from isd_repro.errors import DataError, UserError
+from isd_repro.runtime.errors import DataError, UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 DIGITS_TRAIN = 400  # images of each digit that are train; the other 100 are val

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
-from isd_repro.errors import ConfigError, DataError
+from isd_repro.runtime.errors import ConfigError, DataError
 
 LISTS_ORIGIN = "repository UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset"
 LIST_SHA256 = {

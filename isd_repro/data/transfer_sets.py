@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isd_repro.config.params import TransferName
 from isd_repro.data.loader import generator_of
-from isd_repro.errors import DataError, UserError
-from isd_repro.params import TransferName
+from isd_repro.runtime.errors import DataError, UserError
 
 Part = Literal["train", "val", "test", "pool"]  # "pool": neither train nor test until it is divided
 Metric = Literal["top1", "mean-per-class"]

@@ -10,9 +10,9 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from isd_repro.config import describe, naming
-from isd_repro.errors import ConfigError
-from isd_repro.params import Frozen, MethodBlock
+from isd_repro.config.params import Frozen, MethodBlock
+from isd_repro.config.reader import describe, naming
+from isd_repro.runtime.errors import ConfigError
 
 
 def names() -> list[str]:

@@ -17,13 +17,13 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from isd_repro.config.params import Frozen, Unit
+from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import attend
 from isd_repro.nn.heads import Projected, mlp, unit
 from isd_repro.nn.health import health
-from isd_repro.params import Frozen, Unit
-from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
 
 class Config(Frozen):

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from isd_repro.config.params import Frozen
+from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn.heads import unit
 from isd_repro.nn.health import health
-from isd_repro.params import Frozen
-from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
 
 class Config(Frozen):

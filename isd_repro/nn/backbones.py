@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from isd_repro.errors import ConfigError
-from isd_repro.params import BackboneConfig
-from isd_repro.protocols import Backbone
+from isd_repro.config.params import BackboneConfig
+from isd_repro.interfaces import Backbone
+from isd_repro.runtime.errors import ConfigError
 
 _TORCHVISION: dict[str, Callable[[], ResNet]] = {"resnet18": models.resnet18, "resnet50": models.resnet50}
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isd_repro.errors import ConfigError
-from isd_repro.nn import ranks
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import ConfigError
 
 BankInit = Literal["reference", "unit"]
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from isd_repro.nn import ranks
 from isd_repro.nn.heads import unit
+from isd_repro.runtime import ranks
 
 Net = TypeVar("Net", bound=nn.Module)
 

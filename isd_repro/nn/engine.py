@@ -12,11 +12,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import UserError
-from isd_repro.nn import ranks
+from isd_repro.config.params import Numerics
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import kernel_of, why_not_triton
-from isd_repro.params import Numerics
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import UserError
 
 NOT_COMPILED = "not compiled"
 LEFT_OUT = "triton left out"

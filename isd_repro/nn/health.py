@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from isd_repro.nn import ranks
+from isd_repro.runtime import ranks
 
 NEAREST = 10  # anchors that `purity` looks at
 _ROWS = 256  # queries of `purity` at a time

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isd_repro.errors import ConfigError
-from isd_repro.params import Beside, ListFile, Params
+from isd_repro.config.params import Beside, ListFile, Params
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Column, Printed, Row, Table, Verdict
 from isd_repro.report.paper import MeanCheck, Paper, PaperColumn, PaperRow, PaperTable, Value
@@ -19,6 +18,7 @@ from isd_repro.report.protocols import METRIC
 from isd_repro.report.records import RECORDED, Records
 from isd_repro.report.runs import changes
 from isd_repro.report.tables import score_cell, with_n
+from isd_repro.runtime.errors import ConfigError
 
 OURS, THEIRS, AGAINST = "ours", "paper", "diff"
 ACROSS = 3  # columns of the paper up to which ours, paper and difference stand side by side

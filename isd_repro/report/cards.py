@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isd_repro.artifacts import PretrainRecord, Provenance
-from isd_repro.config import Layout
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import costs, protocols, runs, stats, text
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped
@@ -166,7 +166,7 @@ def _use(record: PretrainRecord, folder: str) -> Iterator[str]:
     yield f"```sh\nisd-repro evaluate --which {which} --ckpt {file} --prepared {subset}\n```\n"
     yield "In Python:\n"
     yield (
-        "```python\nfrom pathlib import Path\n\nfrom isd_repro.evals.encoders import load_encoders\n\n"
+        "```python\nfrom pathlib import Path\n\nfrom isd_repro.evaluations.encoders import load_encoders\n\n"
         f'encoders, identity = load_encoders(Path("{file}"))\n'
         f'features = encoders["{record.encoders[0]}"](images)  # B x C x H x W, normalised as identity says\n```\n'
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Provenance, TrajectoryRecord
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.records import TransferRecord
 from isd_repro.report import text
 from isd_repro.report.records import Records, RunRecords

@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from isd_repro.artifacts import PretrainRecord
-from isd_repro.config import Layout
-from isd_repro.params import Frozen, Params
+from isd_repro.config.params import Frozen, Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import text
 from isd_repro.report.faults import AGAIN, Fault
 from isd_repro.report.records import PARTS, Records

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from isd_repro.params import Beside, Params
+from isd_repro.config.params import Beside, Params
 from isd_repro.report import published, text
 from isd_repro.report.beside import AGAINST, OURS, ROUNDING, THEIRS, notes_of, obstacle, paper_cell
 from isd_repro.report.cells import Cell, Column, Row, Table, Verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import text
 from isd_repro.report.cells import Table
 from isd_repro.report.findings import Finding

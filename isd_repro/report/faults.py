@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 Key = tuple[str, str, str]  # encoder, metric, group
 AGAIN = "run its stage again; if it was edited by hand, restore it from git"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import text
 from isd_repro.report.cells import Cell
 from isd_repro.report.pivot import draw_cell, methods

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.pivot import compare, contest, discordant, draw_cell, families, methods, peer

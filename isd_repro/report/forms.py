@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from isd_repro.params import Frozen, Knn, Linear, Many, Natural, Transfer, Words
+from isd_repro.config.params import Frozen, Knn, Linear, Many, Natural, Transfer, Words
 
 
 class _Labelled(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.findings import Finding, verified

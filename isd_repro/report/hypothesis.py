@@ -9,14 +9,14 @@ from itertools import product
 from statistics import fmean
 from typing import Literal
 
-from isd_repro.errors import ConfigError
-from isd_repro.params import Hypothesis, Params
+from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.findings import Finding
 from isd_repro.report.pivot import draw_cell, families, methods
 from isd_repro.report.records import Key, Records
 from isd_repro.report.tables import ENCODERS, groups_of, metrics_of
+from isd_repro.runtime.errors import ConfigError
 
 INTERVALS = (
     "Differences in points. Over draws: Student's interval of the mean. Over classes: bootstrap of the mean by classes, all draws"

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isd_repro.artifacts import TrajectoryRecord
-from isd_repro.config import Layout
-from isd_repro.errors import UserError
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import (
     beside,
     costs,
@@ -38,6 +37,7 @@ from isd_repro.report.findings import Finding
 from isd_repro.report.records import Records
 from isd_repro.report.rendered import stamped
 from isd_repro.report.tables import subset_tables
+from isd_repro.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from jinja2 import Environment

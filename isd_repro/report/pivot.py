@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isd_repro.params import ListFile, Params
+from isd_repro.config.params import ListFile, Params
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Kind
 from isd_repro.report.records import RECORDED

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.records import TransferEvaluation
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table

@@ -25,9 +25,8 @@ from isd_repro.artifacts import (
     TrajectoryRecord,
     read_record,
 )
-from isd_repro.config import Layout
-from isd_repro.errors import DataError
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.records import TransferRecord, mean_per_class
 from isd_repro.report import forms, stated
 from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
@@ -35,6 +34,7 @@ from isd_repro.report.evaluation import RECORDED as RECORDED
 from isd_repro.report.evaluation import Evaluation, check
 from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
 from isd_repro.report.faults import Key as Key
+from isd_repro.runtime.errors import DataError
 
 Part = Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"]
 PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear", "few_label")  # all about one manifest; transfer is about others

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import Records
 

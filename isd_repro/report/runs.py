@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.artifacts import EvaluationRecord, PretrainRecord, TrajectoryRecord
-from isd_repro.config import Layout
-from isd_repro.params import Params, Run
+from isd_repro.config.params import Params, Run
+from isd_repro.config.reader import Layout
 from isd_repro.records import TransferRecord
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Printed

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from isd_repro.artifacts import Score, TrajectoryRecord
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from isd_repro.report import beside, stats
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table

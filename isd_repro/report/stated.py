@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Score, TrajectoryPoint, TrajectoryRecord
-from isd_repro.config import fingerprint
+from isd_repro.config.reader import fingerprint
 from isd_repro.records import TransferRecord
 from isd_repro.report.faults import AGAIN, Fault, Sink
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from statistics import NormalDist, fmean, stdev
 
-from isd_repro.errors import UserError
+from isd_repro.runtime.errors import UserError
 
 LEVEL = 0.95
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)  # 1.96

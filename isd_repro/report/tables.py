@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from isd_repro.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
+from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions

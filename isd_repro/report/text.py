@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from isd_repro.errors import seen
+from isd_repro.runtime.errors import seen
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"  # a cell that cannot exist, such as the teacher of a method without one

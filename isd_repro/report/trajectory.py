@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isd_repro.artifacts import Score, TrajectoryRecord
-from isd_repro.config import Layout
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report.cells import Cell
 from isd_repro.report.faults import Fault, Sink, refuse
 from isd_repro.report.figures import WIDTH, Tick, nice_ticks

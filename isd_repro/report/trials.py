@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import stdev
 
-from isd_repro.params import Params, Trials
+from isd_repro.config.params import Params, Trials
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell
 from isd_repro.report.findings import Finding

@@ -15,7 +15,7 @@ from rich.table import Table
 from isd_repro.data import audit as auditing
 from isd_repro.data.audit import Audit, Overlap, Report
 from isd_repro.data.subsets import LISTS_ORIGIN
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 
 def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> None:

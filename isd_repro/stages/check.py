@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isd_repro import config, methods
-from isd_repro.errors import ConfigError
+from isd_repro import methods
+from isd_repro.config import reader as config
+from isd_repro.runtime.errors import ConfigError
 
 
 def check(file: Path) -> None:

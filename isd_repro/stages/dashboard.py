@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from isd_repro.artifacts import Provenance, TrajectoryRecord, write_atomic
-from isd_repro.config import Layout
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import page, records, text, trajectory
 from isd_repro.report.records import PARTS
 from isd_repro.report.tables import ENCODERS, groups_of

@@ -16,20 +16,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts, checkpoints, files
+from isd_repro import artifacts, checkpoints
 from isd_repro.artifacts import EvaluationRecord, ExternalRecord, Score
 from isd_repro.checkpoints import Checkpoint
-from isd_repro.config import state_root
+from isd_repro.config.params import Linear
+from isd_repro.config.reader import state_root
 from isd_repro.data import folder, images
 from isd_repro.data.folder import ImageSet
 from isd_repro.data.images import Frame
-from isd_repro.errors import ConfigError, Preempted, printable
-from isd_repro.evals import heads, knn, linear, stream, summary
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.extract import BLOCK
-from isd_repro.evals.progress import Progress
-from isd_repro.evals.request import MOST, Request
-from isd_repro.params import Linear
+from isd_repro.evaluations import heads, knn, linear, stream, summary
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.extract import BLOCK
+from isd_repro.evaluations.request import MOST, Request
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import ConfigError, Preempted, printable
+from isd_repro.runtime.progress import Progress
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images that says nothing of its own

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, Score
-from isd_repro.config import Layout, find_run
+from isd_repro.config.params import Linear, Params
+from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.evals import few_label as protocol
-from isd_repro.evals import linear, summary
-from isd_repro.evals import scores as shown
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import check_manifest, load_encoders
-from isd_repro.evals.extract import load_features
-from isd_repro.evals.linear import Outcome, Task
-from isd_repro.evals.progress import Progress
-from isd_repro.params import Linear, Params
+from isd_repro.evaluations import few_label as protocol
+from isd_repro.evaluations import linear, summary
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import check_manifest, load_encoders
+from isd_repro.evaluations.extract import load_features
+from isd_repro.evaluations.linear import Outcome, Task
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import names, open_stage
 
 

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts, methods
 from isd_repro.artifacts import sha256_file, write_atomic
-from isd_repro.config import Layout, find_run, snapshots_in
+from isd_repro.config.params import Frozen, Params
+from isd_repro.config.reader import Layout, find_run, snapshots_in
 from isd_repro.data import thumbnails
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.errors import DataError
-from isd_repro.evals import anchors, clusters, tsne
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evals.extract import Features, features, load_features
-from isd_repro.evals.single_thread import scikit_learn
-from isd_repro.params import Frozen, Params
+from isd_repro.evaluations import anchors, clusters, tsne
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
+from isd_repro.evaluations.extract import Features, features, load_features
+from isd_repro.evaluations.single_thread import scikit_learn
+from isd_repro.runtime.errors import DataError
 from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints import Inspection
-from isd_repro.errors import DataError, printable
+from isd_repro.runtime.errors import DataError, printable
 
 _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
 

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, Score
-from isd_repro.config import Layout, find_run
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import sheet
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.evals import knn as search
-from isd_repro.evals import scores as shown
-from isd_repro.evals import summary
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import check_manifest
-from isd_repro.evals.extract import Features, load_features
-from isd_repro.params import Params
+from isd_repro.evaluations import knn as search
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations import summary
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import check_manifest
+from isd_repro.evaluations.extract import Features, load_features
 from isd_repro.tracking import names, open_stage
 
 QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query

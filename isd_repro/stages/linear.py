@@ -13,20 +13,20 @@ from torch import Tensor
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, Score
-from isd_repro.config import Layout, find_run
+from isd_repro.config.params import Linear, Params
+from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.evals import linear as protocol
-from isd_repro.evals import scores as shown
-from isd_repro.evals import summary
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity, check_manifest, check_run, load_encoders
-from isd_repro.evals.extract import Features, load_features
-from isd_repro.evals.linear import Outcome, Task, TrainBatches
-from isd_repro.nn import ranks
-from isd_repro.params import Linear, Params
-from isd_repro.protocols import Tracker
+from isd_repro.evaluations import linear as protocol
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations import summary
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, check_run, load_encoders
+from isd_repro.evaluations.extract import Features, load_features
+from isd_repro.evaluations.linear import Outcome, Task, TrainBatches
+from isd_repro.interfaces import Tracker
+from isd_repro.runtime import ranks
 from isd_repro.tracking import names, open_stage
 
 

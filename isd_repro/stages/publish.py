@@ -15,16 +15,16 @@ from typing import Any
 
 from rich.console import Console
 
-from isd_repro import files
 from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, PretrainRecord, Provenance, TrajectoryRecord
-from isd_repro.config import Layout, find_run
-from isd_repro.errors import DataError, UserError
-from isd_repro.evals import scores as shown
-from isd_repro.evals import summary
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout, find_run
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations import summary
 from isd_repro.records import TransferRecord
 from isd_repro.report import gallery, page, records, trajectory
 from isd_repro.report.records import RunRecords
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.tracking import media, names, read_metrics, session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.publish import Publisher, project_of

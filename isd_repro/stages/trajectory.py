@@ -17,16 +17,16 @@ from rich.progress import Progress, TaskID
 
 from isd_repro import artifacts
 from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord
-from isd_repro.config import Layout, find_run, fingerprint, snapshots_in
+from isd_repro.config.params import Knn, Params
+from isd_repro.config.reader import Layout, find_run, fingerprint, snapshots_in
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.errors import DataError
-from isd_repro.evals import knn as search
-from isd_repro.evals import scores as shown
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import check_manifest, check_run, load_encoders
-from isd_repro.evals.extract import features
-from isd_repro.params import Knn, Params
+from isd_repro.evaluations import knn as search
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
+from isd_repro.evaluations.extract import features
+from isd_repro.runtime.errors import DataError
 from isd_repro.tracking import names, open_stage
 
 

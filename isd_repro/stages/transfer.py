@@ -21,19 +21,19 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import Score
-from isd_repro.config import Layout, find_run, fingerprint
+from isd_repro.config.params import Params, TransferName
+from isd_repro.config.reader import Layout, find_run, fingerprint
 from isd_repro.data import manifests, transfer_images, transfer_sets
 from isd_repro.data.images import Frame
 from isd_repro.data.transfer_images import TransferImages
-from isd_repro.errors import ConfigError
-from isd_repro.evals import summary
-from isd_repro.evals import transfer as protocol
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evals.extract import features
-from isd_repro.evals.progress import Progress
-from isd_repro.params import Params, TransferName
+from isd_repro.evaluations import summary
+from isd_repro.evaluations import transfer as protocol
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
+from isd_repro.evaluations.extract import features
 from isd_repro.records import TransferEvaluation, TransferRecord, mean_per_class
+from isd_repro.runtime.errors import ConfigError
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import names, open_stage
 
 METRIC = "transfer"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isd_repro.errors import UserError
+from isd_repro.runtime.errors import UserError
 from isd_repro.tracking.replay import Item, Replay, Table
 
 REMOVED = "[removed]"

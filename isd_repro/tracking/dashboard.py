@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isd_repro.errors import UserError
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
+from isd_repro.runtime.errors import UserError
 from isd_repro.tracking import names, session
 from isd_repro.tracking.publish import mode_of, remember, remembered
 from isd_repro.tracking.session import brief

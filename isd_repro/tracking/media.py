@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isd_repro import files
+from isd_repro.runtime import files
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from isd_repro import files
-from isd_repro.errors import DataError
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import DataError
 
 AXES = ("epoch", "step")  # what a row is a row of; its other keys are values
 

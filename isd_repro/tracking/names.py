@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 
 ID_LENGTH = 8  # hex digits of what a stage was made from
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from isd_repro import files
-from isd_repro.errors import UserError
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import UserError
 from isd_repro.tracking import names, session
 from isd_repro.tracking.metrics import AXES
 from isd_repro.tracking.replay import Item, Replay

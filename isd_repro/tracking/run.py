@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from isd_repro.config import Layout
-from isd_repro.errors import UserError
-from isd_repro.params import Params, Tracking
+from isd_repro.config.params import Params, Tracking
+from isd_repro.config.reader import Layout
+from isd_repro.runtime.errors import UserError
 from isd_repro.tracking import media, metrics, names
 from isd_repro.tracking.session import wanted_mode
 from isd_repro.tracking.view import WandbView

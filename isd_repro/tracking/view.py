@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
 from isd_repro.tracking import names, session
 from isd_repro.tracking.media import Picture
 from isd_repro.tracking.metrics import AXES

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, ValidationError
 
 from isd_repro.artifacts import Attempt
-from isd_repro.errors import DataError, Preempted
-from isd_repro.params import Frozen, Natural
+from isd_repro.config.params import Frozen, Natural
+from isd_repro.runtime.errors import DataError, Preempted
 from isd_repro.train.checkpoint import Progress
 
 Outcome = Literal["finished", "stopped", "failed"]

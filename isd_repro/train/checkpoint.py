@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from isd_repro.errors import DataError
-from isd_repro.files import check_zip, write_atomic
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import check_zip, write_atomic
 from isd_repro.train import checks
 
 _KEYS = {"fingerprint", "method", "optimizer", "progress"}

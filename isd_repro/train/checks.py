@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import UserError
+from isd_repro.runtime.errors import UserError
 
 SPREAD = "spread"  # metric of a method: sqrt(D) x mean deviation of unit-norm embeddings; 1 on a whole sphere, 0 at a point
 LEAST_SPREAD = 0.01

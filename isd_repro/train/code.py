@@ -9,13 +9,20 @@ from pathlib import Path
 
 import torch
 
-from isd_repro.errors import UserError
+from isd_repro.runtime.errors import UserError
 from isd_repro.train.checkpoint import Progress
 
 ANYWAY = "ISD_RESUME_CHANGED"  # environment variable; 1 goes on under changed code
 
 _PACKAGE = Path(__file__).parents[1]
-_FIXED = ("data/augment.py", "data/loader.py", "train/distributed.py", "train/loop.py", "train/schedule.py")
+_FIXED = (
+    "train/process_group.py",
+    "runtime/ranks.py",
+    "data/augment.py",
+    "data/loader.py",
+    "train/loop.py",
+    "train/schedule.py",
+)
 
 
 def code_of(method: str) -> dict[str, str]:

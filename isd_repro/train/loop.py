@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from isd_repro.errors import Preempted
-from isd_repro.nn import ranks
-from isd_repro.params import Efficiency, Numerics, Optim
-from isd_repro.protocols import Batch, StepOutput
-from isd_repro.train import checks, distributed
+from isd_repro.config.params import Efficiency, Numerics, Optim
+from isd_repro.interfaces import Batch, StepOutput
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import Preempted
+from isd_repro.train import checks, process_group
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.schedule import lr_at
 
@@ -79,15 +79,15 @@ def train(
             out: StepOutput = method(batch)
         optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
-        distributed.average_step(method)
+        process_group.average_step(method)
         optimizer.step()
         _add(progress.sums, {"loss": out.loss.detach(), **out.metrics})
         progress.step = step + 1
         ends_epoch = progress.step % batches.steps_per_epoch == 0
         look = ends_epoch or progress.step % efficiency.log_every == 0
-        stopping = distributed.stopping(hooks.stopped(), look=look)
+        stopping = process_group.stopping(hooks.stopped(), look=look)
         if stopping or look:  # no state is saved unchecked
-            loss, progress.sums = distributed.average_metrics(out.loss, progress.sums)
+            loss, progress.sums = process_group.average_metrics(out.loss, progress.sums)
             _check(method, loss, progress, epoch, sound, whole=stopping or ends_epoch)
             sound = progress.step if stopping or ends_epoch else sound
             hooks.tick(progress.step, loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from isd_repro.params import Optim, Step
+from isd_repro.config.params import Optim, Step
 
 
 def lr_at(epoch: int, optim: Optim) -> float:

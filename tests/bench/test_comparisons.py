@@ -13,13 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import every, growth, loss, peers, plain, plot, step, table, turns, views
+from benchmarks.turns import Comparison
 from isd_repro import cli
-from isd_repro.bench import every, growth, loss, peers, plain, plot, step, table, turns, views
-from isd_repro.bench.turns import Comparison
-from isd_repro.errors import ConfigError, UserError
 from isd_repro.methods.isd import isd_loss
 from isd_repro.methods.moco import moco_loss
 from isd_repro.nn import bank_attention, products
+from isd_repro.runtime.errors import ConfigError, UserError
 
 LOSS = loss.Sizes(batch=20, bank=500, dim=16, repeats=3)
 STEP = step.Sizes(batch=8, side=16, bank=32, repeats=2, arch="resnet-narrow", width=4)
@@ -76,7 +76,7 @@ def test_memory_of_no_page_is_no_division_by_zero() -> None:
 
 def test_a_process_that_cannot_measure_memory_says_why() -> None:
     with pytest.raises(UserError, match=r"peak memory could not be measured: .*ValueError"):
-        turns.peak_in_process("isd_repro.bench.loss", "isd", "attention", "no number", 64, 8, 1)
+        turns.peak_in_process("benchmarks.loss", "isd", "attention", "no number", 64, 8, 1)
 
 
 def test_the_kernel_of_each_arm_is_told() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import knn
+from benchmarks.knn import Sizes
 from isd_repro import cli
-from isd_repro.bench import knn
-from isd_repro.bench.knn import Sizes
-from isd_repro.errors import ConfigError, UserError
+from isd_repro.runtime.errors import ConfigError, UserError
 
 SMALL = Sizes(bank=700, dim=16, queries=40, k=5, repeats=3)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import linear, turns
 from isd_repro import cli
-from isd_repro.bench import linear, turns
-from isd_repro.errors import ConfigError
-from isd_repro.evals import linear as protocol
+from isd_repro.evaluations import linear as protocol
+from isd_repro.runtime.errors import ConfigError
 
 SMALL = linear.Sizes(images=24, batch=10, side=16, classes=5, settings=7, repeats=2, arch="resnet-narrow", width=4)
 

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from isd_repro import cli, params
-from isd_repro.bench import loader
-from isd_repro.bench.loader import Arm, Sizes
+from benchmarks import loader
+from benchmarks.loader import Arm, Sizes
+from isd_repro import cli
+from isd_repro.config import params
 from isd_repro.data.store import Store, StoreWriter, convert
-from isd_repro.errors import ConfigError
+from isd_repro.runtime.errors import ConfigError
 
 SMALL = Sizes(images=5, batch=3, width=330, height=300, repeats=2)
 

@@ -8,12 +8,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import tracking
+from benchmarks.tracking import Sizes
 from isd_repro import cli, subcommands
-from isd_repro.bench import tracking
-from isd_repro.bench.tracking import Sizes
-from isd_repro.errors import ConfigError, UserError
 from isd_repro.methods import isd
 from isd_repro.nn.health import health
+from isd_repro.runtime.errors import ConfigError, UserError
 
 SMALL = Sizes(batch=4, side=8, width=4, bank=8, steps=3, epochs=2, repeats=2)
 

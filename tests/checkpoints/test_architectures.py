@@ -14,7 +14,7 @@ from torchvision.models.resnet import ResNet as Reference
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints.architectures import Architecture, infer
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import by_hand, randomise
 

@@ -11,7 +11,7 @@ import torch
 from torchvision.models import ResNet
 
 from isd_repro import checkpoints, cli
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import WRITERS, backbone
 

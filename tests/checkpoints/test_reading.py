@@ -14,7 +14,7 @@ import torch
 from torchvision.models import ResNet, resnet50
 
 from isd_repro import checkpoints
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import backbone
 from tests.faults.test_memory import peak

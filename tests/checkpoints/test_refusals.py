@@ -15,7 +15,7 @@ from torchvision.models import ResNet
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints import read
-from isd_repro.errors import ConfigError, DataError
+from isd_repro.runtime.errors import ConfigError, DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import WRITERS, backbone, mlp, numbered, under
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from isd_repro import checkpoints
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 FORMS = ["zip", "legacy", "plain", "newer", "namespace"]
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from isd_repro import config, methods
+from isd_repro import methods
+from isd_repro.config import reader as config
+from isd_repro.config.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
+from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
-from isd_repro.protocols import Batch, Setting
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 

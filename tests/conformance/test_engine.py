@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isd_repro import methods
-from isd_repro.config import fingerprint
+from isd_repro.config.params import Efficiency, Numerics
+from isd_repro.config.reader import fingerprint
 from isd_repro.data import augment
-from isd_repro.errors import DataError
-from isd_repro.nn import ema, engine, ranks
-from isd_repro.params import Efficiency, Numerics
-from isd_repro.protocols import Batch
+from isd_repro.interfaces import Batch
+from isd_repro.nn import ema, engine
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import DataError
 from isd_repro.train import checkpoint
 from isd_repro.train.checkpoint import Progress
 from tests.conformance import problem

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro import artifacts, methods
-from isd_repro.errors import Preempted
-from isd_repro.params import Efficiency, Numerics
-from isd_repro.protocols import Batch
+from isd_repro.config.params import Efficiency, Numerics
+from isd_repro.interfaces import Batch
+from isd_repro.runtime.errors import Preempted
 from isd_repro.train import checkpoint
 from tests.conformance import problem
 from tests.conformance.problem import (

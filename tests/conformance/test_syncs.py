@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isd_repro import methods
-from isd_repro.params import Efficiency, Numerics
-from isd_repro.protocols import Batch
+from isd_repro.config.params import Efficiency, Numerics
+from isd_repro.interfaces import Batch
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import OPTIM, STEPS, STEPS_PER_EPOCH, Noise, build

@@ -14,7 +14,7 @@ import pytest
 from isd_repro import cli
 from isd_repro.data import audit as auditing
 from isd_repro.data.subsets import LIST_SHA256
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 from isd_repro.stages import audit as stage
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "isd-unbalanced-lists.tar.gz"

@@ -12,9 +12,9 @@ from scipy import stats
 from torch import Generator, Tensor
 from torchvision.transforms import RandomResizedCrop
 
+from isd_repro.config.params import Blur, Jitter, View
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
-from isd_repro.params import Blur, Jitter, View
 
 CLOSE = 1e-5
 RARE = 1e-3  # significance of the statistical tests; seeds are fixed, so they pass or fail for good

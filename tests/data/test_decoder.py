@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isd_repro.config.params import Data, Numerics, View
+from isd_repro.config.params import Store as Packing
 from isd_repro.data import feed
 from isd_repro.data.feed import Decoder
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter, convert
-from isd_repro.errors import DataError
-from isd_repro.nn import ranks
-from isd_repro.params import Data, Numerics, View
-from isd_repro.params import Store as Packing
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import DataError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FAST = Numerics(engine="fast")

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from isd_repro.config.params import Data, Jitter, View
+from isd_repro.config.params import Store as Packing
 from isd_repro.data import augment
 from isd_repro.data.feed import Feed
 from isd_repro.data.loader import Batches, generator_of
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter, convert
-from isd_repro.errors import DataError
-from isd_repro.params import Data, Jitter, View
-from isd_repro.params import Store as Packing
-from isd_repro.protocols import Batch
+from isd_repro.interfaces import Batch
+from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
 IMAGES, BATCH, SIDE = 26, 4, 24

@@ -15,15 +15,15 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import params
-from isd_repro.config import Layout
+from isd_repro.config import params
+from isd_repro.config.params import Linear, Params, View
+from isd_repro.config.reader import Layout
 from isd_repro.data import augment, folder, images
 from isd_repro.data.folder import open_folder, open_packed
 from isd_repro.data.images import Frame, as_channels, centred, parts
 from isd_repro.data.loader import generator_of
-from isd_repro.errors import DataError
-from isd_repro.params import Linear, Params, View
-from isd_repro.stages.prepare import prepare
+from isd_repro.data.prepare import prepare
+from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
 FRAME = Frame(6, 0.75, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data import journal
 from isd_repro.data.encoding import Encoded
 from isd_repro.data.journal import JOURNAL, Entry, Journal, entry_of

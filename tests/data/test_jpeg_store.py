@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data import store as stores
 from isd_repro.data.encoding import decode_into, encode
 from isd_repro.data.store import INDEX, JPEGS, PIXELS, Store, StoreInfo, StoreWriter, convert
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 SHAPES = [(40, 61), (61, 40), (33, 33), (40, 50), (90, 33)]
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from isd_repro.config.params import FewLabel
 from isd_repro.data.labelled import drawn, labelled, percent
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.prepared import Prepared
-from isd_repro.errors import DataError
-from isd_repro.params import FewLabel
+from isd_repro.runtime.errors import DataError
 
 CLASSES = ("ant", "bee", "cat")
 COUNTS = (20, 30, 5)

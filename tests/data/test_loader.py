@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from isd_repro.config.params import Data, Jitter, View
+from isd_repro.config.params import Store as Packing
 from isd_repro.data.loader import Batches, generator_of
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter
-from isd_repro.errors import ConfigError
-from isd_repro.params import Data, Jitter, View
-from isd_repro.params import Store as Packing
-from isd_repro.protocols import Batch
+from isd_repro.interfaces import Batch
+from isd_repro.runtime.errors import ConfigError
 
 IMAGES, TRAIN, BATCH, SIDE = 30, 23, 5, 6  # 4 steps an epoch and 3 images left over
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import pytest
 
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 
 def make() -> Manifest:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.opening import UnreadableError
 from isd_repro.data.sources import Listing, open_source
-from isd_repro.errors import DataError, UserError
+from isd_repro.runtime.errors import DataError, UserError
 from tests.data import trees
 
 FILES = trees.images({"n01": 3, "n02": 4}, val=2)

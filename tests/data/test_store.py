@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.store import INDEX, PIXELS, Store, StoreInfo, StoreWriter, convert
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

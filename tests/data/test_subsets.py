@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
 from isd_repro.data.subsets import LIST_SHA256, Selection, parse_list, select
-from isd_repro.errors import ConfigError, DataError
+from isd_repro.runtime.errors import ConfigError, DataError
 from tests.data import trees
 
 COUNTS = {f"n{number:02d}": 20 + number for number in range(12)}

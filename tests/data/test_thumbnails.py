@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isd_repro.config.params import Store as Settings
 from isd_repro.data import thumbnails
 from isd_repro.data.store import Store, StoreWriter
-from isd_repro.params import Store as Settings
 
 SIZES = [(6, 9), (6, 9), (40, 20), (4, 4)]  # height, width
 

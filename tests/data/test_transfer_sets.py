@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from isd_repro.config.params import TransferName
 from isd_repro.data import transfer_images, transfer_sets
 from isd_repro.data.images import Frame
 from isd_repro.data.transfer_images import TransferImages
 from isd_repro.data.transfer_sets import SETS, Opened, Part
-from isd_repro.errors import DataError, UserError
-from isd_repro.params import TransferName
+from isd_repro.runtime.errors import DataError, UserError
 from tests.data.target_trees import CLASSES, MAKERS, Expected, Tree, number_of
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from isd_repro import params
+from isd_repro.config import params
 from isd_repro.data.sources import Located
 
 Files = dict[tuple[str, str, str], bytes]  # (split, class, file) -> bytes

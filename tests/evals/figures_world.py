@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import config
-from isd_repro.config import Layout
+from isd_repro.config import reader as config
+from isd_repro.config.params import BackboneConfig
+from isd_repro.config.reader import Layout
 from isd_repro.data.manifests import Image, Manifest
-from isd_repro.evals.encoders import load_encoders
-from isd_repro.params import BackboneConfig
+from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.stages.extract import extract
 from isd_repro.stages.figures import Asked, figures
 from tests.evals.test_stages import SIDE, write_encoder, write_prepared

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import DataError, UserError
-from isd_repro.evals import clean, heads, linear
-from isd_repro.evals.clean import CleanProbe, hold_out
-from isd_repro.params import Linear
+from isd_repro.config.params import Linear
+from isd_repro.evaluations import clean, heads, linear
+from isd_repro.evaluations.clean import CleanProbe, hold_out
+from isd_repro.runtime.errors import DataError, UserError
 from tests.evals import test_linear as known
 from tests.evals.test_linear import Matrix, World
 

@@ -10,9 +10,9 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from isd_repro.errors import ConfigError, DataError, UserError
-from isd_repro.evals import clusters
-from isd_repro.evals.single_thread import scikit_learn
+from isd_repro.evaluations import clusters
+from isd_repro.evaluations.single_thread import scikit_learn
+from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 
 def blobs(groups: int = 5, each: int = 40, width: int = 12, spread: float = 0.25) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from isd_repro.artifacts import save_tensors
-from isd_repro.errors import DataError
-from isd_repro.evals.encoders import check_manifest, load_encoders
+from isd_repro.config.params import BackboneConfig
+from isd_repro.evaluations.encoders import check_manifest, load_encoders
 from isd_repro.nn.backbones import build
-from isd_repro.params import BackboneConfig
+from isd_repro.runtime.errors import DataError
 
 CONFIG = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
 

@@ -22,20 +22,21 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
-from isd_repro import artifacts, cli, config
+from isd_repro import artifacts, cli
 from isd_repro.artifacts import EvaluationRecord, ExternalRecord, unpack_labels
-from isd_repro.config import Layout
-from isd_repro.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.evals.request import Request, numbers
+from isd_repro.config import reader as config
+from isd_repro.config.params import BackboneConfig, Params
+from isd_repro.config.reader import Layout
+from isd_repro.data.prepare import prepare
+from isd_repro.evaluations.request import Request, numbers
 from isd_repro.nn.backbones import build
-from isd_repro.params import BackboneConfig, Params
 from isd_repro.report import page, records
+from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.stages.evaluate import evaluate
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
-from isd_repro.stages.prepare import prepare
-from isd_repro.stages.pretrain import pretrain
+from isd_repro.train.pretrain import pretrain
 
 DEMO = Path(__file__).parents[2] / "params.yaml"
 RUN = "isd"
@@ -404,7 +405,7 @@ def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: P
         before.append(said.getvalue())
         raise UserError("long work begins")
 
-    monkeypatch.setattr("isd_repro.evals.stream.stream", stop)
+    monkeypatch.setattr("isd_repro.evaluations.stream.stream", stop)
     with pytest.raises(UserError, match="long work begins"):
         evaluate(Request(foreign, data=pictures, image_size=16, protocol="all", epochs=3), Console(file=said))
     assert "linear: 3 epochs of 36 images, about" in before[0]
@@ -414,7 +415,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("isd_repro.data.folder._identify", "isd_repro.evals.stream.stream"):
+    for name in ("isd_repro.data.folder._identify", "isd_repro.evaluations.stream.stream"):
         with monkeypatch.context() as patch:
             patch.setattr(name, interrupted)
             with pytest.raises(Preempted) as caught:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro.artifacts import save_tensors
-from isd_repro.errors import DataError
-from isd_repro.evals.arithmetic import exact
-from isd_repro.evals.extract import BLOCK, Features, features, load_features, save_features
+from isd_repro.evaluations.arithmetic import exact
+from isd_repro.evaluations.extract import BLOCK, Features, features, load_features, save_features
+from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
 

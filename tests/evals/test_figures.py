@@ -15,9 +15,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts, config
-from isd_repro.config import Layout
-from isd_repro.errors import ConfigError
+from isd_repro import artifacts
+from isd_repro.config import reader as config
+from isd_repro.config.reader import Layout
+from isd_repro.runtime.errors import ConfigError
 from isd_repro.stages.figures import Asked, figures
 from tests.evals.figures_world import CLASSES, QUERY, World, make_world
 

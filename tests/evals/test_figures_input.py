@@ -13,8 +13,8 @@ import torch
 
 from isd_repro import artifacts, cli
 from isd_repro.data.manifests import Manifest
-from isd_repro.errors import DataError, UserError
-from isd_repro.evals.encoders import load_encoders
+from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.runtime.errors import DataError, UserError
 from tests.evals.figures_world import CLASSES, NARROW, World, make_manifest, make_world
 from tests.evals.test_stages import write_encoder, write_prepared
 

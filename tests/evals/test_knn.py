@@ -14,8 +14,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.evals import knn
+from isd_repro.evaluations import knn
+from isd_repro.runtime.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 
@@ -251,7 +251,7 @@ def test_twenty_thousand_clustered_features_as_faiss_and_scikit_learn() -> None:
 
 MEMORY = """
 import resource, sys, numpy as np, torch
-from isd_repro.evals import knn
+from isd_repro.evaluations import knn
 torch.set_num_threads(1)
 rows, dim = 40_000, 2048
 bank = torch.from_numpy(np.memmap(sys.argv[1], np.float32, "c", shape=(rows, dim)))

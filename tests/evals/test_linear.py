@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import ConfigError, DataError, UserError
-from isd_repro.evals import linear
-from isd_repro.evals.linear import Task
-from isd_repro.params import Linear
+from isd_repro.config.params import Linear
+from isd_repro.evaluations import linear
+from isd_repro.evaluations.linear import Task
+from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
 CLASSES, TRAIN, QUERIES, DIM = 4, 50, 30, 6

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import unpack_labels
+from isd_repro.config.params import FewLabel, Transfer
 from isd_repro.data import images as pictures
 from isd_repro.data import transfer_sets
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import drawn
 from isd_repro.data.prepared import Split, open_prepared
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.evals import few_label as protocol
-from isd_repro.evals import linear
-from isd_repro.evals.encoders import load_encoders
-from isd_repro.evals.extract import load_features
-from isd_repro.evals.linear import Outcome, Task
-from isd_repro.params import FewLabel, Transfer
+from isd_repro.evaluations import few_label as protocol
+from isd_repro.evaluations import linear
+from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.evaluations.extract import load_features
+from isd_repro.evaluations.linear import Outcome, Task
 from isd_repro.records import TransferRecord
+from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.stages import transfer as module
 from isd_repro.stages.extract import extract
 from isd_repro.stages.few_label import few_label
@@ -172,7 +172,7 @@ def test_the_record_follows_from_its_predictions(world: World, target: Path) -> 
 
 def test_predictions_are_those_of_the_encoders_own_features(world: World, target: Path) -> None:  # noqa: F811
     """Raw pixels as the encoder: features, division and classifier put together here from the files."""
-    from isd_repro.evals import transfer as solver
+    from isd_repro.evaluations import transfer as solver
 
     world.run(transfer, "raw")
     [one] = read(world, "raw").evaluations

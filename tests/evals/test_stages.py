@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, save_tensors, unpack_labels
-from isd_repro.config import Layout
+from isd_repro.config.params import BackboneConfig, Params, Store
+from isd_repro.config.reader import Layout
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.prepared import open_prepared
 from isd_repro.data.store import StoreWriter
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.evals.encoders import load_encoders
+from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.nn.backbones import build
-from isd_repro.params import BackboneConfig, Params, Store
+from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import augmented, linear

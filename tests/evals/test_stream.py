@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import DataError, UserError
-from isd_repro.evals import stream
-from isd_repro.evals.extract import BLOCK, features
-from isd_repro.evals.stream import SHARD
+from isd_repro.evaluations import stream
+from isd_repro.evaluations.extract import BLOCK, features
+from isd_repro.evaluations.stream import SHARD
+from isd_repro.runtime.errors import DataError, UserError
 
 CPU = torch.device("cpu")
 COUNT = 2 * SHARD + BLOCK + 7

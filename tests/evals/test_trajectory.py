@@ -11,8 +11,8 @@ import pytest
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, TrajectoryRecord
-from isd_repro.config import snapshot_name
-from isd_repro.errors import DataError
+from isd_repro.config.reader import snapshot_name
+from isd_repro.runtime.errors import DataError
 from isd_repro.stages import trajectory as module
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn

@@ -11,10 +11,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from isd_repro.errors import DataError
-from isd_repro.evals import transfer
-from isd_repro.params import Transfer
+from isd_repro.config.params import Transfer
+from isd_repro.evaluations import transfer
 from isd_repro.records import mean_per_class
+from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
 SHARP = Transfer(tolerance=1e-7)

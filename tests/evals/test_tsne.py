@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from isd_repro.errors import DataError
-from isd_repro.evals import tsne
+from isd_repro.evaluations import tsne
+from isd_repro.runtime.errors import DataError
 
 
 def groups(each: int = 20, spread: float = 0.1) -> tuple[Tensor, Tensor]:

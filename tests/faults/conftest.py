@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from isd_repro import config
-from isd_repro.stages.prepare import prepare
+from isd_repro.config import reader as config
+from isd_repro.data.prepare import prepare
 from tests.faults import chain, world
 from tests.faults.forks import Forks
 

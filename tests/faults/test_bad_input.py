@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import config
+from isd_repro.config import reader as config
+from isd_repro.data.prepare import prepare
 from isd_repro.nn import products
-from isd_repro.stages.prepare import prepare
 from tests.faults import world
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import cli, config
-from isd_repro.errors import EXIT_FAILURE, ConfigError
+from isd_repro import cli
+from isd_repro.config import reader as config
+from isd_repro.runtime.errors import EXIT_FAILURE, ConfigError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text("utf-8")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts, config
+from isd_repro import artifacts
+from isd_repro.config import reader as config
 from isd_repro.data.prepared import open_prepared
-from isd_repro.errors import DataError
-from isd_repro.stages.pretrain import make_plan
+from isd_repro.runtime.errors import DataError
 from isd_repro.train import checkpoint, loop
+from isd_repro.train.pretrain import make_plan
 from tests.faults import chain, world
 
 READERS = {  # artefact -> the first stage that reads it

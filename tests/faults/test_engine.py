@@ -14,11 +14,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts, config
+from isd_repro import artifacts
 from isd_repro.artifacts import PretrainRecord
+from isd_repro.config import reader as config
 from isd_repro.data import feed
+from isd_repro.data.prepare import prepare
 from isd_repro.nn import engine, products
-from isd_repro.stages.prepare import prepare
 from tests.faults import world
 from tests.faults.test_resume import stopped_at
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from isd_repro import artifacts, config
+from isd_repro import artifacts
 from isd_repro.artifacts import ExternalRecord, unpack_labels
-from isd_repro.errors import ConfigError, DataError, printable
+from isd_repro.config import reader as config
 from isd_repro.report import text
+from isd_repro.runtime.errors import ConfigError, DataError, printable
 from tests.faults import chain, world
 from tests.report import synthetic
 from tests.report.conftest import Profile, make

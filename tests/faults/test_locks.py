@@ -11,8 +11,8 @@ from typing import IO
 import pytest
 import torch
 
-from isd_repro import files
-from isd_repro.errors import UserError
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import UserError
 from isd_repro.train import attempts
 from isd_repro.train.checkpoint import Progress
 from tests.faults import chain

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import PretrainRecord
+from isd_repro.interfaces import Batch, StepOutput
 from isd_repro.methods import isd
-from isd_repro.protocols import Batch, StepOutput
 from isd_repro.train import checks
 from tests.faults import world
 

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, PretrainRecord
-from isd_repro.errors import ConfigError
-from isd_repro.train import launch
+from isd_repro.runtime import launcher as launch
+from isd_repro.runtime.errors import ConfigError
 from tests.faults import world
 from tests.ranks.together import Together
 
@@ -273,7 +273,7 @@ def test_dvc_repro_with_a_launcher(prepared: Path, tmp_path: Path, two: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["isd_repro.train.torchrun", "isd_repro pretrain"])
+@pytest.mark.parametrize("whom", ["isd_repro.runtime.torchrun", "isd_repro pretrain"])
 def test_sigterm_to_the_launcher_below_dvc(prepared: Path, tmp_path: Path, two: Path, whom: str) -> None:
     """torchrun, or the stage that started it, is told to stop: the stage ends with 75, and `dvc repro` goes on from there."""
     folder, environment = dvc_folder(prepared, tmp_path)
@@ -326,7 +326,7 @@ def test_a_launcher_that_is_none(
 
 
 def test_the_words_of_a_launcher() -> None:
-    run = [sys.executable, "-m", "isd_repro.train.torchrun"]
+    run = [sys.executable, "-m", "isd_repro.runtime.torchrun"]
     assert launch.command("srun -N 2 torchrun --nnodes 2;id") == ["srun", "-N", "2", *run, "--nnodes", "2;id"]
     with pytest.raises(ConfigError):
         launch.command("")

@@ -14,7 +14,7 @@ import torch
 
 from isd_repro import artifacts
 from isd_repro.artifacts import PretrainRecord
-from isd_repro.errors import Preempted
+from isd_repro.runtime.errors import Preempted
 from isd_repro.train import attempts, code, loop
 from tests.faults import world
 from tests.faults.test_interruptions import Crash, assert_equal_runs, crash_at
@@ -75,7 +75,7 @@ def test_a_damaged_newest_point_is_put_aside_and_the_one_before_it_used(folder: 
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isd_repro.train.guard.StopRequest.__call__", look)
+        patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", look)
         said = world.train(folder)
     assert f"{path}: damaged resume point" in said
     assert "resuming after step 5" in said
@@ -311,7 +311,7 @@ def test_the_record_has_every_attempt(folder: Path) -> None:
         with pytest.raises(Crash):
             world.train(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isd_repro.train.guard.StopRequest.__call__", lambda self: True)
+        patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", lambda self: True)
         with pytest.raises(Preempted):
             world.train(folder)
     (state,) = world.states(folder)

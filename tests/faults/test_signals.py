@@ -18,12 +18,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts, cli, config, files
+from isd_repro import artifacts, cli
 from isd_repro.artifacts import PretrainRecord
-from isd_repro.errors import Preempted, UserError
-from isd_repro.evals import extract, stream
-from isd_repro.stages.prepare import prepare
-from isd_repro.train import checkpoint, guard, loop
+from isd_repro.config import reader as config
+from isd_repro.data.prepare import prepare
+from isd_repro.evaluations import extract, stream
+from isd_repro.runtime import files, signals
+from isd_repro.runtime.errors import Preempted, UserError
+from isd_repro.train import checkpoint, loop
 from tests.faults import world
 from tests.faults.forks import Blow, Ended, Forks
 from tests.faults.test_interruptions import assert_equal_runs
@@ -192,7 +194,7 @@ def fail(step: int) -> None:
 def test_the_same_signal_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    with guard.stop_on_signal() as stop:
+    with signals.stop_on_signal() as stop:
         assert not stop()
         for moment in (100.0, 100.5):
             clock[0] = moment
@@ -215,7 +217,7 @@ def test_the_same_signal_again_ends_the_process_at_once() -> None:
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with guard.stop_on_signal() as stop:
+        with signals.stop_on_signal() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop()
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from isd_repro import artifacts
-from isd_repro.errors import Preempted
+from isd_repro.runtime.errors import Preempted
 from isd_repro.train import loop, schedule
 from tests.faults import world
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro import cli, config
-from isd_repro.config import Layout
-from isd_repro.stages.pretrain import pretrain
+from isd_repro import cli
+from isd_repro.config import reader as config
+from isd_repro.config.reader import Layout
+from isd_repro.train.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """\

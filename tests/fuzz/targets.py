@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isd_repro import artifacts, checkpoints, config, tracking
+from isd_repro import artifacts, checkpoints, tracking
 from isd_repro.artifacts import EvaluationRecord, ExternalRecord, PretrainRecord
 from isd_repro.checkpoints import read
+from isd_repro.config import reader as config
 from isd_repro.data import manifests, subsets
 from isd_repro.data.prepared import open_prepared
-from isd_repro.errors import EXIT_CONFIG, EXIT_DATA, UserError
-from isd_repro.evals.encoders import load_encoders
+from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.runtime.errors import EXIT_CONFIG, EXIT_DATA, UserError
 from tests.checkpoints import foreign
 
 INTERESTING = (

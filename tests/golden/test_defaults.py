@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from isd_repro import methods, params, protocol_params
+from isd_repro import methods
+from isd_repro.config import params, protocol_params
 
 FILE = Path(__file__).with_name("defaults.json")
 # Groups that change no number: speed, tracking; and what a report says.

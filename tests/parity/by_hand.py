@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from isd_repro.protocols import Batch
+from isd_repro.interfaces import Batch
 
 State = dict[str, Tensor]
 EPS, BN_MOMENTUM = 1e-5, 0.1

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isd_repro.config.params import Numerics
 from isd_repro.methods.isd import attended_isd_loss
 from isd_repro.nn import bank_attention, bank_triton, engine, products
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import attend, by_triton, chunked, kernel_of, why_not_triton
-from isd_repro.params import Numerics
 from tests.parity.test_bank_attention import clustered, emulate_cuda, exact_isd, gradient_of, relative, unit_rows
 
 ROOT = Path(__file__).parents[2]

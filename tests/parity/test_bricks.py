@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.errors import ConfigError
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.batchnorm import GroupedBatchNorm1d, GroupedBatchNorm2d, set_bn_groups
 from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.runtime.errors import ConfigError
 
 
 def numbers(seed: int, *shape: int) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import config
-from isd_repro.params import Cosine, Optim, Step
+from isd_repro.config import reader as config
+from isd_repro.config.params import Cosine, Optim, Step
 from isd_repro.train.schedule import lr_at
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from isd_repro import methods
+from isd_repro.config.params import Efficiency, Numerics, Optim, Step
+from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import engine
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.params import Efficiency, Numerics, Optim, Step
-from isd_repro.protocols import Batch, Setting
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 from tests.parity.by_hand import Backbone, Hand

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from isd_repro.config.params import Count, Frozen, Unit
+from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.heads import Projected, mlp, unit
-from isd_repro.params import Count, Frozen, Unit
-from isd_repro.protocols import BackboneFactory, Batch, Setting, StepOutput
 
 
 class Config(Frozen):

@@ -11,12 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from isd_repro import cli, params
+from isd_repro import cli
+from isd_repro.config import params
 from isd_repro.data import crew, journal, sources
 from isd_repro.data.prepared import PACK_ROOT, open_prepared
 from isd_repro.data.sources import Located
 from isd_repro.data.store import StoreWriter
-from isd_repro.errors import DataError
+from isd_repro.runtime.errors import DataError
 from tests.data import trees
 from tests.pipeline.test_prepare import Bench
 

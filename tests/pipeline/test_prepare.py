@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from isd_repro import params
-from isd_repro.config import Layout
+from isd_repro.config import params
+from isd_repro.config.reader import Layout
 from isd_repro.data import manifests, prepared
+from isd_repro.data.prepare import prepare
 from isd_repro.data.prepared import open_prepared
 from isd_repro.data.store import StoreWriter
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.stages.prepare import prepare
+from isd_repro.runtime.errors import ConfigError, DataError
 from tests.data import trees
 
 RULE = params.Unbalanced(name="unbalanced", large=1, rare_images=3, seed=1)

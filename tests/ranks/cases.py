@@ -12,21 +12,22 @@ import torch
 from torch import nn
 
 from isd_repro import methods
+from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Linear, Numerics, Optim, View
+from isd_repro.config.params import Store as Packing
 from isd_repro.data import images
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter
-from isd_repro.evals import extract as evals
-from isd_repro.evals import linear
-from isd_repro.nn import backbones, ranks
+from isd_repro.evaluations import extract as evals
+from isd_repro.evaluations import linear
+from isd_repro.interfaces import Batch, Setting
+from isd_repro.nn import backbones
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Linear, Numerics, Optim, View
-from isd_repro.params import Store as Packing
-from isd_repro.protocols import Batch, Setting
+from isd_repro.runtime import launcher, ranks
 from isd_repro.stages import extract
-from isd_repro.train import checkpoint, launch, loop
+from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
-from isd_repro.train.distributed import joined
+from isd_repro.train.process_group import joined
 from tests.conformance.problem import profile_options
 
 BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 5, 8, 19, 4, 3
@@ -153,8 +154,8 @@ def main(folder: Path, words: Sequence[str]) -> None:
     """Compute everything and write it to `<world>-<rank>.pt`."""
     batches = open_batches(folder / "store")
     found: dict[str, Any] = {}
-    with joined() if launch.ranks() > 1 else nullcontext():
-        assert torch.distributed.is_initialized() == (launch.ranks() > 1)
+    with joined() if launcher.ranks() > 1 else nullcontext():
+        assert torch.distributed.is_initialized() == (launcher.ranks() > 1)
         mine = batches.part(ranks.rank(), ranks.world())
         found["views"] = [vars(mine.at(step)) for step in range(4)]
         for name in methods.names():

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro import methods
-from isd_repro.errors import ConfigError
-from isd_repro.nn import batchnorm, ranks
+from isd_repro.nn import batchnorm
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import ConfigError
 from tests.ranks import cases
 from tests.ranks.together import Together
 

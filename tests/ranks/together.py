@@ -148,7 +148,6 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, str(ROOT))
     from isd_repro import artifacts, cli  # noqa: F401
-    from isd_repro.train import distributed  # noqa: F401
     from tests.ranks import cases  # noqa: F401
 
     artifacts.remember_code()

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from isd_repro import artifacts
-from isd_repro.config import Layout, fingerprint
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout, fingerprint
 
 Part = Literal["pretrain", "knn", "linear"]
 Encoder = Literal["student", "teacher"]

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts, config
-from isd_repro.config import Layout
-from isd_repro.errors import ConfigError
-from isd_repro.params import Params
+from isd_repro import artifacts
+from isd_repro.config import reader as config
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import beside, page, pool, records
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.paper import PaperColumn, Tolerance, load
+from isd_repro.runtime.errors import ConfigError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 

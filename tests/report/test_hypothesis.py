@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from isd_repro import artifacts
-from isd_repro.config import Layout
-from isd_repro.errors import ConfigError
-from isd_repro.params import Hypothesis, Params, Trials
+from isd_repro.config.params import Hypothesis, Params, Trials
+from isd_repro.config.reader import Layout
 from isd_repro.report import hypothesis, stats, trials
+from isd_repro.runtime.errors import ConfigError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 

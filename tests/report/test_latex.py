@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import config
+from isd_repro.config import reader as config
 from isd_repro.report import page, records
 from isd_repro.report.cells import Cell, Column, Row, Table
 from tests.report.conftest import Profile

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from isd_repro.errors import UserError
 from isd_repro.report import figures, text
+from isd_repro.runtime.errors import UserError
 from isd_repro.stages.report import report, show
 from tests.report import synthetic
 from tests.report.conftest import ODD, Profile
@@ -201,7 +201,7 @@ import sys
 from pathlib import Path
 from isd_repro.report import page, records
 from tests.report.conftest import Profile
-from isd_repro.params import Params
+from isd_repro.config.params import Params
 from tests.report import synthetic
 root = Path(sys.argv[1])
 params = Params.model_validate_json((root / "params.json").read_text())
@@ -259,7 +259,7 @@ def test_stage_writes_and_prints(profile: Profile, capsys: pytest.CaptureFixture
 
 def test_terminal_without_unicode(profile: Profile) -> None:
     code = (
-        "import sys; from pathlib import Path; from isd_repro.params import Params; from tests.report import synthetic;"
+        "import sys; from pathlib import Path; from isd_repro.config.params import Params; from tests.report import synthetic;"
         "from isd_repro.stages.report import show; root = Path(sys.argv[1]);"
         "params = Params.model_validate_json((root / 'params.json').read_text()); show(params, synthetic.layout(root, params))"
     )

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from isd_repro.cli import app
-from isd_repro.errors import ConfigError
 from isd_repro.report import paper, published
+from isd_repro.runtime.errors import ConfigError
 from isd_repro.stages.paper import check
 
 TREE: dict[str, Any] = YAML(typ="safe").load(paper.FILE.read_text("utf-8"))

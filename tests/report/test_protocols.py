@@ -14,11 +14,11 @@ from torch import Tensor
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, ManifestIdentity
-from isd_repro.errors import DataError
-from isd_repro.params import Evaluation, FewLabel, Transfer
+from isd_repro.config.params import Evaluation, FewLabel, Transfer
 from isd_repro.records import TransferEvaluation, TransferRecord, mean_per_class
 from isd_repro.report import stats
 from isd_repro.report.records import RECOMPUTED
+from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from isd_repro.artifacts import pack_labels, unpack_labels
-from isd_repro.errors import DataError
 from isd_repro.report.records import RECOMPUTED, RECORDED
+from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from isd_repro import artifacts
-from isd_repro.config import Layout
-from isd_repro.params import Params
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
 from isd_repro.report import pivot, pool
 from tests.report import synthetic
 from tests.report.conftest import Profile

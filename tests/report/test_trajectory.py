@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord, write_record
-from isd_repro.errors import ConfigError, DataError
 from isd_repro.report import snapshots, trajectory
 from isd_repro.report.paper import load as published
+from isd_repro.runtime.errors import ConfigError, DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 from tests.report.test_beside import table_1

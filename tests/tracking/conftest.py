@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from isd_repro import config
+from isd_repro.config import reader as config
+from isd_repro.data.prepare import prepare
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
-from isd_repro.stages.prepare import prepare
-from isd_repro.stages.pretrain import pretrain
 from isd_repro.tracking import session
+from isd_repro.train.pretrain import pretrain
 from tests.faults import world
 from tests.tracking import server
 from tests.tracking.server import Server

@@ -12,8 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import config
-from isd_repro.errors import UserError
+from isd_repro.config import reader as config
+from isd_repro.runtime.errors import UserError
 from isd_repro.stages.dashboard import dashboard
 from isd_repro.stages.publish import Wish, publish
 from isd_repro.tracking import media

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro import config
-from isd_repro.errors import UserError
-from isd_repro.params import Tracking
+from isd_repro.config import reader as config
+from isd_repro.config.params import Tracking
+from isd_repro.runtime.errors import UserError
 from isd_repro.stages.dashboard import dashboard, facts_of
 from isd_repro.tracking import session
 from isd_repro.tracking.dashboard import Facts, build

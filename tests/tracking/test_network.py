@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
 from isd_repro.tracking import RunTracker, open_tracker, read_metrics, session
 from tests.faults.world import ROOT
 from tests.tracking import server as servers

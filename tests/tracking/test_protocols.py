@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro import config
 from isd_repro.artifacts import EvaluationRecord, TrajectoryRecord, read_record
-from isd_repro.config import snapshot_name
+from isd_repro.config import reader as config
+from isd_repro.config.reader import snapshot_name
 from isd_repro.records import TransferRecord
 from isd_repro.stages.dashboard import dashboard
 from isd_repro.stages.few_label import few_label

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from isd_repro import config
 from isd_repro.artifacts import EvaluationRecord, read_record, unpack_labels
+from isd_repro.config import reader as config
 from isd_repro.data import sheet
-from isd_repro.evals import summary
+from isd_repro.data.prepare import prepare
+from isd_repro.evaluations import summary
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
-from isd_repro.stages.prepare import prepare
-from isd_repro.stages.pretrain import pretrain
 from isd_repro.tracking import read_metrics
+from isd_repro.train.pretrain import pretrain
 from tests.tracking.reading import history, offline_runs
 
 QUIET = Console(quiet=True)

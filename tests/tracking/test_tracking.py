@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from isd_repro.errors import DataError, UserError
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
+from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.tracking import RunTracker, media, open_tracker, read_metrics, session, truncate_metrics, wanted_mode
 from tests.tracking.reading import read_wandb
 
@@ -41,7 +41,7 @@ def test_a_killed_run_leaves_every_finished_row(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
 from isd_repro.tracking import open_tracker
 tracker = open_tracker(Path({str(path)!r}), tracking=Tracking(wandb="off"), layout_root=Path({str(tmp_path)!r}),
                        run_id="r", group="g", job_type="pretrain", config={{}})
@@ -215,7 +215,7 @@ def test_off_imports_no_wandb_and_writes_no_folder(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from isd_repro.params import Tracking
+from isd_repro.config.params import Tracking
 from isd_repro.tracking import open_tracker
 root = Path({str(tmp_path)!r})
 options = dict(tracking=Tracking(wandb="off"), layout_root=root, run_id="r", group="g", job_type="j", config={{}})

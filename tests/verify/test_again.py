@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
-from isd_repro.evals import replay
+from isd_repro.evaluations import replay
 from tests.verify import world
 from tests.verify.test_tampering import caught
 from tests.verify.world import Profile

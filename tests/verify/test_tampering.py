@@ -14,10 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts, config
+from isd_repro import artifacts
 from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
+from isd_repro.config import reader as config
+from isd_repro.data.prepare import prepare
 from isd_repro.report import page, rendered
-from isd_repro.stages.prepare import prepare
 from tests.verify import world
 from tests.verify.world import Answer, Profile
 

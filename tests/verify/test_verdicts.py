@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from isd_repro.evals import replay
+from isd_repro.evaluations import replay
 from tests.verify import world
 from tests.verify.world import Profile
 

@@ -12,21 +12,21 @@ from torch import nn
 
 from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, unpack_labels
-from isd_repro.config import Layout
+from isd_repro.config.params import FewLabel, Linear
+from isd_repro.config.reader import Layout
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.data.prepared import Prepared, Split
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.evals import replay
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.evals.encoders import EncoderIdentity
-from isd_repro.evals.extract import load_features
-from isd_repro.evals.heads import duration, pace
-from isd_repro.evals.linear import OnEpoch, TrainBatches
-from isd_repro.evals.replay import Answers, Replay
-from isd_repro.params import FewLabel, Linear
+from isd_repro.evaluations import replay
+from isd_repro.evaluations.arithmetic import best_device
+from isd_repro.evaluations.encoders import EncoderIdentity
+from isd_repro.evaluations.extract import load_features
+from isd_repro.evaluations.heads import duration, pace
+from isd_repro.evaluations.linear import OnEpoch, TrainBatches
+from isd_repro.evaluations.replay import Answers, Replay
 from isd_repro.report.records import RunRecords
+from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.stages.verify.walk import RESTORE, Walk
 
 

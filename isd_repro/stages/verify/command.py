@@ -10,16 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from isd_repro import methods
-from isd_repro.config import Layout, find_run
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout, find_run
 from isd_repro.data.packing import rule_of
-from isd_repro.errors import DataError
-from isd_repro.evals.progress import Progress
-from isd_repro.params import Params
 from isd_repro.report import account, cards, declared, page, rendered, verdicts
 from isd_repro.report.account import Account
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import Records, load
 from isd_repro.report.rendered import Place
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.progress import Progress
 from isd_repro.stages.verify import targets
 from isd_repro.stages.verify.files import walk_files
 from isd_repro.stages.verify.walk import Asked, Walk

@@ -10,12 +10,12 @@ from isd_repro import artifacts
 from isd_repro.artifacts import EvaluationRecord, sha256_file
 from isd_repro.data import prepared
 from isd_repro.data.prepared import Prepared
-from isd_repro.errors import DataError
-from isd_repro.evals.encoders import load_encoders
-from isd_repro.evals.extract import load_features
+from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.evaluations.extract import load_features
 from isd_repro.report import text
 from isd_repro.report.evaluation import Evaluation
 from isd_repro.report.records import RunRecords
+from isd_repro.runtime.errors import DataError
 from isd_repro.stages.verify import again, snapshots, targets
 from isd_repro.stages.verify.again import Subject
 from isd_repro.stages.verify.walk import RESTORE, Walk, bring_back

@@ -7,11 +7,11 @@ from typing import Literal, cast
 
 from isd_repro import artifacts
 from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord, sha256_file
-from isd_repro.config import snapshot_name
+from isd_repro.config.reader import snapshot_name
 from isd_repro.data.prepared import Prepared
-from isd_repro.errors import ConfigError, DataError
-from isd_repro.evals import replay
-from isd_repro.evals.encoders import load_encoders
+from isd_repro.evaluations import replay
+from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.stages.verify.again import Subject, neighbours, same_arithmetic
 from isd_repro.stages.verify.walk import RESTORE, Walk, bring_back
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from isd_repro.artifacts import ManifestIdentity
+from isd_repro.config.params import Transfer, TransferName
 from isd_repro.data import transfer_images, transfer_sets
 from isd_repro.data.images import Frame
 from isd_repro.data.transfer_images import TransferImages
 from isd_repro.data.transfer_sets import Division, Opened
-from isd_repro.errors import DataError, UserError
-from isd_repro.evals import replay
-from isd_repro.evals.arithmetic import best_device
-from isd_repro.params import Transfer, TransferName
+from isd_repro.evaluations import replay
+from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.records import TransferEvaluation
 from isd_repro.report.evaluation import Evaluation
 from isd_repro.report.records import RunRecords
+from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.stages.verify.again import Subject, compare
 from isd_repro.stages.verify.walk import RESTORE, Walk
 

@@ -1,0 +1,33 @@
+"""What every parameter block and record is made of: the strict base model, and the types of single values."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+
+from isd_repro.runtime.errors import seen
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]  # no dot: DVC reads one as a level of the file
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]  # side of a square
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+_Item = TypeVar("_Item")
+Many = Annotated[tuple[_Item, ...], Strict(False)]  # strict models take a list for a tuple; its items stay strict
+
+
+def _words(text: str) -> str:
+    if not all(sign == "\n" or seen(sign) for sign in text):
+        raise ValueError("has characters that cannot be seen, such as controls of a terminal or of the direction of text")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_words)]  # of a reader's language, for tables and pages
+
+
+class Frozen(BaseModel):
+    """Base of every parameter block: immutable, an unknown key is an error, and so is `"5"` or `true` for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)

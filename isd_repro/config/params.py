@@ -1,0 +1,319 @@
+"""Typed parameters of a profile: every key that a `params.yaml` may have, with its range.
+
+The groups `backbone`, `method`, `optim`, `data` and `numerics` of a run change its results: they are DVC parameters and
+enter the fingerprint. `efficiency` and `tracking` change no number and enter neither.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from isd_repro.config.fields import Count as Count
+from isd_repro.config.fields import Frozen as Frozen
+from isd_repro.config.fields import Many as Many
+from isd_repro.config.fields import Name as Name
+from isd_repro.config.fields import Natural as Natural
+from isd_repro.config.fields import Pixels as Pixels
+from isd_repro.config.fields import Positive as Positive
+from isd_repro.config.fields import Unit as Unit
+from isd_repro.config.fields import Words as Words
+from isd_repro.config.protocol_params import Evaluation as Evaluation
+from isd_repro.config.protocol_params import FewLabel as FewLabel
+from isd_repro.config.protocol_params import Knn as Knn
+from isd_repro.config.protocol_params import Linear as Linear
+from isd_repro.config.protocol_params import Transfer as Transfer
+from isd_repro.config.protocol_params import TransferName as TransferName
+from isd_repro.config.report_params import Beside as Beside
+from isd_repro.config.report_params import Hypothesis as Hypothesis
+from isd_repro.config.report_params import Power as Power
+from isd_repro.config.report_params import ReportConfig as ReportConfig
+from isd_repro.config.report_params import Trials as Trials
+
+# --- what `prepare` draws -----------------------------------------------------------------------------------------
+
+
+class Source(Frozen):
+    """Where images come from. The folder itself is never a parameter: it differs from machine to machine."""
+
+    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100"]
+    root_env: Words = ""  # environment variable that names the folder; unused by `digits`
+    dataset: Words  # the data set's public name, as provenance shows it
+
+    @model_validator(mode="after")
+    def _root_is_named(self) -> Source:
+        if self.name != "digits" and not self.root_env:
+            raise ValueError("root_env must name the environment variable that holds the image folder")
+        return self
+
+
+class AllClasses(Frozen):
+    """Every training image of the chosen classes."""
+
+    name: Literal["all"]
+    classes: Count | None = None  # how many to draw; none means all of them
+    seed: Natural = 0
+
+
+class Balanced(Frozen):
+    """The same number of training images of each chosen class."""
+
+    name: Literal["balanced"]
+    classes: Count | None = None
+    per_class: Count
+    seed: Natural = 0
+
+
+class Unbalanced(Frozen):
+    """`large` classes in full, the other chosen classes cut to `rare_images` (paper, unbalanced section)."""
+
+    name: Literal["unbalanced"]
+    classes: Count | None = None
+    large: Count  # L, the number of large classes
+    rare_images: Count  # n, images kept of each rare class
+    large_classes: Many[Words] | None = None  # explicit choice instead of a draw
+    seed: Natural = 0
+
+
+class Halves(Frozen):
+    """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
+
+    name: Literal["halves"]
+    tuning: Count  # classes set aside, drawn once by the seed
+    part: Literal["tuning", "first", "second"]
+    halving: Natural = 0  # which of the random halvings; `tuning` knows none
+    large: Count
+    large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
+    rare_images: Count
+    seed: Natural = 0
+
+
+class ListFile(Frozen):
+    """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
+
+    name: Literal["list"]
+    list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
+    root_env: Words = "ISD_LISTS_ROOT"
+
+
+Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(discriminator="name")]
+
+
+class Store(Frozen):
+    """How images are packed: `square` resizes to size x size, `short-side` keeps the aspect, `none` packs as they are."""
+
+    resize: Literal["none", "square", "short-side"] = "none"
+    size: Pixels | None = None
+    channels: Literal[1, 3] = 3
+    external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
+
+    @model_serializer(mode="wrap")
+    def _without_absent_jpeg(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests and fingerprints of stores of pixels are those from before there were others."""
+        return {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
+
+    @model_validator(mode="after")
+    def _size_goes_with_resize(self) -> Store:
+        if (self.size is None) != (self.resize == "none"):
+            raise ValueError("size is needed by resize square and short-side, and by no other")
+        return self
+
+
+class Subset(Frozen):
+    """One data set as a run sees it: what is trained on, and what its evaluation searches and asks."""
+
+    source: Source
+    rule: Rule
+    search_per_class: Count | None = None  # balanced labelled search set from train images; none means all of them
+    query_per_class: Count | None = None  # balanced validation queries; none means all of them
+    corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
+    store: Store = Store()
+
+
+# --- what a run is ------------------------------------------------------------------------------------------------
+
+
+class BackboneConfig(Frozen):
+    """The encoder: torchvision's ResNets, a narrow one for CPUs, or raw pixels as a reference without weights."""
+
+    arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
+    stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
+    width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
+    pool: Annotated[int, Field(ge=1, le=64)] = (
+        1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
+    )
+    channels: Literal[1, 3] = 3
+
+
+class MethodBlock(BaseModel):
+    """The method's name; every other key belongs to that method's own Config and is checked by it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that the method's file checks."""
+        return dict(self.model_extra or {})
+
+
+class Step(Frozen):
+    """Multiply the rate by `factor` after each epoch listed."""
+
+    name: Literal["step"]
+    milestones: Many[Count]
+    factor: Positive
+
+
+class Cosine(Frozen):
+    """Half a cosine from the full rate at the first epoch, one value per epoch (paper.md 1.2)."""
+
+    name: Literal["cosine"]
+
+
+Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
+
+
+class Optim(Frozen):
+    """SGD with momentum, as every method of the paper uses it."""
+
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
+    batch_size: Count
+    lr: Positive
+    sgd_momentum: Unit = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Schedule
+
+
+class Jitter(Frozen):
+    """torchvision's ColorJitter strengths and the probability of applying it."""
+
+    brightness: Unit
+    contrast: Unit
+    saturation: Unit
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    p: Unit
+
+
+class Blur(Frozen):
+    """Gaussian blur: sigma drawn uniformly, in pixels of the view."""
+
+    sigma_min: Positive
+    sigma_max: Positive
+    p: Unit
+
+    @model_validator(mode="after")
+    def _sigma_is_a_range(self) -> Blur:
+        if self.sigma_min > self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
+        return self
+
+
+class View(Frozen):
+    """One augmentation law: random resized crop, flip, jitter, grayscale, blur, in this order."""
+
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
+    crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    flip: Unit = 0.5
+    jitter: Jitter | None = None
+    grayscale: Unit = 0.0
+    blur: Blur | None = None
+
+    @model_validator(mode="after")
+    def _crop_is_a_range(self) -> View:
+        if self.crop_min > self.crop_max:
+            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}")
+        return self
+
+
+class Data(Frozen):
+    """Which subset a run reads and what it makes of its images."""
+
+    subset: Name
+    image_size: Pixels  # side of the square that the encoder sees
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # evaluation: resize to size / ratio, then centre crop
+    mean: Many[float] = (0.485, 0.456, 0.406)
+    std: Many[Positive] = (0.229, 0.224, 0.225)
+    view_student: View
+    view_teacher: View
+
+
+class Numerics(Frozen):
+    """What fixes the arithmetic of a run."""
+
+    seed: Natural = 0
+    bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
+    precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast, on CUDA and on CPUs that multiply it
+    # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
+    engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
+
+
+class Run(Frozen):
+    """One pretraining and all it yields."""
+
+    label: Words  # the row's name in tables; changes no number
+    notes: Many[Words] = ()  # DEVIATIONS ids and remarks shown beside the row
+    backbone: BackboneConfig
+    method: MethodBlock
+    optim: Optim
+    data: Data
+    numerics: Numerics = Numerics()
+
+
+# --- the rest of a profile ----------------------------------------------------------------------------------------
+
+
+class Efficiency(Frozen):
+    """Changes speed and never a number."""
+
+    log_every: Count = 10  # steps between two reads of the loss
+    checkpoint_every: Count = 1  # epochs between two resume points
+    workers: Count | None = None  # threads that decode JPEGs of a store; none means one for each core of this process
+    snapshot_every: Natural = 0  # epochs between two encoders kept for the `trajectory` stage; 0 keeps none
+
+
+class Tracking(Frozen):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    project: Words = "isd-repro"
+    entity: Words | None = None
+
+
+class Params(Frozen):
+    """A whole `params.yaml`."""
+
+    profile: Name
+    root: Words = "."
+    report: ReportConfig
+    evaluation: Evaluation = Evaluation()
+    efficiency: Efficiency = Efficiency()
+    tracking: Tracking = Tracking()
+    subsets: dict[Name, Subset]
+    recipes: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it; anchors that runs merge; not read
+    linear_runs: Many[Name] = ()  # runs that the `linear` stage scores
+    few_label_runs: Many[Name] = ()  # and `few_label`
+    transfer_runs: Many[Name] = ()  # and `transfer`
+    trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores
+    runs: dict[Name, Run]
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Params:
+        for key, run in self.runs.items():
+            if run.data.subset not in self.subsets:
+                raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")
+            packed = self.subsets[run.data.subset].store.channels
+            if packed != run.backbone.channels:
+                raise ValueError(f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset packs {packed}")
+        if self.trajectory_runs and not self.efficiency.snapshot_every:
+            raise ValueError("trajectory_runs: no snapshot is kept; set efficiency.snapshot_every")
+        if self.transfer_runs and not self.evaluation.transfer.sets:
+            raise ValueError("transfer_runs: there is nothing to transfer to; name data sets in evaluation.transfer.sets")
+        listed = [*self.linear_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
+        listed += [*self.report.exploratory, *(run for table in self.report.paper for run in table.rows)]
+        for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
+            if key not in self.runs:
+                raise ValueError(f"{key!r} in a list of runs or in report is none of the runs {sorted(self.runs)}")
+        return self

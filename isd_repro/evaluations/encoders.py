@@ -1,0 +1,85 @@
+"""Reads our encoder files into backbones, every tensor accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from isd_repro.artifacts import load_tensors
+from isd_repro.config.params import BackboneConfig, Frozen, Many, Pixels, Positive
+from isd_repro.nn.backbones import build
+from isd_repro.runtime.errors import DataError
+
+_HINT = "the file was written by another version or for another backbone; run `pretrain` again"
+
+
+class EncoderIdentity(Frozen):
+    """What an encoder file says of itself, as far as evaluation needs it; other keys are allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    manifest: str  # sha256 of the images it was trained on
+    backbone: BackboneConfig
+    image_size: Pixels
+    crop_ratio: Annotated[float, Field(gt=0, le=1)]
+    mean: Many[float]
+    std: Many[Positive]
+    encoders: Annotated[Many[Literal["student", "teacher"]], Field(min_length=1)]
+
+
+def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
+    """Backbones of an encoder file by name, in eval mode on the CPU, and the file's identity.
+
+    Raises:
+        DataError: the file is missing or damaged, a value of its identity is missing or wrong, or its tensors are not
+            exactly those of its backbone: every missing, unmatched and misshapen tensor is listed.
+    """
+    tensors, header = load_tensors(path, "encoder")
+    try:
+        identity = EncoderIdentity.model_validate(header)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DataError(f"{path}: not an encoder's identity: {problems}", _HINT) from error
+    with torch.random.fork_rng():  # the draw of initial weights, all of them replaced, leaves no trace
+        encoders: dict[str, nn.Module] = {name: build(identity.backbone, identity.image_size) for name in identity.encoders}
+    expected = {f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()}
+    _account(path, tensors, expected)
+    for name, encoder in encoders.items():
+        encoder.load_state_dict({key: tensors[f"{name}.{key}"] for key in encoder.state_dict()}, strict=True)
+        encoder.eval().requires_grad_(False)
+    return encoders, identity
+
+
+def check_manifest(path: Path, recorded: str, prepared: str) -> None:
+    """`DataError` where the prepared images (`prepared`, a sha256) are not those that the file at `path` was made with."""
+    if recorded != prepared:
+        raise DataError(
+            f"{path}: manifest changed since it was made: made with {recorded[:12]}, prepared now {prepared[:12]}",
+            "run `pretrain` and what follows it again; `dvc repro` does so",
+        )
+
+
+def check_run(path: Path, identity: EncoderIdentity, run: str) -> None:
+    """`DataError` where the encoder file at `path` is a copy from the folder of another run."""
+    if identity.run != run:
+        raise DataError(f"{path}: is of run {identity.run!r}, not {run!r}", "run `pretrain` for this run")
+
+
+def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    def form(tensor: Tensor) -> str:
+        return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+    problems = [f"missing {key}" for key in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unmatched {key}" for key in sorted(tensors.keys() - expected.keys())]
+    problems += [
+        f"{key} is {form(tensors[key])}, expected {form(expected[key])}"
+        for key in sorted(expected.keys() & tensors.keys())
+        if form(tensors[key]) != form(expected[key])
+    ]
+    if problems:
+        raise DataError(f"{path}: {len(problems)} tensors do not fit the backbone: {'; '.join(problems)}", _HINT)

@@ -1,0 +1,158 @@
+"""Features of frozen encoders, and the file that keeps them.
+
+Images are read, transformed and passed forward in blocks of one fixed size; the last block is filled up by repeating its
+last image and cut afterwards. A feature is therefore the same bits whatever number of images is asked for together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isd_repro.artifacts import load_tensors, save_tensors
+from isd_repro.evaluations.arithmetic import exact
+from isd_repro.runtime.errors import DataError
+
+BLOCK = 256  # images; part of the result's bits, so no setting
+UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"
+_ROWS = 1024  # rows looked at together, so that a memory-mapped file is never copied whole
+
+Images = Callable[[Tensor], Tensor]  # positions, int64, B -> normalised float images, B x C x H x W
+
+
+def features(
+    encoders: Mapping[str, nn.Module],
+    images: Images,
+    count: int,
+    device: torch.device,
+    on_block: Callable[[int], object] = lambda images: None,
+) -> dict[str, Tensor]:
+    """Pass `count` images through every encoder, reading each image once.
+
+    Args:
+        encoders: modules B x C x H x W -> B x D by name; moved to `device` and left in eval mode, otherwise unchanged.
+        images: gives the images at BLOCK positions in 0..count-1; the last block repeats position count-1.
+        count: N, at least 1.
+        device: where the forward runs.
+        on_block: called after each block with its number of images.
+
+    Returns:
+        float32 features on the CPU, N x D, by encoder; not normalised.
+
+    Raises:
+        DataError: nothing to extract, or features that are not finite.
+    """
+    ready(encoders, count, device)
+    found: dict[str, Tensor] = {}
+    with exact(device):
+        for start in range(0, count, BLOCK):
+            for name, rows in forward(encoders, images, start, count, device).items():
+                if name not in found:
+                    found[name] = torch.empty(count, rows.shape[1])
+                found[name][start : start + len(rows)] = rows
+            on_block(min(BLOCK, count - start))
+    for name, rows in found.items():
+        require_finite(rows, f"features of encoder {name!r}")
+    return found
+
+
+def ready(encoders: Mapping[str, nn.Module], count: int, device: torch.device) -> None:
+    """Encoders on their device and in eval mode; `DataError` where there is nothing to extract."""
+    if count < 1:
+        raise DataError("no images to extract features from", "look at the subset's rule: its split is empty")
+    for encoder in encoders.values():
+        encoder.to(device).eval()
+
+
+def forward(encoders: Mapping[str, nn.Module], images: Images, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
+    """Features of the block that begins at position `start`, a multiple of BLOCK, by encoder; to be called inside `exact`.
+
+    At most BLOCK rows, fewer where `count` ends before.
+    """
+    position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
+    batch = images(position).to(device, torch.float32)
+    found = {}
+    for name, encoder in encoders.items():
+        with torch.inference_mode():
+            out = encoder(batch)  # BLOCK x D
+        found[name] = out[: min(BLOCK, count - start)].cpu()
+    return found
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """`DataError` where a row of `values` (N x D) has an infinity or NaN, or a length beyond float32."""
+    bad = overflow = 0
+    for part in values.split(_ROWS):
+        odd = ~torch.isfinite(torch.linalg.vector_norm(part, dim=1))
+        if bool(odd.any()):
+            finite = torch.isfinite(part[odd]).all(dim=1)
+            overflow += int(finite.sum())
+            bad += int((~finite).sum())
+    problems = [f"{bad} of {len(values)} rows are not finite"] if bad else []
+    problems += [f"{overflow} of {len(values)} rows are too long for float32 and have no direction"] if overflow else []
+    if problems:
+        raise DataError(f"{what}: {' and '.join(problems)}", UNUSABLE)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a features file holds.
+
+    Attributes:
+        search: float32 features of the search split by encoder, N x D, not normalised.
+        query: the same of the query split, Q x D.
+        search_label: classes of the search split, int64, N.
+        query_label: classes of the query split, int64, Q.
+        identity: the file's header: run, encoder_sha256, manifest, encoders, image_size.
+    """
+
+    search: dict[str, Tensor]
+    query: dict[str, Tensor]
+    search_label: Tensor
+    query_label: Tensor
+    identity: dict[str, Any]
+
+
+def save_features(path: Path, found: Features) -> None:
+    """Write a features file; equal features give equal bytes."""
+    tensors = {"search.label": found.search_label, "query.label": found.query_label}
+    for name in found.search:
+        tensors |= {f"{name}.search": found.search[name], f"{name}.query": found.query[name]}
+    save_tensors(path, "features", tensors, found.identity)
+
+
+def load_features(path: Path, encoder_sha256: str) -> Features:
+    """Read what `save_features` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged, its parts do not fit each other, or another encoder file made it.
+    """
+    tensors, identity = load_tensors(path, "features")
+    hint = "run `extract` again"
+    if identity.get("encoder_sha256") != encoder_sha256:
+        made = str(identity.get("encoder_sha256"))[:12]
+        raise DataError(f"{path}: made by encoder file {made}, but the run's encoder file is {encoder_sha256[:12]}", hint)
+    names = tuple(identity.get("encoders", ()))
+    wanted = {"search.label", "query.label", *(f"{name}.{split}" for name in names for split in ("search", "query"))}
+    if not names or wanted != set(tensors):
+        raise DataError(f"{path}: expected tensors {sorted(wanted)}, found {sorted(tensors)}", hint)
+    for name in names:
+        for split in ("search", "query"):
+            rows, labels = len(tensors[f"{name}.{split}"]), len(tensors[f"{split}.label"])
+            if rows != labels:
+                raise DataError(f"{path}: {rows} rows in {name}.{split}, but {labels} in {split}.label", hint)
+    return Features(
+        search={name: tensors[f"{name}.search"] for name in names},
+        query={name: tensors[f"{name}.query"] for name in names},
+        search_label=tensors["search.label"],
+        query_label=tensors["query.label"],
+        identity=identity,
+    )

@@ -1,0 +1,216 @@
+"""Features streamed into memory-mapped files, shard by shard, and kept for the next evaluation.
+
+The features of one encoder under one transform of one manifest lie in a folder of their own, named after their identity:
+`identity.json`, and for each split `<split>.npy` (float32, N x D) with `<split>.shards`, one line `<number> <sha256>` for each
+finished shard. A line is written after its rows have reached the disk, and a shard counts only while its rows still have that
+hash. So a killed extraction goes on at the shard that it was working on, and rows are reused only where everything that they
+depend on is the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from isd_repro.artifacts import write_atomic
+from isd_repro.config.reader import fingerprint
+from isd_repro.evaluations.arithmetic import exact
+from isd_repro.evaluations.extract import BLOCK, Images, forward, ready, require_finite
+from isd_repro.runtime.errors import DataError, UserError
+
+SHARD = 4 * BLOCK  # images
+_NOISE = 1e-6  # of a number of a normalised feature
+Identity = Mapping[str, object]  # JSON-serialisable; all that the rows depend on beside the split
+
+
+def stream(
+    root: Path,
+    encoders: Mapping[str, nn.Module],
+    identities: Mapping[str, Identity],
+    splits: Mapping[str, tuple[Images, int]],
+    device: torch.device,
+    on_rows: Callable[[str, int], object] = lambda split, images: None,
+    on_kept: Callable[[str, int], object] = lambda split, images: None,
+) -> dict[str, dict[str, Tensor]]:
+    """Features of every split under every encoder; each image is read once for all encoders that still lack it.
+
+    Args:
+        root: holds one folder for each identity.
+        encoders: modules B x C x H x W -> B x D by name.
+        identities: what each encoder's features depend on: its file's hash and its name in it, the manifest's hash, the
+            transform, the arithmetic.
+        splits: images and their number by split.
+        device: where the forward runs.
+        on_rows: called after each block with the split and its number of images.
+        on_kept: the same for rows that were there before.
+
+    Returns:
+        float32 N x D by split and encoder, memory-mapped.
+
+    Raises:
+        DataError: features that are not finite, or a full disk.
+        UserError: another process writes the same features.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    with ExitStack() as stack:
+        folders = {name: stack.enter_context(_folder(root, identity)) for name, identity in identities.items()}
+        for split, (images, count) in splits.items():
+            ready(encoders, count, device)
+            files = {name: _Rows(folder, split, count) for name, folder in folders.items()}
+            for shard in range(0, count, SHARD):
+                missing = {name: encoders[name] for name, file in files.items() if not file.has(shard // SHARD)}
+                if missing:
+                    _compute(missing, files, images, shard, count, device, partial(on_rows, split))
+                else:
+                    on_kept(split, min(SHARD, count - shard))
+            found[split] = {name: file.tensor() for name, file in files.items()}
+    return found
+
+
+def digest(root: Path, identities: Mapping[str, Identity]) -> str:
+    """One hash over all finished rows of these identities: over their names and the hashes of their shards."""
+    hasher = hashlib.sha256()
+    for name, identity in sorted(identities.items()):
+        for path in sorted(_path(root, identity).glob("*.shards")):
+            hasher.update(f"{name} {path.name}\n".encode())
+            hasher.update("".join(f"{shard} {text}\n" for shard, text in sorted(_log(path).items())).encode())
+    return hasher.hexdigest()
+
+
+def same(rows: Tensor) -> bool:
+    """Whether all rows (N x D) have one direction, up to the noise of float32, as after a collapse."""
+    first = nn.functional.normalize(rows[:1].double(), dim=1)
+    return all(bool((nn.functional.normalize(part.double(), dim=1) - first).abs().max() < _NOISE) for part in rows.split(SHARD))
+
+
+def _compute(
+    encoders: Mapping[str, nn.Module],
+    files: Mapping[str, _Rows],
+    images: Images,
+    first: int,
+    count: int,
+    device: torch.device,
+    on_block: Callable[[int], object],
+) -> None:
+    """Fill one shard of every encoder given."""
+    blocks: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    with exact(device):
+        for start in range(first, min(first + SHARD, count), BLOCK):
+            for name, rows in forward(encoders, images, start, count, device).items():
+                require_finite(rows, f"features of encoder {name!r}")
+                blocks[name].append(rows)
+            on_block(min(BLOCK, count - start))
+    for name, parts in blocks.items():
+        files[name].write(first // SHARD, torch.cat(parts))
+
+
+class _Rows:
+    """One split's rows of one encoder."""
+
+    def __init__(self, folder: Path, split: str, count: int) -> None:
+        self._path = folder / f"{split}.npy"
+        self._shards = folder / f"{split}.shards"
+        self._count = count
+        self._rows: npt.NDArray[np.float32] | None = self._open()
+        self._done = {} if self._rows is None else self._verified(_log(self._shards))
+
+    def has(self, shard: int) -> bool:
+        return shard in self._done
+
+    def write(self, shard: int, rows: Tensor) -> None:
+        if self._rows is None:
+            self._rows = self._create(rows.shape[1])
+        found = rows.numpy().astype(np.float32, copy=False)
+        self._rows[shard * SHARD : shard * SHARD + len(rows)] = found
+        cast("np.memmap[Any, Any]", self._rows).flush()
+        self._done[shard] = _sha256(found)
+        with self._shards.open("ab") as file:
+            file.write(f"{shard} {self._done[shard]}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def tensor(self) -> Tensor:
+        """All rows, mapped copy-on-write: writing to them changes no file."""
+        return torch.from_numpy(np.load(self._path, mmap_mode="c"))
+
+    def _open(self) -> npt.NDArray[np.float32] | None:
+        """Rows of an earlier extraction; None where there are none, or not all of the file is there."""
+        try:
+            rows: npt.NDArray[np.float32] = np.load(self._path, mmap_mode="r")  # which a file cut short does not survive
+        except (OSError, ValueError, EOFError):
+            return None
+        if rows.ndim != 2 or len(rows) != self._count or rows.dtype != np.float32:
+            return None
+        return cast("npt.NDArray[np.float32]", np.load(self._path, mmap_mode="r+"))
+
+    def _create(self, width: int) -> npt.NDArray[np.float32]:
+        """A file whose space is taken at once: a full disk is an error here, and no signal in the middle of a write."""
+        self._shards.unlink(missing_ok=True)
+        rows = np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=(self._count, width))
+        try:
+            with self._path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, self._path.stat().st_size)
+        except OSError as error:
+            self._path.unlink()
+            hint = "free space, or set ISD_STATE_ROOT to a folder with room"
+            raise DataError(f"{self._path}: no room for {rows.nbytes:,} bytes of features ({error.strerror})", hint) from error
+        return cast("npt.NDArray[np.float32]", rows)
+
+    def _verified(self, log: Mapping[int, str]) -> dict[int, str]:
+        """Shards whose rows still have the hash that the log says; the log is written anew where it says more."""
+        assert self._rows is not None
+        cuts = {shard: self._rows[shard * SHARD : (shard + 1) * SHARD] for shard in log}
+        found = {shard: log[shard] for shard, rows in cuts.items() if len(rows) and _sha256(rows) == log[shard]}
+        write_atomic(self._shards, "".join(f"{shard} {text}\n" for shard, text in found.items()).encode())
+        return found
+
+
+def _sha256(rows: npt.NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+
+
+def _log(path: Path) -> dict[int, str]:
+    """Finished shards and their hashes; a line that a kill cut short is none."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text("ascii", errors="replace").splitlines()
+    pairs = [line.split(" ") for line in lines]
+    return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdecimal() and len(pair[1]) == 64}
+
+
+def _path(root: Path, identity: Identity) -> Path:
+    return root / fingerprint(identity)
+
+
+@contextmanager
+def _folder(root: Path, identity: Identity) -> Iterator[Path]:
+    """The identity's folder, held by this process alone; content of any other identity is thrown away."""
+    folder = _path(root, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{folder}: another process extracts these features"
+            raise UserError(message, "wait for it; what it finishes is reused") from error
+        said = folder / "identity.json"
+        text = json.dumps(dict(identity), indent=1, sort_keys=True).encode() + b"\n"
+        if not said.is_file() or said.read_bytes() != text:
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_atomic(said, text)
+        yield folder

@@ -1,0 +1,1 @@
+"""What keeps a long run whole: files, locks, signals, exit codes, and the processes that train together."""

@@ -1,0 +1,136 @@
+"""Start a stage once more under torchrun, where `ISD_LAUNCHER` says so, and stop and end as one process would. No torch here.
+
+The launcher is a command such as `torchrun --nproc-per-node 4`; words before `torchrun` may be another launcher (`srun ...`). It
+belongs to a machine and changes no number, so it is no parameter. It is split into words, and no shell sees it.
+
+torchrun itself ends with 1 whatever its processes ended with, and ends processes that take longer than half a minute to save. So
+the process that starts it shares a folder with the ranks: there it asks for a stop, and there each rank leaves its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from isd_repro.runtime import signals
+from isd_repro.runtime.errors import EXIT_FAILURE, EXIT_RESUME, ConfigError, UserError
+
+LAUNCHER = "ISD_LAUNCHER"
+SHARED = ("pretrain", "extract", "linear")  # stages that several processes can share
+_FOLDER, _STARTER = "ISD_LAUNCH_FOLDER", "ISD_LAUNCH_STARTER"  # set for the ranks: the shared folder; node and process
+_STOP = "stop"
+_EVERY = 0.25  # seconds between two looks
+
+
+def ranks() -> int:
+    """How many processes torchrun started; 1 where it did not start this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return int(os.environ.get("RANK", "0")) if ranks() > 1 else 0
+
+
+def start(stage: str, words: Sequence[str]) -> int | None:
+    """Run `isd-repro` with these words under the launcher and return the exit code; None where this process is to do it.
+
+    Raises:
+        ConfigError: the launcher is no torchrun command, or torchrun started a stage that works in one process.
+        UserError: the launcher cannot be started, or it ended and no rank said why.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if ranks() > 1 and stage not in SHARED:
+            raise ConfigError(f"`{stage}` works in one process, and torchrun started {ranks()}", "start it without torchrun")
+        return None
+    launcher = os.environ.get(LAUNCHER, "").strip()
+    if not launcher or stage not in SHARED:
+        return None
+    return _run([*command(launcher), "-m", "isd_repro", *words])
+
+
+def command(launcher: str) -> list[str]:
+    """The words of a launcher; `torchrun` is that of this Python. `ConfigError` where they are none."""
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "mend its quotes") from error
+    if "torchrun" not in words:
+        raise ConfigError(f"{LAUNCHER}: {launcher!r} does not call torchrun", "for instance: torchrun --nproc-per-node 4")
+    return [
+        each
+        for word in words
+        for each in ((sys.executable, "-m", "isd_repro.runtime.torchrun") if word == "torchrun" else (word,))
+    ]
+
+
+def _run(words: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="isd-launch-") as name, signals.stop_on_signal() as stop:
+        folder = Path(name)
+        added = {_FOLDER: name, _STARTER: f"{platform.node()} {os.getpid()}"}
+        environment = {key: value for key, value in os.environ.items() if key != LAUNCHER} | added
+        try:  # a group of its own: a signal to this one must reach torchrun by one way, or by none
+            child = subprocess.Popen(words, env=environment, process_group=0)
+        except OSError as error:
+            raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "mend the command") from error
+        try:
+            while child.poll() is None:
+                if stop() and not (folder / _STOP).exists():
+                    (folder / _STOP).write_text(stop.reason, "utf-8")
+                time.sleep(_EVERY)
+        finally:
+            if child.poll() is None:
+                child.terminate()
+        codes = {path.name: int(path.read_text("utf-8")) for path in folder.iterdir() if path.name != _STOP}
+        if child.returncode and not codes:
+            raise UserError(
+                f"{LAUNCHER} ended with code {child.returncode}", "what it printed says why; the same command resumes"
+            )
+        return code_of(codes, child.returncode)
+
+
+def code_of(codes: Mapping[str, int], launcher: int) -> int:
+    """One exit code for all: the ranks' where they agree, else that of the one that failed by itself."""
+    if launcher == 0:
+        return 0
+    if set(codes.values()) == {EXIT_RESUME}:
+        return EXIT_RESUME
+    return max((code for code in codes.values() if code not in {0, EXIT_RESUME}), default=EXIT_FAILURE)
+
+
+# --- in a rank ----------------------------------------------------------------------------------------------------------
+
+
+def ended(code: int) -> None:
+    """Leave this rank's exit code for the process that started torchrun, if one of ours did."""
+    folder = Path(os.environ.get(_FOLDER, ""))
+    if ranks() > 1 and os.environ.get(_FOLDER) and folder.is_dir():
+        (folder / str(rank())).write_text(str(code), "utf-8")
+
+
+def follow() -> None:
+    """Where torchrun started this process: stop when it, or whoever started it, is gone or asks for it."""
+    if ranks() == 1:
+        return
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-torchrun").start()
+    node, _, pid = os.environ.get(_STARTER, "").rpartition(" ")
+    if node == platform.node():
+        signals.follow(int(pid), "the end of the process that started torchrun")
+
+
+def _follow(parent: int) -> None:
+    asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
+    while True:
+        if os.getppid() != parent:
+            return signals.ask("the end of torchrun")
+        if asked is not None and asked.exists():
+            return signals.ask(asked.read_text("utf-8") or "a request")
+        time.sleep(_EVERY)

@@ -1,0 +1,163 @@
+"""The processes that train one run together, as `torch.distributed` counts them, and what they tell each other.
+
+A process that was not started by torchrun is alone: every function here then gives back what it got, and no process group is
+made. With several ranks each holds B / world rows of every batch, rank r those from r * B / world on. What a method computes from
+its rows is averaged by the loop (loss, metrics, gradients); what needs all rows asks `gather` for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from isd_repro.runtime.errors import UserError
+
+
+class RankLost(UserError):
+    """Another rank has ended or cannot be reached."""
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@torch.no_grad()
+def gather(rows: Tensor, span: int = 0) -> Tensor:
+    """The rows of all ranks in the order of the ranks, the same bits on each of them; no gradient passes.
+
+    Args:
+        rows: of this rank; first dimension and type are the same everywhere.
+        span: only the `span` neighbouring ranks that share a BatchNorm group; 0 means all.
+    """
+    count = span or world()
+    if count == 1:
+        return rows
+    rows = rows.contiguous()
+    found = rows.new_empty(count, *rows.shape)
+    with _told():
+        dist.all_gather(list(found.unbind(0)), rows, group=_neighbours(count))
+    return found.flatten(0, 1)
+
+
+@torch.no_grad()
+def total(values: Tensor, span: int) -> Tensor:
+    """Sum over the `span` neighbouring ranks that share a BatchNorm group, the same bits on each of them."""
+    found = values.clone()
+    with _told():
+        dist.all_reduce(found, group=_neighbours(span))
+    return found
+
+
+@torch.no_grad()
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their mean over all ranks, in place, in one message for each type of number."""
+    count = world()
+    if count == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        those = [tensor for tensor in tensors if tensor.dtype is dtype]
+        flat = torch.cat([tensor.flatten() for tensor in those])
+        with _told():
+            dist.all_reduce(flat)
+        flat /= count
+        for tensor, part in zip(those, flat.split([tensor.numel() for tensor in those]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set on any rank: the same answer on all, and none goes on before all have asked."""
+    if world() == 1:
+        return flag
+    found = torch.tensor(int(flag))  # on the CPU: no device waits for it
+    with _told():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def from_first(content: bytes) -> bytes:
+    """What rank 0 gave; what the others gave is not looked at."""
+    if world() == 1:
+        return content
+    length = torch.tensor(len(content))
+    with _told():
+        dist.broadcast(length, src=0)
+        found = (
+            torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            if rank() == 0
+            else torch.empty(int(length), dtype=torch.uint8)
+        )
+        dist.broadcast(found, src=0)
+    return found.numpy().tobytes()
+
+
+def at_first(rows: Tensor) -> list[Tensor]:
+    """On rank 0 what every rank gave, by rank; on the others nothing. Equal shapes and types everywhere, on the CPU."""
+    if world() == 1:
+        return [rows]
+    found = [torch.empty_like(rows) for _ in range(world())] if rank() == 0 else None
+    with _told():
+        dist.gather(rows.contiguous(), found, dst=0)
+    return found or []
+
+
+def rows(count: int) -> Tensor:
+    """Which rows of a batch of `count` this rank works on where a batch need not divide, int64, ascending.
+
+    Equally many on every rank: past the end it is the last row once more, which `whole` leaves out.
+    """
+    each = -(-count // world())
+    return torch.arange(rank() * each, (rank() + 1) * each).clamp_max(count - 1)
+
+
+def whole(own: Tensor, count: int) -> Tensor:
+    """The batch that the ranks' `rows` are of, the same bits on each of them; no gradient passes."""
+    return gather(own)[:count]
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The block runs on rank 0, and then on the others, which find what it has made."""
+    if rank() > 0:
+        anywhere(flag=False)
+    yield
+    if rank() == 0:
+        anywhere(flag=False)
+
+
+@cache
+def _neighbours(span: int) -> dist.ProcessGroup | None:
+    """This rank's group of `span` consecutive ranks; every rank asks for the same spans in the same order."""
+    if span == world():
+        return None  # all
+    groups: list[Any] = [dist.new_group(list(range(first, first + span))) for first in range(0, world(), span)]
+    mine: dist.ProcessGroup = groups[rank() // span]
+    return mine
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A message that fails means that somebody is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RankLost(
+            f"another process of this run has ended or cannot be reached ({why})",
+            "its own message says why; the same command resumes the run, on any number of processes",
+        ) from error

@@ -1,0 +1,30 @@
+"""torchrun with an end that a user can read: the ranks say what was wrong, and here is said which were killed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from isd_repro.runtime.errors import EXIT_FAILURE
+
+
+def main() -> None:
+    """Exit code 1 where a rank did not end with 0, 128 and the signal where one ended torchrun itself."""
+    try:
+        run.main(sys.argv[1:])
+    except ChildFailedError as error:
+        for rank, failure in sorted(error.failures.items()):
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # with which torchrun ends the others
+                name = signal.Signals(-failure.exitcode).name
+                sys.stderr.write(f"error: rank {rank} (process {failure.pid}) was ended by {name}\n")
+        sys.exit(EXIT_FAILURE)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+if __name__ == "__main__":
+    main()
