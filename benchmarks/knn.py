@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro import artifacts
 from isd_repro.evaluations import knn
 from isd_repro.evaluations.arithmetic import exact
+from isd_repro.provenance import describe
 from isd_repro.runtime.errors import ConfigError, UserError
 
 CPU = torch.device("cpu")
@@ -145,7 +145,7 @@ def _measure(faiss: Any, sizes: Sizes, on_turn: Callable[[int, float, float], ob
         twice.append(float((again[1] + searched[1]) / mine[1]))
         on_turn(turn, ours[-1], theirs[-1])
     flop = 2.0 * sizes.bank * sizes.dim * sizes.queries
-    place = artifacts.provenance(0.0)
+    place = describe(0.0)
     machine = place.machine
     return Result(
         sizes=sizes,

@@ -37,12 +37,12 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.views import MEAN, STD, STRONG, WEAK
-from isd_repro import artifacts
 from isd_repro.config import params
 from isd_repro.data import augment
 from isd_repro.data.encoding import encoded
 from isd_repro.data.loader import generator_of
 from isd_repro.data.store import Store, StoreWriter
+from isd_repro.provenance import describe
 from isd_repro.runtime.errors import ConfigError
 
 Arm = Literal["pipeline", "crops", "jpeg", "raw"]
@@ -166,7 +166,7 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
             wall[arm].append((time.perf_counter() - clock) / sizes.images)
         floor.append(_floor(stores["jpeg"]))
         on_turn(turn, {arm: values[-1] for arm, values in cpu.items()})
-    place = artifacts.provenance(0.0)
+    place = describe(0.0)
     machine = place.machine
     return Result(
         sizes=sizes,

@@ -21,11 +21,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from isd_repro import artifacts
 from isd_repro.config.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim, Tracking
 from isd_repro.interfaces import Batch, Setting
 from isd_repro.methods import isd
 from isd_repro.nn import backbones
+from isd_repro.provenance import describe
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.tracking import RunTracker, open_tracker, session
 from isd_repro.train import loop
@@ -141,7 +141,7 @@ def bench(sizes: Sizes, on_turn: Callable[[int, dict[Arm, float]], object] = lam
                 if arm == "on":
                     ends.append(around)
             on_turn(turn, {arm: values[-1] for arm, values in speed.items()})
-    found = artifacts.provenance(0.0)
+    found = describe(0.0)
     place = found.machine
     machine = f"{place.gpu or place.cpu}, {place.threads} of {place.cores} threads, {place.system}"
     return Result(

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from isd_repro import artifacts
 from isd_repro.nn import products
+from isd_repro.provenance import describe
+from isd_repro.records import __file__
 from isd_repro.runtime.errors import ConfigError, UserError
 
 Say = Callable[[str], object]
@@ -116,7 +117,7 @@ def compare(
         for arm in names[turn % len(names) :] + names[: turn % len(names)]:
             seconds[arm].append(seconds_of(arms[arm], device))
         say(f"{what}, turn {turn + 1}: " + ", ".join(f"{arm} {values[-1]:.3f} s" for arm, values in seconds.items()))
-    found = artifacts.provenance(0.0)
+    found = describe(0.0)
     place = found.machine
     return Comparison(
         what=what,
@@ -214,7 +215,7 @@ def peak_in_process(module: str, *arguments: object) -> float:
     call = f"import sys; from {module} import peak; print('peak', peak(*sys.argv[1:]))"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(artifacts.__file__).parents[1]), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
         **_MALLOC,
     }
     words = [sys.executable, "-c", call, *map(str, arguments)]

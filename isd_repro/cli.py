@@ -76,10 +76,10 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     code = launcher.start(stage, sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
-    from isd_repro import artifacts
     from isd_repro.config import reader as config
+    from isd_repro.provenance import remember_code
 
-    artifacts.remember_code()
+    remember_code()
     params, layout = config.load(file)
     console = stderr()
     with ExitStack() as stack:
@@ -270,12 +270,12 @@ def figures(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every draw.")] = 0,
 ) -> None:
     """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
-    from isd_repro import artifacts
     from isd_repro.config import reader as config
+    from isd_repro.provenance import remember_code
     from isd_repro.stages.figures import Asked
     from isd_repro.stages.figures import figures as draw
 
-    artifacts.remember_code()
+    remember_code()
     loaded, layout = config.load(params)
     console = stderr()
     for name in runs:

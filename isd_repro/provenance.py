@@ -40,8 +40,8 @@ class Provenance(Frozen):
     seconds: Annotated[float, Field(ge=0, le=1e10)]
 
 
-def provenance(seconds: float) -> Provenance:
-    """Describe this process's code, packages and machine."""
+def describe(seconds: float) -> Provenance:
+    """This process's code, packages and machine."""
     commit, dirty = _git()
     return Provenance(
         commit=commit,
@@ -65,7 +65,7 @@ def provenance(seconds: float) -> Provenance:
 
 def shown_provenance() -> dict[str, Any]:
     """What a tracker's config says of code, packages and machine: the same for every attempt in one place."""
-    return {"provenance": provenance(0.0).model_dump(mode="json", exclude={"seconds", "written"})}
+    return {"provenance": describe(0.0).model_dump(mode="json", exclude={"seconds", "written"})}
 
 
 def remember_code() -> None:

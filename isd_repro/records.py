@@ -1,26 +1,126 @@
-"""The record of `transfer`: one run, one checked evaluation for each target data set."""
+"""What a stage commits of its result: record models, packed predictions, and how records are read and written.
+
+Records are small JSON files. They carry time, machine and commit, and the predicted class of every query, from which every
+score can be recomputed. Records of format 1 stay readable; their keys keep their names.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, Provenance
-from isd_repro.config.params import Frozen
+from isd_repro.config.params import Frozen, Many, Words
+from isd_repro.provenance import Provenance
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import write_atomic
+
+MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
+MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
+KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
+METRIC = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,60}$"
+NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # a float holds it exactly
+Measured = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences and squares of such values stay finite
 
 
-class TransferEvaluation(EvaluationRecord):
-    """One target data set.
+class ManifestIdentity(Frozen):
+    """What a record says of the images: enough to draw them again and to tell two sets apart."""
 
-    `manifest` is the target's: `train` images taught while C was chosen, `search` images, which are these and the validation
-    images, taught the answer, `query` images asked. `mean_per_class` is by "<encoder>/transfer" and stated for every set;
-    `metric` says which of the two numbers the field reports.
+    sha256: str  # layout-independent identity of all images and roles
+    dataset: Words  # public name, never a path
+    subset: Words  # key in params.yaml
+    rule: dict[str, Any]
+    classes: Many[Words]
+    large: Many[Words]  # empty where the subset is balanced
+    train: Count  # unlabelled training images
+    search: Count  # labelled search set
+    query: Annotated[int, Field(ge=0, le=MAX_QUERIES)]  # validation queries
+
+
+class Score(Frozen):
+    """One number: `top1` percent of `n` queries of a group."""
+
+    encoder: Literal["student", "teacher"]
+    metric: Annotated[str, Field(pattern=METRIC)]  # as its evaluation names it: "20-NN", "linear-best", "few-10pct-last-top5"
+    group: Literal["all", "rare", "large"]
+    correct: Count
+    n: Count
+
+    @property
+    def top1(self) -> float:
+        """Percent, 0-100."""
+        return 100.0 * self.correct / self.n
+
+
+class Attempt(Frozen):
+    """One process's work on a run."""
+
+    started: str  # UTC, ISO 8601
+    seconds: float  # of a killed one: up to its last resume point
+    first_step: int  # steps that were done before it
+    last_step: int  # steps that were done after it; of a killed one, in its last resume point
+    outcome: Literal["finished", "stopped", "failed", "killed"]
+    device: str
+
+
+class PretrainRecord(Frozen):
+    """What pretraining says of itself."""
+
+    format: Literal[1] = 1
+    kind: Literal["pretrain"] = "pretrain"
+    profile: Words
+    run: Words
+    label: Words
+    notes: Many[Words]
+    config: dict[str, Any]  # the groups that the fingerprint covers, defaults included
+    fingerprint: str
+    manifest: ManifestIdentity
+    encoder_sha256: str
+    encoders: Many[str]
+    steps: Count
+    curve: Many[dict[str, Measured]]  # one row per epoch: epoch, lr, loss and the method's metrics
+    sources: Many[str]  # source hashes of every session that trained; more than one after a resume across versions
+    attempts: Many[Attempt] = ()  # every process that worked on the run, in order
+    warnings: Many[Words] = ()  # what a reader of the numbers should know: a collapse, a resume under other code
+    provenance: Provenance
+
+
+class EvaluationRecord(Frozen):
+    """What an evaluation says: scores, and the predictions from which the scores can be recomputed."""
+
+    format: Literal[1] = 1
+    kind: Annotated[str, Field(pattern=KIND)]
+    profile: Words
+    run: Words
+    protocol: Words
+    settings: dict[str, Any]
+    manifest: ManifestIdentity
+    encoder_sha256: str
+    features_sha256: str | None
+    scores: Many[Score]
+    labels: str  # packed class index of every query
+    predictions: dict[str, str]  # "<encoder>/<metric>" -> packed predicted class of every query
+    provenance: Provenance
+
+
+class TargetEvaluation(EvaluationRecord):
+    """The evaluation of one target data set.
+
+    `manifest` is the target's: `train` images were learnt from while the classifier's setting was chosen, `search` images, which
+    are these and the validation images, for the final classifier; `query` images are classified. `mean_per_class` is by
+    "<encoder>/<metric>" and stated for every set; `metric` says which of the two numbers the field reports.
     """
 
-    kind: Literal["transfer"] = "transfer"
     metric: Literal["top1", "mean-per-class"]
     mean_per_class: dict[str, float]  # percent
 
@@ -35,24 +135,142 @@ class TransferEvaluation(EvaluationRecord):
         }
 
 
-class TransferRecord(Frozen):
-    """All target data sets of one run; `manifest` is of the images that the encoder was trained on."""
+class TargetsRecord(Frozen):
+    """What an evaluation on other data sets says, one by one; `manifest` is of the images that the encoder was trained on."""
 
     format: Literal[1] = 1
-    kind: Literal["transfer"] = "transfer"
+    kind: Annotated[str, Field(pattern=KIND)]
     profile: str
     run: str
     protocol: str
     settings: dict[str, Any]
     manifest: ManifestIdentity
     encoder_sha256: str
-    evaluations: Annotated[tuple[TransferEvaluation, ...], Field(min_length=1)]
+    evaluations: Annotated[tuple[TargetEvaluation, ...], Field(min_length=1)]
     provenance: Provenance
 
 
+class CurvePoint(Frozen):
+    """Scores of the encoders that were kept after an epoch."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    encoder_sha256: str  # of the snapshot's file; the last point's is the run's encoder
+    scores: Annotated[Many[Score], Field(min_length=1)]
+
+
+class CurveRecord(Frozen):
+    """What an evaluation of the encoders kept during training says: scores by epoch, without predictions."""
+
+    format: Literal[1] = 1
+    kind: Annotated[str, Field(pattern=KIND)]
+    profile: Words
+    run: Words
+    protocol: Words
+    settings: dict[str, Any]
+    manifest: ManifestIdentity
+    points: Annotated[Many[CurvePoint], Field(min_length=1)]
+    provenance: Provenance
+
+
+class ExternalRecord(Frozen):
+    """What `evaluate` says of a checkpoint that no run of ours need have made: the file, and its evaluations."""
+
+    format: Literal[1] = 1
+    kind: Literal["external"] = "external"
+    name: Annotated[str, Field(pattern=NAME)]  # of the record's folder
+    label: Words  # the row's name in tables
+    file: Words  # base name of the checkpoint
+    sha256: str  # of its bytes
+    layout: Words  # the rule that recognised it
+    arch: Words
+    teacher_bn: Literal["own", "student"]  # whose BatchNorm statistics a teacher ran with
+    transform: dict[str, Any]
+    command: Words  # without folders, which differ from machine to machine
+    warnings: Many[Words] = ()  # what a reader of the numbers should know: a collapse
+    evaluations: Annotated[Many[EvaluationRecord], Field(min_length=1)]
+    provenance: Provenance
+
+
+Record = TypeVar("Record", bound=Frozen)
+AnyEvaluation = EvaluationRecord | TargetsRecord | CurveRecord
+
+
+def pack_labels(values: Tensor) -> str:
+    """Class indices below 65,536 as text: little-endian uint16, zlib, base64."""
+    raw = values.cpu().numpy().astype("<u2").tobytes()
+    return base64.b64encode(zlib.compress(raw, 9)).decode()
+
+
+def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
+    """Inverse of `pack_labels`, as int64; `ValueError` where the text is damaged or more than `most`, which are not unpacked."""
+    packed = zlib.decompressobj()
+    raw = packed.decompress(base64.b64decode(text), 2 * most + 1)
+    if len(raw) > 2 * most:
+        raise ValueError(f"more than {most} entries")
+    if not packed.eof:
+        raise ValueError("cut short")
+    return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
+
+
+def score_groups(encoder: str, metric: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
+    """Scores of every group that has queries; `groups` maps a name to a boolean mask over the queries."""
+    hit = predicted == label
+    rows = []
+    for group, mask in groups.items():
+        if bool(mask.any()):
+            rows.append(
+                Score.model_validate(
+                    {"encoder": encoder, "metric": metric, "group": group, "correct": int(hit[mask].sum()), "n": int(mask.sum())}
+                )
+            )
+    return rows
+
+
 def mean_per_class(predicted: Tensor, label: Tensor) -> float:
-    """Mean over the classes that have queries of the share answered rightly, in percent; both int64, Q."""
+    """Mean over the classes that have queries of the share classified correctly, in percent; both int64, Q."""
     size = torch.bincount(label)
     right = torch.bincount(label[predicted == label], minlength=len(size))
     asked = size > 0
     return 100.0 * float((right[asked].double() / size[asked].double()).mean())
+
+
+def write_record(path: Path, record: Frozen) -> None:
+    """Write a record or one part of a run's, with stable key order."""
+    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read_record(path: Path, model: type[Record]) -> Record:
+    """Read a record of a known model; `DataError` names the file and every problem."""
+    return _parsed(path, _content(path), model)
+
+
+def read_evaluation(path: Path) -> AnyEvaluation:
+    """Read what any evaluation has written; its keys say which of the three models it is. Raises as `read_record`."""
+    content = _content(path)
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        tree = None
+    keys = tree.keys() if isinstance(tree, dict) else ()
+    if "points" in keys:
+        return _parsed(path, content, CurveRecord)
+    if "evaluations" in keys:
+        return _parsed(path, content, TargetsRecord)
+    return _parsed(path, content, EvaluationRecord)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"{path}: no such record, or no file", "run the stage that makes it")
+    if path.stat().st_size > MAX_RECORD:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read", "no record is as long")
+    return path.read_bytes()
+
+
+def _parsed(path: Path, content: bytes, model: type[Record]) -> Record:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DataError(f"{path}: not a {model.__name__}: {problems}", "delete it and run its stage again") from error

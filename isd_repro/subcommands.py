@@ -106,11 +106,11 @@ def data_pack(
     ] = None,
 ) -> None:
     """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it goes on where it was."""
-    from isd_repro import artifacts
     from isd_repro.config import reader as config
     from isd_repro.data.prepare import pack
+    from isd_repro.provenance import remember_code
 
-    artifacts.remember_code()
+    remember_code()
     loaded, layout = config.load(params)
     console = stderr()
     for name in subsets:

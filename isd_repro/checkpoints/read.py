@@ -27,9 +27,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from isd_repro import artifacts
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import check_zip, zip_entries
+from isd_repro.tensor_files import KEY, identified
 
 MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000
 MAX_NODES = 1_000_000  # containers and values of a pickle, so that one that repeats itself ends
@@ -170,7 +170,7 @@ def _safetensors(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, 
     try:
         _check_safetensors(path, header, size - 8 - length)
         tensors: dict[str, Any] = safetensors.torch.load(content)
-        return tensors, artifacts.identified(path, "encoder", metadata, tensors) if artifacts.KEY in metadata else None
+        return tensors, identified(path, "encoder", metadata, tensors) if KEY in metadata else None
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged safetensors file ({error})", "fetch it again") from error
 

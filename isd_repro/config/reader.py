@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -67,7 +67,7 @@ class Layout:
         """Features of the search and query images under each encoder of a run."""
         return self.folder / "runs" / run / "features.safetensors"
 
-    def record(self, run: str, part: Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"]) -> Path:
+    def record(self, run: str, part: str) -> Path:
         """One part of a run's committed record."""
         return self.root / "reports" / self.profile / "records" / run / f"{part}.json"
 

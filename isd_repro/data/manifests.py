@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from isd_repro.artifacts import ManifestIdentity, write_atomic
 from isd_repro.config.params import Frozen
 from isd_repro.data.store import StoreInfo
+from isd_repro.records import ManifestIdentity
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import write_atomic
 
 HEADER = "manifest.json"
 IMAGES = "images.tsv"

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isd_repro.artifacts import ManifestIdentity
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Manifest
 from isd_repro.data.store import Store, StoreInfo
+from isd_repro.records import ManifestIdentity
 from isd_repro.runtime.errors import DataError
 
 PACK_ROOT = "ISD_PACK_ROOT"

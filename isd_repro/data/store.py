@@ -27,12 +27,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from isd_repro.artifacts import remembered_sha256
 from isd_repro.config import params
 from isd_repro.config.params import Frozen
 from isd_repro.data.encoding import convert as convert  # named here too, for those who read files as a store does
 from isd_repro.data.encoding import decode_into, encode
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import remembered_sha256
 
 PIXELS = "store.u8"
 JPEGS = "store.jpegs"

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isd_repro.artifacts import ManifestIdentity
 from isd_repro.config.params import Store, TransferName
 from isd_repro.data import augment
 from isd_repro.data.images import Frame
 from isd_repro.data.store import convert
 from isd_repro.data.transfer_sets import Division, Opened
+from isd_repro.records import ManifestIdentity
 from isd_repro.runtime.errors import DataError
 
 _Read = tuple[Tensor, int, str]  # view, label, sha256

@@ -9,10 +9,10 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from isd_repro.artifacts import load_tensors
 from isd_repro.config.params import BackboneConfig, Frozen, Many, Pixels, Positive
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import DataError
+from isd_repro.tensor_files import load_tensors
 
 _HINT = "the file was written by another version or for another backbone; run `pretrain` again"
 

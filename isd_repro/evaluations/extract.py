@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isd_repro.artifacts import load_tensors, save_tensors
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.runtime.errors import DataError
+from isd_repro.tensor_files import load_tensors, save_tensors
 
 BLOCK = 256  # images; part of the result's bits, so no setting
 UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isd_repro.artifacts import Score
 from isd_repro.config.params import Linear
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.clean import FACTORS, SHARE, CleanProbe, Order
 from isd_repro.evaluations.linear import OnEpoch, Task, TrainBatches
+from isd_repro.records import Score
 
 _METRICS = ("linear-best", "linear-last", "linear-clean")
 _TIMED = 32  # images whose forward pass sets the expected time

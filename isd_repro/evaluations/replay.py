@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isd_repro.artifacts import Machine, Provenance
 from isd_repro.config.params import Linear, Transfer
 from isd_repro.evaluations import few_label, knn, linear
 from isd_repro.evaluations import transfer as logistic
 from isd_repro.evaluations.extract import Features, Images, features
 from isd_repro.evaluations.linear import OnEpoch, Task, TrainBatches
+from isd_repro.provenance import Machine, Provenance
 from isd_repro.records import mean_per_class
 
 TOLERATED = 0.005  # share of queries that may be answered otherwise under another arithmetic; docs/verify.md says why

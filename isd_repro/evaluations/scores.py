@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from isd_repro.artifacts import Score
+from isd_repro.records import Score
 
 
 def line(run: str, score: Score) -> str:

@@ -25,11 +25,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from isd_repro.artifacts import write_atomic
 from isd_repro.config.reader import fingerprint
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.extract import BLOCK, Images, forward, ready, require_finite
 from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.files import write_atomic
 
 SHARD = 4 * BLOCK  # images
 _NOISE = 1e-6  # of a number of a normalised feature

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from isd_repro.artifacts import EvaluationRecord, Score, unpack_labels
+from isd_repro.records import EvaluationRecord, Score, unpack_labels
 from isd_repro.runtime.errors import printable
 
 WORDS = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from isd_repro.artifacts import PretrainRecord, Provenance
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.provenance import Provenance
+from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, protocols, runs, stats, text
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Provenance, TrajectoryRecord
 from isd_repro.config.params import Params
-from isd_repro.records import TransferRecord
+from isd_repro.provenance import Provenance
+from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.records import Records, RunRecords
 
@@ -67,7 +67,7 @@ def of_run(found: RunRecords, label: str) -> list[Cost]:
 
 
 def _of_part(
-    run: str, label: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord
+    run: str, label: str, part: str, record: PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord
 ) -> Iterator[Cost]:
     machine = record.provenance.machine
     attempts = record.attempts if isinstance(record, PretrainRecord) else ()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, Score, unpack_labels
+from isd_repro.records import EvaluationRecord, ManifestIdentity, Score, unpack_labels
 from isd_repro.report.faults import AGAIN, Fault, Key, Sink
 
 RECOMPUTED = "recomputed from stored predictions"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isd_repro.artifacts import TrajectoryRecord
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.records import CurveRecord
 from isd_repro.report import (
     beside,
     costs,
@@ -136,7 +136,7 @@ def _asked(params: Params, records: Records) -> list[Block]:
     return blocks
 
 
-def _trajectories(params: Params, records: Records, kept: Mapping[str, TrajectoryRecord]) -> list[Block]:
+def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveRecord]) -> list[Block]:
     """One block for each subset with snapshots, or with runs beside the paper's figure of them."""
     blocks = []
     for subset in params.subsets:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from isd_repro.config.params import Params
-from isd_repro.records import TransferEvaluation
+from isd_repro.records import TargetEvaluation
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.evaluation import RECORDED, Evaluation
@@ -136,7 +136,7 @@ def reported(one: Evaluation) -> str:
 
 
 def _per_class(one: Evaluation) -> bool:
-    return isinstance(one.record, TransferEvaluation) and one.record.metric == "mean-per-class"
+    return isinstance(one.record, TargetEvaluation) and one.record.metric == "mean-per-class"
 
 
 def transfer_cell(run: RunRecords, encoder: str, key: str) -> Cell:
@@ -154,7 +154,7 @@ def transfer_cell(run: RunRecords, encoder: str, key: str) -> Cell:
     if not _per_class(one):
         low, high = stats.wilson(score.correct, score.n)
         return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
-    assert isinstance(one.record, TransferEvaluation)
+    assert isinstance(one.record, TargetEvaluation)
     mean, spread = one.record.mean_per_class[f"{encoder}/{METRIC}"], _spread(one, encoder)
     detail = (
         f"mean over {len(one.label.unique())} classes of the share answered rightly; {text.count(score.n)} queries;"

@@ -12,22 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from isd_repro.artifacts import (
+from isd_repro.config.params import Params
+from isd_repro.config.reader import Layout
+from isd_repro.records import (
+    CurveRecord,
     EvaluationRecord,
     ExternalRecord,
     ManifestIdentity,
     PretrainRecord,
     Record,
-    TrajectoryRecord,
+    TargetsRecord,
+    mean_per_class,
     read_record,
 )
-from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
-from isd_repro.records import TransferRecord, mean_per_class
 from isd_repro.report import forms, stated
 from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
 from isd_repro.report.evaluation import RECORDED as RECORDED
@@ -36,9 +37,9 @@ from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
 from isd_repro.report.faults import Key as Key
 from isd_repro.runtime.errors import DataError
 
-Part = Literal["pretrain", "knn", "linear", "few_label", "transfer", "trajectory"]
+Part = str
 PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear", "few_label")  # all about one manifest; transfer is about others
-Present = dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]
+Present = dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord]
 EXTERNAL = "external.json"
 
 
@@ -52,7 +53,7 @@ def part_of(metric: str) -> Part:
 class Transfer:
     """A transfer record that has passed every check, and its evaluations by target data set."""
 
-    record: TransferRecord
+    record: TargetsRecord
     sets: Mapping[str, Evaluation]
 
 
@@ -66,18 +67,18 @@ class RunRecords:
     linear: Evaluation | None = None
     few_label: Evaluation | None = None
     transfer: Transfer | None = None
-    trajectory: TrajectoryRecord | None = None  # as it stands: `trajectory.load` holds it against the others
+    trajectory: CurveRecord | None = None  # as it stands: `trajectory.load` holds it against the others
 
     @property
-    def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord]:
+    def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord]:
         """The records by part, in the order in which they are made."""
-        found: dict[Part, PretrainRecord | EvaluationRecord | TransferRecord] = {}
+        found: dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord] = {}
         found |= {"pretrain": self.pretrain} if self.pretrain else {}
         found |= {part.record.kind: part.record for part in self.own}
         return found | ({"transfer": self.transfer.record} if self.transfer else {})
 
     @property
-    def every(self) -> dict[Part, PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord]:
+    def every(self) -> dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord]:
         """The parts, and the record of snapshots, which names many encoders."""
         return {**self.parts, **({"trajectory": self.trajectory} if self.trajectory else {})}
 
@@ -166,8 +167,8 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
     pretrain = _read(paths["pretrain"], PretrainRecord, name, sink)
     opened = {part: _read(paths[part], EvaluationRecord, name, sink) for part in PARTS[1:]}
     raw = {part: evaluation for part, evaluation in opened.items() if evaluation}
-    transfer = _read(paths["transfer"], TransferRecord, name, sink)
-    trajectory = _read(layout.record(name, "trajectory"), TrajectoryRecord, name, sink)
+    transfer = _read(paths["transfer"], TargetsRecord, name, sink)
+    trajectory = _read(layout.record(name, "trajectory"), CurveRecord, name, sink)
     present: Present = {**({"pretrain": pretrain} if pretrain else {}), **raw, **({"transfer": transfer} if transfer else {})}
     for part, record in present.items():
         expected = {"kind": part, "profile": params.profile, "run": name, "manifest.subset": params.runs[name].data.subset}
@@ -279,7 +280,7 @@ def _of_set(key: str, sink: Sink, fault: Fault) -> None:
     sink(replace(fault, key=f"{key}: {fault.key}", score=score))
 
 
-def _check_transfer(record: TransferRecord, path: Path, sink: Sink) -> Transfer:
+def _check_transfer(record: TargetsRecord, path: Path, sink: Sink) -> Transfer:
     """Recompute both numbers of every target set, and hold each evaluation against its record."""
     keys = [part.manifest.subset for part in record.evaluations]
     facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]

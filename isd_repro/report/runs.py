@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, TrajectoryRecord
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import Layout
-from isd_repro.records import TransferRecord
+from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Printed
 from isd_repro.report.records import Records, RunRecords
@@ -50,9 +49,7 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
     }
 
 
-def _part_facts(
-    run: str, part: str, record: PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord
-) -> dict[str, Any]:
+def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord) -> dict[str, Any]:
     if isinstance(record, PretrainRecord):
         own: dict[str, Any] = {
             "fingerprint": record.fingerprint,
@@ -67,7 +64,7 @@ def _part_facts(
         "record": record_link(run, part),
         "command": command(run, part),
         **own,
-        "encoder_sha256": record.points[-1].encoder_sha256 if isinstance(record, TrajectoryRecord) else record.encoder_sha256,
+        "encoder_sha256": record.points[-1].encoder_sha256 if isinstance(record, CurveRecord) else record.encoder_sha256,
         "manifest_sha256": record.manifest.sha256,
         **record.provenance.model_dump(mode="json"),
     }

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from isd_repro.artifacts import Score, TrajectoryRecord
 from isd_repro.config.params import Params
+from isd_repro.records import CurveRecord, Score
 from isd_repro.report import beside, stats
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
@@ -51,7 +51,7 @@ def references(params: Params, records: Records, subset: str) -> list[Reference]
 
 
 def table_of(
-    params: Params, records: Records, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference]
+    params: Params, records: Records, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]
 ) -> Table | None:
     """First nearest-neighbour score of every run of a subset by epoch, each run's encoders together, the paper's below ours."""
     metric = f"{params.evaluation.knn.k[0]}-NN"

@@ -7,13 +7,12 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, Score, TrajectoryPoint, TrajectoryRecord
 from isd_repro.config.reader import fingerprint
-from isd_repro.records import TransferRecord
+from isd_repro.records import CurvePoint, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
 from isd_repro.report.faults import AGAIN, Fault, Sink
 
-Parts = Mapping[Any, PretrainRecord | EvaluationRecord | TransferRecord]
-Every = Mapping[Any, PretrainRecord | EvaluationRecord | TransferRecord | TrajectoryRecord]
+Parts = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord]
+Every = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord]
 _Fact = tuple[str, str, object, object]  # part, key, found, expected
 
 
@@ -83,19 +82,19 @@ def _facts(everything: Every) -> Iterator[_Fact]:
             yield from _epochs(part, settings)
         if part == "few_label":
             yield from _labelled(record)
-        for one in record.evaluations if isinstance(record, TransferRecord) else ():
+        for one in record.evaluations if isinstance(record, TargetsRecord) else ():
             yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol
-        if isinstance(record, TrajectoryRecord):
+        if isinstance(record, CurveRecord):
             for point in record.points:
                 yield from _point(point, record)
 
 
-def _scores(record: EvaluationRecord | TransferRecord | TrajectoryRecord) -> Iterator[Score]:
+def _scores(record: EvaluationRecord | TargetsRecord | CurveRecord) -> Iterator[Score]:
     if isinstance(record, EvaluationRecord):
         yield from record.scores
-    for one in record.evaluations if isinstance(record, TransferRecord) else ():
+    for one in record.evaluations if isinstance(record, TargetsRecord) else ():
         yield from one.scores
-    for point in record.points if isinstance(record, TrajectoryRecord) else ():
+    for point in record.points if isinstance(record, CurveRecord) else ():
         yield from point.scores
 
 
@@ -121,7 +120,7 @@ def _labelled(record: Any) -> Iterator[_Fact]:
             yield "few_label", f"settings.labelled.{share}.list_sha256", said["list_sha256"], None
 
 
-def _point(point: TrajectoryPoint, record: TrajectoryRecord) -> Iterator[_Fact]:
+def _point(point: CurvePoint, record: CurveRecord) -> Iterator[_Fact]:
     """Each score once, `all` over every query, groups over the same queries at every epoch."""
     keys = [(score.encoder, score.metric, score.group) for score in point.scores]
     at = f"epoch {point.epoch}"

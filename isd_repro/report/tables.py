@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
+from isd_repro.records import PretrainRecord
 from isd_repro.report import stats, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions
@@ -188,7 +189,9 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
         for run in found:
             if part in run.parts:
                 record = run.parts[part]
-                uses.setdefault(record.protocol if record.kind != "pretrain" else "", []).append(params.runs[run.run].label)
+                uses.setdefault("" if isinstance(record, PretrainRecord) else record.protocol, []).append(
+                    params.runs[run.run].label
+                )
         if len(uses) == 1:
             sentences.append(f"{title} protocol: {next(iter(uses))}.")
         elif uses:

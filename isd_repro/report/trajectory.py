@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isd_repro.artifacts import Score, TrajectoryRecord
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.records import CurveRecord, Score
 from isd_repro.report.cells import Cell
 from isd_repro.report.faults import Fault, Sink, refuse
 from isd_repro.report.figures import WIDTH, Tick, nice_ticks
@@ -87,7 +87,7 @@ class Reference:
     points: tuple[tuple[int, Cell], ...]
 
 
-def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, TrajectoryRecord]:
+def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, CurveRecord]:
     """The trajectory records of a profile's runs, those that the sink was told of left out.
 
     Raises:
@@ -107,7 +107,7 @@ def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) 
     return found
 
 
-def _facts(name: str, params: Params, record: TrajectoryRecord, run: RunRecords) -> list[tuple[str, object, object]]:
+def _facts(name: str, params: Params, record: CurveRecord, run: RunRecords) -> list[tuple[str, object, object]]:
     """What a record says and what it must say."""
     epochs = [point.epoch for point in record.points]
     facts: list[tuple[str, object, object]] = [
@@ -131,9 +131,7 @@ def _facts(name: str, params: Params, record: TrajectoryRecord, run: RunRecords)
     return facts
 
 
-def figure(
-    params: Params, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference] = ()
-) -> Trajectories | None:
+def figure(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference] = ()) -> Trajectories | None:
     """First nearest-neighbour score by epoch of every run of a subset that has a record, and the paper's; None where none is."""
     metric = f"{params.evaluation.knn.k[0]}-NN"
     names = names_of(params, found, subset, paper)
@@ -209,13 +207,13 @@ def _reference(one: Reference, number: int, area: _Area, x: float) -> Curve:
     return Curve(number, one.encoder == "teacher", points, titles, paper=True)
 
 
-def names_of(params: Params, found: Mapping[str, TrajectoryRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
+def names_of(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
     """Runs of a subset that have snapshots or stand beside the paper's, in the order of the parameters."""
     beside = {one.run for one in paper}
     return [name for name, run in params.runs.items() if run.data.subset == subset and (name in found or name in beside)]
 
 
-def by_epoch(record: TrajectoryRecord, metric: str, group: str) -> dict[str, list[tuple[int, Score]]]:
+def by_epoch(record: CurveRecord, metric: str, group: str) -> dict[str, list[tuple[int, Score]]]:
     """(epoch, score) by encoder; encoders without such a score are left out."""
     found: dict[str, list[tuple[int, Score]]] = {encoder: [] for encoder in ENCODERS}
     for point in record.points:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import platform
 import re
@@ -16,10 +18,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from isd_repro.runtime.errors import UserError
+from isd_repro.runtime.errors import DataError, UserError
 
 _PARTIAL = ".partial"
 _TRIES = 100  # for a name that other processes remove as often; an end, where a file system never gives a file the same identity
@@ -116,6 +119,40 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes; `DataError` where the file is missing."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "run the stage that makes it; `dvc repro` runs all that are needed")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path, folder: Path | None = None) -> str:
+    """As `sha256_file` for large files: hashed once, and again only where size, times or inode have changed since.
+
+    What was found is kept in `folder`; without one, or where it cannot be written, it is kept for this process.
+    """
+    found = path.stat()
+    identity = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    if folder is None:
+        return _hashed(path, *identity)
+    memory = folder / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError, KeyError, RecursionError):
+        kept = json.loads(memory.read_bytes())
+        if isinstance(kept, dict) and kept.get("file") == identity:
+            return str(kept["sha256"])
+    digest = _hashed(path, *identity)
+    with suppress(OSError):  # a torn line is no JSON, and then the file is hashed again
+        folder.mkdir(parents=True, exist_ok=True)
+        memory.write_text(json.dumps({"file": identity, "sha256": digest}), "utf-8")
+    return digest
+
+
+@cache
+def _hashed(path: Path, *_identity: str | int) -> str:
+    return sha256_file(path)
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

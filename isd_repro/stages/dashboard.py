@@ -9,18 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isd_repro.artifacts import Provenance, TrajectoryRecord, write_atomic
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.provenance import Provenance
+from isd_repro.records import CurveRecord
 from isd_repro.report import page, records, text, trajectory
 from isd_repro.report.records import PARTS
 from isd_repro.report.tables import ENCODERS, groups_of
+from isd_repro.runtime.files import write_atomic
 from isd_repro.tracking import session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.dashboard import Facts, build, send
 from isd_repro.tracking.publish import project_of
 
-Trajectories = Mapping[str, TrajectoryRecord]  # by run
+Trajectories = Mapping[str, CurveRecord]  # by run
 _COLUMNS = (*PARTS, "transfer", "trajectory")
 _PICTURE = re.compile(r"^!\[.*\]\(.*\)\n?", re.MULTILINE)  # of the page; W&B draws its own
 

@@ -16,8 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts, checkpoints
-from isd_repro.artifacts import EvaluationRecord, ExternalRecord, Score
+from isd_repro import checkpoints
 from isd_repro.checkpoints import Checkpoint
 from isd_repro.config.params import Linear
 from isd_repro.config.reader import state_root
@@ -28,6 +27,8 @@ from isd_repro.evaluations import heads, knn, linear, stream, summary
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.extract import BLOCK
 from isd_repro.evaluations.request import MOST, Request
+from isd_repro.provenance import describe
+from isd_repro.records import EvaluationRecord, ExternalRecord, Score, pack_labels, score_groups, write_record
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import ConfigError, Preempted, printable
 from isd_repro.runtime.progress import Progress
@@ -83,7 +84,7 @@ def evaluate(request: Request, console: Console) -> None:
             _linear(request, checkpoint, features, opened, plan, progress, result)
         record = _record(request, checkpoint, opened, frame, result, time.monotonic() - started)
     if request.out is not None:
-        artifacts.write_record(request.out, record)
+        write_record(request.out, record)
         progress.say(f"record written to {request.out}")
     _print(request, record, result)
 
@@ -215,7 +216,7 @@ def _neighbours(request: Request, features: _Features, opened: ImageSet, result:
         found = knn.predict(search, split.label, features["query"][name], request.ks, best_device())
         for k, predicted in found.items():
             kept[f"{name}/{k}-NN"] = predicted
-            scores += artifacts.score(_encoder(name), f"{k}-NN", predicted, result.label, groups)
+            scores += score_groups(_encoder(name), f"{k}-NN", predicted, result.label, groups)
     result.scores["knn"], result.predictions["knn"] = scores, kept
     result.settings["knn"] = {"k": list(request.ks)}
     result.protocols["knn"] = f"{', '.join(f'{k}-NN' for k in request.ks)} exact float32, ties by lowest label"
@@ -264,10 +265,10 @@ def _linear(
     groups = opened.prepared.groups(result.label)
     scores: list[Score] = []
     for (name, metric), predicted in answer.predictions.items():
-        scores += artifacts.score(_encoder(name), metric, predicted, result.label, groups)
+        scores += score_groups(_encoder(name), metric, predicted, result.label, groups)
     for (name, metric), among in answer.among.items():
         hit = torch.where((among == result.label[:, None]).any(dim=1), result.label, -1)
-        scores += artifacts.score(_encoder(name), f"{metric}-top5", hit, result.label, groups)
+        scores += score_groups(_encoder(name), f"{metric}-top5", hit, result.label, groups)
     result.scores["linear"] = heads.ordered(scores)
     result.predictions["linear"] = {"/".join(key): predicted for key, predicted in answer.predictions.items()}
     result.settings["linear"] = {**settings.model_dump(mode="json"), **answer.facts}
@@ -288,7 +289,7 @@ def _record(
     request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame, result: _Result, seconds: float
 ) -> ExternalRecord:
     name = request.name
-    provenance = artifacts.provenance(seconds)
+    provenance = describe(seconds)
     return ExternalRecord(
         name=name,
         label=request.label or name,
@@ -311,8 +312,8 @@ def _record(
                 encoder_sha256=checkpoint.sha256,
                 features_sha256=result.features,
                 scores=tuple(scores),
-                labels=artifacts.pack_labels(result.label),
-                predictions={key: artifacts.pack_labels(found) for key, found in result.predictions[kind].items()},
+                labels=pack_labels(result.label),
+                predictions={key: pack_labels(found) for key, found in result.predictions[kind].items()},
                 provenance=provenance,
             )
             for kind, scores in result.scores.items()

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from isd_repro.artifacts import sha256_file, shown_provenance
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout, find_run
 from isd_repro.data.images import Frame, StoreReader, centred
@@ -19,7 +18,9 @@ from isd_repro.data.prepared import open_prepared
 from isd_repro.evaluations.arithmetic import best_device, exact
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evaluations.extract import BLOCK, Features, Images, features, forward, ready, require_finite, save_features
+from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import ranks
+from isd_repro.runtime.files import sha256_file
 from isd_repro.tracking import open_stage
 
 

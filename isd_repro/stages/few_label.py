@@ -9,8 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, Score
 from isd_repro.config.params import Linear, Params
 from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import images
@@ -24,6 +22,9 @@ from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, load_encoders
 from isd_repro.evaluations.extract import load_features
 from isd_repro.evaluations.linear import Outcome, Task
+from isd_repro.provenance import describe, shown_provenance
+from isd_repro.records import EvaluationRecord, Score, pack_labels, score_groups, write_record
+from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import names, open_stage
 
@@ -40,7 +41,7 @@ def few_label(name: str, params: Params, layout: Layout, console: Console) -> No
     run = find_run(params, name)
     settings, few = params.evaluation.linear, params.evaluation.few_label
     linear.check_protocol(settings)
-    encoder_sha256 = artifacts.sha256_file(layout.encoder(name))
+    encoder_sha256 = sha256_file(layout.encoder(name))
     features = load_features(layout.features(name), encoder_sha256)
     encoders, identity = load_encoders(layout.encoder(name))
     prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
@@ -73,15 +74,15 @@ def few_label(name: str, params: Params, layout: Layout, console: Console) -> No
         settings={**stated, "best_epoch": best},
         manifest=prepared.identity,
         encoder_sha256=encoder_sha256,
-        features_sha256=artifacts.sha256_file(layout.features(name)),
+        features_sha256=sha256_file(layout.features(name)),
         scores=tuple(scores),
-        labels=artifacts.pack_labels(features.query_label),
-        predictions={"/".join(key): artifacts.pack_labels(predicted) for key, predicted in found.items()},
-        provenance=artifacts.provenance(time.monotonic() - started),
+        labels=pack_labels(features.query_label),
+        predictions={"/".join(key): pack_labels(predicted) for key, predicted in found.items()},
+        provenance=describe(time.monotonic() - started),
     )
-    artifacts.write_record(layout.record(name, "few_label"), record)
+    write_record(layout.record(name, "few_label"), record)
     tracked = names.evaluation_identity(encoder_sha256, stated)
-    config = {**stated, **artifacts.shown_provenance()}
+    config = {**stated, **shown_provenance()}
     with open_stage("few_label", name, params, layout, identity=tracked, config=config) as tracker:
         tracker.log({"epoch": run.optim.epochs, **shown.row(scores)})
         tracker.log_table(summary.class_key(record), *summary.class_rows(record))
@@ -112,5 +113,5 @@ def _score(found: dict[tuple[str, str], Tensor], label: Tensor, prepared: Prepar
     groups = prepared.groups(label)
     rows: list[Score] = []
     for (encoder, metric), predicted in found.items():
-        rows += artifacts.score(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
+        rows += score_groups(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
     return rows

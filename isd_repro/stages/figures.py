@@ -18,8 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from isd_repro import artifacts, methods
-from isd_repro.artifacts import sha256_file, write_atomic
+from isd_repro import methods
 from isd_repro.config.params import Frozen, Params
 from isd_repro.config.reader import Layout, find_run, snapshots_in
 from isd_repro.data import thumbnails
@@ -31,7 +30,10 @@ from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evaluations.extract import Features, features, load_features
 from isd_repro.evaluations.single_thread import scikit_learn
+from isd_repro.provenance import source_hash
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import sha256_file, write_atomic
+from isd_repro.tensor_files import load_tensors
 from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own
@@ -118,7 +120,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         "encoder_sha256": run.sha256,
         "features_sha256": sha256_file(layout.features(name)),
         "seed": asked.seed,
-        "source": artifacts.source_hash(),
+        "source": source_hash(),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "clusters": _clusters(run),
         "anchors": _anchors(run),
@@ -290,7 +292,7 @@ def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:
     """Features of a snapshot of this very run; `DataError` where it is another's."""
     encoders, identity = load_encoders(path)
     check_manifest(path, identity.manifest, run.prepared.identity.sha256)
-    ours, theirs = (artifacts.load_tensors(file, "encoder")[1] for file in (run.path, path))
+    ours, theirs = (load_tensors(file, "encoder")[1] for file in (run.path, path))
     for key in ("run", "fingerprint"):
         if ours.get(key) != theirs.get(key):
             message = f"{path}: a snapshot of {key} {theirs.get(key)!r}, but {run.path.name} is of {ours.get(key)!r}"

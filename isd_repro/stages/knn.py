@@ -9,8 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, Score
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import sheet
@@ -21,6 +19,9 @@ from isd_repro.evaluations import summary
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest
 from isd_repro.evaluations.extract import Features, load_features
+from isd_repro.provenance import describe, shown_provenance
+from isd_repro.records import EvaluationRecord, Score, pack_labels, score_groups, write_record
+from isd_repro.runtime.files import sha256_file
 from isd_repro.tracking import names, open_stage
 
 QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
@@ -35,7 +36,7 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
     """
     started = time.monotonic()
     run = find_run(params, name)
-    encoder_sha256 = artifacts.sha256_file(layout.encoder(name))
+    encoder_sha256 = sha256_file(layout.encoder(name))
     path = layout.features(name)
     features = load_features(path, encoder_sha256)
     prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
@@ -53,8 +54,8 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
         )
         for k in settings.k:
             predicted = search.vote(features.search_label[near[encoder][:, :k]])
-            predictions[f"{encoder}/{k}-NN"] = artifacts.pack_labels(predicted)
-            scores += artifacts.score(cast("Literal['student', 'teacher']", encoder), f"{k}-NN", predicted, label, groups)
+            predictions[f"{encoder}/{k}-NN"] = pack_labels(predicted)
+            scores += score_groups(cast("Literal['student', 'teacher']", encoder), f"{k}-NN", predicted, label, groups)
     record = EvaluationRecord(
         kind="knn",
         profile=params.profile,
@@ -63,15 +64,15 @@ def knn(name: str, params: Params, layout: Layout, console: Console) -> None:
         settings=settings.model_dump(mode="json"),
         manifest=prepared.identity,
         encoder_sha256=encoder_sha256,
-        features_sha256=artifacts.sha256_file(path),
+        features_sha256=sha256_file(path),
         scores=tuple(scores),
-        labels=artifacts.pack_labels(label),
+        labels=pack_labels(label),
         predictions=predictions,
-        provenance=artifacts.provenance(time.monotonic() - started),
+        provenance=describe(time.monotonic() - started),
     )
-    artifacts.write_record(layout.record(name, "knn"), record)
+    write_record(layout.record(name, "knn"), record)
     identity = names.evaluation_identity(record.encoder_sha256, record.settings)
-    config = {**record.settings, **artifacts.shown_provenance()}
+    config = {**record.settings, **shown_provenance()}
     with open_stage("knn", name, params, layout, identity=identity, config=config) as tracker:
         tracker.log({"epoch": run.optim.epochs, **shown.row(scores)})
         for encoder in near:

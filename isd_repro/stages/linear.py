@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, Score
 from isd_repro.config.params import Linear, Params
 from isd_repro.config.reader import Layout, find_run
 from isd_repro.data import images
@@ -26,7 +24,10 @@ from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, chec
 from isd_repro.evaluations.extract import Features, load_features
 from isd_repro.evaluations.linear import Outcome, Task, TrainBatches
 from isd_repro.interfaces import Tracker
+from isd_repro.provenance import describe, shown_provenance
+from isd_repro.records import EvaluationRecord, Score, pack_labels, score_groups, write_record
 from isd_repro.runtime import ranks
+from isd_repro.runtime.files import sha256_file
 from isd_repro.tracking import names, open_stage
 
 
@@ -44,7 +45,7 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
     run = find_run(params, name)
     settings = params.evaluation.linear
     protocol.check_protocol(settings)
-    hashes = tuple(artifacts.sha256_file(path) for path in (layout.encoder(name), layout.features(name)))
+    hashes = tuple(sha256_file(path) for path in (layout.encoder(name), layout.features(name)))
     features = load_features(layout.features(name), hashes[0])
     encoders, identity = load_encoders(layout.encoder(name))
     check_run(layout.encoder(name), identity, name)
@@ -64,13 +65,13 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
         return
     config = settings.model_dump(mode="json")
     made_of = names.evaluation_identity(hashes[0], config)
-    shown_config = {**config, **artifacts.shown_provenance()}
+    shown_config = {**config, **shown_provenance()}
     bar = Progress(console=console, disable=not console.is_terminal)
     with bar, open_stage("linear", name, params, layout, identity=made_of, config=shown_config) as tracker:
         reporter = _Reporter(name, settings, tracker, bar, console)
         outcomes = protocol.train(encoders, task, settings, device, reporter)
         record = _record(name, params, prepared, hashes, features, outcomes, time.monotonic() - started)
-        artifacts.write_record(layout.record(name, "linear"), record)
+        write_record(layout.record(name, "linear"), record)
         tracker.log({**reporter.last, **shown.row(record.scores)})  # over the last epoch's row, which it repeats
         tracker.log_table("per-class", *summary.class_rows(record))
     for score in record.scores:
@@ -122,13 +123,13 @@ def _record(
         encoder_sha256=hashes[0],
         features_sha256=hashes[1],
         scores=tuple(_score(outcomes, features.query_label, prepared.groups(features.query_label))),
-        labels=artifacts.pack_labels(features.query_label),
+        labels=pack_labels(features.query_label),
         predictions={
-            f"{encoder}/{metric}": artifacts.pack_labels(predicted)
+            f"{encoder}/{metric}": pack_labels(predicted)
             for encoder, out in outcomes.items()
             for metric, predicted in _metrics(out).items()
         },
-        provenance=artifacts.provenance(seconds),
+        provenance=describe(seconds),
     )
 
 
@@ -140,5 +141,5 @@ def _score(outcomes: Mapping[str, Outcome], label: Tensor, groups: Mapping[str, 
     found: list[Score] = []
     for encoder, outcome in outcomes.items():
         for metric, predicted in _metrics(outcome).items():
-            found += artifacts.score(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
+            found += score_groups(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
     return found

@@ -15,12 +15,12 @@ from typing import Any
 
 from rich.console import Console
 
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity, PretrainRecord, Provenance, TrajectoryRecord
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout, find_run
 from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
-from isd_repro.records import TransferRecord
+from isd_repro.provenance import Provenance
+from isd_repro.records import CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
 from isd_repro.report import gallery, page, records, trajectory
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime import files
@@ -31,7 +31,7 @@ from isd_repro.tracking.publish import Publisher, project_of
 from isd_repro.tracking.replay import Item, Replay, Table
 
 REPORT_FILES = ("cells.csv", "cells.json", "index.html", "table.md", "table.tex")
-Result = EvaluationRecord | TransferRecord | TrajectoryRecord
+Result = EvaluationRecord | TargetsRecord | CurveRecord
 ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show commits and commands
 
 
@@ -158,7 +158,7 @@ class _Builder:
                 pictures=self._pictures(name, stage), needs=needs, makes=[self.result(name, record)],
             )  # fmt: skip
 
-    def transfer(self, name: str, record: TransferRecord, pretrain: PretrainRecord | None) -> Replay:
+    def transfer(self, name: str, record: TargetsRecord, pretrain: PretrainRecord | None) -> Replay:
         """Scores on other data sets; each reads its images itself, so it needs the encoder alone."""
         scores = {key: value for one in record.evaluations for key, value in one.row().items()}
         final = {"epoch": self.params.runs[name].optim.epochs, **scores}
@@ -169,7 +169,7 @@ class _Builder:
             needs=[self._encoder(name, record.encoder_sha256, pretrain)], makes=[self.result(name, record)],
         )  # fmt: skip
 
-    def trajectory(self, name: str, record: TrajectoryRecord, pretrain: PretrainRecord | None) -> Replay:
+    def trajectory(self, name: str, record: CurveRecord, pretrain: PretrainRecord | None) -> Replay:
         """Scores by epoch; the snapshots behind all points but the last are named in the record."""
         last = record.points[-1].encoder_sha256
         return self._replay(
@@ -213,10 +213,10 @@ class _Builder:
     def result(self, name: str, record: Result) -> Item:
         """Scores and predictions: the record itself."""
         path = self.layout.record(name, record.kind)
-        if isinstance(record, TransferRecord):
+        if isinstance(record, TargetsRecord):
             scores = {key: value for one in record.evaluations for key, value in one.row().items()}
             digests = {"encoder": record.encoder_sha256}
-        elif isinstance(record, TrajectoryRecord):
+        elif isinstance(record, CurveRecord):
             scores = shown.row(record.points[-1].scores)
             digests = {"encoder": record.points[-1].encoder_sha256}
         else:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from isd_repro.artifacts import write_atomic
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
 from isd_repro.runtime.errors import printable
+from isd_repro.runtime.files import write_atomic
 
 if TYPE_CHECKING:
     from isd_repro.report.cells import Table

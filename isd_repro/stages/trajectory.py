@@ -15,8 +15,6 @@ from typing import Literal, cast
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from isd_repro import artifacts
-from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord
 from isd_repro.config.params import Knn, Params
 from isd_repro.config.reader import Layout, find_run, fingerprint, snapshots_in
 from isd_repro.data.images import Frame, StoreReader, centred
@@ -26,7 +24,10 @@ from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evaluations.extract import features
+from isd_repro.provenance import describe, remember_code, shown_provenance, source_hash
+from isd_repro.records import CurvePoint, CurveRecord, Score, read_record, score_groups, write_record
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.tracking import names, open_stage
 
 
@@ -37,14 +38,14 @@ def trajectory(name: str, params: Params, layout: Layout, console: Console) -> N
         ConfigError: no such run, or a k above the number of search images.
         DataError: a file is missing, damaged, of another run, or made from other images; or no snapshot was kept.
     """
-    artifacts.remember_code()
+    remember_code()
     started = time.monotonic()
     run = find_run(params, name)
     prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
     settings = params.evaluation.knn
     files = _files(name, run.optim.epochs, layout)
-    sums = {epoch: artifacts.sha256_file(path) for epoch, path in files.items()}
-    parts = {"trajectory": sums, "manifest": prepared.identity.sha256, "k": list(settings.k), "source": artifacts.source_hash()}
+    sums = {epoch: sha256_file(path) for epoch, path in files.items()}
+    parts = {"trajectory": sums, "manifest": prepared.identity.sha256, "k": list(settings.k), "source": source_hash()}
     done = layout.state(fingerprint(parts))
     points = []
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -53,27 +54,28 @@ def trajectory(name: str, params: Params, layout: Layout, console: Console) -> N
         for epoch, path in files.items():
             kept = done / f"{epoch}.json"
             if kept.is_file():
-                point = artifacts.read_record(kept, TrajectoryPoint)
+                point = read_record(kept, CurvePoint)
                 bar.advance(task, images)
             else:
                 scores = _score(path, name, prepared, settings, bar, task)
-                point = TrajectoryPoint(epoch=epoch, encoder_sha256=sums[epoch], scores=tuple(scores))
-                artifacts.write_record(kept, point)
+                point = CurvePoint(epoch=epoch, encoder_sha256=sums[epoch], scores=tuple(scores))
+                write_record(kept, point)
             points.append(point)
             for score in point.scores:
                 console.print(f"epoch {epoch} {shown.line(name, score)}", highlight=False, soft_wrap=True)
-    record = TrajectoryRecord(
+    record = CurveRecord(
+        kind="trajectory",
         profile=params.profile,
         run=name,
         protocol=f"{', '.join(f'{k}-NN' for k in settings.k)} exact float32, ties by lowest label",
         settings=settings.model_dump(mode="json"),
         manifest=prepared.identity,
         points=tuple(points),
-        provenance=artifacts.provenance(time.monotonic() - started),
+        provenance=describe(time.monotonic() - started),
     )
-    artifacts.write_record(layout.record(name, "trajectory"), record)
+    write_record(layout.record(name, "trajectory"), record)
     identity = names.evaluation_identity(sums[run.optim.epochs], record.settings)
-    config = {**record.settings, **artifacts.shown_provenance()}
+    config = {**record.settings, **shown_provenance()}
     with open_stage("trajectory", name, params, layout, identity=identity, config=config) as tracker:
         for point in points:
             tracker.log({"epoch": point.epoch, **shown.row(point.scores)})
@@ -108,5 +110,5 @@ def _score(path: Path, run: str, prepared: Prepared, settings: Knn, bar: Progres
     for encoder, bank in rows["search"].items():
         found = search.predict(bank, splits["search"].label, rows["query"][encoder], settings.k, device)
         for k, predicted in found.items():
-            scores += artifacts.score(cast("Literal['student', 'teacher']", encoder), f"{k}-NN", predicted, label, groups)
+            scores += score_groups(cast("Literal['student', 'teacher']", encoder), f"{k}-NN", predicted, label, groups)
     return scores

@@ -19,8 +19,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import Score
 from isd_repro.config.params import Params, TransferName
 from isd_repro.config.reader import Layout, find_run, fingerprint
 from isd_repro.data import manifests, transfer_images, transfer_sets
@@ -31,8 +29,19 @@ from isd_repro.evaluations import transfer as protocol
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evaluations.extract import features
-from isd_repro.records import TransferEvaluation, TransferRecord, mean_per_class
+from isd_repro.provenance import describe, remember_code, shown_provenance, source_hash
+from isd_repro.records import (
+    Score,
+    TargetEvaluation,
+    TargetsRecord,
+    mean_per_class,
+    pack_labels,
+    read_record,
+    score_groups,
+    write_record,
+)
 from isd_repro.runtime.errors import ConfigError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import names, open_stage
 
@@ -65,7 +74,7 @@ def transfer(name: str, params: Params, layout: Layout, console: Console) -> Non
         DataError: a file or a target set is missing or damaged; the encoder was made from other images than are prepared.
         UserError: a target set needs a package that is not installed.
     """
-    artifacts.remember_code()
+    remember_code()
     run = find_run(params, name)
     settings = params.evaluation.transfer
     if not settings.sets:
@@ -75,13 +84,14 @@ def transfer(name: str, params: Params, layout: Layout, console: Console) -> Non
     check_manifest(layout.encoder(name), identity.manifest, manifest.sha256)
     for key in settings.sets:  # all of them, before the first is worked on
         transfer_sets.root_of(key)
-    sha256 = artifacts.sha256_file(layout.encoder(name))
+    sha256 = sha256_file(layout.encoder(name))
     asked = _Asked(name, params, encoders, identity, sha256, best_device(), Progress(console))
     stated = settings.model_dump(mode="json")
-    parts = {"transfer": stated, "encoder": sha256, "source": artifacts.source_hash(), "profile": params.profile, "run": name}
+    parts = {"transfer": stated, "encoder": sha256, "source": source_hash(), "profile": params.profile, "run": name}
     done = layout.state(fingerprint(parts))
     evaluations = tuple(_kept(done / f"{key}.json", key, asked) for key in settings.sets)
-    record = TransferRecord(
+    record = TargetsRecord(
+        kind="transfer",
         profile=params.profile,
         run=name,
         protocol=PROTOCOL,
@@ -89,11 +99,11 @@ def transfer(name: str, params: Params, layout: Layout, console: Console) -> Non
         manifest=manifest,
         encoder_sha256=sha256,
         evaluations=evaluations,
-        provenance=artifacts.provenance(sum(one.provenance.seconds for one in evaluations)),
+        provenance=describe(sum(one.provenance.seconds for one in evaluations)),
     )
-    artifacts.write_record(layout.record(name, "transfer"), record)
+    write_record(layout.record(name, "transfer"), record)
     tracked = names.evaluation_identity(sha256, stated)
-    config = {**stated, **artifacts.shown_provenance()}
+    config = {**stated, **shown_provenance()}
     with open_stage("transfer", name, params, layout, identity=tracked, config=config) as tracker:
         tracker.log({"epoch": run.optim.epochs, **{key: value for one in evaluations for key, value in one.row().items()}})
         for one in evaluations:
@@ -101,19 +111,19 @@ def transfer(name: str, params: Params, layout: Layout, console: Console) -> Non
     shutil.rmtree(done, ignore_errors=True)
 
 
-def _kept(path: Path, key: TransferName, asked: _Asked) -> TransferEvaluation:
+def _kept(path: Path, key: TransferName, asked: _Asked) -> TargetEvaluation:
     """What an interrupted stage has left of a set, else the set evaluated and left there."""
     if path.is_file():
-        evaluation = artifacts.read_record(path, TransferEvaluation)
+        evaluation = read_record(path, TargetEvaluation)
     else:
         evaluation = _evaluate(key, asked)
-        artifacts.write_record(path, evaluation)
+        write_record(path, evaluation)
     for line in _lines(evaluation):
         asked.progress.say(line)
     return evaluation
 
 
-def _evaluate(key: TransferName, asked: _Asked) -> TransferEvaluation:
+def _evaluate(key: TransferName, asked: _Asked) -> TargetEvaluation:
     """One target set: every image is read once for all encoders."""
     started = time.monotonic()
     settings = asked.params.evaluation.transfer
@@ -141,11 +151,12 @@ def _evaluate(key: TransferName, asked: _Asked) -> TransferEvaluation:
             asked.device,
         )
         predictions[f"{encoder}/{METRIC}"] = answer.predicted
-        scores += artifacts.score(
+        scores += score_groups(
             cast("Literal['student', 'teacher']", encoder), METRIC, answer.predicted, label, {"all": torch.ones_like(label) > 0}
         )
         chosen[encoder] = _facts(answer)
-    return TransferEvaluation(
+    return TargetEvaluation(
+        kind="transfer",
         profile=asked.params.profile,
         run=asked.name,
         protocol=PROTOCOL,
@@ -154,9 +165,9 @@ def _evaluate(key: TransferName, asked: _Asked) -> TransferEvaluation:
         encoder_sha256=asked.encoder_sha256,
         features_sha256=_digest(found),
         scores=tuple(scores),
-        labels=artifacts.pack_labels(label),
-        predictions={key: artifacts.pack_labels(predicted) for key, predicted in predictions.items()},
-        provenance=artifacts.provenance(time.monotonic() - started),
+        labels=pack_labels(label),
+        predictions={key: pack_labels(predicted) for key, predicted in predictions.items()},
+        provenance=describe(time.monotonic() - started),
         metric=opened.spec.metric,
         mean_per_class={key: mean_per_class(predicted, label) for key, predicted in predictions.items()},
     )
@@ -183,7 +194,7 @@ def _digest(found: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def _lines(one: TransferEvaluation) -> list[str]:
+def _lines(one: TargetEvaluation) -> list[str]:
     """One plain line for each encoder: both numbers, and the choice."""
     lines = []
     for score in one.scores:

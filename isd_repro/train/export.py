@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from isd_repro import artifacts
+from isd_repro.runtime.files import write_atomic
+from isd_repro.tensor_files import save_tensors
 
 
 def save_encoders(path: Path, encoders: Mapping[str, nn.Module], identity: Mapping[str, Any]) -> None:
     """Write encoders as they are now, tensors named `<encoder>.<name>`, with what the file says of itself."""
     tensors = {f"{which}.{key}": value for which, encoder in encoders.items() for key, value in encoder.state_dict().items()}
-    artifacts.save_tensors(path, "encoder", tensors, {**identity, "encoders": list(encoders)})
+    save_tensors(path, "encoder", tensors, {**identity, "encoders": list(encoders)})
 
 
 def export_snapshots(kept: Path, folder: Path) -> None:
@@ -25,4 +26,4 @@ def export_snapshots(kept: Path, folder: Path) -> None:
         if path.name not in wanted:
             path.unlink()
     for name, path in wanted.items():
-        artifacts.write_atomic(folder / name, path.read_bytes())
+        write_atomic(folder / name, path.read_bytes())

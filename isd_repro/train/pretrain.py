@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
-from isd_repro import artifacts, methods
-from isd_repro.artifacts import ManifestIdentity, PretrainRecord
+from isd_repro import methods
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import Layout, find_run, fingerprint, naming, snapshot_name
 from isd_repro.data import augment, feed, sheet
@@ -30,8 +29,11 @@ from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.interfaces import Setting, Tracker
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
+from isd_repro.provenance import describe, remember_code, shown_provenance, source_hash
+from isd_repro.records import ManifestIdentity, PretrainRecord, write_record
 from isd_repro.runtime import files, ranks, signals
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
+from isd_repro.runtime.files import sha256_file, write_atomic
 from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
 from isd_repro.train import attempts, checkpoint, checks, code, export, loop, process_group
 from isd_repro.train.attempts import Attempts
@@ -66,7 +68,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
         UserError: a number is not finite, another process trains the run, other code trained it so far, or a rank is gone.
         Preempted: a signal asked to stop; the state is saved.
     """
-    artifacts.remember_code()
+    remember_code()
     run = find_run(params, name)
     with ranks.first_alone():  # it may hash the images, and the others then need not
         prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
@@ -174,7 +176,7 @@ class _Work:
         """Where the run stands, its state restored; `now` is the code that goes on."""
         if self.optimizer is None:
             self.rows.touch()
-            return Progress(sources=[artifacts.source_hash()])
+            return Progress(sources=[source_hash()])
         plan = self.plan
         progress = checkpoint.load(self.point, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
         self.good = progress.step
@@ -185,8 +187,8 @@ class _Work:
         code.take_over(progress, now, self.state)
         if progress.step:
             self.say(f"resuming after step {progress.step}")
-        if artifacts.source_hash() not in progress.sources:
-            progress.sources.append(artifacts.source_hash())
+        if source_hash() not in progress.sources:
+            progress.sources.append(source_hash())
         truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
         return process_group.share(plan.fingerprint, plan.method, self.optimizer, progress, now)
 
@@ -218,7 +220,7 @@ class _Work:
         if self.optimizer is None:
             return
         plan, params = self.plan, self.params
-        config = {**plan.config, **artifacts.shown_provenance()}
+        config = {**plan.config, **shown_provenance()}
         bar = Bar(console=self.console, disable=not self.console.is_terminal)
         opened = open_stage("pretrain", plan.name, params, self.layout, identity=plan.fingerprint, config=config, rows=self.rows)
         with bar, opened as tracker:
@@ -258,7 +260,7 @@ class _Work:
         path = layout.encoder(plan.name)
         export.save_encoders(path, self.encoders, self.identity())
         export.export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
-        artifacts.write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
+        write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
         collapse = checks.collapse(progress.curve)
         record = PretrainRecord(
             profile=self.params.profile,
@@ -268,16 +270,16 @@ class _Work:
             config=plan.config,
             fingerprint=plan.fingerprint,
             manifest=self.manifest,
-            encoder_sha256=artifacts.sha256_file(path),
+            encoder_sha256=sha256_file(path),
             encoders=tuple(self.encoders),
             steps=progress.step,
             curve=tuple(progress.curve),
             sources=tuple(progress.sources),
             attempts=log.so_far("finished"),
             warnings=(*progress.remarks, *([collapse] if collapse else [])),
-            provenance=artifacts.provenance(progress.seconds),
+            provenance=describe(progress.seconds),
         )
-        artifacts.write_record(layout.record(plan.name, "pretrain"), record)
+        write_record(layout.record(plan.name, "pretrain"), record)
 
     def identity(self) -> dict[str, Any]:
         """What an encoder file of this run says of itself."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from isd_repro import checkpoints
-from isd_repro.artifacts import save_tensors, sha256_file
 from isd_repro.checkpoints import TensorUse
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Setting
 from isd_repro.methods.isd import Config, Method
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.files import sha256_file
+from isd_repro.tensor_files import save_tensors
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.checkpoint import save as save_resume
 from tests.checkpoints.conftest import Write

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro import artifacts, methods
+from isd_repro import methods
 from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.interfaces import Batch
 from isd_repro.runtime.errors import Preempted
+from isd_repro.tensor_files import load_tensors, save_tensors
 from isd_repro.train import checkpoint
 from tests.conformance import problem
 from tests.conformance.problem import (
@@ -285,8 +286,8 @@ def test_channels_last_changes_neither_the_state_nor_what_is_exported(name: str,
     train(last)
     for which, encoder in encoders_of(last).items():
         path = tmp_path / which
-        artifacts.save_tensors(path, "encoder", encoder.state_dict(), {})
-        tensors, _ = artifacts.load_tensors(path, "encoder")
+        save_tensors(path, "encoder", encoder.state_dict(), {})
+        tensors, _ = load_tensors(path, "encoder")
         assert tensors.keys() == encoder.state_dict().keys()
         assert all(torch.equal(tensors[key], value) for key, value in encoder.state_dict().items())
     other = build(name)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from isd_repro.artifacts import save_tensors
 from isd_repro.config.params import BackboneConfig
 from isd_repro.evaluations.encoders import check_manifest, load_encoders
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import DataError
+from isd_repro.tensor_files import save_tensors
 
 CONFIG = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
 

@@ -22,20 +22,21 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
-from isd_repro import artifacts, cli
-from isd_repro.artifacts import EvaluationRecord, ExternalRecord, unpack_labels
+from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.config.params import BackboneConfig, Params
 from isd_repro.config.reader import Layout
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.request import Request, numbers
 from isd_repro.nn.backbones import build
+from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
 from isd_repro.report import page, records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.stages.evaluate import evaluate
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
+from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
 
 DEMO = Path(__file__).parents[2] / "params.yaml"
@@ -50,7 +51,7 @@ class World:
     layout: Layout
 
     def record(self, part: Any) -> EvaluationRecord:
-        return artifacts.read_record(self.layout.record(RUN, part), EvaluationRecord)
+        return read_record(self.layout.record(RUN, part), EvaluationRecord)
 
     @property
     def ours(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def test_an_encoder_of_a_run_gets_the_runs_own_numbers_and_predictions(
 ) -> None:
     out = tmp_path / "again" / "external.json"
     printed, said = ask(Request(**made.ours, protocol="all", which="both", out=out), capsys)
-    again = artifacts.read_record(out, ExternalRecord)
+    again = read_record(out, ExternalRecord)
     for part in again.evaluations:
         recorded = made.record(part.kind)
         assert part.manifest == recorded.manifest
@@ -290,7 +291,7 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
     }
     identity |= {"profile": "p", "run": "r", "fingerprint": "f", "manifest": "m"}
     path = tmp_path / "encoder.safetensors"
-    artifacts.save_tensors(path, "encoder", {f"student.{key}": value for key, value in net.state_dict().items()}, identity)
+    save_tensors(path, "encoder", {f"student.{key}": value for key, value in net.state_dict().items()}, identity)
     colour = json.loads(ask(Request(path, data=pictures, as_json=True), capsys)[0])
     grey = tmp_path / "grey"
     for file in pictures.rglob("*.png"):
@@ -386,7 +387,7 @@ def test_a_collapse_is_said_and_recorded(
     request = Request(foreign, data=pictures, image_size=16, out=tmp_path / "x.json", ks=(1,), as_json=True)
     printed, said = ask(request, capsys)
     assert words not in said
-    assert artifacts.read_record(tmp_path / "x.json", ExternalRecord).warnings == ()
+    assert read_record(tmp_path / "x.json", ExternalRecord).warnings == ()
     state = torch.load(foreign, weights_only=True)
     state["bn1.weight"].zero_()
     state["bn1.bias"].fill_(0.3)
@@ -394,7 +395,7 @@ def test_a_collapse_is_said_and_recorded(
     printed, said = ask(request, capsys)
     assert words in said.splitlines()
     assert words in json.loads(printed)["notes"]
-    assert artifacts.read_record(tmp_path / "x.json", ExternalRecord).warnings == (words,)
+    assert read_record(tmp_path / "x.json", ExternalRecord).warnings == (words,)
 
 
 def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +442,7 @@ def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert {score["metric"] for score in found["scores"]} == {"3-NN"}
-    record = artifacts.read_record(tmp_path / "x.json", ExternalRecord)
+    record = read_record(tmp_path / "x.json", ExternalRecord)
     assert record.command.endswith("--image-size 16 --std 0.2,0.2,0.2 --k 3")
     assert len(unpack_labels(record.evaluations[0].labels)) == 12
     with pytest.raises(ConfigError, match="--mean 1,a: not numbers"):

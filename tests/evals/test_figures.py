@@ -15,11 +15,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts
 from isd_repro.config import reader as config
 from isd_repro.config.reader import Layout
 from isd_repro.runtime.errors import ConfigError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages.figures import Asked, figures
+from isd_repro.tensor_files import load_tensors
 from tests.evals.figures_world import CLASSES, QUERY, World, make_world
 
 
@@ -121,7 +122,7 @@ def test_the_drawing_shows_every_point_once_in_its_class(world: World) -> None:
     assert [panel["epoch"] for panel in drawn["panels"]] == [None]
     assert drawn["image_of_point"] == world.manifest.query.tolist()
     assert [drawn["classes"][cls] for cls in drawn["class_of_point"]] == [CLASSES[at // QUERY] for at in range(18)]
-    rows = artifacts.load_tensors(world.layout.features("isd"), "features")[0]["student.query"]
+    rows = load_tensors(world.layout.features("isd"), "features")[0]["student.query"]
     unit = torch.nn.functional.normalize(rows, dim=1).numpy().astype("<f4").tobytes()
     assert drawn["panels"][0]["input_sha256"] == hashlib.sha256(unit).hexdigest()
     space = "{http://www.w3.org/2000/svg}"
@@ -162,8 +163,8 @@ def test_everything_is_traced(world: World) -> None:
         name: hashlib.sha256(files[name]).hexdigest() for name in ("anchors.html", "clusters.html", "tsne.svg")
     }
     assert facts["manifest"] == world.manifest.sha256
-    assert facts["encoder_sha256"] == artifacts.sha256_file(world.layout.encoder("isd"))
-    assert facts["features_sha256"] == artifacts.sha256_file(world.layout.features("isd"))
+    assert facts["encoder_sha256"] == sha256_file(world.layout.encoder("isd"))
+    assert facts["features_sha256"] == sha256_file(world.layout.features("isd"))
     assert {"python", "torch", "scikit-learn"} <= set(facts["versions"])
     assert files[".gitignore"] == b"*\n"
 

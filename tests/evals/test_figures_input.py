@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts, cli
+from isd_repro import cli
 from isd_repro.data.manifests import Manifest
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.files import sha256_file
+from isd_repro.tensor_files import load_tensors, save_tensors
 from tests.evals.figures_world import CLASSES, NARROW, World, make_manifest, make_world
 from tests.evals.test_stages import write_encoder, write_prepared
 
@@ -30,9 +32,9 @@ def world(tmp_path: Path) -> World:
 def snapshot(world: World, epoch: str, seed: int, **changes: Any) -> Path:
     path = world.layout.folder / "runs" / "isd" / "snapshots" / f"epoch-{epoch}.safetensors"
     write_encoder(path, NARROW, ("student", "teacher"), world.manifest.sha256, seed=seed)
-    tensors, identity = artifacts.load_tensors(path, "encoder")
+    tensors, identity = load_tensors(path, "encoder")
     identity = {key: value for key, value in identity.items() if key not in {"kind", "format"}}
-    artifacts.save_tensors(path, "encoder", tensors, {**identity, "run": "isd", **changes})
+    save_tensors(path, "encoder", tensors, {**identity, "run": "isd", **changes})
     return path
 
 
@@ -44,7 +46,7 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
     facts, told = world.draw("isd")
     panels = facts["tsne"]["panels"]
     assert [panel["epoch"] for panel in panels] == [20, 50, 60, 100, 300, 700, None]
-    assert panels[0]["sha256"] == artifacts.sha256_file(second)
+    assert panels[0]["sha256"] == sha256_file(second)
     net = load_encoders(second)[0]["student"]
     query = torch.from_numpy(world.manifest.query)
     with torch.inference_mode():

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import unpack_labels
 from isd_repro.config.params import FewLabel, Transfer
 from isd_repro.data import images as pictures
 from isd_repro.data import transfer_sets
@@ -25,8 +23,9 @@ from isd_repro.evaluations import linear
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.extract import load_features
 from isd_repro.evaluations.linear import Outcome, Task
-from isd_repro.records import TransferRecord
+from isd_repro.records import TargetsRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages import transfer as module
 from isd_repro.stages.extract import extract
 from isd_repro.stages.few_label import few_label
@@ -69,7 +68,7 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
     search = prepared.split("search")
     settings = world.params.evaluation.linear
     encoders, identity = load_encoders(world.layout.encoder("isd"))
-    features = load_features(world.layout.features("isd"), artifacts.sha256_file(world.layout.encoder("isd")))
+    features = load_features(world.layout.features("isd"), sha256_file(world.layout.encoder("isd")))
     frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
     for share, fraction in (("30", 0.3), ("100", 1.0)):
         at = torch.tensor(drawn(search.label, fraction, 5))
@@ -139,8 +138,8 @@ def target(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root
 
 
-def read(world: World, run: str = "isd") -> TransferRecord:  # noqa: F811
-    return artifacts.read_record(world.layout.record(run, "transfer"), TransferRecord)
+def read(world: World, run: str = "isd") -> TargetsRecord:  # noqa: F811
+    return read_record(world.layout.record(run, "transfer"), TargetsRecord)
 
 
 def test_the_record_follows_from_its_predictions(world: World, target: Path) -> None:  # noqa: F811
@@ -162,7 +161,7 @@ def test_the_record_follows_from_its_predictions(world: World, target: Path) -> 
     assert one.manifest.classes == NAMES
     assert one.metric == "top1"
     assert record.manifest == world.manifest.identity()
-    assert record.encoder_sha256 == one.encoder_sha256 == artifacts.sha256_file(world.layout.encoder("isd"))
+    assert record.encoder_sha256 == one.encoder_sha256 == sha256_file(world.layout.encoder("isd"))
     assert not (world.layout.root / ".state").exists() or not any((world.layout.root / ".state").iterdir())
     first = record.evaluations
     world.run(transfer, "isd")

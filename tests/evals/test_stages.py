@@ -13,8 +13,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, save_tensors, unpack_labels
 from isd_repro.config.params import BackboneConfig, Params, Store
 from isd_repro.config.reader import Layout
 from isd_repro.data import manifests
@@ -23,10 +21,13 @@ from isd_repro.data.prepared import open_prepared
 from isd_repro.data.store import StoreWriter
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.nn.backbones import build
+from isd_repro.records import EvaluationRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import augmented, linear
+from isd_repro.tensor_files import load_tensors, save_tensors
 
 SIDE, CLASSES, SEARCH, QUERY = 8, ("ant", "bee", "cat"), 7, 5
 NARROW = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
@@ -46,7 +47,7 @@ class World:
         return text.getvalue()
 
     def record(self, run: str, part: Any) -> EvaluationRecord:
-        return artifacts.read_record(self.layout.record(run, part), EvaluationRecord)
+        return read_record(self.layout.record(run, part), EvaluationRecord)
 
 
 def write_encoder(
@@ -175,8 +176,8 @@ def test_pixels_score_as_their_bytes_do(world: World) -> None:
     assert 5 < expected[0][2] < 15  # so that a mixed-up order would show
     assert printed.splitlines()[0] == f"raw student 1-NN all {100 * expected[0][2] / 15:.1f} % (n=15)"
     assert record.manifest == world.manifest.identity()
-    assert record.encoder_sha256 == artifacts.sha256_file(world.layout.encoder("raw"))
-    assert record.features_sha256 == artifacts.sha256_file(world.layout.features("raw"))
+    assert record.encoder_sha256 == sha256_file(world.layout.encoder("raw"))
+    assert record.features_sha256 == sha256_file(world.layout.features("raw"))
     assert "1-NN, 3-NN exact float32" in record.protocol
 
 
@@ -184,7 +185,7 @@ def test_extracted_features_are_the_encoders_own(world: World) -> None:
     printed = world.run(extract, "isd")
     assert printed.startswith("isd student, teacher: 21 search and 15 query images in ")
     first = world.layout.features("isd").read_bytes()
-    tensors, identity = artifacts.load_tensors(world.layout.features("isd"), "features")
+    tensors, identity = load_tensors(world.layout.features("isd"), "features")
     assert identity["manifest"] == world.manifest.sha256
     encoders, _ = load_encoders(world.layout.encoder("isd"))
     for name, encoder in encoders.items():

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, TrajectoryRecord
 from isd_repro.config.reader import snapshot_name
+from isd_repro.records import CurveRecord, EvaluationRecord, read_record
 from isd_repro.runtime.errors import DataError
 from isd_repro.stages import trajectory as module
 from isd_repro.stages.extract import extract
@@ -37,7 +36,7 @@ def snapshots(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F
 
 def test_each_point_is_what_extract_and_knn_give(world: World, snapshots: Path) -> None:  # noqa: F811
     printed = world.run(trajectory, "isd").splitlines()
-    record = artifacts.read_record(world.layout.record("isd", "trajectory"), TrajectoryRecord)
+    record = read_record(world.layout.record("isd", "trajectory"), CurveRecord)
     assert [point.epoch for point in record.points] == [1, 10, 12]
     files = [snapshots / snapshot_name(1), snapshots / snapshot_name(10), world.layout.encoder("isd")]
     final = files[2].read_bytes()
@@ -47,7 +46,7 @@ def test_each_point_is_what_extract_and_knn_give(world: World, snapshots: Path) 
         world.layout.encoder("isd").write_bytes(content)
         world.run(extract, "isd")
         world.run(knn, "isd")
-        direct = artifacts.read_record(world.layout.record("isd", "knn"), EvaluationRecord)
+        direct = read_record(world.layout.record("isd", "knn"), EvaluationRecord)
         assert point.scores == direct.scores
         assert point.encoder_sha256 == direct.encoder_sha256
         seen.add(tuple(score.correct for score in point.scores))
@@ -64,7 +63,7 @@ def test_an_interrupted_stage_goes_on(
 ) -> None:
     world.run(trajectory, "isd")
     path = world.layout.record("isd", "trajectory")
-    whole = artifacts.read_record(path, TrajectoryRecord).points
+    whole = read_record(path, CurveRecord).points
     path.unlink()
     score: Callable[..., Any] = module._score
     scored: list[str] = []
@@ -87,7 +86,7 @@ def test_an_interrupted_stage_goes_on(
     monkeypatch.setattr(module, "_score", the_rest)
     world.run(trajectory, "isd")
     assert scored == ["epoch-00001.safetensors", "epoch-00010.safetensors", "encoder.safetensors"]
-    assert artifacts.read_record(path, TrajectoryRecord).points == whole
+    assert read_record(path, CurveRecord).points == whole
 
 
 def test_snapshots_of_another_run_or_other_images_and_none_at_all_are_refused(world: World, snapshots: Path) -> None:  # noqa: F811

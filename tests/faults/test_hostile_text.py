@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from isd_repro import artifacts
-from isd_repro.artifacts import ExternalRecord, unpack_labels
 from isd_repro.config import reader as config
+from isd_repro.records import MAX_RECORD, EvaluationRecord, ExternalRecord, read_record, unpack_labels, write_record
 from isd_repro.report import text
 from isd_repro.runtime.errors import ConfigError, DataError, printable
 from tests.faults import chain, world
@@ -208,13 +207,13 @@ def with_words(tmp_path: Path, words: str) -> Profile:
     report = profile.params.report.model_copy(update={"title": words, "caption": words, "notes": (words,)})
     params = profile.params.model_copy(update={"runs": runs, "report": report})
     folder = profile.layout.records / "evil"
-    part = artifacts.read_record(profile.layout.record("isd", "knn"), artifacts.EvaluationRecord)
+    part = read_record(profile.layout.record("isd", "knn"), EvaluationRecord)
     part = part.model_copy(update={"run": "evil", "protocol": words})
     record = ExternalRecord(
         name="evil", label=words, file=words, sha256=part.encoder_sha256, layout=words, arch=words, teacher_bn="own",
         transform={words: words}, command=words, evaluations=(part,), provenance=synthetic.provenance(),
     )  # fmt: skip
-    artifacts.write_record(folder / "external.json", record)
+    write_record(folder / "external.json", record)
     return Profile(params, profile.layout)
 
 
@@ -363,7 +362,7 @@ def test_a_record_longer_than_any(tmp_path: Path) -> None:
     profile = make(tmp_path)
     path = profile.layout.record("isd", "knn")
     with path.open("r+b") as file:
-        file.truncate(artifacts.MAX_RECORD + 1)
+        file.truncate(MAX_RECORD + 1)
     with pytest.raises(DataError, match="at most 67,108,864 are read"):
         profile.records()
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from isd_repro import artifacts
+from isd_repro import records, tensor_files
+from isd_repro.provenance import source_hash
+from isd_repro.records import PretrainRecord, read_record
+from isd_repro.runtime.files import write_atomic
+from isd_repro.tensor_files import load_tensors
 from isd_repro.train import checkpoint
 from tests.faults import world
 
@@ -41,7 +45,7 @@ def test_the_undisturbed_run_has_trained(undisturbed: Path) -> None:
     record = json.loads(world.outputs(undisturbed)["record"].read_text("utf-8"))
     assert record["steps"] == 15
     assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
-    tensors, identity = artifacts.load_tensors(world.outputs(undisturbed)["encoder"], "encoder")
+    tensors, identity = load_tensors(world.outputs(undisturbed)["encoder"], "encoder")
     assert identity["encoders"] == ["student", "teacher"]
     assert any((tensors[key] != tensors[key.replace("student", "teacher")]).any() for key in tensors if "student" in key)
 
@@ -82,7 +86,7 @@ class Crash(BaseException):
 
 def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
     """End at the given write of a whole file, before or after it lands."""
-    real = artifacts.write_atomic
+    real = write_atomic
     seen = 0
 
     def write(path: Path, content: bytes, *, keep: Path | None = None) -> None:
@@ -94,7 +98,7 @@ def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
         if seen == count:
             raise Crash
 
-    for module in (artifacts, checkpoint):
+    for module in (records, tensor_files, checkpoint):
         patch.setattr(module, "write_atomic", write)
 
 
@@ -112,8 +116,8 @@ def test_a_crash_at_a_write(folder: Path, undisturbed: Path, count: int, after: 
     said = world.train(folder)
     resumed = count > 1 or after
     assert ("resuming after step" in said) == resumed
-    record = artifacts.read_record(world.outputs(folder)["record"], artifacts.PretrainRecord)
-    assert record.sources == (artifacts.source_hash(),)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    assert record.sources == (source_hash(),)
     assert_equal_runs(folder, undisturbed)
 
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import PretrainRecord
 from isd_repro.interfaces import Batch, StepOutput
 from isd_repro.methods import isd
+from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import checks
 from tests.faults import world
 
@@ -109,7 +108,7 @@ def test_the_last_good_point_goes_on(folder: Path, undisturbed: Path, capsys: py
         assert world.command(folder, "pretrain", "isd", capsys=capsys)[0] == 1
     assert "resuming after step 5" in world.train(folder)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert [attempt.outcome for attempt in record.attempts] == ["failed", "finished"]
 
 
@@ -187,7 +186,7 @@ def test_a_collapse_is_reported(folder: Path, undisturbed: Path) -> None:
     assert "isd: warning: the embeddings have collapsed in epoch 3: spread 0.008, below 0.01" in said
     rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
     assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: spread down to 0.004, below 0.01"
     assert record.warnings == (text,)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
@@ -198,4 +197,4 @@ def test_spread_embeddings_are_no_collapse(folder: Path) -> None:
         with_spread({1: 0.9, 2: 0.0101, 3: 1.0})(patch)
         said = world.train(folder)
     assert "warning" not in said
-    assert artifacts.read_record(world.outputs(folder)["record"], PretrainRecord).warnings == ()
+    assert read_record(world.outputs(folder)["record"], PretrainRecord).warnings == ()

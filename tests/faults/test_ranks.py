@@ -15,8 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord
+from isd_repro.records import EvaluationRecord, PretrainRecord, read_record
 from isd_repro.runtime import launcher as launch
 from isd_repro.runtime.errors import ConfigError
 from tests.faults import world
@@ -44,7 +43,7 @@ def two(prepared: Path, together: Together, tmp_path_factory: pytest.TempPathFac
 
 
 def record_of(folder: Path) -> PretrainRecord:
-    return artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    return read_record(world.outputs(folder)["record"], PretrainRecord)
 
 
 def step_of(folder: Path) -> int:
@@ -113,12 +112,12 @@ def test_the_linear_protocol_on_two_ranks(together: Together, folder: Path) -> N
         ended = together.run(1, folder, stage, "isd")
         assert ended.codes == [0], ended.said
     path = world.layout_of(folder).record("isd", "linear")
-    want = artifacts.read_record(path, EvaluationRecord)
+    want = read_record(path, EvaluationRecord)
     path.unlink()
     ended = together.run(2, folder, "linear", "isd")
     assert ended.codes == [0, 0], ended.said
     assert ended.said.count("linear epoch 40/40") == 1
-    found = artifacts.read_record(path, EvaluationRecord)
+    found = read_record(path, EvaluationRecord)
     assert (found.scores, found.predictions, found.settings) == (want.scores, want.predictions, want.settings)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts
-from isd_repro.artifacts import PretrainRecord
+from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime.errors import Preempted
 from isd_repro.train import attempts, code, loop
 from tests.faults import world
@@ -269,7 +268,7 @@ def test_other_code_is_refused_and_goes_on_only_when_told(
     assert world.written(folder) == set()
     monkeypatch.setenv("ISD_RESUME_CHANGED", "1")
     assert "resuming after step 10" in world.train(folder)
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert record.warnings == (f"resumed after step 10 under other code (nn/bank.py was {was['nn/bank.py']}, is 0123456789ab)",)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
 
@@ -294,7 +293,7 @@ def test_a_clock_that_jumps_changes_nothing(folder: Path, undisturbed: Path, mon
     monkeypatch.setattr(time, "time_ns", lambda: 10**17 - 10**9 * next(jumps))
     assert "resuming after step 10" in world.train(folder)
     assert_equal_runs(folder, undisturbed)
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert all(0 <= attempt.seconds < 600 for attempt in record.attempts)
     assert 0 <= record.provenance.seconds < 600
 
@@ -318,7 +317,7 @@ def test_the_record_has_every_attempt(folder: Path) -> None:
     with (state / "attempts.jsonl").open("ab") as file:
         file.write(b'{"event":"fin')  # a torn line
     world.train(folder)
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
     assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
     assert {attempt.device for attempt in record.attempts} == {"cpu"}

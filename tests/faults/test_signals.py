@@ -18,11 +18,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts, cli
-from isd_repro.artifacts import PretrainRecord
+from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import extract, stream
+from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime import files, signals
 from isd_repro.runtime.errors import Preempted, UserError
 from isd_repro.train import checkpoint, loop
@@ -357,7 +357,7 @@ def test_attempts_of_a_stopped_run(forks: Forks, folder: Path) -> None:
     forks.run(folder, "pretrain", "isd", blow=Blow(said="epoch 2/"))
     forks.run(folder, "pretrain", "isd", blow=Blow(said="resuming", number=signal.SIGTERM))
     assert forks.run(folder, "pretrain", "isd").code == 0
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert (record.attempts[0].outcome, record.attempts[-1].outcome) == ("killed", "finished")
     steps = [(attempt.first_step, attempt.last_step) for attempt in record.attempts]
     assert steps[0][0] == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import artifacts
 from isd_repro.runtime.errors import Preempted
+from isd_repro.tensor_files import load_tensors
 from isd_repro.train import loop, schedule
 from tests.faults import world
 
@@ -26,10 +26,10 @@ def test_snapshots_are_the_encoders_of_their_epochs_and_change_nothing(folder: P
     found = kept(folder)
     assert list(found) == ["epoch-00001.safetensors", "epoch-00002.safetensors"]  # the third epoch's are the run's encoder
     assert kept(undisturbed) == {}
-    final, identity = artifacts.load_tensors(world.outputs(folder)["encoder"], "encoder")
+    final, identity = load_tensors(world.outputs(folder)["encoder"], "encoder")
     before = None
     for epoch, name in enumerate(found, 1):
-        tensors, about = artifacts.load_tensors(world.layout_of(folder).snapshots("isd") / name, "encoder")
+        tensors, about = load_tensors(world.layout_of(folder).snapshots("isd") / name, "encoder")
         assert about == {**identity, "epoch": epoch}
         assert tensors.keys() == final.keys()
         weights = tensors["student.conv1.weight"]

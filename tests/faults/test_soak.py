@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro import artifacts
-from isd_repro.artifacts import PretrainRecord
+from isd_repro.records import PretrainRecord, read_record
 from tests.faults import world
 from tests.faults.forks import Blow, Ended, Forks
 from tests.faults.test_interruptions import assert_equal_runs
@@ -74,7 +73,7 @@ def test_a_long_soak(forks: Forks, folder: Path, undisturbed_long: Path, tmp_pat
     assert len(codes) >= 10, f"too short to say anything: {about}"
     assert {-9, 75} <= set(codes), about
     assert_equal_runs(folder, undisturbed_long)
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert record.attempts[-1].last_step == 80
     assert {attempt.outcome for attempt in record.attempts} >= {"killed", "stopped", "finished"}, about
 
@@ -172,7 +171,7 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
     assert (state / "resume-me").is_file(), "DVC has not waited for its stage"
     assert "resuming after step" in repro_again(folder, environment, "pretrain@isd")
     assert [path.name for path in (folder / ".state").iterdir()] == ["verified"]  # what was hashed stays known
-    record = artifacts.read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "stopped", "finished"]
     encoder = world.outputs(folder)["encoder"].read_bytes()
     shutil.rmtree(folder / "runs")

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from isd_repro import artifacts, checkpoints, tracking
-from isd_repro.artifacts import EvaluationRecord, ExternalRecord, PretrainRecord
+from isd_repro import checkpoints, tracking
 from isd_repro.checkpoints import read
 from isd_repro.config import reader as config
 from isd_repro.data import manifests, subsets
 from isd_repro.data.prepared import open_prepared
 from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.records import EvaluationRecord, ExternalRecord, PretrainRecord, read_record
 from isd_repro.runtime.errors import EXIT_CONFIG, EXIT_DATA, UserError
+from isd_repro.tensor_files import load_tensors
 from tests.checkpoints import foreign
 
 INTERESTING = (
@@ -154,7 +155,7 @@ def targets(done: Path, folder: Path) -> dict[str, Target]:
     )
 
     def record(path: Path, model: Any) -> Target:
-        return Target(path, lambda: artifacts.read_record(path, model).model_dump(), EXIT_DATA, hashed=False)
+        return Target(path, lambda: read_record(path, model).model_dump(), EXIT_DATA, hashed=False)
 
     def checkpoint(path: Path) -> Target:
         return Target(
@@ -164,7 +165,7 @@ def targets(done: Path, folder: Path) -> dict[str, Target]:
     params, rows = done / "params.yaml", runs / "metrics.jsonl"
     encoder, features = runs / "encoder.safetensors", runs / "features.safetensors"
     lists, old = folder / "D1.txt", folder / "old.safetensors"
-    tensors, identity = artifacts.load_tensors(encoder, "encoder")  # without the hash, as files were before there was one
+    tensors, identity = load_tensors(encoder, "encoder")  # without the hash, as files were before there was one
     save_file(tensors, old, metadata={"isd_repro": json.dumps(identity)})
     return {
         "params": Target(params, lambda: config.load(params)[0], EXIT_CONFIG, hashed=False),
@@ -176,9 +177,9 @@ def targets(done: Path, folder: Path) -> dict[str, Target]:
         "knn record": record(records / "knn.json", EvaluationRecord),
         "external record": record(done / "external.json", ExternalRecord),
         "metrics": Target(rows, lambda: tracking.read_metrics(rows), EXIT_DATA, hashed=False),
-        "encoder": Target(encoder, lambda: comparable(artifacts.load_tensors(encoder, "encoder")), EXIT_DATA, hashed=False),
+        "encoder": Target(encoder, lambda: comparable(load_tensors(encoder, "encoder")), EXIT_DATA, hashed=False),
         "encoders": Target(encoder, lambda: list(load_encoders(encoder)[0]), EXIT_DATA, hashed=False),
-        "features": Target(features, lambda: comparable(artifacts.load_tensors(features, "features")), EXIT_DATA, hashed=False),
+        "features": Target(features, lambda: comparable(load_tensors(features, "features")), EXIT_DATA, hashed=False),
         "old encoder": Target(old, lambda: list(load_encoders(old)[0]), EXIT_DATA, hashed=False),
         "old checkpoint": Target(old, lambda: len(checkpoints.inspect(old).tensors), EXIT_DATA, hashed=False),
         "our checkpoint": Target(encoder, lambda: len(checkpoints.inspect(encoder).tensors), EXIT_DATA, hashed=False),

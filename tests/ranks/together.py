@@ -147,10 +147,11 @@ def main() -> None:
 
     torch.set_num_threads(1)
     sys.path.insert(0, str(ROOT))
-    from isd_repro import artifacts, cli  # noqa: F401
+    from isd_repro import cli  # noqa: F401
+    from isd_repro.provenance import remember_code
     from tests.ranks import cases  # noqa: F401
 
-    artifacts.remember_code()
+    remember_code()
     for line in sys.stdin:
         print(json.dumps(serve_one(json.loads(line))), flush=True)
 

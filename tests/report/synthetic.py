@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from isd_repro import artifacts
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout, fingerprint
+from isd_repro.provenance import Machine, Provenance
+from isd_repro.records import EvaluationRecord, ManifestIdentity, PretrainRecord, pack_labels, score_groups, write_record
 
 Part = Literal["pretrain", "knn", "linear"]
 Encoder = Literal["student", "teacher"]
@@ -59,11 +60,11 @@ def layout(root: Path, params: Params) -> Layout:
     return Layout(folder=root, root=root, profile=params.profile)
 
 
-def manifest(params: Params, subset: str, queries: int) -> artifacts.ManifestIdentity:
+def manifest(params: Params, subset: str, queries: int) -> ManifestIdentity:
     """A manifest with two large classes where the rule is unbalanced."""
     rule = params.subsets[subset].rule
     large = LARGE if rule.name in ("unbalanced", "list") else ()
-    return artifacts.ManifestIdentity(
+    return ManifestIdentity(
         sha256=sha("manifest", subset),
         dataset=params.subsets[subset].source.dataset,
         subset=subset,
@@ -76,11 +77,11 @@ def manifest(params: Params, subset: str, queries: int) -> artifacts.ManifestIde
     )
 
 
-def provenance(seconds: float = 83.5) -> artifacts.Provenance:
+def provenance(seconds: float = 83.5) -> Provenance:
     """A fixed origin."""
-    machine = artifacts.Machine(cpu="Some CPU @ 2.10GHz", cores=4, threads=2, gpu=None, system="Linux x86_64")
+    machine = Machine(cpu="Some CPU @ 2.10GHz", cores=4, threads=2, gpu=None, system="Linux x86_64")
     versions = {"python": "3.11.9", "torch": "2.15.0", "torchvision": "0.29.2", "numpy": "2.4.6"}
-    return artifacts.Provenance(
+    return Provenance(
         commit="5" * 40,
         dirty=False,
         source=sha("source"),
@@ -128,7 +129,7 @@ def write_run(
         if part == "pretrain":
             curve = tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1))
             groups_of_run = params.runs[run].model_dump(mode="json", exclude={"label", "notes"})
-            record: Any = artifacts.PretrainRecord(
+            record: Any = PretrainRecord(
                 **common,
                 label=params.runs[run].label,
                 notes=params.runs[run].notes,
@@ -148,15 +149,15 @@ def write_run(
                     lower = encoder == "teacher"
                     given[encoder, metric] = predictions(label, accuracy - 0.05 * lower, seed + 17 * at + lower)
             groups = masks(label, identity.large)
-            record = artifacts.EvaluationRecord(
+            record = EvaluationRecord(
                 **common,
                 kind=part,
                 protocol="1-NN, 20-NN exact float32, ties by lowest label" if part == "knn" else "paper",
                 settings={"k": [1, 20]} if part == "knn" else {"epochs": 40},
                 features_sha256=sha("features", run),
-                scores=tuple(score for key, found in given.items() for score in artifacts.score(*key, found, label, groups)),
-                labels=artifacts.pack_labels(label),
-                predictions={"/".join(key): artifacts.pack_labels(found) for key, found in given.items()},
+                scores=tuple(score for key, found in given.items() for score in score_groups(*key, found, label, groups)),
+                labels=pack_labels(label),
+                predictions={"/".join(key): pack_labels(found) for key, found in given.items()},
                 provenance=provenance(4.2),
             )
-        artifacts.write_record(path, record)
+        write_record(path, record)

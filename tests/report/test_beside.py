@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts
 from isd_repro.config import reader as config
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import beside, page, pool, records
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.paper import PaperColumn, Tolerance, load
@@ -56,7 +56,7 @@ def write_score(layout: Layout, params: Params, run: str, right: int, metric: st
     predicted = torch.where(torch.arange(1000) < right, label, (label + 1) % 10)
     identity = synthetic.manifest(params, params.runs[run].data.subset, 1000)
     linear = metric.startswith("linear")
-    record = artifacts.EvaluationRecord(
+    record = EvaluationRecord(
         kind="linear" if linear else "knn",
         profile=params.profile,
         run=run,
@@ -65,12 +65,12 @@ def write_score(layout: Layout, params: Params, run: str, right: int, metric: st
         manifest=identity,
         encoder_sha256=synthetic.sha(run),
         features_sha256=None,
-        scores=tuple(artifacts.score("student", metric, predicted, label, synthetic.masks(label, identity.large))),
-        labels=artifacts.pack_labels(label),
-        predictions={f"student/{metric}": artifacts.pack_labels(predicted)} if stored else {},
+        scores=tuple(score_groups("student", metric, predicted, label, synthetic.masks(label, identity.large))),
+        labels=pack_labels(label),
+        predictions={f"student/{metric}": pack_labels(predicted)} if stored else {},
         provenance=synthetic.provenance(),
     )
-    artifacts.write_record(layout.record(run, record.kind), record)
+    write_record(layout.record(run, record.kind), record)
 
 
 def cells_of(profile: Profile, table: str = "paper-imagenet_main") -> dict[tuple[str, str, str], Cell]:

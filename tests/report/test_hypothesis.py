@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from isd_repro import artifacts
 from isd_repro.config.params import Hypothesis, Params, Trials
 from isd_repro.config.reader import Layout
+from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import hypothesis, stats, trials
 from isd_repro.runtime.errors import ConfigError
 from tests.report import synthetic
@@ -35,7 +35,7 @@ def write(
         places = (label == identity.classes.index(name)).nonzero().flatten()[:hits]
         predicted[places] = label[places]
     groups = synthetic.masks(label, identity.large)
-    record = artifacts.EvaluationRecord(
+    record = EvaluationRecord(
         kind="knn",
         profile=params.profile,
         run=run,
@@ -44,12 +44,12 @@ def write(
         manifest=identity,
         encoder_sha256=synthetic.sha(run),
         features_sha256=None,
-        scores=tuple(score for encoder in encoders for score in artifacts.score(encoder, "1-NN", predicted, label, groups)),
-        labels=artifacts.pack_labels(label),
-        predictions={f"{encoder}/1-NN": artifacts.pack_labels(predicted) for encoder in encoders},
+        scores=tuple(score for encoder in encoders for score in score_groups(encoder, "1-NN", predicted, label, groups)),
+        labels=pack_labels(label),
+        predictions={f"{encoder}/1-NN": pack_labels(predicted) for encoder in encoders},
         provenance=synthetic.provenance(),
     )
-    artifacts.write_record(layout.record(run, "knn"), record)
+    write_record(layout.record(run, "knn"), record)
 
 
 def made(

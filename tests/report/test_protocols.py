@@ -12,10 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, ManifestIdentity
 from isd_repro.config.params import Evaluation, FewLabel, Transfer
-from isd_repro.records import TransferEvaluation, TransferRecord, mean_per_class
+from isd_repro.records import (
+    EvaluationRecord,
+    ManifestIdentity,
+    TargetEvaluation,
+    TargetsRecord,
+    mean_per_class,
+    pack_labels,
+    score_groups,
+    write_record,
+)
 from isd_repro.report import stats
 from isd_repro.report.records import RECOMPUTED
 from isd_repro.runtime.errors import DataError
@@ -73,12 +80,12 @@ def write_few(profile: Profile, run: str, seed: int) -> None:
         manifest=identity,
         encoder_sha256=synthetic.sha("encoder", run),
         features_sha256=synthetic.sha("features", run),
-        scores=tuple(score for key, found in given.items() for score in artifacts.score("student", key, found, label, groups)),
-        labels=artifacts.pack_labels(label),
-        predictions={f"student/{key}": artifacts.pack_labels(found) for key, found in given.items()},
+        scores=tuple(score for key, found in given.items() for score in score_groups("student", key, found, label, groups)),
+        labels=pack_labels(label),
+        predictions={f"student/{key}": pack_labels(found) for key, found in given.items()},
         provenance=synthetic.provenance(4.2),
     )
-    artifacts.write_record(profile.layout.record(run, "few_label"), record)
+    write_record(profile.layout.record(run, "few_label"), record)
 
 
 def write_transfer(profile: Profile, run: str, seed: int) -> None:
@@ -93,26 +100,28 @@ def write_transfer(profile: Profile, run: str, seed: int) -> None:
     for at, key in enumerate(TARGETS):
         found = answers(seed + 50 * at, LABEL, 3, 0.6)
         evaluations.append(
-            TransferEvaluation(
+            TargetEvaluation(
+                kind="transfer",
                 **common,
                 settings={"chosen": {"student": {"c": 0.1}}},
                 manifest=target(key),
                 features_sha256=None,
-                scores=tuple(artifacts.score("student", "transfer", found, LABEL, {"all": LABEL >= 0})),
-                labels=artifacts.pack_labels(LABEL),
-                predictions={"student/transfer": artifacts.pack_labels(found)},
+                scores=tuple(score_groups("student", "transfer", found, LABEL, {"all": LABEL >= 0})),
+                labels=pack_labels(LABEL),
+                predictions={"student/transfer": pack_labels(found)},
                 metric="top1" if key == "food101" else "mean-per-class",
                 mean_per_class={"student/transfer": mean_per_class(found, LABEL)},
             )
         )
     subset = profile.params.runs[run].data.subset
-    record = TransferRecord(
+    record = TargetsRecord(
+        kind="transfer",
         **common,
         settings={"sets": list(TARGETS)},
         manifest=synthetic.manifest(profile.params, subset, 500),
         evaluations=tuple(evaluations),
     )
-    artifacts.write_record(profile.layout.record(run, "transfer"), record)
+    write_record(profile.layout.record(run, "transfer"), record)
 
 
 @pytest.fixture
@@ -229,7 +238,7 @@ def _set(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 OTHER = synthetic.sha("another")
-PACKED = artifacts.pack_labels(torch.zeros(35, dtype=torch.int64))
+PACKED = pack_labels(torch.zeros(35, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from isd_repro.artifacts import pack_labels, unpack_labels
+from isd_repro.records import pack_labels, unpack_labels
 from isd_repro.report.records import RECOMPUTED, RECORDED
 from isd_repro.runtime.errors import DataError
 from tests.report import synthetic

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from isd_repro import artifacts
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
+from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import pivot, pool
 from tests.report import synthetic
 from tests.report.conftest import Profile
@@ -92,7 +92,7 @@ def write_exact(layout: Layout, params: Params, run: str, right: int, of_large: 
     for group, wanted in (("rare", right), ("large", of_large)):
         places = groups[group].nonzero().flatten()[:wanted]
         predicted[places] = label[places]
-    record = artifacts.EvaluationRecord(
+    record = EvaluationRecord(
         kind="knn",
         profile=params.profile,
         run=run,
@@ -101,12 +101,12 @@ def write_exact(layout: Layout, params: Params, run: str, right: int, of_large: 
         manifest=identity,
         encoder_sha256=synthetic.sha(run),
         features_sha256=None,
-        scores=tuple(artifacts.score("student", "1-NN", predicted, label, groups)),
-        labels=artifacts.pack_labels(label),
-        predictions={"student/1-NN": artifacts.pack_labels(predicted)},
+        scores=tuple(score_groups("student", "1-NN", predicted, label, groups)),
+        labels=pack_labels(label),
+        predictions={"student/1-NN": pack_labels(predicted)},
         provenance=synthetic.provenance(),
     )
-    artifacts.write_record(layout.record(run, "knn"), record)
+    write_record(layout.record(run, "knn"), record)
 
 
 def draws(tmp_path: Path) -> tuple[Params, Layout]:

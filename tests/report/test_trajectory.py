@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord, write_record
+from isd_repro.records import CurvePoint, CurveRecord, Score, write_record
 from isd_repro.report import snapshots, trajectory
 from isd_repro.report.paper import load as published
 from isd_repro.runtime.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ EARLY = {("student", "all"): 100, ("teacher", "all"): 60, ("student", "rare"): 4
 SIZES = {"all": 500, "rare": 400, "large": 100}
 
 
-def record(profile: Profile, name: str = "isd") -> TrajectoryRecord:
+def record(profile: Profile, name: str = "isd") -> CurveRecord:
     """Two snapshots with chosen counts, and the run's own last scores."""
     found = profile.records().runs[name]
     assert found.knn is not None
@@ -31,22 +31,23 @@ def record(profile: Profile, name: str = "isd") -> TrajectoryRecord:
         for encoder, group in EARLY
     )
     later = tuple(score.model_copy(update={"correct": score.correct + 20}) for score in early)
-    return TrajectoryRecord(
+    return CurveRecord(
+        kind="trajectory",
         profile=profile.params.profile,
         run=name,
         protocol="1-NN, 20-NN exact float32, ties by lowest label",
         settings={"k": [1, 20]},
         manifest=found.knn.record.manifest,
         points=(
-            TrajectoryPoint(epoch=2, encoder_sha256=synthetic.sha("two"), scores=early),
-            TrajectoryPoint(epoch=6, encoder_sha256=synthetic.sha("six"), scores=later),
-            TrajectoryPoint(epoch=10, encoder_sha256=synthetic.sha("encoder", name), scores=found.knn.record.scores),
+            CurvePoint(epoch=2, encoder_sha256=synthetic.sha("two"), scores=early),
+            CurvePoint(epoch=6, encoder_sha256=synthetic.sha("six"), scores=later),
+            CurvePoint(epoch=10, encoder_sha256=synthetic.sha("encoder", name), scores=found.knn.record.scores),
         ),
         provenance=synthetic.provenance(),
     )
 
 
-def save(profile: Profile, found: TrajectoryRecord) -> None:
+def save(profile: Profile, found: CurveRecord) -> None:
     write_record(profile.layout.record(found.run, "trajectory"), found)
 
 
@@ -84,7 +85,7 @@ def test_no_record_is_no_figure(profile: Profile) -> None:
     assert trajectory.figure(profile.params, found, "small") is None
 
 
-def changed(found: TrajectoryRecord, at: int, **update: object) -> TrajectoryRecord:
+def changed(found: CurveRecord, at: int, **update: object) -> CurveRecord:
     points = list(found.points)
     points[at] = points[at].model_copy(update=update)
     return found.model_copy(update={"points": tuple(points)})
@@ -106,9 +107,7 @@ def changed(found: TrajectoryRecord, at: int, **update: object) -> TrajectoryRec
         ),
     ],
 )
-def test_a_record_that_disagrees_is_refused(
-    profile: Profile, change: Callable[[TrajectoryRecord], TrajectoryRecord], words: str
-) -> None:
+def test_a_record_that_disagrees_is_refused(profile: Profile, change: Callable[[CurveRecord], CurveRecord], words: str) -> None:
     found = change(record(profile))
     write_record(profile.layout.record("isd", "trajectory"), found)
     with pytest.raises(DataError) as caught:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro.artifacts import EvaluationRecord, TrajectoryRecord, read_record
 from isd_repro.config import reader as config
 from isd_repro.config.reader import snapshot_name
-from isd_repro.records import TransferRecord
+from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record
 from isd_repro.stages.dashboard import dashboard
 from isd_repro.stages.few_label import few_label
 from isd_repro.stages.figures import Asked, figures
@@ -64,11 +63,11 @@ def test_every_protocol_is_published_with_what_it_is_made_from(wide: Path, onlin
     scores = {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in few.scores}
     assert plain(found["few_label"], next(iter(scores))) == [{"epoch": 3, **scores}]
     assert found["few_label"].summary["tables/per-class"]["_type"] == "table-file"
-    (target,) = read_record(layout.record("isd", "transfer"), TransferRecord).evaluations
+    (target,) = read_record(layout.record("isd", "transfer"), TargetsRecord).evaluations
     shown = {f"{score.encoder}/cifar10-folder": score.top1 for score in target.scores}
     assert plain(found["transfer"], next(iter(shown))) == [{"epoch": 3, **shown}]
     assert found["transfer"].summary["tables/per-class-cifar10-folder"]["_type"] == "table-file"
-    points = read_record(layout.record("isd", "trajectory"), TrajectoryRecord).points
+    points = read_record(layout.record("isd", "trajectory"), CurveRecord).points
     rows = plain(found["trajectory"], "epoch")
     assert [row["epoch"] for row in rows] == [1, 3] == [point.epoch for point in points]
     assert rows[0]["teacher/1-NN/all"] == next(s.top1 for s in points[0].scores if (s.encoder, s.metric) == ("teacher", "1-NN"))

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
 from isd_repro.config import reader as config
 from isd_repro.config.params import Tracking
+from isd_repro.records import pack_labels, unpack_labels
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages.publish import Wish, publish
 from isd_repro.tracking import open_stage, read_metrics, session
 from isd_repro.tracking.publish import Publisher

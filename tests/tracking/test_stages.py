@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from isd_repro.artifacts import EvaluationRecord, read_record, unpack_labels
 from isd_repro.config import reader as config
 from isd_repro.data import sheet
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import summary
+from isd_repro.records import EvaluationRecord, read_record, unpack_labels
 from isd_repro.stages.extract import extract
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
 from isd_repro.evaluations import replay
+from isd_repro.records import pack_labels, unpack_labels
+from isd_repro.runtime.files import sha256_file
 from tests.verify import world
 from tests.verify.test_tampering import caught
 from tests.verify.world import Profile

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isd_repro.artifacts import Attempt
+from isd_repro.records import Attempt
 from isd_repro.report import cards, costs, records
 from isd_repro.report.records import Records
 from tests.report import synthetic

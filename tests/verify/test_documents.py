@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from isd_repro.artifacts import EvaluationRecord, PretrainRecord, read_record
 from isd_repro.config import reader as config
+from isd_repro.records import EvaluationRecord, PretrainRecord, read_record
 
 ROOT = Path(__file__).parents[2]
 PROFILES = [ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))]

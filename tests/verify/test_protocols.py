@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from isd_repro.artifacts import write_record
+from isd_repro.records import write_record
 from isd_repro.report import cards, page, verdicts
 from isd_repro.report.faults import Fault
 from isd_repro.report.records import load

@@ -14,11 +14,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from isd_repro import artifacts
-from isd_repro.artifacts import pack_labels, sha256_file, unpack_labels
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
+from isd_repro.records import pack_labels, unpack_labels
 from isd_repro.report import page, rendered
+from isd_repro.runtime.files import sha256_file
+from isd_repro.tensor_files import load_tensors, save_tensors
 from tests.verify import world
 from tests.verify.world import Answer, Profile
 
@@ -255,14 +256,14 @@ def test_another_checkpoint_under_the_same_name(profile: Profile) -> None:
 def test_another_checkpoint_with_records_made_to_fit(profile: Profile) -> None:
     """Weights changed and every hash of the file rewritten: the predictions are not the encoder's."""
     path = profile.folder / "runs/isd/encoder.safetensors"
-    tensors, identity = artifacts.load_tensors(path, "encoder")
+    tensors, identity = load_tensors(path, "encoder")
     identity = {key: value for key, value in identity.items() if key not in ("format", "kind")}
     generator = torch.Generator().manual_seed(0)
     changed = {
         key: torch.randn(value.shape, generator=generator) if key.endswith("conv1.weight") else value
         for key, value in tensors.items()
     }
-    artifacts.save_tensors(path, "encoder", changed, identity)
+    save_tensors(path, "encoder", changed, identity)
     for part in ("pretrain", "knn", "linear"):
         profile.edit(profile.record("isd", part), lambda tree: tree.update(encoder_sha256=sha256_file(path)))
     (profile.folder / "runs/isd/features.safetensors").unlink()
@@ -291,9 +292,9 @@ def test_features_of_another_encoder(profile: Profile) -> None:
 
 def test_features_with_other_numbers(profile: Profile) -> None:
     path = profile.folder / "runs/isd/features.safetensors"
-    tensors, identity = artifacts.load_tensors(path, "features")
+    tensors, identity = load_tensors(path, "features")
     identity = {key: value for key, value in identity.items() if key not in ("format", "kind")}
-    artifacts.save_tensors(path, "features", {**tensors, "student.query": tensors["student.query"] + 1}, identity)
+    save_tensors(path, "features", {**tensors, "student.query": tensors["student.query"] + 1}, identity)
     answer = profile.verify()
     caught(answer, "runs/isd/features.safetensors", "sha256 of the file", "`extract`")
     assert any(note.startswith("isd: features computed here differ by 1 at most") for note in answer.tree["notes"])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from isd_repro import cli
-from isd_repro.artifacts import pack_labels, unpack_labels
 from isd_repro.config import reader as config
 from isd_repro.config.reader import Layout
+from isd_repro.records import pack_labels, unpack_labels
 
 PARAMS = """\
 profile: tiny

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, unpack_labels
 from isd_repro.config.params import FewLabel, Linear
 from isd_repro.config.reader import Layout
 from isd_repro.data import images
@@ -25,6 +23,8 @@ from isd_repro.evaluations.extract import load_features
 from isd_repro.evaluations.heads import duration, pace
 from isd_repro.evaluations.linear import OnEpoch, TrainBatches
 from isd_repro.evaluations.replay import Answers, Replay
+from isd_repro.provenance import describe
+from isd_repro.records import CurveRecord, EvaluationRecord, unpack_labels
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.stages.verify.walk import RESTORE, Walk
@@ -236,9 +236,9 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def same_arithmetic(record: artifacts.EvaluationRecord | artifacts.TrajectoryRecord) -> bool:
+def same_arithmetic(record: EvaluationRecord | CurveRecord) -> bool:
     """Whether this machine can be expected to give a record's bits."""
-    here = artifacts.provenance(0.0)
+    here = describe(0.0)
     return replay.same_arithmetic(here.machine, here.versions, record.provenance)
 
 

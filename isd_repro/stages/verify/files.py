@@ -6,19 +6,20 @@ from typing import Any
 
 import torch
 
-from isd_repro import artifacts
-from isd_repro.artifacts import EvaluationRecord, sha256_file
 from isd_repro.data import prepared
 from isd_repro.data.prepared import Prepared
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.extract import load_features
+from isd_repro.records import EvaluationRecord
 from isd_repro.report import text
 from isd_repro.report.evaluation import Evaluation
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages.verify import again, snapshots, targets
 from isd_repro.stages.verify.again import Subject
 from isd_repro.stages.verify.walk import RESTORE, Walk, bring_back
+from isd_repro.tensor_files import load_tensors
 
 
 def walk_files(walk: Walk, name: str, found: RunRecords) -> None:
@@ -41,7 +42,7 @@ def walk_files(walk: Walk, name: str, found: RunRecords) -> None:
     _features_file(walk, name, found, sha256)
     try:
         encoders, identity = load_encoders(path)
-        header = artifacts.load_tensors(path, "encoder")[1]
+        header = load_tensors(path, "encoder")[1]
     except DataError as error:
         walk.fault(path, "tensors", error.message.removeprefix(f"{path}: "), "an encoder", error.hint, name)
         return

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, cast
 
-from isd_repro import artifacts
-from isd_repro.artifacts import Score, TrajectoryPoint, TrajectoryRecord, sha256_file
 from isd_repro.config.reader import snapshot_name
 from isd_repro.data.prepared import Prepared
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.records import CurvePoint, CurveRecord, Score, score_groups
 from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.files import sha256_file
 from isd_repro.stages.verify.again import Subject, neighbours, same_arithmetic
 from isd_repro.stages.verify.walk import RESTORE, Walk, bring_back
+from isd_repro.tensor_files import load_tensors
 
 
 def of_run(walk: Walk, subject: Subject, opened: Prepared) -> None:
@@ -34,7 +35,7 @@ def of_run(walk: Walk, subject: Subject, opened: Prepared) -> None:
         _again(walk, subject, opened, record, point, path)
 
 
-def _is_the_records(walk: Walk, name: str, point: TrajectoryPoint, path: Path) -> bool:
+def _is_the_records(walk: Walk, name: str, point: CurvePoint, path: Path) -> bool:
     found = sha256_file(path)
     if found != point.encoder_sha256:
         said = f"{point.encoder_sha256}, as {name}/trajectory.json says of epoch {point.epoch}"
@@ -43,12 +44,12 @@ def _is_the_records(walk: Walk, name: str, point: TrajectoryPoint, path: Path) -
     return found == point.encoder_sha256
 
 
-def _again(walk: Walk, subject: Subject, opened: Prepared, record: TrajectoryRecord, point: TrajectoryPoint, path: Path) -> None:
+def _again(walk: Walk, subject: Subject, opened: Prepared, record: CurveRecord, point: CurvePoint, path: Path) -> None:
     """Every score of one snapshot anew."""
     name, file, at = subject.name, walk.layout.record(subject.name, "trajectory"), f"epoch {point.epoch}"
     try:
         encoders, identity = load_encoders(path)
-        header = artifacts.load_tensors(path, "encoder")[1]
+        header = load_tensors(path, "encoder")[1]
         expected = {"run": name, "epoch": point.epoch, "manifest": record.manifest.sha256}
         for key, value in expected.items():
             if header.get(key) != value:
@@ -63,7 +64,7 @@ def _again(walk: Walk, subject: Subject, opened: Prepared, record: TrajectoryRec
     groups, now = opened.groups(label), list[Score]()
     for key, predicted in given.predictions.items():
         encoder, metric = key.split("/")
-        now += artifacts.score(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
+        now += score_groups(cast("Literal['student', 'teacher']", encoder), metric, predicted, label, groups)
     stated, true = ({(s.encoder, s.metric, s.group): (s.correct, s.n) for s in scores} for scores in (point.scores, now))
     other = {key for key in stated.keys() | true.keys() if stated.get(key) != true.get(key)}
     near = all(key in stated and key in true and _near(stated[key], true[key]) for key in other)

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from isd_repro.artifacts import ManifestIdentity
 from isd_repro.config.params import Transfer, TransferName
 from isd_repro.data import transfer_images, transfer_sets
 from isd_repro.data.images import Frame
@@ -20,7 +19,7 @@ from isd_repro.data.transfer_images import TransferImages
 from isd_repro.data.transfer_sets import Division, Opened
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.arithmetic import best_device
-from isd_repro.records import TransferEvaluation
+from isd_repro.records import ManifestIdentity, TargetEvaluation
 from isd_repro.report.evaluation import Evaluation
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime.errors import DataError, UserError
@@ -43,7 +42,7 @@ def declared(walk: Walk, name: str, found: RunRecords) -> None:
     """What the project's table of sets says of each, against the record: neither images nor encoder are needed."""
     for key, one in (found.transfer.sets if found.transfer else {}).items():
         spec = transfer_sets.SETS.get(cast("TransferName", key))
-        if spec is None or not isinstance(one.record, TransferEvaluation):
+        if spec is None or not isinstance(one.record, TargetEvaluation):
             continue  # a set that the settings do not name, which is a fault of its own
         stated, rule = one.record.manifest, one.record.manifest.rule
         facts = (
@@ -131,7 +130,7 @@ def again(walk: Walk, subject: Subject, sets: dict[TransferName, Target]) -> Non
     settings = Transfer.model_validate(subject.found.transfer.record.settings)
     for key, target in sets.items():
         record = subject.found.transfer.sets[key].record
-        assert isinstance(record, TransferEvaluation)
+        assert isinstance(record, TargetEvaluation)
         with (
             _reader(target.opened, subject.frame, subject.identity.backbone.channels) as images,
             walk.progress.task(f"{subject.name}: transfer to {key}: images") as bar,

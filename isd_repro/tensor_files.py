@@ -1,0 +1,79 @@
+"""Encoder and feature files: safetensors with a JSON identity in the header, written whole or not at all.
+
+They hold no time and no machine, so equal results are equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.files import write_atomic
+
+FORMAT = 1
+KEY = "isd_repro"
+_DIGEST = "content_sha256"
+
+
+def save_tensors(
+    path: Path, kind: Literal["encoder", "features"], tensors: Mapping[str, Tensor], identity: Mapping[str, Any]
+) -> None:
+    """Write named tensors and their identity; equal input gives equal bytes."""
+    said = {"format": FORMAT, "kind": kind, **identity}
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    text = json.dumps({**said, _DIGEST: _digest(said, ordered)}, sort_keys=True, allow_nan=False)
+    write_atomic(path, save(ordered, metadata={KEY: text}))
+
+
+def _digest(identity: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 over an identity and over name, type, shape and bytes of every tensor: safetensors itself has no checksum."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged, of another kind, or of a newer format.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", "run the stage that makes it; `dvc repro` runs all that are needed")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file ({error})", "delete it and run its stage again") from error
+    return tensors, identified(path, kind, metadata, tensors)
+
+
+def identified(
+    path: Path, kind: Literal["encoder", "features"], metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The identity in a file's metadata; `DataError` as `load_tensors` where it is none or the tensors are not its own."""
+    try:
+        identity = json.loads(metadata.get(KEY) or "null")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file ({error})", "delete it and run its stage again") from error
+    identity = identity if isinstance(identity, dict) else {}
+    if identity.get("kind") != kind or identity.get("format") != FORMAT:
+        found = f"kind {identity.get('kind')!r} format {identity.get('format')!r}" if identity else "no identity"
+        raise DataError(f"{path}: expected kind {kind!r} format {FORMAT}, found {found}", "delete it and run its stage again")
+    stated = identity.pop(_DIGEST, None)  # absent in files from before there was one
+    if stated is not None and stated != _digest(identity, tensors):
+        raise DataError(f"{path}: damaged: its content has another hash than it states", "delete it and run its stage again")
+    return identity

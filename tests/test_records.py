@@ -1,0 +1,59 @@
+"""Every committed record is read, and its scores are those of its stored predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from isd_repro.records import (
+    CurveRecord,
+    EvaluationRecord,
+    PretrainRecord,
+    TargetsRecord,
+    mean_per_class,
+    read_evaluation,
+    read_record,
+    unpack_labels,
+    write_record,
+)
+
+FILES = sorted(Path(__file__).parents[1].glob("reports/*/records/*/*.json"))
+PROFILES = sorted({path.parents[2].name for path in FILES})
+
+
+def assert_scores(record: EvaluationRecord) -> None:
+    label, large = unpack_labels(record.labels), {record.manifest.classes.index(name) for name in record.manifest.large}
+    for score in record.scores:
+        predicted = unpack_labels(record.predictions[f"{score.encoder}/{score.metric}"])
+        pairs = [
+            (int(a), int(b))
+            for a, b in zip(predicted, label, strict=True)
+            if score.group == "all" or (int(b) in large) == (score.group == "large")
+        ]
+        assert (score.correct, score.n) == (sum(a == b for a, b in pairs), len(pairs))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_committed_records_give_their_scores(profile: str, tmp_path: Path) -> None:
+    """Read, rescored from the predictions, and written again as they stand."""
+    seen = set()
+    for path in (one for one in FILES if one.parents[2].name == profile):
+        record = read_record(path, PretrainRecord) if path.stem == "pretrain" else read_evaluation(path)
+        assert (record.kind, record.profile, record.run) == (path.stem, profile, path.parent.name)
+        if isinstance(record, EvaluationRecord):
+            assert_scores(record)
+        if isinstance(record, TargetsRecord):
+            for one in record.evaluations:
+                assert_scores(one)
+                label = unpack_labels(one.labels)
+                given = {key: mean_per_class(unpack_labels(text), label) for key, text in one.predictions.items()}
+                assert given == pytest.approx(one.mean_per_class, abs=1e-9)
+        if isinstance(record, CurveRecord):
+            last = json.loads((path.parent / "knn.json").read_text("utf-8"))
+            assert record.points[-1].encoder_sha256 == last["encoder_sha256"]
+        write_record(tmp_path / "again.json", record)
+        assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads(path.read_bytes())
+        seen.add(type(record))
+    assert {PretrainRecord, EvaluationRecord} <= seen
