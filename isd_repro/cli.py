@@ -156,7 +156,7 @@ def transfer(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
 def report(params: ParamsFile = DEFAULT) -> None:
     """Render tables, figures and the page from the committed records."""
     from isd_repro.config import reader as config
-    from isd_repro.stages.report import report as render
+    from isd_repro.report.output import report as render
 
     loaded, layout = config.load(params)
     render(loaded, layout, stderr())
@@ -166,7 +166,7 @@ def report(params: ParamsFile = DEFAULT) -> None:
 def show(params: ParamsFile = DEFAULT) -> None:
     """Print a profile's table from its records, and where its page is."""
     from isd_repro.config import reader as config
-    from isd_repro.stages.report import show as print_table
+    from isd_repro.report.output import show as print_table
 
     loaded, layout = config.load(params)
     print_table(loaded, layout)
@@ -272,8 +272,8 @@ def figures(
     """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
     from isd_repro.config import reader as config
     from isd_repro.provenance import remember_code
-    from isd_repro.stages.figures import Asked
-    from isd_repro.stages.figures import figures as draw
+    from isd_repro.report.image_figures import Asked
+    from isd_repro.report.image_figures import figures as draw
 
     remember_code()
     loaded, layout = config.load(params)

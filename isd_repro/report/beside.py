@@ -16,7 +16,7 @@ from isd_repro.report.paper import MeanCheck, Paper, PaperColumn, PaperRow, Pape
 from isd_repro.report.pool import method_name, pool
 from isd_repro.report.protocols import METRIC
 from isd_repro.report.records import RECORDED, Records
-from isd_repro.report.runs import changes
+from isd_repro.report.run_details import changes
 from isd_repro.report.tables import score_cell, with_n
 from isd_repro.runtime.errors import ConfigError
 

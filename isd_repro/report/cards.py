@@ -8,7 +8,7 @@ from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
 from isd_repro.provenance import Provenance
 from isd_repro.records import PretrainRecord
-from isd_repro.report import costs, protocols, runs, stats, text
+from isd_repro.report import costs, protocols, run_details, stats, text
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped
 from isd_repro.report.tables import head, rule_text
@@ -30,7 +30,8 @@ def render(params: Params, records: Records, layout: Layout) -> dict[str, bytes]
     """Every card and an index by file name; equal records give equal bytes."""
     exported = {name: found for name, found in records.runs.items() if found.pretrain}
     cards = {
-        f"{name}.md": "\n".join(_card(params, found, runs.working_folder(layout))) + "\n" for name, found in exported.items()
+        f"{name}.md": "\n".join(_card(params, found, run_details.working_folder(layout))) + "\n"
+        for name, found in exported.items()
     }
     cards[INDEX] = "\n".join(_index(params, records, exported)) + "\n"
     return stamped(params, records, {name: content.encode() for name, content in cards.items()})
@@ -155,7 +156,7 @@ def _origin(origin: Provenance) -> str:
 
 def _deviations(params: Params, record: PretrainRecord) -> str:
     """As the parameters note them now: a departure may be found after a run."""
-    ids = [piece for note in params.runs[record.run].notes for piece, is_id in runs.linked(note) if is_id]
+    ids = [piece for note in params.runs[record.run].notes for piece, is_id in run_details.linked(note) if is_id]
     return text.listing([f"[{one}]({_UP}DEVIATIONS.md#{one.lower()})" for one in ids]) or "none are noted"
 
 

@@ -11,7 +11,7 @@ from isd_repro.report.cells import Cell, Table
 from isd_repro.report.pivot import compare, contest, discordant, draw_cell, families, methods, peer
 from isd_repro.report.pool import SIGNIFICANT, evidence
 from isd_repro.report.records import RECOMPUTED, RECORDED, Records
-from isd_repro.report.runs import changes
+from isd_repro.report.run_details import changes
 from isd_repro.report.tables import externals_of, groups_of, head, runs_of, score_cell
 
 

@@ -15,16 +15,16 @@ from isd_repro.report import (
     beside,
     costs,
     draws,
-    dump,
     exploratory,
+    export,
     figures,
     findings,
-    glance,
     hypothesis,
+    overview,
     pivot,
     protocols,
     published,
-    runs,
+    run_details,
     snapshots,
     text,
     trajectory,
@@ -76,7 +76,7 @@ class Report:
     params: Params
     records: Records
     folder: str  # where commands are run, relative to the repository
-    glance: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
+    overview: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
     blocks: tuple[Block, ...]
     curves: figures.Curves | None
     footnotes: tuple[str, ...]
@@ -115,12 +115,12 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
     return Report(
         params=params,
         records=records,
-        folder=runs.working_folder(layout),
-        glance=tuple(glance.at_a_glance(params, records, every, ours)),
+        folder=run_details.working_folder(layout),
+        overview=tuple(overview.at_a_glance(params, records, every, ours)),
         blocks=tuple(blocks),
         curves=figures.loss_curves(params, records),
         footnotes=tuple(findings.footnotes(params, records)),
-        runs={name: runs.run_facts(params, found) for name, found in records.runs.items()},
+        runs={name: run_details.run_facts(params, found) for name, found in records.runs.items()},
         sources=_sources(params),
     )
 
@@ -200,8 +200,8 @@ def render(report: Report) -> dict[str, bytes]:
             files[trajectory_name(drawn)] = markup.get_template("trajectory.svg.jinja").render(f=drawn, css=css)
         if block.dots:
             files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
-    files["cells.json"] = dump.as_json(_cells_json(report))
-    files["cells.csv"] = dump.as_csv(report.tables, report.runs)
+    files["cells.json"] = export.as_json(_cells_json(report))
+    files["cells.csv"] = export.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
 
@@ -249,7 +249,7 @@ def environment(kind: str) -> Environment:
         count=text.count,
         duration=text.duration,
         one_decimal=text.one_decimal,
-        linked=runs.linked,
+        linked=run_details.linked,
         unbroken=lambda words: re.sub(r"\b([pn]) ([=<]) ", "\\1\u00a0\\2\u00a0", words),
         listing=text.listing,
     )
@@ -313,18 +313,18 @@ def _fill(environment: Environment, name: str, report: Report) -> str:
         reading=READING + READING_PAPER * bool(report.params.report.paper),
         deviations=DEVIATIONS,
         done=[name for name, found in report.records.runs.items() if found.parts],
-        seconds=runs.total_seconds(report.records),
+        seconds=run_details.total_seconds(report.records),
         recomputed=recomputed,
         recorded=recorded,
         spent=costs.table(costs.of_profile(report.params, report.records)),
         style=template_text("style.css") + template_text("figure.css"),
         script=template_text("script.js"),
-        cell_facts=lambda cell: runs.cell_facts(report.records, cell),
-        part_rows=runs.part_rows,
-        image_rows=runs.image_rows,
+        cell_facts=lambda cell: run_details.cell_facts(report.records, cell),
+        part_rows=run_details.part_rows,
+        image_rows=run_details.image_rows,
         flatten=text.flatten,
-        command=runs.command,
-        record_link=runs.record_link,
+        command=run_details.command,
+        record_link=run_details.record_link,
         dots_name=_dots_name,
         trajectory_name=trajectory_name,
     )
@@ -341,8 +341,8 @@ def _cells_json(report: Report) -> dict[str, Any]:
         "profile": report.params.profile,
         "title": report.params.report.title,
         "working_folder": report.folder,
-        "at_a_glance": [list(fact) for fact in report.glance],
-        "cells": list(dump.flat(report.tables, report.runs)),
+        "at_a_glance": [list(fact) for fact in report.overview],
+        "cells": list(export.flat(report.tables, report.runs)),
         "findings": [finding.plain for block in report.blocks for finding in block.findings],
         "footnotes": list(report.footnotes),
         "runs": report.runs,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout, find_run
-from isd_repro.data import sheet
+from isd_repro.data import contact_sheet
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evaluations import knn as search
 from isd_repro.evaluations import scores as shown
@@ -89,8 +89,8 @@ def _neighbours(encoder: str, near: Tensor, features: Features, prepared: Prepar
     shown_near = near[asked, :NEIGHBOURS]
     query, found = prepared.split("query").index[asked], prepared.split("search").index[shown_near]
     pictures = prepared.store.read(torch.cat([query[:, None], found], dim=1).flatten())
-    pixels = sheet.thumbnails(*pictures)
+    pixels = contact_sheet.thumbnails(*pictures)
     right = (features.search_label[shown_near] == features.query_label[asked, None]).long()
     marks = torch.cat([torch.full((count, 1), -1), right], dim=1)
     words = f"Queries (first column) and their nearest search images under the {encoder}; green has the query's class."
-    return sheet.sheet(list(pixels.unflatten(0, (count, -1))), marks), words
+    return contact_sheet.sheet(list(pixels.unflatten(0, (count, -1))), marks), words

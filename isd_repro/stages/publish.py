@@ -21,7 +21,7 @@ from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
 from isd_repro.provenance import Provenance
 from isd_repro.records import CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
-from isd_repro.report import gallery, page, records, trajectory
+from isd_repro.report import image_pages, page, records, trajectory
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
@@ -186,7 +186,9 @@ class _Builder:
         path = self.layout.encoder(name).parent / "figures" / "figures.json"
         if rows and pictures and path.is_file():
             facts = json.loads(path.read_text("utf-8"))
-            yield self._replay(name, "figures", names.digest(facts["files"]), gallery.config(facts), rows=rows, pictures=pictures)
+            yield self._replay(
+                name, "figures", names.digest(facts["files"]), image_pages.config(facts), rows=rows, pictures=pictures
+            )
 
     def report(self, assembled: page.Report, results: list[Item]) -> Replay:
         """The tables that the results make."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from isd_repro import methods
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import Layout, find_run, fingerprint, naming, snapshot_name
-from isd_repro.data import augment, feed, sheet
+from isd_repro.data import augment, contact_sheet, feed
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.interfaces import Setting, Tracker
@@ -341,8 +341,10 @@ class _Work:
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
     """Both views of the first images that the run sees, and what to say of them."""
     batch = batches.at(0)
-    rows = [sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)]
-    return sheet.sheet(rows), "The first training images as the student (above) and the teacher (below) see them."
+    rows = [
+        contact_sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)
+    ]
+    return contact_sheet.sheet(rows), "The first training images as the student (above) and the teacher (below) see them."
 
 
 def _epoch_of(row: Mapping[str, Any], path: Path) -> float:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from isd_repro.evaluations import anchors
+from isd_repro.report import anchors
 
 QUERY = [[3.0, 4.0, 0.0], [0.0, -2.0, 1.0]]
 BANK = [[1.0, 0.0, 0.0], [3.0, 4.0, 0.0], [0.0, 5.0, 5.0], [0.0, 0.0, 0.0], [6.0, 8.0, 0.0]]

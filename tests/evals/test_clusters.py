@@ -10,8 +10,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
-from isd_repro.evaluations import clusters
-from isd_repro.evaluations.single_thread import scikit_learn
+from isd_repro.report import clusters
+from isd_repro.report.clusters import scikit_learn
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 

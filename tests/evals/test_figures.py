@@ -17,9 +17,9 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.config.reader import Layout
+from isd_repro.report.image_figures import Asked, figures
 from isd_repro.runtime.errors import ConfigError
 from isd_repro.runtime.files import sha256_file
-from isd_repro.stages.figures import Asked, figures
 from isd_repro.tensor_files import load_tensors
 from tests.evals.figures_world import CLASSES, QUERY, World, make_world
 

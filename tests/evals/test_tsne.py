@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isd_repro.evaluations import tsne
+from isd_repro.report import tsne
 from isd_repro.runtime.errors import DataError
 
 

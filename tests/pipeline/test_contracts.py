@@ -31,7 +31,7 @@ EXEMPT = {
     "isd_repro.records": "the format of records; every reader recomputes their scores",
     "isd_repro.tensor_files": "the format of encoder and feature files; a changed format has another number in it",
     "isd_repro.config.reader": "reads what DVC tracks as parameters",
-    "isd_repro.data.sheet": "pictures for a person's eye",
+    "isd_repro.data.contact_sheet": "pictures for a person's eye",
     "isd_repro.runtime.errors": "messages",
     "isd_repro.evaluations.summary": "shows numbers and makes none",
     "isd_repro.runtime.files": "how files reach the disk",

@@ -99,7 +99,7 @@ def test_only_the_papers_profiles_have_its_columns() -> None:
             assert (
                 "Beside the paper",
                 "No number here stands beside one of the paper: this profile does not run its protocol.",
-            ) in (report.glance)
+            ) in (report.overview)
 
 
 def test_a_table_of_imagenet_stands_beside_no_other_images(profile: Profile) -> None:
@@ -355,12 +355,12 @@ def test_a_second_render_with_paper_columns_is_byte_equal(tmp_path: Path) -> Non
     assert made[0] == made[1]
 
 
-def test_the_glance_counts_verdicts(tmp_path: Path) -> None:
+def test_the_overview_counts_verdicts(tmp_path: Path) -> None:
     """Six numbers of two rows: 41.5 within by 0.3, 37.7 off by 1.0 (outside 0.7, within twice that), four not run."""
     params, layout = table_1(tmp_path)
     write_score(layout, params, "isd-r18", 418)
     write_score(layout, params, "moco-r18", 387)
-    facts = dict(Profile(params, layout).report().glance)
+    facts = dict(Profile(params, layout).report().overview)
     assert facts["Beside the paper"] == (
         "Of 6 published numbers with a tolerance fixed beforehand, ours are: 1 within, 1 outside, 0 not comparable and 4 not run."
         " At half the tolerance 1 would be within, at twice 2."
@@ -368,16 +368,16 @@ def test_the_glance_counts_verdicts(tmp_path: Path) -> None:
     assert facts["Main result"].startswith("ISD against MoCo v2 (1-NN, student): +3.1 points on all queries")
 
 
-def test_the_glance_without_runs(tmp_path: Path) -> None:
-    facts = dict(Profile(*table_1(tmp_path)).report().glance)
+def test_the_overview_without_runs(tmp_path: Path) -> None:
+    facts = dict(Profile(*table_1(tmp_path)).report().overview)
     assert facts["What was run"] == "Nothing yet: none of 2 runs has a record."
     outside = "outside this profile: linear evaluation, few labels, transfer and snapshots"
     assert facts["Not done"] == f"Not run: all 2 runs; {outside}; no run is repeated with another seed."
     assert "Main result" not in facts
 
 
-def test_the_glance_of_one_draw_and_one_seed(profile: Profile) -> None:
-    facts = dict(profile.report().glance)
+def test_the_overview_of_one_draw_and_one_seed(profile: Profile) -> None:
+    facts = dict(profile.report().overview)
     cells = [cell for table in profile.report().tables for row in table.rows for cell in row.cells if cell.kind == "score"]
     halves = [(cell.high - cell.low) / 2 for cell in cells if cell.high is not None and cell.low is not None]
     assert facts["What was run"].startswith("4 of 5 runs have scores, 4 of them trained; all 36 scores were recomputed")

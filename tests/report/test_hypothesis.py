@@ -181,7 +181,7 @@ def test_the_sentence_follows_the_rule_and_leads_the_page(tmp_path: Path) -> Non
     report = profile.report()
     said = report.blocks[0].findings[0].plain
     assert said.startswith("ISD above MoCo on rare queries (1-NN, student): supported: +1.25 points on average over 3 of 3 draws")
-    assert dict(report.glance)["Main result"] == said
+    assert dict(report.overview)["Main result"] == said
     assert "over 8 classes" in said
 
 

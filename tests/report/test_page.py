@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from isd_repro.report import figures, text
+from isd_repro.report.output import report, show
 from isd_repro.runtime.errors import UserError
-from isd_repro.stages.report import report, show
 from tests.report import synthetic
 from tests.report.conftest import ODD, Profile
 
@@ -114,7 +114,7 @@ def test_tables_speak_to_a_screen_reader(profile: Profile) -> None:
     assert re.search(r'<p class="heard" role="status" id="sorted">', html)
 
 
-def test_the_glance_comes_first(profile: Profile) -> None:
+def test_the_overview_comes_first(profile: Profile) -> None:
     files = profile.files()
     for name, table in (("index.html", "<table"), ("table.md", "| Run |")):
         content = files[name]
@@ -260,7 +260,7 @@ def test_stage_writes_and_prints(profile: Profile, capsys: pytest.CaptureFixture
 def test_terminal_without_unicode(profile: Profile) -> None:
     code = (
         "import sys; from pathlib import Path; from isd_repro.config.params import Params; from tests.report import synthetic;"
-        "from isd_repro.stages.report import show; root = Path(sys.argv[1]);"
+        "from isd_repro.report.output import show; root = Path(sys.argv[1]);"
         "params = Params.model_validate_json((root / 'params.json').read_text()); show(params, synthetic.layout(root, params))"
     )
     root = profile.layout.root
@@ -281,7 +281,7 @@ def test_a_missing_extra_is_named(profile: Profile, monkeypatch: pytest.MonkeyPa
 
 def test_importing_the_stage_imports_no_report(profile: Profile) -> None:
     code = (
-        "import sys; import isd_repro.stages.report; print([m for m in sys.modules if f'{m}.'.startswith('isd_repro.report.')])"
+        "import sys; import isd_repro.report.output; print([m for m in sys.modules if f'{m}.'.startswith('isd_repro.report.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -12,9 +12,9 @@ from rich.console import Console
 from isd_repro.config import reader as config
 from isd_repro.config.reader import snapshot_name
 from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record
+from isd_repro.report.image_figures import Asked, figures
 from isd_repro.stages.dashboard import dashboard
 from isd_repro.stages.few_label import few_label
-from isd_repro.stages.figures import Asked, figures
 from isd_repro.stages.publish import Wish, publish
 from isd_repro.stages.trajectory import trajectory
 from isd_repro.stages.transfer import transfer

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from isd_repro.config import reader as config
-from isd_repro.data import sheet
+from isd_repro.data import contact_sheet
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import summary
 from isd_repro.records import EvaluationRecord, read_record, unpack_labels
@@ -60,17 +60,17 @@ def test_the_picture_of_neighbours_shows_what_was_found(finished: Path) -> None:
     record = read_record(layout.record("isd", "knn"), EvaluationRecord)
     one = unpack_labels(record.predictions["student/1-NN"])
     label = unpack_labels(record.labels)
-    size = 28 * (64 // 28) + 2 * (sheet.GAP + 1)
+    size = 28 * (64 // 28) + 2 * (contact_sheet.GAP + 1)
     assert pixels.shape == (8 * size, 4 * size, 3)  # a query and three neighbours
     for row in range(8):
         query = row * len(label) // 8
         right = bool(one[query] == label[query])
         frame = pixels[row * size + size // 2, size + 2].tolist()
-        assert frame == list(sheet.RIGHT if right else sheet.WRONG)
-        assert pixels[row * size + size // 2, 2].tolist() == list(sheet.PLAIN)
+        assert frame == list(contact_sheet.RIGHT if right else contact_sheet.WRONG)
+        assert pixels[row * size + size // 2, 2].tolist() == list(contact_sheet.PLAIN)
         stored = prepared.store.read(prepared.split("query").index[[query]])[0][0, 0]
-        start = row * size + sheet.GAP + 1
-        cell = pixels[start : start + 56 : 2, sheet.GAP + 1 : sheet.GAP + 57 : 2, 0]
+        start = row * size + contact_sheet.GAP + 1
+        cell = pixels[start : start + 56 : 2, contact_sheet.GAP + 1 : contact_sheet.GAP + 57 : 2, 0]
         assert torch.equal(cell, stored)
 
 

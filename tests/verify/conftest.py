@@ -10,11 +10,11 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
+from isd_repro.report.output import report
 from isd_repro.stages.extract import extract
 from isd_repro.stages.few_label import few_label
 from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
-from isd_repro.stages.report import report
 from isd_repro.stages.trajectory import trajectory
 from isd_repro.stages.transfer import transfer
 from isd_repro.train.pretrain import pretrain

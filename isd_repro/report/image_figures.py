@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from isd_repro import methods
 from isd_repro.config.params import Frozen, Params
 from isd_repro.config.reader import Layout, find_run, snapshots_in
-from isd_repro.data import thumbnails
+from isd_repro.data import contact_sheet
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.evaluations import anchors, clusters, tsne
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evaluations.extract import Features, features, load_features
-from isd_repro.evaluations.single_thread import scikit_learn
 from isd_repro.provenance import source_hash
+from isd_repro.report import anchors, clusters, tsne
+from isd_repro.report.clusters import scikit_learn
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file, write_atomic
 from isd_repro.tensor_files import load_tensors
@@ -101,11 +101,11 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         DataError: a file is missing, damaged, of another run, or made from other images or another encoder.
         UserError: a package of the extras `figures` and `report` is missing.
     """
-    from isd_repro.report import gallery
+    from isd_repro.report import image_pages
 
     with scikit_learn():
         pass  # said before minutes of work
-    gallery.ready()
+    image_pages.ready()
     run = _open(name, params, layout, asked)
     facts: dict[str, Any] = {
         "format": 1,
@@ -126,20 +126,20 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         "anchors": _anchors(run),
         "tsne": _tsne(run, layout.snapshots(name)),
     }
-    thumbs = thumbnails.data_uris(run.prepared.store, gallery.positions(facts))
+    thumbs = contact_sheet.data_uris(run.prepared.store, image_pages.positions(facts))
     folder = layout.encoder(name).parent / "figures"
-    files = gallery.render(facts, thumbs)
+    files = image_pages.render(facts, thumbs)
     facts["files"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     files[".gitignore"] = b"*\n"  # wherever the profile lies
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
     identity = names.digest(facts["files"])
-    with open_stage("figures", name, params, layout, identity=identity, config=gallery.config(facts)) as tracker:
-        tracker.log({"epoch": params.runs[name].optim.epochs, **gallery.shown(facts)})
-        for key, rows, caption in gallery.sheets(facts):
-            tracker.log_image(key, thumbnails.grid(run.prepared.store, rows), caption)
-    for line in gallery.lines(facts):
+    with open_stage("figures", name, params, layout, identity=identity, config=image_pages.config(facts)) as tracker:
+        tracker.log({"epoch": params.runs[name].optim.epochs, **image_pages.shown(facts)})
+        for key, rows, caption in image_pages.sheets(facts):
+            tracker.log_image(key, contact_sheet.grid(run.prepared.store, rows), caption)
+    for line in image_pages.lines(facts):
         console.print(f"{name} {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from isd_repro.config.params import Store as Settings
-from isd_repro.data import thumbnails
+from isd_repro.data import contact_sheet
 from isd_repro.data.store import Store, StoreWriter
 
 SIZES = [(6, 9), (6, 9), (40, 20), (4, 4)]  # height, width
@@ -34,7 +34,7 @@ def decoded(content: bytes) -> np.ndarray:
 
 def test_a_small_image_is_shown_as_it_is(packed: tuple[Store, list[np.ndarray]]) -> None:
     store, images = packed
-    uris = thumbnails.data_uris(store, [3, 0, 3])
+    uris = contact_sheet.data_uris(store, [3, 0, 3])
     assert list(uris) == [0, 3]
     for position, uri in uris.items():
         prefix = "data:image/png;base64,"
@@ -42,19 +42,19 @@ def test_a_small_image_is_shown_as_it_is(packed: tuple[Store, list[np.ndarray]])
         shown = decoded(base64.b64decode(uri.removeprefix(prefix)))
         expected = images[position].transpose(1, 2, 0).squeeze()
         assert np.array_equal(shown, expected)
-    assert thumbnails.data_uris(store, [0]) == {0: uris[0]}
+    assert contact_sheet.data_uris(store, [0]) == {0: uris[0]}
 
 
 def test_a_large_image_is_made_smaller_by_means(packed: tuple[Store, list[np.ndarray]]) -> None:
     store, images = packed
-    shown = np.asarray(thumbnails.picture(store, 2, side=20)).reshape(20, 10, -1)
+    shown = np.asarray(contact_sheet.picture(store, 2, side=20)).reshape(20, 10, -1)
     means = images[2].astype(float).reshape(-1, 20, 2, 10, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
     assert np.abs(shown - means).max() <= 1.0  # PIL rounds after each axis
 
 
 def test_a_grid_holds_each_image_in_its_place(packed: tuple[Store, list[np.ndarray]]) -> None:
     store, images = packed
-    grid = thumbnails.grid(store, [[3, 0], [1]], side=9, gap=1).permute(1, 2, 0).numpy()
+    grid = contact_sheet.grid(store, [[3, 0], [1]], side=9, gap=1).permute(1, 2, 0).numpy()
     assert grid.shape == (19, 19, 3)
 
     def colour(position: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from isd_repro.report import runs, text
+from isd_repro.report import run_details, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 
 PLAIN = (  # columns of the CSV
@@ -52,8 +52,8 @@ def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str,
         "verdict": cell.verdict or None,
         "paper": asdict(cell.paper) if cell.paper else None,
         "detail": cell.detail or None,
-        "records": [runs.record_link(run, cell.part) for run in cell.runs if cell.part in parts[run]["parts"]],
-        "commands": [runs.command(run, cell.part) for run in cell.runs],
+        "records": [run_details.record_link(run, cell.part) for run in cell.runs if cell.part in parts[run]["parts"]],
+        "commands": [run_details.command(run, cell.part) for run in cell.runs],
     }
 
 

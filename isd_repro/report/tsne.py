@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from isd_repro.evaluations.extract import require_finite
-from isd_repro.evaluations.single_thread import scikit_learn
+from isd_repro.report.clusters import scikit_learn
 from isd_repro.runtime.errors import DataError
 
 CLASSES = 10  # as on the paper's poster (paper.md 4, t-SNE); colours end there too
