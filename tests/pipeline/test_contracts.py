@@ -50,7 +50,11 @@ def tree(path: Path) -> Any:
 
 
 STAGES: dict[str, Any] = tree(ROOT / "dvc.yaml")["stages"]
-HOMES = {"prepare": "isd_repro.data.prepare", "pretrain": "isd_repro.train.pretrain"}  # elsewhere than in stages/
+HOMES = {
+    "prepare": "isd_repro.data.prepare",
+    "pretrain": "isd_repro.train.pretrain",
+    "report": "isd_repro.report.output",
+}  # elsewhere than in stages/
 
 
 def module_of(path: Path) -> str:
