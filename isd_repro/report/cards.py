@@ -8,7 +8,7 @@ from isd_repro.config.params import Params
 from isd_repro.config.reader import Layout
 from isd_repro.provenance import Provenance
 from isd_repro.records import PretrainRecord
-from isd_repro.report import costs, protocols, run_details, stats, text
+from isd_repro.report import costs, intervals, protocols, run_details, text
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped
 from isd_repro.report.tables import head, rule_text
@@ -92,7 +92,7 @@ def _scores(found: RunRecords) -> Iterator[str]:
     levels = set()
     for evaluation in found.own:
         for key, score in evaluation.scores.items():
-            low, high = stats.wilson(score.correct, score.n)
+            low, high = intervals.wilson(score.correct, score.n)
             levels.add(evaluation.levels[key])
             interval = f"{low:.1f} to {high:.1f}"
             yield (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isd_repro.config.params import Params
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.pivot import compare, contest, discordant, draw_cell, families, methods, peer
 from isd_repro.report.pool import SIGNIFICANT, evidence
@@ -55,7 +55,7 @@ def _against(records: Records, cell: Cell, name: str, other: Cell) -> str:
         return f"no comparison with {name}, which has not been run"
     difference = cell.value - other.value
     pair = discordant(records, cell, other)
-    p = stats.sign_test(*pair) if pair else None
+    p = intervals.sign_test(*pair) if pair else None
     test = f" ({text.p_value(p)})" if p is not None else ""
     points = f"{text.signed(difference)} points"
     if difference > 0:
@@ -100,7 +100,7 @@ def pivot_findings(params: Params, subsets: Sequence[str], tables: Sequence[Tabl
         other = others[at % width - (width - len(others))]
         if stated == {subject, other}:
             continue  # its table has every group, with the interval that its rule looks at
-        paired = stats.paired(values)
+        paired = intervals.paired(values)
         spread = "" if paired.deviation is None else f" (standard deviation {paired.deviation:.1f})"
         body = (
             f"{text.signed(paired.mean)} points on average over {paired.n} of {len(table.rows)} draws{spread};"

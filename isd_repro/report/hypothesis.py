@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Literal
 
 from isd_repro.config.params import Hypothesis, Params
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.findings import Finding
 from isd_repro.report.pivot import draw_cell, families, methods
@@ -112,7 +112,7 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
 
 def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
     """By the rule: support where Student's interval lies above 0, contradiction where it lies below the stated bound."""
-    interval = stats.student_interval(values)
+    interval = intervals.student_interval(values)
     if asked.contradicted_below is None or interval is None or len(values) < asked.draws:
         return "no verdict"
     low, high = interval
@@ -171,8 +171,8 @@ def _name(key: Key) -> str:
 
 
 def _cells(done: Comparison) -> list[Cell]:
-    paired, interval = stats.paired(done.values), stats.student_interval(done.values)
-    clusters = stats.resampled_clusters(list(done.classes.values())) if len(done.classes) > 1 else None
+    paired, interval = intervals.paired(done.values), intervals.student_interval(done.values)
+    clusters = intervals.bootstrap(list(done.classes.values())) if len(done.classes) > 1 else None
     numbers: list[tuple[float | None, str]] = [
         (done.first, text.decimal(done.first, 2)),
         (done.second, text.decimal(done.second, 2)),
@@ -200,10 +200,10 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
         return Finding(lead, f"not known: no draw of {len(subsets)} has both methods.")
     verdict, values = outcome(asked, done.values), done.values
     said = f"{text.signed(fmean(values), 2)} points on average over {len(values)} of {len(subsets)} draws"
-    if interval := stats.student_interval(values):
+    if interval := intervals.student_interval(values):
         said += f", 95 % interval {_range(interval)} over draws"
     if len(done.classes) > 1:
-        said += f" and {_range(stats.resampled_clusters(list(done.classes.values())))} over {len(done.classes)} classes"
+        said += f" and {_range(intervals.bootstrap(list(done.classes.values())))} over {len(done.classes)} classes"
     if asked.contradicted_below is None:
         return Finding(lead, f"{said}. A secondary outcome, without a verdict.")
     if len(values) < asked.draws:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from isd_repro.config.params import ListFile, Params
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions
 from isd_repro.report.records import Key, Records
@@ -201,4 +201,4 @@ def compare(records: Records, subject: Cell, other: Cell) -> str:
     pair = discordant(records, subject, other)
     if pair is None:
         return ""
-    return f"alone right on {text.count(pair[0])} against {text.count(pair[1])}, {text.p_value(stats.sign_test(*pair))}"
+    return f"alone right on {text.count(pair[0])} against {text.count(pair[1])}, {text.p_value(intervals.sign_test(*pair))}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from isd_repro.config.params import Params
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Kind
 from isd_repro.report.records import RECORDED
 
@@ -52,7 +52,7 @@ def pool(cells: Sequence[Cell], what: str) -> Cell:
     if not with_value:
         return replace(like, runs=runs)
     values = [cell.value for cell in with_value if cell.value is not None]
-    mean, deviation = stats.mean_and_deviation(values)
+    mean, deviation = intervals.mean_and_deviation(values)
     spread = "" if deviation is None else f"; standard deviation {deviation:.2f} points"
     missing = "" if len(values) == len(cells) else f"; {len(cells) - len(values)} more not run"
     differences = all(cell.kind == "difference" for cell in with_value)
@@ -63,16 +63,17 @@ def pool(cells: Sequence[Cell], what: str) -> Cell:
     found = replace(found, deviation=deviation, count=len(values))
     if not differences or len(values) < 2:
         return found
-    paired = stats.paired(values)
+    paired = intervals.paired(values)
     return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {evidence(paired)}")
 
 
-def evidence(paired: stats.Paired) -> str:
+def evidence(paired: intervals.Paired) -> str:
     """Interval and test of a mean difference in words, with the limit that few pairs set to p."""
     words = []
     if paired.low is not None and paired.high is not None:
         words.append(f"95 % bootstrap interval {text.signed(paired.low, 2)} to {text.signed(paired.high, 2)}")
-    signs = f"all {2**paired.n:,} sign vectors" if paired.exact else f"{stats.RESAMPLES:,} random sign vectors"
+    every = 2**paired.n <= intervals.SIGNS
+    signs = f"all {2**paired.n:,} sign vectors" if every else f"{intervals.SIGNS:,} random sign vectors"
     least = 2 / 2**paired.n
     limit = f", which cannot fall below {least:.2f} with {paired.n} pairs" if least > SIGNIFICANT else ""
     return "; ".join([*words, f"sign-flip test over {signs} {text.p_value(paired.p)}{limit}"])

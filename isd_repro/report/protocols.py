@@ -10,7 +10,7 @@ import torch
 
 from isd_repro.config.params import Params
 from isd_repro.records import TargetEvaluation
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.evaluation import RECORDED, Evaluation
 from isd_repro.report.records import Records, RunRecords
@@ -152,7 +152,7 @@ def transfer_cell(run: RunRecords, encoder: str, key: str) -> Cell:
         return replace(cell, detail=f"this method has no {encoder}")
     level = one.levels[encoder, METRIC, "all"]
     if not _per_class(one):
-        low, high = stats.wilson(score.correct, score.n)
+        low, high = intervals.wilson(score.correct, score.n)
         return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
     assert isinstance(one.record, TargetEvaluation)
     mean, spread = one.record.mean_per_class[f"{encoder}/{METRIC}"], _spread(one, encoder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.paper import DifferenceCheck, MeanCheck, Paper, PaperTable, Value
 
 HALF = Decimal("0.05")  # what rounding to one decimal can hide
@@ -110,7 +110,7 @@ class Gain:
     first: float
     second: float
     differences: tuple[float, ...]
-    paired: stats.Paired
+    paired: intervals.Paired
     hidden: float
     hidden_mean: float
 
@@ -149,5 +149,5 @@ def _gain(
     deviation = 2 * float(HALF) / math.sqrt(12)  # of a rounding error, uniform on +-0.05
     one = math.sqrt(2 * sum(weight * weight for weight in weights)) * deviation
     hidden = 2 * sum(weights) * float(HALF)
-    paired = stats.paired(differences)
+    paired = intervals.paired(differences)
     return Gain(head, group, implied, means[0], means[1], differences, paired, hidden, one / math.sqrt(len(differences)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from isd_repro.config.params import Params
 from isd_repro.records import CurveRecord, Score
-from isd_repro.report import beside, stats
+from isd_repro.report import beside, intervals
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.records import RECORDED, Records
@@ -89,7 +89,7 @@ def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping
         return cell if not points else replace(cell, kind="none")
     own = records.runs[run].knn
     level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
-    low, high = stats.wilson(score.correct, score.n)
+    low, high = intervals.wilson(score.correct, score.n)
     return replace(
         cell, kind="snapshot", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level, detail=""
     )

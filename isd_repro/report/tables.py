@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
 from isd_repro.records import PretrainRecord
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.pool import method_name, pool, repetitions
 from isd_repro.report.records import RECORDED, External, Key, Records, RunRecords
@@ -72,7 +72,7 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
     score = evaluation.scores.get((encoder, metric, group))
     if score is None:
         return replace(cell, kind="not run", detail=f"the {cell.part} record has no such score")
-    low, high = stats.wilson(score.correct, score.n)
+    low, high = intervals.wilson(score.correct, score.n)
     level = evaluation.levels[encoder, metric, group]
     return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
 

@@ -6,7 +6,7 @@ import math
 from statistics import stdev
 
 from isd_repro.config.params import Params, Trials
-from isd_repro.report import stats, text
+from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell
 from isd_repro.report.findings import Finding
 from isd_repro.report.hypothesis import by_class
@@ -55,7 +55,7 @@ def _power(records: Records, asked: Trials, best: dict[str, Cell]) -> list[Findi
         return []
     spread = stdev(differences)
     widths = [
-        f"{text.decimal(stats.student_quantile(n - 1) * spread / math.sqrt(plan.classes * n), 2)} points with {n} draws"
+        f"{text.decimal(intervals.student_quantile(n - 1) * spread / math.sqrt(plan.classes * n), 2)} points with {n} draws"
         for n in plan.draws
     ]
     return [

@@ -15,7 +15,7 @@ import torch
 from isd_repro.config.params import Hypothesis, Params, Trials
 from isd_repro.config.reader import Layout
 from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
-from isd_repro.report import hypothesis, stats, trials
+from isd_repro.report import hypothesis, intervals, trials
 from isd_repro.runtime.errors import ConfigError
 from tests.report import synthetic
 from tests.report.conftest import Profile
@@ -214,16 +214,16 @@ def test_resampled_clusters_against_all_resamples() -> None:
     """Three clusters: all 27 resamples, each the sum over the number of values."""
     clusters = [[1.0], [2.0, 6.0], [3.0, 0.0, 3.0]]
     means = sorted(sum(sum(one) for one in drawn) / sum(len(one) for one in drawn) for drawn in product(clusters, repeat=3))
-    low, high = stats.resampled_clusters(clusters)
+    low, high = intervals.bootstrap(clusters)
     assert means[0] <= low <= means[1]
     assert means[-2] <= high <= means[-1] + 1e-12
-    assert stats.resampled_clusters(clusters) == (low, high)
+    assert intervals.bootstrap(clusters) == (low, high)
 
 
 def test_students_quantile_solves_its_own_law() -> None:
     """With 1 degree of freedom the law is Cauchy's, with 2 it has a closed form."""
-    assert stats.student_quantile(1) == pytest.approx(math.tan(math.pi * 0.475))
-    assert stats.student_quantile(2) == pytest.approx(T_TWO)
+    assert intervals.student_quantile(1) == pytest.approx(math.tan(math.pi * 0.475))
+    assert intervals.student_quantile(2) == pytest.approx(T_TWO)
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""Intervals and tests that tables print: of a share of queries, of a mean over repetitions, of paired differences.
+
+Resampling draws from `RandomState`, whose stream NumPy has frozen, so that a second rendering gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 10_000  # of the bootstrap
+SIGNS = 2**16  # sign vectors of the sign-flip test: all of them for up to 16 pairs, else as many random ones
+
+
+@cache
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion, in percent.
+
+    Raises:
+        ValueError: not 0 <= correct <= n with n > 0.
+    """
+    interval = stats.binomtest(correct, n).proportion_ci(LEVEL, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact sign test; on queries that only one of two runs answers rightly this is McNemar's exact test."""
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation with n - 1 (None for fewer than two values)."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean: mean +- t(n - 1) s / sqrt(n); None for fewer than two values."""
+    mean, deviation = mean_and_deviation(values)
+    if deviation is None:
+        return None
+    half = student_quantile(len(values) - 1) * deviation / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
+
+
+def bootstrap(clusters: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval (Efron 1979) of a mean of values that come in clusters of dependent ones.
+
+    A resample takes as many clusters as there are, with replacement, and is the sum of their values over their number of values.
+    Independent values are clusters of one. With n clusters the interval is too narrow by a factor of about sqrt((n - 1) / n).
+    """
+    n = len(clusters)
+    drawn = (np.random.RandomState([seed]).random_sample((RESAMPLES, n)) * n).astype(int)
+    sums, sizes = np.array([sum(one) for one in clusters]), np.array([len(one) for one in clusters])
+    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    return float(low), float(high)
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """p of the two-sided permutation test of a mean difference (Fisher 1935): the share of signs with a sum as far from zero.
+
+    All 2^n signs are counted for up to 16 pairs, else `SIGNS` random ones.
+    """
+    if len(differences) < 2:
+        return 1.0
+
+    def total(values: np.ndarray, axis: int) -> Any:
+        return values.sum(axis).round(9)  # sums that are equal in truth differ by rounding when added in another order
+
+    found = stats.permutation_test(
+        (differences,), total, permutation_type="samples", vectorized=True, n_resamples=SIGNS, rng=np.random.RandomState([seed])
+    )
+    return float(found.pvalue)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What paired differences, such as those of two methods over draws of a subset, say of their mean.
+
+    Attributes:
+        n: number of pairs.
+        mean, deviation: in the unit of the differences; the standard deviation with n - 1 is None for one pair.
+        low, high: bootstrap interval of the mean; None for one or two pairs, from which resampling learns nothing.
+        p: of the sign-flip test.
+        above, below: pairs with a positive and with a negative difference.
+    """
+
+    n: int
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    p: float
+    above: int
+    below: int
+
+
+def paired(differences: Sequence[float]) -> Paired:
+    """Mean, interval and test of paired differences."""
+    mean, deviation = mean_and_deviation(differences)
+    low, high = bootstrap([[value] for value in differences]) if len(differences) > 2 else (None, None)
+    above, below = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    return Paired(len(differences), mean, deviation, low, high, sign_flip(differences), above, below)
