@@ -1,0 +1,1 @@
+"""Measurements outside the package that anybody can repeat; no test asserts a time."""
