@@ -11,6 +11,7 @@ import gzip
 import importlib
 import importlib.util
 import io
+import json
 import math
 import os
 import platform
@@ -18,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -140,8 +142,11 @@ def in_turns(
     for turn in range(turns):
         if turn and bench.left < reserve:
             break
-        for arm in alive[turn % len(alive) :] + alive[: turn % len(alive)]:
-            found[arm].append(timed(arms[arm], bench.device, times))
+        for arm in [alive[(turn + at) % len(alive)] for at in range(len(alive))]:
+            if (value := bench.attempt(arm, lambda arm=arm: timed(arms[arm], bench.device, times))) is None:
+                alive.remove(arm)
+            else:
+                found[arm].append(value)
     return {
         arm: {
             "ms": statistics.median(value[0] for value in values),
@@ -751,7 +756,7 @@ class Arm:
     def losses(self, batch: Batch, steps: int) -> list[float]:
         """Of each of some steps on one batch."""
         if not self.graph:
-            return [float(step_of(self.method, self.optimizer, batch, self.numerics)) for _ in range(steps)]
+            return [float(self._step(batch)) for _ in range(steps)]
         found = []
         for _ in range(steps):
             self._replay(Given(batch, 1), 1)
@@ -766,7 +771,7 @@ class Arm:
             for name in ("view_student", "view_teacher", "index", "label", "shuffle"):
                 getattr(self._static, name).copy_(getattr(batch, name))
             if self._graph is False:  # a rehearsal: the same step without a graph
-                self._loss = step_of(self.method, self.optimizer, self._static, self.numerics)
+                self._loss = self._step(self._static)
             else:
                 self._graph.replay()
 
@@ -779,20 +784,32 @@ class Arm:
             push_by_device(self.method.bank, self.batch)
         if self.bench.device.type != "cuda":
             for _ in range(3):
-                step_of(self.method, self.optimizer, self._static, self.numerics)
+                self._step(self._static)
             self._graph = False
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                step_of(self.method, self.optimizer, self._static, self.numerics)
+                self._step(self._static)
         torch.cuda.current_stream().wait_stream(side)
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._loss = step_of(self.method, self.optimizer, self._static, self.numerics)
+            self._loss = self._step(self._static)
         self._graph = graph
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One step; where one kernel for all weights does not take them, by an SGD that does."""
+        try:
+            return step_of(self.method, self.optimizer, batch, self.numerics)
+        except RuntimeError as error:
+            if "same dtype, device" not in str(error):
+                raise
+            self.words += f", no fused SGD ({error})"[:200]
+            weights = [weight for weight in self.method.parameters() if weight.requires_grad]
+            self.optimizer = SGD(weights, lr=0.01, momentum=0.9, weight_decay=1e-4)
+            return step_of(self.method, self.optimizer, batch, self.numerics)
 
 
 def push_by_device(bank: Any, batch: int) -> None:
@@ -1061,8 +1078,9 @@ def profiled(bench: Bench, what: str, work: Callable[[], object]) -> None:
     order = "self_device_time_total" if cuda else "self_cpu_time_total"
     with (bench.out / "profile.txt").open("a", encoding="utf-8") as stream:
         stream.write(f"=== {what}\n{rows.table(sort_by=order, row_limit=30, max_name_column_width=70)}\n\n")
-    calls = {row.key: row.count for row in rows if row.key.startswith(("cuda", "cuLaunch"))}
-    busy = sum(getattr(row, "self_device_time_total", 0) for row in rows) / 1e3
+    calls = {row.key: row.count for row in rows if row.key.startswith(("cuda", "cuLaunch", "Memcpy"))}
+    kernels = [row for row in rows if str(getattr(row, "device_type", "")).endswith("CUDA")]
+    busy = sum(row.self_device_time_total for row in kernels if not getattr(row, "is_user_annotation", False)) / 1e3
     bench.say(f"{what}: profile", device_ms=busy, calls=calls)
     if cuda and ("compiled" in what or "reference" in what) and "ResNet-18" in what:
         with tempfile.TemporaryDirectory() as folder:
@@ -1091,6 +1109,7 @@ def knn(bench: Bench) -> None:
                 replaced(search, "QUERY_ROWS", block[0]),
                 replaced(search, "BANK_ROWS", block[1]),
                 replaced(search, "QUERY_BYTES", 2**30),
+                replaced(search, "_ROWS", 8192),
             ):
                 return search.nearest(bank, label, given, 20, bench.device)
 
@@ -1396,6 +1415,141 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Any]:
     return {"equal": not unequal, "unequal": len(unequal), "of": len(ours), "most": most}
 
 
+# --- the commands ---------------------------------------------------------------------------------------------------------------
+
+
+def command(bench: Bench) -> None:
+    """What a user types: prepare, pretrain with a stop and a resume in the middle, extract and knn, on a folder of images.
+
+    The images are those that the environment variable GPU_DAY_IMAGES names (a tar of train/<class>/ and val/<class>/), else noise.
+    """
+    with tempfile.TemporaryDirectory(prefix="isd-commands-") as name:
+        place = Path(name)
+        images = image_folder(bench, place / "images")
+        large = [
+            path.name for path in sorted((images / "train").iterdir(), key=lambda path: (-len(list(path.iterdir())), path.name))
+        ]
+        rare = min(len(list((images / "train" / name).iterdir())) for name in large)
+        epochs, batch = bench.size(int(os.environ.get("GPU_DAY_EPOCHS", "8")), 2), bench.size(64, 8)
+        (place / "params.yaml").write_text(json.dumps(profile(large, rare, epochs, batch, bench.size(64, 16), bench.rehearse)))
+        environment = {**os.environ, "GPU_DAY_ROOT": str(images), "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+
+        def call(*words: str) -> tuple[int, float]:
+            begun = time.monotonic()
+            done = subprocess.run([sys.executable, "-m", "isd_repro", *words], cwd=place, env=environment, check=False)
+            bench.say(f"command: {' '.join(words)}", code=done.returncode, seconds=time.monotonic() - begun)
+            return done.returncode, time.monotonic() - begun
+
+        call("prepare", "unbalanced")
+        began = time.monotonic()
+        first = subprocess.Popen([sys.executable, "-m", "isd_repro", "pretrain", "isd"], cwd=place, env=environment)
+        while first.poll() is None and not any(place.glob(".state/*/checkpoint.pt")):
+            time.sleep(0.1)
+        first.terminate()
+        bench.say("command: pretrain isd, asked to stop after an epoch", code=first.wait(), seconds=time.monotonic() - began)
+        for run in ("isd", "moco"):
+            call("pretrain", run)
+            for path in place.rglob(f"runs/{run}/metrics.jsonl"):
+                rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+                speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+                losses = [row["loss"] for row in rows if "loss" in row]
+                bench.say(
+                    f"command: {run}: speed", images_per_second=statistics.median(speeds), loss=losses[-1], epochs=len(losses)
+                )
+            for path in place.rglob(f"records/{run}/pretrain.json"):
+                record = json.loads(path.read_text("utf-8"))
+                bench.say(f"command: {run}: attempts", attempts=record.get("attempts"), warnings=record.get("warnings"))
+        call("pretrain", "untrained")
+        call("extract", "isd", "moco", "untrained")
+        call("knn", "isd", "moco", "untrained")
+        for path in sorted(place.rglob("records/*/knn.json")):
+            scores = json.loads(path.read_text("utf-8"))["scores"]
+            top1 = {f"{each['encoder']} {each['metric']} {each['group']}": 100 * each["correct"] / each["n"] for each in scores}
+            bench.say(f"command: {path.parent.name}: top-1, percent", **top1)
+
+
+def image_folder(bench: Bench, folder: Path) -> Path:
+    """The images that the environment names, or some of noise."""
+    given = os.environ.get("GPU_DAY_IMAGES")
+    if given and not bench.rehearse:
+        with tarfile.open(given) as archive:
+            archive.extractall(folder, filter="data")
+        return folder
+    import numpy as np
+    from PIL import Image
+
+    draws = np.random.default_rng(0)
+    for split, count in (("train", bench.size(100, 12)), ("val", bench.size(50, 4))):
+        for cls in range(bench.size(38, 6)):
+            (folder / split / f"c{cls:02d}").mkdir(parents=True)
+            for number in range(count + (8 if cls < 2 and split == "train" else 0)):
+                pixels = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((64, 64)).save(folder / split / f"c{cls:02d}" / f"{number}.png")
+    return folder
+
+
+def profile(large: list[str], rare: int, epochs: int, batch: int, side: int, toy: bool) -> dict[str, Any]:
+    """ISD and MoCo by a profile's recipe of unbalanced classes, `large` by size first, engine `fast` and bf16."""
+    view = {"crop_min": 0.2, "flip": 0.5}
+    strong = {**view, "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}, "grayscale": 0.2}
+    data = {"subset": "unbalanced", "image_size": side, "crop_ratio": 1.0, "view_student": strong, "view_teacher": strong}
+    optim = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "lr": 0.03,
+        "sgd_momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": {"name": "cosine"},
+    }
+    run = {
+        "backbone": {"arch": "resnet-narrow", "width": 4} if toy else {"arch": "resnet18", "stem": "small"},
+        "data": data,
+        "optim": optim,
+        "numerics": {"seed": 0, "bn_groups": 2, "precision": "float32" if toy else "bf16", "engine": "fast"},
+    }
+    bank = 4 * batch if toy else 1024
+    return {
+        "profile": "gpu-day",
+        "report": {"title": "A day on a GPU", "caption": "Commands that ran.", "reference": "untrained"},
+        "efficiency": {"log_every": 20, "checkpoint_every": 1},
+        "subsets": {
+            "unbalanced": {
+                "source": {"name": "image-folder", "dataset": "images at hand", "root_env": "GPU_DAY_ROOT"},
+                "rule": {
+                    "name": "unbalanced",
+                    "large": 2 if toy else 8,
+                    "rare_images": 8 if toy else 38,
+                    "large_classes": large[: 2 if toy else 8],
+                },
+                "search_per_class": rare,
+                "store": {"resize": "square", "size": 64},
+            }
+        },
+        "runs": {
+            "untrained": {**run, "label": "Untrained", "method": {"name": "supervised"}, "optim": {**optim, "epochs": 0}},
+            "moco": {
+                **run,
+                "label": "MoCo v2",
+                "method": {"name": "moco", "tau": 0.2, "momentum": 0.99, "bank_size": bank, "dim": 128},
+            },
+            "isd": {
+                **run,
+                "label": "ISD",
+                "data": {**data, "view_teacher": view},
+                "method": {
+                    "name": "isd",
+                    "tau_student": 0.1,
+                    "tau_teacher": 0.01,
+                    "momentum": 0.99,
+                    "bank_size": bank,
+                    "heads": "mlp",
+                },
+            },
+        },
+    }
+
+
 STEPS: dict[str, Callable[[Bench], None]] = {
     "env": env,
     "tests": tests,
@@ -1409,5 +1563,6 @@ STEPS: dict[str, Callable[[Bench], None]] = {
     "resnet50": resnet50,
     "resume": resume,
     "loader": loader,
+    "command": command,
     "tune": tune,
 }
