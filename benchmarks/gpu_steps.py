@@ -952,7 +952,7 @@ def steps_report(bench: Bench, what: str, *, full: bool, name: str = "isd", **sh
     arms["views alone, eager"] = lambda: [eager.at(0) for _ in range(steps)]
     if changes is not augment.CHANGES:
         arms["views alone, compiled colours"] = lambda: [fused.at(0) for _ in range(steps)]
-    times = in_turns(bench, arms, turns=bench.size(5, 2), reserve=0.1 * bench.seconds)
+    times = in_turns(bench, arms, turns=bench.size(5, 2), reserve=0.25 * bench.seconds)
     base = times.get("reference", {}).get("ms")
     want = found.get("reference", [])
     for arm, values in times.items():
