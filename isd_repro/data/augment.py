@@ -106,7 +106,7 @@ def apply(pixels: Tensor, drawn: Drawn, law: View, size: int, changes: tuple[Cha
     if drawn.colours is not None:
         images = _recolour(images, drawn.colours, changes or CHANGES)
     if drawn.gray is not None:
-        images = torch.where(drawn.gray.to(images.device)[:, None, None, None], _luma(images).expand_as(images), images)
+        images = torch.where(to_device(drawn.gray, images.device)[:, None, None, None], _luma(images).expand_as(images), images)
     if drawn.softness is not None and law.blur is not None:
         images = _soften(images, drawn.softness, law.blur)
     return images
@@ -139,9 +139,11 @@ def draw_crop(sizes: Tensor, law: View, generator: Generator) -> Crop:
 def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
     """Cut the windows out and resize them, bilinear with antialiasing: B x C x size x size in 0..1."""
     count, channels, height, width = pixels.shape
-    device = pixels.device
-    rows_BSH = _triangle(crop.top, crop.height, size, height, torch.zeros_like(crop.flip)).to(device)
-    cols_BSW = _triangle(crop.left, crop.width, size, width, crop.flip).to(device)
+    top, left, tall, wide, flip = (
+        to_device(each, pixels.device) for each in (crop.top, crop.left, crop.height, crop.width, crop.flip)
+    )
+    rows_BSH = _triangle(top, tall, size, height, None)
+    cols_BSW = _triangle(left, wide, size, width, flip)
     images = _aligned(pixels.float().div_(255).reshape(count, channels * height, width))
     images = torch.bmm(images, _aligned(cols_BSW).transpose(1, 2)).view(count * channels, height, size)
     rows = rows_BSH.repeat_interleave(channels, 0) if channels > 1 else rows_BSH
@@ -173,18 +175,28 @@ def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tenso
     scale = sizes.double() / resized
     offset, extent = start * scale, size * scale
     height, width = pixels.shape[2:]
-    rows = _triangle(offset[:, 0].float(), extent[:, 0].float(), size, height, None, bounds=sizes[:, 0])
-    cols = _triangle(offset[:, 1].float(), extent[:, 1].float(), size, width, None, bounds=sizes[:, 1])
+    offset, extent, sizes = (to_device(each, pixels.device) for each in (offset.float(), extent.float(), sizes))
+    rows = _triangle(offset[:, 0], extent[:, 0], size, height, None, bounds=sizes[:, 0])
+    cols = _triangle(offset[:, 1], extent[:, 1], size, width, None, bounds=sizes[:, 1])
     count, channels = pixels.shape[:2]
     images = pixels.float().div_(255).reshape(count, channels * height, width)
-    images = torch.bmm(images, cols.to(pixels.device).transpose(1, 2)).view(count, channels, height, size)
-    return torch.matmul(rows.to(pixels.device)[:, None], images)
+    images = torch.bmm(images, cols.transpose(1, 2)).view(count, channels, height, size)
+    return torch.matmul(rows[:, None], images)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(images - mean) / std per channel."""
-    shape = (1, len(mean), 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    return (images - _by_channel(images, mean)) / _by_channel(images, std)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same values there; to a CUDA device through page-locked memory, so that the host does not wait for the device."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _by_channel(images: Tensor, values: tuple[float, ...]) -> Tensor:
+    """1 x C x 1 x 1, filled on the device: a tensor made of a list would be copied to it, and the host would wait."""
+    return torch.cat([images.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
 
 def jitter(images: Tensor, law: Jitter, generator: Generator) -> Tensor:
@@ -202,13 +214,13 @@ def _draw_colours(count: int, law: Jitter, generator: Generator) -> Colours:
 
 def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Tensor:
     images = images.clone()
-    for position in range(4):
-        for operation, change in enumerate(changes):
-            at = torch.nonzero(drawn.chosen & (drawn.order[:, position] == operation)).flatten()
-            if len(at):
-                strength = drawn.factor[at, operation].to(images.device)[:, None, None, None]
-                rows = at.to(images.device)
-                images[rows] = change(images[rows], strength)
+    turns = [(position, operation) for position in range(4) for operation in range(len(changes))]
+    chosen = [torch.nonzero(drawn.chosen & (drawn.order[:, position] == operation)).flatten() for position, operation in turns]
+    factor = to_device(drawn.factor, images.device)
+    parts = to_device(torch.cat(chosen), images.device).split([len(at) for at in chosen])
+    for (_, operation), rows in zip(turns, parts, strict=True):
+        if len(rows):
+            images[rows] = changes[operation](images[rows], factor[rows, operation][:, None, None, None])
     return images
 
 
@@ -226,8 +238,8 @@ def _soften(images: Tensor, drawn: Softness, law: Blur) -> Tensor:
     chosen, size = torch.nonzero(drawn.chosen).flatten(), images.shape[3]
     if not len(chosen):
         return images
-    kernel_BSS = blur_matrix(drawn.sigma[chosen], size, radius_of(law.sigma_max, size)).to(images.device)
-    rows = chosen.to(images.device)
+    sigma, rows = (to_device(each, images.device) for each in (drawn.sigma[chosen], chosen))
+    kernel_BSS = blur_matrix(sigma, size, radius_of(law.sigma_max, size))
     images = images.clone()
     channels, right = images.shape[1], kernel_BSS.transpose(1, 2)
     if channels > 1:
@@ -244,12 +256,12 @@ def radius_of(sigma_max: float, size: int) -> int:
 
 def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
     """Blur along one axis as B matrices of size x size, each row a normalised Gaussian folded back at the borders."""
-    taps_T = torch.arange(-radius, radius + 1)
+    taps_T = torch.arange(-radius, radius + 1, device=sigma.device)
     weight_BT = torch.exp(-0.5 * (taps_T / sigma[:, None]).square())
     weight_BT = weight_BT / weight_BT.sum(dim=1, keepdim=True)
-    at_ST = (torch.arange(size)[:, None] + taps_T).abs()
+    at_ST = (torch.arange(size, device=sigma.device)[:, None] + taps_T).abs()
     at_ST = torch.where(at_ST >= size, 2 * (size - 1) - at_ST, at_ST)
-    matrix_BSS = torch.zeros(len(sigma), size, size)
+    matrix_BSS = torch.zeros(len(sigma), size, size, device=sigma.device)
     return matrix_BSS.scatter_add_(2, at_ST.expand(len(sigma), -1, -1), weight_BT[:, None].expand(-1, size, -1))
 
 
@@ -260,12 +272,12 @@ def _triangle(
 
     Weights fall outside neither the window nor, where `bounds` is given, the image: there the window itself is no border.
     """
-    position = torch.arange(size, dtype=torch.float32).expand(len(offset), size)
+    position = torch.arange(size, dtype=torch.float32, device=offset.device).expand(len(offset), size)
     if flip is not None:
         position = torch.where(flip[:, None], size - 1 - position, position)
     scale = (extent / size)[:, None]
     middle = (offset[:, None] + (position + 0.5) * scale)[:, :, None]
-    source = torch.arange(length, dtype=torch.float32)[None, None]
+    source = torch.arange(length, dtype=torch.float32, device=offset.device)[None, None]
     weight = (1 - (source + 0.5 - middle).abs() / scale.clamp_min(1)[:, :, None]).clamp_min(0)
     low, high = (offset, offset + extent) if bounds is None else (torch.zeros_like(offset), bounds.float())
     weight = weight * ((source >= low[:, None, None]) & (source < high[:, None, None]))
@@ -276,7 +288,7 @@ def _luma(images: Tensor) -> Tensor:
     """Gray level, B x 1 x S x S."""
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return (images * _by_channel(images, _GRAY)).sum(dim=1, keepdim=True)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Batches:
         laws = (self.data.view_student, self.data.view_teacher)
         views = [self._view(*each) for each in zip(parts, drawn, laws, strict=True)]
         label = self.split.label[chosen]
-        return Batch(views[0], views[1], chosen.to(self.device), label.to(self.device), shuffle.to(self.device))
+        return Batch(views[0], views[1], *(augment.to_device(each, self.device) for each in (chosen, label, shuffle)))
 
     def labels_at(self, step: int) -> Tensor:
         """Classes of a step's images, int64, B, in the order of its batch; no image is read."""
