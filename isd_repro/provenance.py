@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from isd_repro.config.params import Frozen
+from isd_repro.config.fields import Frozen
 
 
 class Machine(Frozen):

@@ -17,7 +17,8 @@ from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.architectures import AUTO, Architecture, infer, settle
 from isd_repro.checkpoints.layouts import Entry, Parsed
-from isd_repro.config.params import BackboneConfig, Frozen, Many, Pixels, Positive
+from isd_repro.config.fields import Frozen, Many, Pixels, Positive
+from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.nn import backbones
 from isd_repro.runtime.errors import ConfigError, DataError, line

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from isd_repro.config.params import Frozen, Natural
+from isd_repro.config.fields import Frozen, Natural
 from isd_repro.records import Attempt
 from isd_repro.runtime.errors import DataError, Preempted
 from isd_repro.train.checkpoint import Progress

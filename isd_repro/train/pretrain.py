@@ -21,8 +21,9 @@ from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
 from isd_repro import methods
+from isd_repro.config.layout import Layout, snapshot_name
 from isd_repro.config.params import Params, Run
-from isd_repro.config.reader import Layout, find_run, fingerprint, naming, snapshot_name
+from isd_repro.config.reader import find_run, fingerprint, naming
 from isd_repro.data import augment, contact_sheet, feed
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared

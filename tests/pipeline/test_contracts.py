@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from isd_repro import methods
 from isd_repro.config import reader as config
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "isd_repro"
@@ -38,7 +38,7 @@ EXEMPT = {
     "isd_repro.config.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
     "isd_repro.config.fields": "types of what DVC tracks as parameters",
     "isd_repro.config.protocol_params": "as params",
-    "isd_repro.config.report_params": "as params",
+    "isd_repro.config.layout": "where files are",
     "isd_repro.interfaces": "no logic",
     "isd_repro.provenance": "says where a number was made",
     "isd_repro.tracking": "shows numbers and makes none",
