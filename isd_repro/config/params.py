@@ -147,7 +147,7 @@ class MethodBlock(BaseModel):
 
 
 class Step(Frozen):
-    """Multiply the rate by `factor` after each epoch listed."""
+    """Multiply the learning rate by `factor` after each epoch listed."""
 
     name: Literal["step"]
     milestones: Many[Count]
@@ -155,7 +155,7 @@ class Step(Frozen):
 
 
 class Cosine(Frozen):
-    """Half a cosine from the full rate at the first epoch, one value per epoch (paper.md 1.2)."""
+    """Half a cosine from the full learning rate at the first epoch, one value per epoch (UMBCvision/ISD at 4bdd603)."""
 
     name: Literal["cosine"]
 
@@ -199,7 +199,7 @@ class Blur(Frozen):
 
 
 class View(Frozen):
-    """One augmentation law: random resized crop, flip, jitter, grayscale, blur, in this order."""
+    """One augmentation: random resized crop, flip, jitter, grayscale, blur, in this order."""
 
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
     crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -233,8 +233,10 @@ class Numerics(Frozen):
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
     precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast, on CUDA and on CPUs that multiply it
-    # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
+    # Defaults that came after the first records are not dumped, so they are in no config and change no fingerprint.
     engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
+    # Threads of torch on the CPU: sums of another number of parts have other last bits. None takes what the machine gives.
+    threads: Annotated[Count | None, Field(exclude_if=lambda threads: threads is None)] = None
 
 
 class Run(Frozen):
@@ -272,7 +274,7 @@ class Hypothesis(Frozen):
 
 
 class Power(Frozen):
-    """The comparison to come, of which the spread over the trials' classes foretells the least interval."""
+    """The planned comparison; the standard deviation over the trials' classes gives a lower bound of its interval."""
 
     first: Name  # methods, as in `method.name`
     second: Name
