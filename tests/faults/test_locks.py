@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import UserError
@@ -22,7 +23,7 @@ def test_what_another_user_left_is_no_hindrance(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     (tmp_path / ".done-of-somebody").mkdir()
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     files.sweep(tmp_path, ".done-")
     assert (tmp_path / ".done-of-somebody").is_dir()
 
@@ -33,7 +34,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     files.write_atomic(tmp_path / "record.json", b"content")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"content"]
     with pytest.raises(UserError, match="lock: cannot be locked"), files.exclusive(tmp_path / "lock", "held"):
