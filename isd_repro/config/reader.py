@@ -14,16 +14,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from isd_repro.config.fields import Frozen
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import MethodBlock, Params, Run, Subset
 from isd_repro.runtime.errors import ConfigError
 
-MAX_BYTES = 512 * 1024  # of a params.yaml; the largest profile has 6 kB
-MAX_VALUES = 50_000  # scalars and containers, each alias counted with all that it repeats
-MAX_DEPTH = 24
 _SHOWN = 200  # characters of a value in a message
 _PROBLEMS = 50  # of a file
 
@@ -37,16 +33,14 @@ def load(path: Path) -> tuple[Params, Layout]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run from a folder with a params.yaml, or name one with --params")
     try:
-        text = _text(path)
+        text = path.read_text("utf-8")
         tree = YAML(typ="rt").load(text)
         plain = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "mend the syntax") from error
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "fix the syntax") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}:1: not YAML in UTF-8: {error}", "save the file as UTF-8 text") from error
-    except ConfigError:
-        raise
     except Exception as error:
         raise ConfigError(f"{path}:1: a value cannot be read ({error})", "look for a damaged number, date or tag") from error
     if not isinstance(tree, Mapping):
@@ -54,43 +48,9 @@ def load(path: Path) -> tuple[Params, Layout]:
     try:
         params = Params.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(describe(error, path, tree), "mend the keys named above; docs/params.md explains each") from error
+        raise ConfigError(describe(error, path, tree), "fix the keys named above; docs/params.md explains each") from error
     folder = path.resolve().parent
     return params, Layout(folder, (folder / params.root).resolve(), params.profile, path.name)
-
-
-def _text(path: Path) -> str:
-    """The file's text, once it is known that reading it takes little: aliases are counted as often as they stand."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read", "no profile is as long")
-    text = path.read_text("utf-8")
-    sizes: dict[str, int] = {}  # values below each anchor, aliases expanded
-    stack: list[tuple[str | None, int]] = [(None, 0)]  # open containers: anchor, values so far
-    for event in YAML(typ="safe", pure=True).parse(text):
-        anchor, size = getattr(event, "anchor", None), 1
-        line = event.start_mark.line + 1
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{path}:{line}: not YAML as it is read here: it has a tag, {event.tag}", "write the plain value")
-        if isinstance(event, AliasEvent):
-            if any(anchor == opened for opened, _ in stack):
-                raise ConfigError(f"{path}:{line}: *{anchor} contains itself", "an alias repeats what stands before it")
-            size = sizes.get(str(anchor), 1)
-        elif isinstance(event, CollectionStartEvent):
-            stack.append((anchor, 0))
-            if len(stack) > MAX_DEPTH:
-                raise ConfigError(f"{path}:{line}: more than {MAX_DEPTH} levels", "no key is nested as deeply")
-            continue
-        elif isinstance(event, CollectionEndEvent):
-            anchor, inside = stack.pop()
-            size += inside
-        elif not isinstance(event, ScalarEvent):
-            continue
-        stack[-1] = (stack[-1][0], stack[-1][1] + size)
-        if stack[-1][1] > MAX_VALUES:
-            raise ConfigError(f"{path}:{line}: more than {MAX_VALUES:,} values, aliases expanded", "no profile is as large")
-        if anchor is not None and not isinstance(event, AliasEvent):
-            sizes[anchor] = size
-    return text
 
 
 def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
@@ -115,7 +75,7 @@ def naming(path: Path, run: str) -> Iterator[None]:
 
 def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:
     for item in found:
-        location = prefix + tuple(part for at, part in enumerate(item["loc"]) if not _is_union_tag(at, item["loc"]))
+        location = _keys(tree, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         notes = []
         if item["type"] == "extra_forbidden":
@@ -127,10 +87,20 @@ def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tupl
         yield f"{path}:{_line(tree, location)} {'.'.join(map(str, location)) or 'params'}: {message}{detail}"
 
 
-def _is_union_tag(at: int, location: tuple[str | int, ...]) -> bool:
-    """Pydantic puts a discriminated union's tag into the location; it is no key of the file."""
-    tags = {"all", "balanced", "unbalanced", "list", "step", "cosine"}
-    return location[at] in tags and at > 0 and location[at - 1] in {"rule", "schedule"}
+def _keys(tree: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys of the file in a location, without the tags that pydantic adds: the `name` of a block that has several forms."""
+    node, keys, tag = tree, list[str | int](), None
+    for part in location:
+        if isinstance(node, Mapping) and tag is None and node.get("name") == part:
+            tag = part
+            continue
+        keys.append(part)
+        tag = None
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return tuple(keys)
 
 
 def _brief(value: object) -> str:

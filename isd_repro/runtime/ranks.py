@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isd_repro.runtime import launcher
 from isd_repro.runtime.errors import ConfigError, Preempted, UserError
 
 PATIENCE = timedelta(hours=1)  # how long ranks wait for one that reads, writes or uploads; a process that ends is noticed at once
@@ -30,7 +29,7 @@ class RankLost(UserError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the processes that torchrun started are ranks of one run; a process that it did not start is alone.
+    """Within the block the processes that torchrun started are ranks of one run.
 
     Ranks that end well, or stop with their state saved, leave together, since torchrun ends all others when one is gone.
 
@@ -38,9 +37,6 @@ def joined() -> Iterator[None]:
         ConfigError: more processes than devices.
         RankLost: a rank could not be reached.
     """
-    if launcher.ranks() == 1:
-        yield
-        return
     backend = "gloo"
     if torch.cuda.is_available():
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

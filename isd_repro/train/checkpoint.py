@@ -377,6 +377,6 @@ def _fold(lines: list[_Line]) -> Iterator[Attempt]:
             seconds=last.seconds,
             first_step=start.step,
             last_step=last.step,
-            outcome="killed" if last.event == "start" or last.event == "saved" else last.event  # noqa: PLR1714 - narrows the type,
+            outcome="killed" if last.event == "start" else "killed" if last.event == "saved" else last.event,
             device=start.device,
         )
