@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -178,7 +178,7 @@ def _progress(raw: Any, device: torch.device) -> Progress:
     if not isinstance(raw, dict) or not set(raw) >= _FIRST_FIELDS:
         found = ", ".join(sorted(map(str, raw))) if isinstance(raw, dict) else type(raw).__name__
         raise Damaged(f"progress holds {found}")
-    progress = TypeAdapter(Progress).validate_python(raw)
+    progress = Progress(**raw)
     progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
     return progress
 

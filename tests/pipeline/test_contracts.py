@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from ruamel.yaml import YAML
 from isd_repro import methods
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "isd_repro"
@@ -275,10 +275,12 @@ def _parse_own(arguments: list[str], place: str) -> None:
         return
     assert arguments[0] in group.commands, place
     context = group.commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
-    known = {name for path in PROFILES for name in names_of(config.load(path)[0])}
     given = [*(context.params.get("runs") or []), *(context.params.get("subsets") or [])]
-    assert set(given) <= known, f"{place}: no profile has {sorted(set(given) - known)}"
+    assert set(given) <= known(), f"{place}: no profile has {sorted(set(given) - known())}"
 
 
-def names_of(params: Params) -> set[str]:
-    return {*params.runs, *params.subsets}
+@cache
+def known() -> set[str]:
+    """Names of all runs and subsets of all profiles."""
+    profiles = [config.load(path)[0] for path in PROFILES]
+    return {name for params in profiles for name in (*params.runs, *params.subsets)}
