@@ -118,6 +118,8 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
 
     provenance.remember_code()
     params, layout, console = _profile(file)
+    if complaint := provenance.git_complaint():
+        console.print(f"warning: records will name no commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:

@@ -110,6 +110,18 @@ def _git() -> tuple[str | None, bool | None]:
     return head, bool(status.stdout.strip())
 
 
+def git_complaint() -> str:
+    """What git says where it refuses to look at this checkout, such as one of another owner; empty elsewhere."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists() or _git()[0] is not None:
+        return ""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"git cannot be started ({error.strerror})"
+    return " ".join(asked.stderr.split())
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
