@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # before torch loads, and for every process of a test
+
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
