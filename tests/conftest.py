@@ -10,7 +10,7 @@ import pytest
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # before torch loads, and for every process of a test
 
-import torch  # noqa: E402
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
