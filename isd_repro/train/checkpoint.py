@@ -362,7 +362,9 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
             raise DataError(
                 f"{path}:{number}: not a line of an attempt ({error.errors()[0]['msg']})", "delete the file"
             ) from error
-    if lines and lines[0].event != "start":
+    if not lines:
+        return ()
+    if lines[0].event != "start":
         raise DataError(f"{path}:1: an attempt without a start", "delete the file")
     return tuple(_fold(lines))
 

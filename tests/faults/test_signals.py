@@ -205,8 +205,8 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_same_signal_again_ends_the_process_at_once() -> None:
     code = (
-        "import signal, time\nfrom isd_repro.train import guard\nguard.INSIST = 0.0\n"
-        "with guard.stop_on_signal() as stop:\n"
+        "import signal, time\nfrom isd_repro.runtime import signals\nsignals.INSIST = 0.0\n"
+        "with signals.stop_on_signal() as stop:\n"
         "    signal.raise_signal(signal.SIGTERM)\n    print(stop.reason, flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM)\n    print('still here', flush=True)\n"
     )
