@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 
 .PHONY: help venv demo test test-slow test-gpu lint check format lock clean
 
-help: ## what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## the environment of requirements.lock, in .venv
@@ -29,6 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: venv ## reproduce the demo on a CPU and print its table
+	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@$(BIN)/dvc repro
 	@$(BIN)/isd-repro show
 
@@ -42,14 +43,14 @@ test-gpu: venv ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
 lint: venv ## format, lint, types and the import contract
-	@$(BIN)/ruff format --check --quiet || { echo "make format mends this"; exit 1; }
+	@$(BIN)/ruff format --check --quiet || { echo "make format fixes this"; exit 1; }
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
 check: lint test ## everything before a commit
 
-format: venv ## format the code and mend what ruff can
+format: venv ## format the code and fix what ruff can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 

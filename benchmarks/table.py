@@ -25,8 +25,8 @@ TARGETS: dict[str, dict[str, tuple[float, float | None]]] = {
 _HEAD = [
     "# Measured speed",
     "",
-    "Written by `isd-repro bench all`; [docs/performance.md](../../docs/performance.md) says what is compared. Ratios are of one",
-    "turn each: median (least to greatest) of n; of an arm that does more than its baseline, how many times its time.",
+    "Written by `python -m benchmarks all`; [docs/performance.md](../../docs/performance.md) says what is compared. Ratios are",
+    "of one turn each: median (least to greatest) of n; of an arm that does more than its baseline, how many times its time.",
     "The load is the number of the machine's runnable processes before and after.",
     "",
     "| comparison | arm | faster than the baseline | target | extra memory | target | n | load | machine |",

@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Nothing heavy is imported before a command runs."""
+"""The command line: every command, each of which imports what it needs only when it runs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,48 @@ from contextlib import ExitStack
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Never
+from typing import TYPE_CHECKING, Annotated, Never
 
 import typer
 
 from isd_repro import __version__
 from isd_repro.runtime import launcher, signals, streams
 from isd_repro.runtime.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
-from isd_repro.subcommands import DEFAULT, ParamsFile, bench, checkpoint, data, paper, stderr, wandb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from isd_repro.config.layout import Layout
+    from isd_repro.config.params import Params
 
 app = typer.Typer(
     name="isd-repro",
     help="Reproduce ISD (iterative similarity distillation): one command for each stage of the pipeline.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 parameters, 4 data, 75 stopped and resumable, 130 interrupted.",
 )
+STAGES, RESULTS = "Stages, in the order of the pipeline", "Results"
 
+
+def _group(name: str, help_: str) -> typer.Typer:
+    group = typer.Typer(help=help_, no_args_is_help=True)
+    app.add_typer(group, name=name, rich_help_panel=RESULTS)
+    return group
+
+
+data = _group("data", "Packed images, and lists of unbalanced subsets.")
+wandb = _group("wandb", "Weights & Biases for reviewers.")
+paper = _group("paper", "The published numbers: what they say and whether they add up.")
+checkpoint = _group("checkpoint", "Checkpoints of any origin: what is in them.")
+
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
+SubsetNames = Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")]
 RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the parameters.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+DEFAULT = Path("params.yaml")
 
 
 class Protocol(StrEnum):
@@ -54,10 +76,6 @@ class Statistics(StrEnum):
     student = "student"
 
 
-_TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new thread"  # as libraries say it
-STAGES, RESULTS = "Stages, in the order of the pipeline", "Results"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -71,30 +89,49 @@ def _root(
     pass
 
 
+def _console() -> Console:
+    """Where progress and remarks go."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_interactive=sys.stderr.isatty())
+
+
+def _profile(file: Path) -> tuple[Params, Layout, Console]:
+    """A profile, and where to print."""
+    from isd_repro.config import reader
+
+    return *reader.load(file), _console()
+
+
+# --- stages -------------------------------------------------------------------------------------------------------------
+
+
+_HOMES = {"prepare": "isd_repro.data.prepare", "pretrain": "isd_repro.train.pretrain"}  # of the stages' functions
+
+
 def _stage(stage: str, names: list[str], file: Path) -> None:
-    """Run one stage for each name, in one process or as one of several ranks."""
+    """Run one stage for each name, in this process or as one of several ranks."""
     code = launcher.start(stage, sys.argv[1:])
     if code is not None:
         raise typer.Exit(code)
-    from isd_repro.config import reader as config
-    from isd_repro.provenance import remember_code
+    from isd_repro import provenance
 
-    remember_code()
-    params, layout = config.load(file)
-    console = stderr()
+    provenance.remember_code()
+    params, layout, console = _profile(file)
+    if complaint := provenance.git_complaint():
+        console.print(f"warning: records will name no commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
-            from isd_repro.runtime.ranks import anywhere
-            from isd_repro.train.process_group import joined
+            from isd_repro.runtime import ranks
 
-            stack.enter_context(joined())
-            agreed = anywhere
+            stack.enter_context(ranks.joined())
+            agreed = ranks.anywhere
             console.quiet = launcher.rank() > 0
         stop = stack.enter_context(signals.stop_on_signal()) if stage == "pretrain" else None
-        function = getattr(import_module(f"isd_repro.stages.{stage}"), stage)
+        function = getattr(import_module(_HOMES.get(stage, f"isd_repro.stages.{stage}")), stage)
         for name in names:
-            if stop is not None and agreed(stop()):  # it came when the run before had nothing left to save
+            if stop is not None and agreed(stop()):  # the signal came when the run before had nothing left to save
                 raise Preempted(
                     f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
                     "run the same command for the runs that are left",
@@ -103,9 +140,7 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def prepare(
-    subsets: Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")], params: ParamsFile = DEFAULT
-) -> None:
+def prepare(subsets: SubsetNames, params: ParamsFile = DEFAULT) -> None:
     """Draw subsets from an image source and pack them: manifest and store."""
     _stage("prepare", subsets, params)
 
@@ -155,21 +190,20 @@ def transfer(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
 @app.command(rich_help_panel=STAGES)
 def report(params: ParamsFile = DEFAULT) -> None:
     """Render tables, figures and the page from the committed records."""
-    from isd_repro.config import reader as config
     from isd_repro.report.output import report as render
 
-    loaded, layout = config.load(params)
-    render(loaded, layout, stderr())
+    render(*_profile(params))
+
+
+# --- results ------------------------------------------------------------------------------------------------------------
 
 
 @app.command(rich_help_panel=RESULTS)
 def show(params: ParamsFile = DEFAULT) -> None:
     """Print a profile's table from its records, and where its page is."""
-    from isd_repro.config import reader as config
     from isd_repro.report.output import show as print_table
 
-    loaded, layout = config.load(params)
-    print_table(loaded, layout)
+    print_table(*_profile(params)[:2])
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -181,25 +215,33 @@ def verify(
         bool, typer.Option("--linear", help="Train the classifiers again, too: linear, few labels, transfer; says how long.")
     ] = False,
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Evaluate the encoders kept during training, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Walk from every number of a report to its record and files; exit code 4 where anything is not as it says."""
-    from isd_repro.config import reader as config
+    """Check every number of a report against its record and files; exit code 4 where one differs."""
     from isd_repro.stages.verify import Asked
     from isd_repro.stages.verify import verify as walk
 
-    loaded, layout = config.load(params)
+    loaded, layout, console = _profile(params)
     asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
-    walk(loaded, layout, asked, stderr())
+    walk(loaded, layout, asked, console)
 
 
 @app.command(rich_help_panel=RESULTS)
 def check(files: Annotated[list[Path], typer.Argument(help="Parameter files.")]) -> None:
     """Check parameter files, each run's method included, without data and without training."""
-    from isd_repro.stages.check import check as check_file
+    from isd_repro import methods
+    from isd_repro.config import reader
+    from isd_repro.runtime.errors import ConfigError
 
     for file in files:
-        check_file(file)
+        problems = []
+        for name, run in reader.load(file)[0].runs.items():
+            try:
+                methods.config_of(name, run.method, file)
+            except ConfigError as error:
+                problems.append(error.message)
+        if problems:
+            raise ConfigError("\n".join(problems), "each method's keys are in its file under isd_repro/methods/")
         typer.echo(f"{file}: ok")
 
 
@@ -225,7 +267,7 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
     per_class: Annotated[bool, typer.Option(help="Accuracy class by class, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+    as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write a record; `report` shows records/<name>/external.json.")] = None,
     label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
 ) -> None:
@@ -256,7 +298,7 @@ def evaluate(
         per_class=per_class,
         as_json=as_json,
     )
-    run(request, stderr())
+    run(request, _console())
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -265,43 +307,127 @@ def figures(
     params: ParamsFile = DEFAULT,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Clusters of k-means; default: as many as classes.")] = None,
     clusters: Annotated[int, typer.Option(min=1, help="Random clusters shown.")] = 12,
-    members: Annotated[int, typer.Option(min=1, help="Random images shown of each.")] = 16,
+    members: Annotated[int, typer.Option(min=1, help="Random images shown of each cluster.")] = 16,
     queries: Annotated[int, typer.Option(min=1, help="Random queries shown with their nearest anchors.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")] = 0,
 ) -> None:
     """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
-    from isd_repro.config import reader as config
-    from isd_repro.provenance import remember_code
+    from isd_repro import provenance
     from isd_repro.report.image_figures import Asked
     from isd_repro.report.image_figures import figures as draw
 
-    remember_code()
-    loaded, layout = config.load(params)
-    console = stderr()
+    provenance.remember_code()
+    loaded, layout, console = _profile(params)
     for name in runs:
         draw(name, loaded, layout, Asked(k, clusters, members, queries, seed), console)
 
 
-for group, name in ((bench, "bench"), (data, "data"), (wandb, "wandb"), (paper, "paper"), (checkpoint, "checkpoint")):
-    app.add_typer(group, name=name, rich_help_panel=RESULTS)
+@data.command(name="pack")
+def data_pack(
+    subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
+    params: ParamsFile = DEFAULT,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode and encode; default: one per core. They change no byte.")
+    ] = None,
+) -> None:
+    """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it continues where it was."""
+    from isd_repro import provenance
+    from isd_repro.data.prepare import pack
+
+    provenance.remember_code()
+    loaded, layout, console = _profile(params)
+    for name in subsets:
+        pack(name, loaded, layout, console, processes)
 
 
-def main() -> None:
+@data.command(name="audit")
+def data_audit(
+    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder of them.")],
+    words: Annotated[Path | None, typer.Option(help="Names of classes, one `<class><tab><name>` a line.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what lists hold, what they share, and what their large classes are confounded with."""
+    from isd_repro.stages.audit import audit
+
+    audit(lists, words, as_json=as_json)
+
+
+@data.command(name="lists")
+def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
+    """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
+    from isd_repro.stages.audit import lists
+
+    lists(folder)
+
+
+@checkpoint.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
+    as_json: AsJson = False,
+) -> None:
+    """List every tensor and what an evaluation does with it; exit code 4 where the file would not load."""
+    from isd_repro.stages.inspect import inspect as account
+
+    account(file, as_json=as_json)
+
+
+@wandb.command(name="publish")
+def wandb_publish(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs, as named in the parameters; default: all.")] = None,
+    params: ParamsFile = DEFAULT,
+    anonymous: Anonymous = False,
+    upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else only their digests.")] = False,
+) -> None:
+    """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
+    from isd_repro.stages import publish
+
+    loaded, layout, console = _profile(params)
+    publish.publish(runs or [], loaded, layout, publish.Wish(anonymous=anonymous, upload=upload), console)
+
+
+@wandb.command(name="dashboard")
+def wandb_dashboard(
+    params: ParamsFile = DEFAULT,
+    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write what would be sent to this file; no network.")] = None,
+    anonymous: Anonymous = False,
+) -> None:
+    """Build the reviewers' workspace and report in W&B from the committed records."""
+    from isd_repro.stages.dashboard import dashboard
+
+    loaded, layout, console = _profile(params)
+    dashboard(loaded, layout, dry_run, anonymous=anonymous, console=console)
+
+
+@paper.command(name="check")
+def paper_check(as_json: AsJson = False) -> None:
+    """Recompute every mean and difference of the published tables, and list where sources disagree."""
+    from isd_repro.stages.paper import check as recompute
+
+    recompute(as_json=as_json)
+
+
+# --- the end of a command -----------------------------------------------------------------------------------------------
+
+
+_TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new thread"  # as libraries say it
+
+
+def main(commands: Callable[[], object] | None = None) -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
     streams.careful()
     try:
-        _main()
+        _main(commands or app)
     except SystemExit as end:
         launcher.ended(end.code if isinstance(end.code, int) else EXIT_FAILURE)
         raise
 
 
-def _main() -> None:
+def _main(commands: Callable[[], object]) -> None:
     try:
         signals.follow_dvc()
         launcher.follow()
         with signals.interrupt_on_signal():
-            app()
+            commands()
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
             typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)

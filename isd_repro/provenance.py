@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from isd_repro.config.params import Frozen
+from isd_repro.config.fields import Frozen
 
 
 class Machine(Frozen):
@@ -108,6 +108,18 @@ def _git() -> tuple[str | None, bool | None]:
         carried = checkout / "COMMIT"
         return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)
     return head, bool(status.stdout.strip())
+
+
+def git_complaint() -> str:
+    """What git says where it refuses to look at this checkout, such as one of another owner; empty elsewhere."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists() or _git()[0] is not None:
+        return ""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"git cannot be started ({error.strerror})"
+    return " ".join(asked.stderr.split())
 
 
 def _cpu_name() -> str:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from isd_repro.config.params import Frozen, Many, Words
+from isd_repro.config.fields import Frozen, Many, Words
 from isd_repro.provenance import Provenance
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # before torch loads, and for every process of a test
+
 import torch
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from isd_repro.checkpoints.read import Raw, tensors_in
-from isd_repro.runtime.errors import DataError, line
+from isd_repro.runtime.errors import DataError, one_line
 
 _RESNET = r"(?:conv1|bn1|layer[1-4])\."
 _FC = (r"^fc\.",)
@@ -201,7 +201,7 @@ def _rule_of(raw: Raw, container: str, names: list[str]) -> Rule:
         if all(any(re.search(mark, name) for name in names) for mark in rule.marks):
             return rule
     if not names:
-        held = f"found {line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file holds nothing"
+        held = f"found {one_line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file holds nothing"
         raise DataError(
             f"{raw.path}: no state dict under state_dict, model or network, nor at the top: {held}",
             "save model.state_dict(), bare or under one of these keys",

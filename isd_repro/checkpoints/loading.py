@@ -17,10 +17,11 @@ from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.architectures import AUTO, Architecture, infer, settle
 from isd_repro.checkpoints.layouts import Entry, Parsed
-from isd_repro.config.params import BackboneConfig, Frozen, Many, Pixels, Positive
+from isd_repro.config.fields import Frozen, Many, Pixels, Positive
+from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.nn import backbones
-from isd_repro.runtime.errors import ConfigError, DataError, line
+from isd_repro.runtime.errors import ConfigError, DataError, one_line
 
 Which = Literal["student", "teacher", "both"]
 Statistics = Literal["own", "student"]
@@ -302,7 +303,7 @@ def _contradiction(raw: read.Raw, archs: Iterable[str]) -> list[str]:
     stated = [place["arch"] for place in places if isinstance(place, dict) and isinstance(place.get("arch"), str)]
     family = re.compile(r"(?:wide_)?resnet(?:\d+|-narrow)")
     return [
-        f"the file calls itself {line(name)}, and the shapes of its tensors say {arch}"
+        f"the file calls itself {one_line(name)}, and the shapes of its tensors say {arch}"
         for name in dict.fromkeys(stated)
         for arch in archs
         if (said := family.match(name.lower())) and (shown := family.match(arch)) and said.group() != shown.group()

@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from isd_repro.runtime.archives import check_zip, zip_entries
 from isd_repro.runtime.errors import DataError
-from isd_repro.runtime.files import check_zip, zip_entries
 from isd_repro.tensor_files import KEY, identified
 
 MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000

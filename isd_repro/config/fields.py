@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from isd_repro.runtime.errors import seen
+from isd_repro.runtime.errors import is_visible
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]  # no dot: DVC reads one as a level of the file
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -19,7 +19,7 @@ Many = Annotated[tuple[_Item, ...], Strict(False)]  # strict models take a list 
 
 
 def _words(text: str) -> str:
-    if not all(sign == "\n" or seen(sign) for sign in text):
+    if not all(each == "\n" or is_visible(each) for each in text):
         raise ValueError("has characters that cannot be seen, such as controls of a terminal or of the direction of text")
     return text
 

@@ -10,26 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from isd_repro.config.fields import Count as Count
-from isd_repro.config.fields import Frozen as Frozen
-from isd_repro.config.fields import Many as Many
-from isd_repro.config.fields import Name as Name
-from isd_repro.config.fields import Natural as Natural
-from isd_repro.config.fields import Pixels as Pixels
-from isd_repro.config.fields import Positive as Positive
-from isd_repro.config.fields import Unit as Unit
-from isd_repro.config.fields import Words as Words
+from isd_repro.config.fields import Count, Frozen, Many, Name, Natural, Pixels, Positive, Unit, Words
 from isd_repro.config.protocol_params import Evaluation as Evaluation
 from isd_repro.config.protocol_params import FewLabel as FewLabel
 from isd_repro.config.protocol_params import Knn as Knn
 from isd_repro.config.protocol_params import Linear as Linear
 from isd_repro.config.protocol_params import Transfer as Transfer
 from isd_repro.config.protocol_params import TransferName as TransferName
-from isd_repro.config.report_params import Beside as Beside
-from isd_repro.config.report_params import Hypothesis as Hypothesis
-from isd_repro.config.report_params import Power as Power
-from isd_repro.config.report_params import ReportConfig as ReportConfig
-from isd_repro.config.report_params import Trials as Trials
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -160,7 +147,7 @@ class MethodBlock(BaseModel):
 
 
 class Step(Frozen):
-    """Multiply the rate by `factor` after each epoch listed."""
+    """Multiply the learning rate by `factor` after each epoch listed."""
 
     name: Literal["step"]
     milestones: Many[Count]
@@ -168,7 +155,7 @@ class Step(Frozen):
 
 
 class Cosine(Frozen):
-    """Half a cosine from the full rate at the first epoch, one value per epoch (paper.md 1.2)."""
+    """Half a cosine from the full learning rate at the first epoch, one value per epoch (UMBCvision/ISD at 4bdd603)."""
 
     name: Literal["cosine"]
 
@@ -212,7 +199,7 @@ class Blur(Frozen):
 
 
 class View(Frozen):
-    """One augmentation law: random resized crop, flip, jitter, grayscale, blur, in this order."""
+    """One augmentation: random resized crop, flip, jitter, grayscale, blur, in this order."""
 
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
     crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -246,8 +233,10 @@ class Numerics(Frozen):
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
     precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast, on CUDA and on CPUs that multiply it
-    # A default that came after the first records: it is not dumped, so it is in no config and changes no fingerprint.
+    # Defaults that came after the first records are not dumped, so they are in no config and change no fingerprint.
     engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
+    # Threads of torch on the CPU: sums of another number of parts have other last bits. None takes what the machine gives.
+    threads: Annotated[Count | None, Field(exclude_if=lambda threads: threads is None)] = None
 
 
 class Run(Frozen):
@@ -260,6 +249,60 @@ class Run(Frozen):
     optim: Optim
     data: Data
     numerics: Numerics = Numerics()
+
+
+# --- what a report says of itself, decides, and compares with the paper -----------------------------------------------
+
+
+class Beside(Frozen):
+    """A table of the paper that runs of this profile stand beside, because they follow its protocol."""
+
+    table: Words  # an id of isd_repro/report/paper.yaml
+    rows: dict[Name, Words]  # run -> row of that table; runs of one row are its repetitions
+
+
+class Hypothesis(Frozen):
+    """The comparison that a profile exists to make, stated before its runs: one method less another, over draws of a subset."""
+
+    first: Words  # methods, by the names that the tables give them
+    second: Words
+    group: Literal["all", "rare", "large"] = "all"  # queries
+    k: Count = 1
+    encoder: Literal["student", "teacher"] = "student"
+    contradicted_below: float | None = None  # points; none gives no verdict
+    draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
+
+
+class Power(Frozen):
+    """The planned comparison; the standard deviation over the trials' classes gives a lower bound of its interval."""
+
+    first: Name  # methods, as in `method.name`
+    second: Name
+    group: Literal["all", "rare", "large"] = "all"
+    classes: Count  # of that group, in a draw
+    draws: Many[Annotated[int, Field(ge=2)]]  # numbers of draws
+
+
+class Trials(Frozen):
+    """A profile whose runs are trials: the best of each method is taken, and what that says of the comparison to come."""
+
+    group: Literal["all", "rare", "large"] = "all"  # queries that choose
+    k: Count = 1
+    power: Power | None = None
+
+
+class ReportConfig(Frozen):
+    """What a report page says of itself."""
+
+    title: Words
+    caption: Words
+    notes: Many[Words] = ()
+    reference: Name | None = None  # run whose encoder is untrained
+    pixels: Name | None = None  # run that scores raw pixels
+    hypothesis: Hypothesis | None = None
+    trials: Trials | None = None
+    exploratory: Many[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
+    paper: Many[Beside] = ()  # only where the profile runs the paper's protocol
 
 
 # --- the rest of a profile ----------------------------------------------------------------------------------------

@@ -1,15 +1,12 @@
-"""The only reader of a profile's `params.yaml`, and the layout of a profile's files."""
+"""The only reader of a profile's `params.yaml`."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,99 +14,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
-from isd_repro.config.params import Frozen, MethodBlock, Params, Run, Subset
+from isd_repro.config.fields import Frozen
+from isd_repro.config.layout import Layout
+from isd_repro.config.params import MethodBlock, Params, Run, Subset
 from isd_repro.runtime.errors import ConfigError
 
-MAX_BYTES = 512 * 1024  # of a params.yaml; the largest profile has 6 kB
-MAX_VALUES = 50_000  # scalars and containers, each alias counted with all that it repeats
-MAX_DEPTH = 24
 _SHOWN = 200  # characters of a value in a message
 _PROBLEMS = 50  # of a file
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a profile keeps its files; `dvc.yaml` names the same paths and a test compares them."""
-
-    folder: Path  # holds params.yaml
-    root: Path  # the repository
-    profile: str
-    name: str = "params.yaml"
-
-    @property
-    def file(self) -> Path:
-        """The parameters themselves."""
-        return self.folder / self.name
-
-    def prepared(self, subset: str) -> Path:
-        """Folder of one prepared subset: manifest.json, images.tsv and the store."""
-        return self.folder / "data" / "prepared" / subset
-
-    def encoder(self, run: str) -> Path:
-        """Exported encoders of a run."""
-        return self.folder / "runs" / run / "encoder.safetensors"
-
-    def snapshots(self, run: str) -> Path:
-        """Encoders kept during a run's training: one file every `efficiency.snapshot_every` epochs."""
-        return self.folder / "runs" / run / "snapshots"
-
-    def metrics(self, run: str) -> Path:
-        """Every logged row of a run's pretraining."""
-        return self.folder / "runs" / run / "metrics.jsonl"
-
-    def log(self, name: str, stage: str) -> Path:
-        """Rows and pictures of one stage of a run or subset; no output of DVC's, and no run's name begins with a dot."""
-        return self.folder / "runs" / ".log" / stage / name
-
-    def features(self, run: str) -> Path:
-        """Features of the search and query images under each encoder of a run."""
-        return self.folder / "runs" / run / "features.safetensors"
-
-    def record(self, run: str, part: str) -> Path:
-        """One part of a run's committed record."""
-        return self.root / "reports" / self.profile / "records" / run / f"{part}.json"
-
-    @property
-    def records(self) -> Path:
-        """All records of the profile."""
-        return self.root / "reports" / self.profile / "records"
-
-    @property
-    def report(self) -> Path:
-        """What `report` writes."""
-        return self.root / "reports" / self.profile / "tables"
-
-    @property
-    def verified(self) -> Path:
-        """Memory of hashed stores."""
-        return self.state("verified")
-
-    @property
-    def cards(self) -> Path:
-        """Model cards, which `report` writes too."""
-        return self.root / "reports" / self.profile / "cards"
-
-    def state(self, fingerprint: str) -> Path:
-        """Resume state of unfinished work; outside DVC, because DVC deletes outputs before a stage starts."""
-        return state_root(self.root) / fingerprint
-
-
-def state_root(usual: Path = Path()) -> Path:
-    """The folder `.state`; `usual` holds it where no environment variable says otherwise."""
-    return Path(os.environ.get("ISD_STATE_ROOT") or os.environ.get("DVC_ROOT") or usual) / ".state"
-
-
-def snapshot_name(epoch: int) -> str:
-    """File of the encoders after an epoch; names sort as epochs do."""
-    return f"epoch-{epoch:05d}.safetensors"
-
-
-def snapshots_in(folder: Path) -> dict[int, Path]:
-    """Files of that kind by epoch, in order; none where the folder is absent. Other files there are left alone."""
-    named = [(re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("*")]
-    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def load(path: Path) -> tuple[Params, Layout]:
@@ -121,16 +33,14 @@ def load(path: Path) -> tuple[Params, Layout]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run from a folder with a params.yaml, or name one with --params")
     try:
-        text = _text(path)
+        text = path.read_text("utf-8")
         tree = YAML(typ="rt").load(text)
         plain = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "mend the syntax") from error
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "fix the syntax") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}:1: not YAML in UTF-8: {error}", "save the file as UTF-8 text") from error
-    except ConfigError:
-        raise
     except Exception as error:
         raise ConfigError(f"{path}:1: a value cannot be read ({error})", "look for a damaged number, date or tag") from error
     if not isinstance(tree, Mapping):
@@ -138,43 +48,9 @@ def load(path: Path) -> tuple[Params, Layout]:
     try:
         params = Params.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(describe(error, path, tree), "mend the keys named above; docs/params.md explains each") from error
+        raise ConfigError(describe(error, path, tree), "fix the keys named above; docs/params.md explains each") from error
     folder = path.resolve().parent
     return params, Layout(folder, (folder / params.root).resolve(), params.profile, path.name)
-
-
-def _text(path: Path) -> str:
-    """The file's text, once it is known that reading it takes little: aliases are counted as often as they stand."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read", "no profile is as long")
-    text = path.read_text("utf-8")
-    sizes: dict[str, int] = {}  # values below each anchor, aliases expanded
-    stack: list[tuple[str | None, int]] = [(None, 0)]  # open containers: anchor, values so far
-    for event in YAML(typ="safe", pure=True).parse(text):
-        anchor, size = getattr(event, "anchor", None), 1
-        line = event.start_mark.line + 1
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{path}:{line}: not YAML as it is read here: it has a tag, {event.tag}", "write the plain value")
-        if isinstance(event, AliasEvent):
-            if any(anchor == opened for opened, _ in stack):
-                raise ConfigError(f"{path}:{line}: *{anchor} contains itself", "an alias repeats what stands before it")
-            size = sizes.get(str(anchor), 1)
-        elif isinstance(event, CollectionStartEvent):
-            stack.append((anchor, 0))
-            if len(stack) > MAX_DEPTH:
-                raise ConfigError(f"{path}:{line}: more than {MAX_DEPTH} levels", "no key is nested as deeply")
-            continue
-        elif isinstance(event, CollectionEndEvent):
-            anchor, inside = stack.pop()
-            size += inside
-        elif not isinstance(event, ScalarEvent):
-            continue
-        stack[-1] = (stack[-1][0], stack[-1][1] + size)
-        if stack[-1][1] > MAX_VALUES:
-            raise ConfigError(f"{path}:{line}: more than {MAX_VALUES:,} values, aliases expanded", "no profile is as large")
-        if anchor is not None and not isinstance(event, AliasEvent):
-            sizes[anchor] = size
-    return text
 
 
 def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
@@ -199,7 +75,7 @@ def naming(path: Path, run: str) -> Iterator[None]:
 
 def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:
     for item in found:
-        location = prefix + tuple(part for at, part in enumerate(item["loc"]) if not _is_union_tag(at, item["loc"]))
+        location = _keys(tree, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         notes = []
         if item["type"] == "extra_forbidden":
@@ -211,10 +87,20 @@ def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tupl
         yield f"{path}:{_line(tree, location)} {'.'.join(map(str, location)) or 'params'}: {message}{detail}"
 
 
-def _is_union_tag(at: int, location: tuple[str | int, ...]) -> bool:
-    """Pydantic puts a discriminated union's tag into the location; it is no key of the file."""
-    tags = {"all", "balanced", "unbalanced", "list", "step", "cosine"}
-    return location[at] in tags and at > 0 and location[at - 1] in {"rule", "schedule"}
+def _keys(tree: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys of the file in a location, without the tags that pydantic adds: the `name` of a block that has several forms."""
+    node, keys, tag = tree, list[str | int](), None
+    for part in location:
+        if isinstance(node, Mapping) and tag is None and node.get("name") == part:
+            tag = part
+            continue
+        keys.append(part)
+        tag = None
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return tuple(keys)
 
 
 def _brief(value: object) -> str:

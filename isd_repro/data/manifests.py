@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from isd_repro.config.params import Frozen
+from isd_repro.config.fields import Frozen
 from isd_repro.data.store import StoreInfo
 from isd_repro.records import ManifestIdentity
 from isd_repro.runtime.errors import DataError

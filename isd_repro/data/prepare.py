@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import reader as config
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.data import packing, sources, subsets
 from isd_repro.data.store import usable_cores
 from isd_repro.provenance import shown_provenance

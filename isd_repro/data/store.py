@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from isd_repro.config import params
-from isd_repro.config.params import Frozen
+from isd_repro.config.fields import Frozen
 from isd_repro.data.encoding import convert as convert  # named here too, for those who read files as a store does
 from isd_repro.data.encoding import decode_into, encode
 from isd_repro.runtime.errors import DataError

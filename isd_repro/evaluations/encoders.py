@@ -9,7 +9,8 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from isd_repro.config.params import BackboneConfig, Frozen, Many, Pixels, Positive
+from isd_repro.config.fields import Frozen, Many, Pixels, Positive
+from isd_repro.config.params import BackboneConfig
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import DataError
 from isd_repro.tensor_files import load_tensors

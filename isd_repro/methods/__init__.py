@@ -10,7 +10,8 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from isd_repro.config.params import Frozen, MethodBlock
+from isd_repro.config.fields import Frozen
+from isd_repro.config.params import MethodBlock
 from isd_repro.config.reader import describe, naming
 from isd_repro.runtime.errors import ConfigError
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isd_repro.config.params import Frozen, Unit
+from isd_repro.config.fields import Frozen, Unit
 from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.heads import Projected, mlp, unit

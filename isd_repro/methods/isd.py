@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from isd_repro.config.params import Frozen, Unit
+from isd_repro.config.fields import Frozen, Unit
 from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank, BankInit

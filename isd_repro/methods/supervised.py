@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isd_repro.config.params import Frozen
+from isd_repro.config.fields import Frozen
 from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn.heads import unit
 from isd_repro.nn.health import health

@@ -26,7 +26,7 @@ def teacher_of(student: Net) -> Net:
 def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """theta_teacher <- momentum * theta_teacher + (1 - momentum) * theta_student, in place.
 
-    Parameters only: the teacher's BatchNorm buffers come from its own forwards (paper.md 1.4, item 6).
+    Parameters only: the teacher's BatchNorm buffers come from its own forwards, as in train_isd.py of UMBCvision/ISD at 4bdd603.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
     ours: list[Tensor] = [pair[0] for pair in pairs]
@@ -41,7 +41,7 @@ def teach(teacher: nn.Module, student: nn.Module, momentum: float, view: Tensor,
 
     The view passes in shuffled order and the rows are put back (shuffle-BN): with several BatchNorm groups the student's
     statistics then tell nothing about the teacher's (He et al., arXiv 1911.05722, section 3.3). With several ranks the view comes
-    shuffled (see `protocols.Batch`), so that embeddings alone are exchanged and no image is; the rows are those of the student's.
+    shuffled (see `interfaces.Batch`), so that only embeddings are exchanged and no image; the rows are those of the student's.
     """
     update(teacher, student, momentum)
     if ranks.world() == 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.provenance import Provenance
 from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, intervals, protocols, run_details, text

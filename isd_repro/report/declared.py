@@ -11,8 +11,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from isd_repro.config.params import Frozen, Params
-from isd_repro.config.reader import Layout
+from isd_repro.config.fields import Frozen
+from isd_repro.config.layout import Layout
+from isd_repro.config.params import Params
 from isd_repro.records import PretrainRecord
 from isd_repro.report import text
 from isd_repro.report.faults import AGAIN, Fault

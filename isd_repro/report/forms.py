@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from isd_repro.config.params import Frozen, Knn, Linear, Many, Natural, Transfer, Words
+from isd_repro.config.fields import Frozen, Many, Natural, Words
+from isd_repro.config.params import Knn, Linear, Transfer
 
 
 class _Labelled(Frozen):

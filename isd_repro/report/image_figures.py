@@ -19,8 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from isd_repro import methods
-from isd_repro.config.params import Frozen, Params
-from isd_repro.config.reader import Layout, find_run, snapshots_in
+from isd_repro.config.fields import Frozen
+from isd_repro.config.layout import Layout, snapshots_in
+from isd_repro.config.params import Params
+from isd_repro.config.reader import find_run
 from isd_repro.data import contact_sheet
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from isd_repro.config.params import Frozen, Many, Name
+from isd_repro.config.fields import Frozen, Many, Name
 from isd_repro.runtime.errors import ConfigError
 
 Exact = Annotated[Decimal, Strict(False)]  # a number as it is printed; YAML gives a float or an integer

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.records import (
     CurveRecord,
     EvaluationRecord,

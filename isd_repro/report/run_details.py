@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, Run
-from isd_repro.config.reader import Layout
 from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Printed

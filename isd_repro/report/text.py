@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from isd_repro.runtime.errors import seen
+from isd_repro.runtime.errors import is_visible
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"  # a cell that cannot exist, such as the teacher of a method without one
@@ -64,7 +64,7 @@ def visible(text: str) -> str:
 
 
 def _unseen(text: str) -> str:
-    return "".join(sign if seen(sign) else " " for sign in text)
+    return "".join(sign if is_visible(sign) else " " for sign in text)
 
 
 def csv_cell(text: str) -> str:

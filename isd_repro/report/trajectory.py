@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.records import CurveRecord, Score
 from isd_repro.report.cells import Cell
 from isd_repro.report.faults import Fault, Sink, refuse

@@ -15,18 +15,18 @@ EXIT_RESUME = 75
 EXIT_INTERRUPTED = 130
 
 
-def seen(sign: str) -> bool:
-    """Whether a character shows or is a space: not one that drives a terminal, turns text round or is half of another."""
-    return sign.isprintable() or unicodedata.category(sign) == "Zs"
+def is_visible(character: str) -> bool:
+    """Whether a character shows or is a space: no control of a terminal, none that reverses text, no half of a surrogate pair."""
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def printable(text: str) -> str:
-    """Text in which a terminal finds no command: what is not `seen` as an escape, lines kept."""
-    return "".join(sign if sign == "\n" or seen(sign) else sign.encode("unicode_escape").decode("ascii") for sign in text)
+    """Text in which a terminal finds no command: characters that are not visible as escapes, lines kept."""
+    return "".join(each if each == "\n" or is_visible(each) else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
-def line(text: str, most: int = 200) -> str:
-    """A stranger's word within a sentence: `printable`, on one line, and not for ever."""
+def one_line(text: str, most: int = 200) -> str:
+    """`printable` on one line and cut to a length, for words from a file within a message."""
     shown = printable(text).replace("\n", "\\n")
     return shown if len(shown) <= most else f"{shown[:most]}..."
 

@@ -1,31 +1,31 @@
-"""Files that are whole or absent, locks that end with their process, and the soundness of archives.
+"""Files that are whole or absent, locks that end with their process, and temporary folders.
 
-Whoever writes holds a lock (`flock`) on what it writes, so what a killed process left behind can be told from work in
-progress by trying its lock: neither process ids nor file times are looked at.
+Whoever writes holds a lock on what it writes, so what a killed process left behind can be told from work in progress by trying
+its lock: neither process ids nor file times are looked at.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from isd_repro.runtime.errors import DataError, UserError
 
 _PARTIAL = ".partial"
-_TRIES = 100  # for a name that other processes remove as often; an end, where a file system never gives a file the same identity
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Busy(UserError):
@@ -46,21 +46,20 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
         keep: the name that an older file at `path` gets, once the new one is safe on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_partials(path)
-    file = _open_partial(path)
-    name = Path(file.name)
+    _remove_leftovers(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        with file:
+        with _held(partial):
             try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                name.chmod(0o644)
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
                 if keep is not None and path.exists():
                     path.replace(keep)
-                name.replace(path)
+                partial.replace(path)
             except BaseException:
-                name.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
                 raise
     except OSError as error:  # a write that fails does not say where; closing the file fails once more
         error.filename = error.filename or str(path)
@@ -68,36 +67,32 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     _sync_folder(path.parent)
 
 
-def _open_partial(path: Path) -> IO[bytes]:
-    """A locked file beside `path`; without the lock it would be taken for a leftover."""
-    for _ in range(_TRIES):
-        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL, delete=False)  # noqa: SIM115
-        try:
-            _lock(file)
-        except BlockingIOError:  # just being swept
-            file.close()
-            continue
-        except OSError:  # a file system without locks: nothing is swept there
-            return file
-        if _is_at(file, Path(file.name)):
-            return file
-        file.close()
-        Path(file.name).unlink(missing_ok=True)
-    raise _restless(path)
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Make a file and hold its lock, without which it would be taken for a leftover; nothing where there are no locks."""
+    lock = FileLock(partial, fallback_to_soft=False)
+    with suppress(OSError):  # writing the file will meet what is more than the lack of locks
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _restless(path: Path) -> UserError:
-    hint = "the file system gives one file several identities, or loses it; use another"
-    return UserError(f"{path}: cannot be locked: what is opened is not what has the name, {_TRIES} times", hint)
-
-
-def _sweep_partials(path: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(_PARTIAL)}")
     for other in path.parent.iterdir():
         if pattern.fullmatch(other.name):
-            with suppress(OSError), other.open("r+b") as file:
-                _lock(file)
-                other.unlink()
+            with suppress(OSError, Timeout), FileLock(other, timeout=0):
+                other.unlink(missing_ok=True)
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing reads or overwrites it, and return where it is now."""
+    number = 1
+    while (place := path.with_name(f"{path.stem}.damaged{number if number > 1 else ''}{path.suffix}")).exists():
+        number += 1
+    return path.rename(place)
 
 
 def check_writable(folder: Path) -> None:
@@ -119,6 +114,9 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# --- hashes ----------------------------------------------------------------------------------------------------------
 
 
 def sha256_file(path: Path) -> str:
@@ -160,7 +158,7 @@ def _hashed(path: Path, *_identity: str | int) -> str:
 
 @contextmanager
 def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`, which is gone after the block; the system releases it however the process ends.
+    """Hold the lock file `path`; the system releases it however the process ends.
 
     Args:
         path: the lock file; its folder is made.
@@ -168,33 +166,28 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
 
     Raises:
         Busy: another process holds it.
-        UserError: the file system does not keep a file's identity.
     """
-    for _ in range(_TRIES):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("a+")
-        except FileNotFoundError:  # the folder was removed just now, by a process that finished
-            continue
-        with file:
-            try:
-                _lock(file)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise Busy(f"{busy} by {holder}", "wait for it, or stop it") from error
-            if not _is_at(file, path):  # removed between open and lock, by a process that finished
-                continue
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
-                yield
-            finally:
-                if _is_at(file, path):
-                    path.unlink()
-            return
-    raise _restless(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        with suppress(OSError):
+            busy = f"{busy} by {path.read_text('utf-8').strip() or 'another process'}"
+        raise Busy(busy, "wait for it, or stop it") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(f"{path}: cannot be locked ({error.strerror})", "use a file system with file locks (flock)") from error
+    holder = f"process {os.getpid()} on {platform.node()}"
+    try:
+        path.write_text(holder, "utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text("utf-8") == holder:  # the folder may have been renamed, and the name be another's lock by now
+                path.unlink()
+        lock.release()
 
 
 @contextmanager
@@ -220,59 +213,3 @@ def sweep(parent: Path, prefix: str) -> None:
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
-
-
-def _lock(file: IO[Any]) -> None:
-    """`BlockingIOError` where another process holds it."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_at(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-# --- archives ---------------------------------------------------------------------------------------------------------
-
-
-def zip_entries(source: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
-    """The index of an archive.
-
-    Raises:
-        zipfile.BadZipFile: there is none that can be read.
-    """
-    with _as_bad_zip(), zipfile.ZipFile(source) as archive:
-        return archive.infolist()
-
-
-def check_zip(source: Path | IO[bytes]) -> None:
-    """Compare all that `torch.load` does not: every entry's checksum, and that none is marked as a folder.
-
-    torch reads nothing where an entry is so marked and leaves the tensor's memory as it was found.
-
-    Raises:
-        zipfile.BadZipFile: an entry is not what the index says.
-    """
-    with _as_bad_zip(), zipfile.ZipFile(source) as archive:
-        folder = next((info.filename for info in archive.infolist() if info.is_dir() or info.external_attr & 0x10), None)
-        if folder is not None:
-            raise zipfile.BadZipFile(f"{folder} is marked as a folder")
-        wrong = archive.testzip()
-        if wrong is not None:
-            raise zipfile.BadZipFile(f"{wrong} does not have its checksum")
-
-
-@contextmanager
-def _as_bad_zip() -> Iterator[None]:
-    """A zip reader on bytes that are not its own raises almost anything; what the disk says passes."""
-    try:
-        yield
-    except zipfile.BadZipFile:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
-            raise
-        raise zipfile.BadZipFile(str(error) or type(error).__name__) from error

@@ -7,8 +7,10 @@ its rows is averaged by the loop (loss, metrics, gradients); what needs all rows
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -16,11 +18,44 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isd_repro.runtime.errors import UserError
+from isd_repro.runtime.errors import ConfigError, Preempted, UserError
+
+PATIENCE = timedelta(hours=1)  # how long ranks wait for one that reads, writes or uploads; a process that ends is noticed at once
 
 
 class RankLost(UserError):
     """Another rank has ended or cannot be reached."""
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block the processes that torchrun started are ranks of one run.
+
+    Ranks that end well, or stop with their state saved, leave together, since torchrun ends all others when one is gone.
+
+    Raises:
+        ConfigError: more processes than devices.
+        RankLost: a rank could not be reached.
+    """
+    backend = "gloo"
+    if torch.cuda.is_available():
+        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= devices:
+            found = f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {devices} devices"
+            raise ConfigError(f"torchrun: {found}", f"use --nproc-per-node {devices}")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        try:
+            yield
+        except Preempted:
+            with suppress(RankLost):
+                anywhere(flag=False)
+            raise
+        anywhere(flag=False)
+    finally:
+        dist.destroy_process_group()
 
 
 def world() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
@@ -10,6 +11,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+_PLAIN = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{PLUS-MINUS SIGN}": "+/-", "\N{MULTIPLICATION SIGN}": "x"}
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a stream's encoding does not have (`LANG=C`, `PYTHONIOENCODING=gbk`)."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each, each.encode("unicode_escape").decode("ascii")) for each in text), error.end
+
+
+codecs.register_error("plain", _in_plain_characters)
 
 
 class _Careful(io.FileIO):
@@ -46,14 +60,14 @@ def careful() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _text(1, sys.stdout.encoding if sys.stdout else "utf-8", "strict")
+        sys.stdout = _text(1, sys.stdout.encoding if sys.stdout else "utf-8")
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _text(2, sys.stderr.encoding if sys.stderr else "utf-8", "backslashreplace")
+        sys.stderr = _text(2, sys.stderr.encoding if sys.stderr else "utf-8")
 
 
-def _text(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
+def _text(number: int, encoding: str) -> io.TextIOWrapper:
     raw = _Careful(number)
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=number == 2 or raw.isatty())
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "plain", line_buffering=number == 2 or raw.isatty())
 
 
 def drop(number: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.provenance import Provenance
 from isd_repro.records import CurveRecord
 from isd_repro.report import page, records, text, trajectory

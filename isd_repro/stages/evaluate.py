@@ -18,8 +18,8 @@ from torch import Tensor
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints import Checkpoint
+from isd_repro.config.layout import state_root
 from isd_repro.config.params import Linear
-from isd_repro.config.reader import state_root
 from isd_repro.data import folder, images
 from isd_repro.data.folder import ImageSet
 from isd_repro.data.images import Frame

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout, find_run
+from isd_repro.config.reader import find_run
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import open_prepared
 from isd_repro.evaluations.arithmetic import best_device, exact

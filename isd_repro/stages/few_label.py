@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Linear, Params
-from isd_repro.config.reader import Layout, find_run
+from isd_repro.config.reader import find_run
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent

@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout, find_run
+from isd_repro.config.reader import find_run
 from isd_repro.data import contact_sheet
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evaluations import knn as search

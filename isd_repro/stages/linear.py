@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Linear, Params
-from isd_repro.config.reader import Layout, find_run
+from isd_repro.config.reader import find_run
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.prepared import Prepared, open_prepared

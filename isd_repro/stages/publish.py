@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout, find_run
+from isd_repro.config.reader import find_run
 from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
 from isd_repro.provenance import Provenance

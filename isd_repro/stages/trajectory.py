@@ -15,8 +15,9 @@ from typing import Literal, cast
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Knn, Params
-from isd_repro.config.reader import Layout, find_run, fingerprint, snapshots_in
+from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.data.images import Frame, StoreReader, centred
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.evaluations import knn as search

@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, TransferName
-from isd_repro.config.reader import Layout, find_run, fingerprint
+from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.data import manifests, transfer_images, transfer_sets
 from isd_repro.data.images import Frame
 from isd_repro.data.transfer_images import TransferImages

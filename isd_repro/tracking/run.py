@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, Tracking
-from isd_repro.config.reader import Layout
 from isd_repro.runtime.errors import UserError
 from isd_repro.tracking import media, metrics, names
 from isd_repro.tracking.session import wanted_mode

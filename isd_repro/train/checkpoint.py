@@ -1,45 +1,67 @@
-"""Resume points: everything that the next step depends on, in one file that is whole or absent.
+"""What a run keeps between its processes: resume points, the code and arithmetic that trained it, and the list of attempts.
 
-Batches are a pure function of (seed, step), so the step stands for every generator. The resume point before the newest is
-kept, and is used where the newest is damaged.
+Batches are a pure function of (seed, step), so the step stands for every generator. The resume point before the newest is kept,
+and is used where the newest is damaged. A file that a crash left empty or torn is put aside, with a word, and stops no run.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
-import math
+import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from isd_repro.runtime.errors import DataError
-from isd_repro.runtime.files import check_zip, write_atomic
-from isd_repro.train import checks
+from isd_repro.config.fields import Frozen, Natural
+from isd_repro.records import Attempt
+from isd_repro.runtime import ranks
+from isd_repro.runtime.archives import check_zip
+from isd_repro.runtime.errors import DataError, Preempted, UserError
+from isd_repro.runtime.files import put_aside, write_atomic
+from isd_repro.train import monitor
+
+Say = Callable[[str], object]
+
+# --- resume points ----------------------------------------------------------------------------------------------------------
 
 _KEYS = {"fingerprint", "method", "optimizer", "progress"}
+_FIRST_FIELDS = {"step", "sums", "curve", "sources", "seconds"}  # of `Progress`; later versions added the others
 
 
-@dataclass
+def _scalar(value: Tensor) -> Tensor:
+    if value.shape:
+        raise ValueError("not a scalar")
+    return value
+
+
+@dataclass(config=ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
 class Progress:
     """Where a run stands."""
 
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of the metrics since the epoch began
+    step: Natural = 0
+    sums: dict[str, Annotated[Tensor, AfterValidator(_scalar)]] = field(default_factory=dict)  # of the epoch's metrics so far
     curve: list[dict[str, float]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)  # source hashes of the processes that trained
-    seconds: float = 0.0
-    code: dict[str, str] = field(default_factory=dict)  # what made the numbers of the last process, by file
-    remarks: list[str] = field(default_factory=list)  # for the record's reader
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    code: dict[str, str] = field(default_factory=dict)  # see `code_of`, of the last process
+    remarks: list[str] = field(default_factory=list)  # warnings for the record
 
 
-class Wrong(Exception):
-    """A resume point that does not fit; the text says how."""
+class Damaged(Exception):
+    """A resume point that cannot be used; the text says why."""
 
 
 def previous(path: Path) -> Path:
@@ -71,9 +93,9 @@ def load(
     method: nn.Module,
     optimizer: Optimizer,
     device: torch.device,
-    say: Callable[[str], object] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Progress:
-    """Restore the newest sound resume point in place and return its progress; a fresh `Progress` where there is none.
+    """Restore the newest usable resume point in place and return its progress; a fresh `Progress` where there is none.
 
     Args:
         path: the newest; the one before it is beside it.
@@ -84,124 +106,279 @@ def load(
         say: takes a line where the newest was damaged; it is then put aside, so that no later save overwrites it.
 
     Raises:
-        DataError: no resume point is sound, or the newest belongs to another configuration. No file is touched.
+        DataError: every resume point is damaged, or the newest belongs to another configuration. No file is touched.
     """
-    found = [place for place in (path, previous(path)) if place.is_file()]
     damaged: list[str] = []
-    for place in found:
+    for place in (path, previous(path)):
+        if not place.is_file():
+            continue
         try:
-            progress = _restore(place, fingerprint, method, optimizer, device)
-        except Wrong as error:
+            progress = take(place, fingerprint, method, optimizer, device)
+        except Damaged as error:
             damaged.append(f"{place}: damaged resume point ({error})")
             continue
         if damaged:
-            aside = _aside(path)
-            path.rename(aside)
-            say(f"{damaged[0]}; it is kept as {aside.name}, the one before it, of step {progress.step}, is used")
+            aside = put_aside(path)
+            say(f"{damaged[0]}; it is kept as {aside.name}, and the one before it, of step {progress.step}, is used")
         return progress
     if damaged:
         raise DataError("; ".join(damaged), f"delete {'them' if len(damaged) > 1 else 'it'} to start this run afresh")
     return Progress()
 
 
-def _aside(path: Path) -> Path:
-    """A free name for a damaged file."""
-    number = 1
-    while (place := path.with_name(f"{path.stem}.damaged{number if number > 1 else ''}{path.suffix}")).exists():
-        number += 1
-    return place
+def take(source: Path | bytes, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
+    """Restore a file that `save` wrote, or what `dump` gave.
 
-
-def _restore(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
-    return _take(_read(path), path, fingerprint, method, optimizer, device)
-
-
-def take(content: bytes, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
-    """Restore what `dump` gave; `Wrong` or `DataError` where it does not fit."""
-    return _take(_read(io.BytesIO(content)), Path("state"), fingerprint, method, optimizer, device)
-
-
-def _take(state: Any, path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
+    Raises:
+        Damaged: it cannot be read, or does not fit.
+        DataError: it belongs to another configuration.
+    """
+    state = _read(source)
     if not isinstance(state, Mapping) or not set(state) >= _KEYS:
         lacking = ", ".join(sorted(_KEYS - set(state))) if isinstance(state, Mapping) else f"it is a {type(state).__name__}"
-        raise Wrong(f"not all parts are there: {lacking}")
+        raise Damaged(f"not all parts are there: {lacking}")
     if state["fingerprint"] != fingerprint:
-        found = state["fingerprint"]
-        raise DataError(f"{path}: belongs to configuration {found}, not {fingerprint}", "delete it to start this run afresh")
+        where = source if isinstance(source, Path) else "state"
+        found = f"{where}: belongs to configuration {state['fingerprint']}, not {fingerprint}"
+        raise DataError(found, "delete it to start this run afresh")
     try:
         progress = _progress(state["progress"], device)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
-        _check_optimizer(optimizer)
-        if not checks.is_finite(method):
-            raise Wrong("weights or buffers that are not finite")
+    except ValidationError as error:
+        raise Damaged(f"progress: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise Wrong(" ".join(line.strip() for line in text[:3])) from error
+        raise Damaged(" ".join(line.strip() for line in text[:3])) from error
+    _check_optimizer(optimizer)
+    if not monitor.is_finite(method):
+        raise Damaged("weights or buffers that are not finite")
     return progress
 
 
-def _read(path: Path | io.BytesIO) -> Any:
+def _read(source: Path | bytes) -> Any:
     """What `torch.save` wrote; on the CPU, so that a full device is not taken for a damaged file."""
+    file: Path | io.BytesIO = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        check_zip(path)
-        if isinstance(path, io.BytesIO):
-            path.seek(0)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check_zip(file)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno is not None:  # the disk, not the content
             raise
-        raise Wrong(str(error)) from error
+        raise Damaged(str(error)) from error
     except (pickle.UnpicklingError, MemoryError, RecursionError) as error:
-        raise Wrong(f"not readable: {type(error).__name__} {error}"[:300]) from error
+        raise Damaged(f"not readable: {type(error).__name__} {error}"[:300]) from error
     except Exception as error:  # zip and pickle readers raise almost anything on bytes that are not theirs
-        raise Wrong(str(error) or type(error).__name__) from error
+        raise Damaged(str(error) or type(error).__name__) from error
 
 
 def _progress(raw: Any, device: torch.device) -> Progress:
-    """The progress as it was saved; keys that later versions added may lack."""
-    if not isinstance(raw, dict) or not {"step", "sums", "curve", "sources", "seconds"} <= set(raw) <= set(_SOUND):
+    if not isinstance(raw, dict) or not set(raw) >= _FIRST_FIELDS:
         found = ", ".join(sorted(map(str, raw))) if isinstance(raw, dict) else type(raw).__name__
-        raise Wrong(f"progress holds {found}")
-    wrong = [name for name, value in raw.items() if not _SOUND[name](value)]
-    if wrong:
-        raise Wrong(f"progress: {', '.join(wrong)} not as saved")
+        raise Damaged(f"progress holds {found}")
     progress = Progress(**raw)
     progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
     return progress
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _list_of(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda values: isinstance(values, list) and all(good(value) for value in values)
-
-
-def _dict_of(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda values: isinstance(values, dict) and all(isinstance(key, str) and good(values[key]) for key in values)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_SOUND: dict[str, Callable[[Any], bool]] = {
-    "step": lambda value: type(value) is int and value >= 0,
-    "seconds": lambda value: _number(value) and value >= 0,
-    "sums": _dict_of(lambda value: isinstance(value, Tensor) and value.shape == ()),
-    "curve": _list_of(_dict_of(lambda value: isinstance(value, int | float))),  # a metric beside the loss may be no number
-    "sources": _list_of(_text),
-    "code": _dict_of(_text),
-    "remarks": _list_of(_text),
-}
-
-
 def _check_optimizer(optimizer: Optimizer) -> None:
-    """The optimizer takes momenta of any shape without a word."""
+    """An optimizer itself takes momenta of any shape."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state[parameter].items():
                 if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise Wrong(f"optimizer: {name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+                    raise Damaged(f"optimizer: {name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+
+
+def share(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress, now: Mapping[str, str]) -> Progress:
+    """Give every rank rank 0's state, and return its progress.
+
+    Args:
+        fingerprint: of the run, as this rank sees it.
+        method: takes the state.
+        optimizer: takes the state.
+        progress: that of rank 0; what the others give is ignored.
+        now: this rank's code, see `code_of`.
+
+    Raises:
+        UserError: this rank works with other parameters, images, code or arithmetic than rank 0.
+    """
+    if ranks.world() == 1:
+        return progress
+    mine = ranks.rank() == 0
+    content = ranks.from_first(dump(fingerprint, method, optimizer, progress) if mine else b"")
+    if mine:
+        return progress
+    advice = "give every machine the same checkout, packages, parameters, images and number of threads"
+    try:
+        found = take(content, fingerprint, method, optimizer, next(method.parameters()).device)
+    except (Damaged, DataError) as error:
+        raise UserError(f"rank {ranks.rank()} does not train what rank 0 trains ({error})", advice) from error
+    if found.code != now:
+        raise UserError(f"rank {ranks.rank()} has other code than rank 0: {', '.join(_changed(found.code, now))}", advice)
+    return found
+
+
+# --- the code and arithmetic that trained a run -------------------------------------------------------------------------------
+
+ANYWAY = "ISD_RESUME_CHANGED"  # environment variable; 1 resumes under changed code or arithmetic
+
+_PACKAGE = Path(__file__).parents[1]
+_FIXED = ("data/augment.py", "data/loader.py", "runtime/ranks.py", "train/loop.py", "train/schedule.py")
+
+
+def code_of(method: str, device: torch.device) -> dict[str, str]:
+    """Short sha256 by file of what a step's numbers are computed with; the version of torch; on a CPU how it adds.
+
+    A sum over several threads, or by other vector units, is rounded in another order: `cpu` names both. Files that only read,
+    write, check and stop are left out: a better message must not end a run of days.
+    """
+    files = [_PACKAGE / name for name in (*_FIXED, f"methods/{method}.py")] + list((_PACKAGE / "nn").glob("*.py"))
+    found = {path.relative_to(_PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in sorted(files)}
+    found["torch"] = str(torch.__version__)  # a plain string: its own type is none that a resume point may hold
+    return found | ({"cpu": arithmetic()} if device.type == "cpu" else {})
+
+
+def arithmetic() -> str:
+    """Vector units and threads that this process computes with on the CPU."""
+    threads = torch.get_num_threads()
+    return f"{torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def take_over(progress: Progress, now: Mapping[str, str], state: Path) -> None:
+    """Note the code and arithmetic that train from here on.
+
+    Raises:
+        UserError: they are not those of the resume point, and `ISD_RESUME_CHANGED=1` does not allow it.
+    """
+    before = progress.code
+    names = _changed(before, now) if progress.step else []
+    if names:
+        changes = "; ".join(f"{name} was {before.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in names)
+        what = "arithmetic" if names == ["cpu"] else "code"
+        restore = (
+            "train on the same kind of CPU with as many threads (OMP_NUM_THREADS)" if names == ["cpu"] else "restore that code"
+        )
+        if os.environ.get(ANYWAY) != "1":
+            raise UserError(
+                f"{state}: other {what} than now trained this run up to step {progress.step}: {changes}",
+                f"{restore}; or delete the folder to start afresh; or set {ANYWAY}=1 to resume, and the record says so",
+            )
+        progress.remarks.append(f"resumed after step {progress.step} under other {what} ({changes})")
+    progress.code = dict(now)
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+# --- attempts ---------------------------------------------------------------------------------------------------------------
+
+
+class _Line(Frozen):
+    event: Literal["start", "saved", "finished", "stopped", "failed"]
+    step: Natural
+    seconds: Annotated[float, Field(ge=0)] = 0.0  # since the start
+    started: str = ""
+    device: str = ""
+
+
+class Attempts:
+    """Every process that worked on a run: a file of lines that only grows.
+
+    A process writes a line when it starts, one at each resume point and one at its end; one that was killed has no end.
+    """
+
+    def __init__(self, path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> None:
+        """Begin this process's attempt; `device` is what it computes on, in words.
+
+        A file that cannot be read is put aside: `say` takes a line, and the progress a remark for the record.
+        """
+        self._path, self._progress = path, progress
+        try:
+            self._before = read_attempts(path)
+        except DataError as error:
+            self._before = ()
+            said = f"{error.message}; it is kept as {put_aside(path).name}"
+            say(f"{said}, and the list of attempts begins anew")
+            progress.remarks.append(f"attempts before step {progress.step} are not listed: their file was damaged")
+        self._began = time.monotonic()
+        self._start = _Line(
+            event="start", step=progress.step, started=datetime.now(UTC).isoformat(timespec="seconds"), device=device
+        )
+        if path.is_file():  # a kill may have cut the last line short
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._write(self._start)
+
+    def saved(self) -> None:
+        """A resume point was written."""
+        self._write(self._line("saved"))
+
+    def so_far(self) -> tuple[Attempt, ...]:
+        """All attempts, this one as if it finished now."""
+        return (*self._before, *_fold([self._start, self._line("finished")]))
+
+    def end(self, outcome: Literal["finished", "stopped", "failed"]) -> None:
+        """The process ends."""
+        self._write(self._line(outcome))
+
+    def _line(self, event: Literal["saved", "finished", "stopped", "failed"]) -> _Line:
+        return _Line(event=event, step=self._progress.step, seconds=round(time.monotonic() - self._began, 3))
+
+    def _write(self, line: _Line) -> None:
+        content = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(content) != len(content):  # the disk is full; the next line must not follow half of this one
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def attempt(path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> Iterator[Attempts]:
+    """Within the block this process is the run's newest attempt; how the block ends is how the attempt ends."""
+    attempts = Attempts(path, progress, device, say)
+    try:
+        yield attempts
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong is what the user must see
+            attempts.end("stopped" if isinstance(error, Preempted | KeyboardInterrupt) else "failed")
+        raise
+    attempts.end("finished")
+
+
+def read_attempts(path: Path) -> tuple[Attempt, ...]:
+    """Every attempt that the file tells of; `DataError` names a line that is damaged."""
+    if not path.is_file():
+        return ()
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            lines.append(_Line.model_validate_json(text))
+        except ValidationError as error:
+            raise DataError(
+                f"{path}:{number}: not a line of an attempt ({error.errors()[0]['msg']})", "delete the file"
+            ) from error
+    if not lines:
+        return ()
+    if lines[0].event != "start":
+        raise DataError(f"{path}:1: an attempt without a start", "delete the file")
+    return tuple(_fold(lines))
+
+
+def _fold(lines: list[_Line]) -> Iterator[Attempt]:
+    """Attempts from their lines; one without an end was killed."""
+    starts = [at for at, line in enumerate(lines) if line.event == "start"]
+    for first, after in zip(starts, [*starts[1:], len(lines)], strict=True):
+        start, last = lines[first], lines[after - 1]
+        yield Attempt(
+            started=start.started,
+            seconds=last.seconds,
+            first_step=start.step,
+            last_step=last.step,
+            outcome="killed" if last.event == "start" else "killed" if last.event == "saved" else last.event,
+            device=start.device,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,9 +14,10 @@ from torch.optim import SGD, Optimizer
 
 from isd_repro.config.params import Efficiency, Numerics, Optim
 from isd_repro.interfaces import Batch, StepOutput
+from isd_repro.nn.batchnorm import statistics
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import Preempted
-from isd_repro.train import checks, process_group
+from isd_repro.train import monitor
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.schedule import lr_at
 
@@ -42,7 +43,7 @@ class Hooks:
 
 
 def optimizer_of(method: nn.Module, optim: Optim, numerics: Numerics | None = None) -> Optimizer:
-    """SGD over every parameter that takes a gradient, BatchNorm and biases included (paper.md 1.2).
+    """SGD over every parameter that takes a gradient, BatchNorm and biases included (UMBCvision/ISD at 4bdd603).
 
     With engine `fast` one kernel on CUDA (DEV-24). Not on a CPU, where it is the slower one for weights in channels_last.
     """
@@ -79,15 +80,15 @@ def train(
             out: StepOutput = method(batch)
         optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
-        process_group.average_step(method)
+        _average_step(method)
         optimizer.step()
         _add(progress.sums, {"loss": out.loss.detach(), **out.metrics})
         progress.step = step + 1
         ends_epoch = progress.step % batches.steps_per_epoch == 0
         look = ends_epoch or progress.step % efficiency.log_every == 0
-        stopping = process_group.stopping(hooks.stopped(), look=look)
+        stopping = _stopping(hooks.stopped(), look=look)
         if stopping or look:  # no state is saved unchecked
-            loss, progress.sums = process_group.average_metrics(out.loss, progress.sums)
+            loss, progress.sums = _average_metrics(out.loss, progress.sums)
             _check(method, loss, progress, epoch, sound, whole=stopping or ends_epoch)
             sound = progress.step if stopping or ends_epoch else sound
             hooks.tick(progress.step, loss)
@@ -104,11 +105,11 @@ def train(
 def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, sound: int, *, whole: bool) -> None:
     """Stop where a number is not finite. Loss and gradient are cheap; weights and buffers are read only where `whole`."""
     total = float(progress.sums["loss"])
-    finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(checks.gradient_norm(method))
-    if not ranks.anywhere(not (finite and (not whole or checks.is_finite(method)))):
+    finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(monitor.gradient_norm(method))
+    if not ranks.anywhere(not (finite and (not whole or monitor.is_finite(method)))):
         return
-    raise checks.Diverged(
-        f"step {progress.step} (epoch {epoch}): {checks.causes(method, loss, total)}; all was finite after step {sound}",
+    raise monitor.Diverged(
+        f"step {progress.step} (epoch {epoch}): {monitor.causes(method, loss, total)}; all was finite after step {sound}",
         "lower optim.lr or raise the temperatures; the resume point is kept until a parameter changes",
     )
 
@@ -130,3 +131,36 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 def _set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------------
+#
+# Every rank holds the whole method and steps through the same batches, each with its part of the rows. After the backward pass
+# gradients become their mean over the ranks, so that all take the same step; banks are filled with all ranks' embeddings,
+# teachers follow their own student, and nothing else is exchanged.
+#
+# `DistributedDataParallel` would average gradients too, a part of them during the backward pass. It rearranges its buckets after
+# a process's first step, and the order of a sum over ranks follows the place in a bucket: a resumed run would differ from an
+# undisturbed one in the last bits. It also sends rank 0's buffers to all (a bank of 131 MB), where BatchNorm's must be averaged.
+# So there is one message after the backward pass instead, in the order of the parameters.
+
+
+def _average_step(method: nn.Module) -> None:
+    """Gradients and BatchNorm statistics of this rank's rows become those of the whole batch."""
+    if ranks.world() > 1:
+        gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        ranks.average_([*gradients, *statistics(method)])
+
+
+def _average_metrics(loss: Tensor, sums: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+    """A step's loss, and sums of metrics since the epoch began, as means over ranks; linear, so at any step."""
+    if ranks.world() == 1:
+        return float(loss.detach()), dict(sums)
+    values = [loss.detach().clone(), *(value.clone() for value in sums.values())]
+    ranks.average_(values)
+    return float(values[0]), dict(zip(sums, values[1:], strict=True))
+
+
+def _stopping(asked: bool, *, look: bool) -> bool:
+    """Whether to stop after this step: alone at once, else when all look at it together and one of them was asked to."""
+    return asked if ranks.world() == 1 else look and ranks.anywhere(asked)

@@ -1,8 +1,8 @@
 """Stage `pretrain`: a prepared subset and a run's parameters in, encoders and a record out.
 
-Resume state lives in `.state/<fingerprint>/` until the outputs are written, because DVC deletes outputs before a stage
-starts. The fingerprint covers every value that changes the result, so a changed temperature starts afresh. What holds when
-a run is killed, stopped or diverges is in docs/reliability.md. Of several ranks, rank 0 reads and writes and the others compute.
+Resume state is in `.state/<fingerprint>/` until the outputs are written, because DVC deletes outputs before a stage starts. The
+fingerprint covers every value that changes the result, so a changed temperature starts afresh. docs/reliability.md says what
+holds when a run is killed, stopped or diverges. Of several ranks, rank 0 reads and writes, and the others only compute.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,43 +21,28 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
-from isd_repro import methods
+from isd_repro import methods, provenance
+from isd_repro.config.layout import Layout, snapshot_name
 from isd_repro.config.params import Params, Run
-from isd_repro.config.reader import Layout, find_run, fingerprint, naming, snapshot_name
+from isd_repro.config.reader import find_run, fingerprint, naming
 from isd_repro.data import augment, contact_sheet, feed
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Prepared, open_prepared
 from isd_repro.interfaces import Setting, Tracker
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.provenance import describe, remember_code, shown_provenance, source_hash
-from isd_repro.records import ManifestIdentity, PretrainRecord, write_record
+from isd_repro.records import PretrainRecord, write_record
 from isd_repro.runtime import files, ranks, signals
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.runtime.files import sha256_file, write_atomic
+from isd_repro.tensor_files import save_tensors
 from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
-from isd_repro.train import attempts, checkpoint, checks, code, export, loop, process_group
-from isd_repro.train.attempts import Attempts
-from isd_repro.train.checkpoint import Progress
-from isd_repro.train.monitor import Monitor
+from isd_repro.train import checkpoint, loop, monitor
+from isd_repro.train.checkpoint import Attempts, Progress
 
 SNAPSHOTS = "snapshots"  # in the state folder
 SHOWN = 8  # images of which the first views are kept as a picture
 RESUME_ME = "resume-me"  # in the state folder of a run that was asked to stop
 _DONE = ".done-"  # a state folder that is being removed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run with everything resolved: what the fingerprint covers, and the module it trains."""
-
-    name: str
-    run: Run
-    config: dict[str, Any]  # the result-affecting groups, defaults included
-    fingerprint: str
-    method: nn.Module
-    device: torch.device
-    kernels: str = ""  # what engine `fast` chose, for the record
 
 
 def pretrain(name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -65,70 +51,93 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
     Raises:
         ConfigError: the run, its method or a size is wrong, or the ranks do not divide its batch or its BatchNorm groups.
         DataError: the prepared subset or the resume state is missing or damaged.
-        UserError: a number is not finite, another process trains the run, other code trained it so far, or a rank is gone.
+        UserError: a number is not finite, another process trains the run, it was trained by other code or other arithmetic so
+            far, or a rank is gone.
         Preempted: a signal asked to stop; the state is saved.
     """
-    remember_code()
+    provenance.remember_code()
     run = find_run(params, name)
-    with ranks.first_alone():  # it may hash the images, and the others then need not
-        prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
-    plan = make_plan(name, run, prepared, layout)
-    with naming(layout.file, name):
-        changes = engine.changes_of(augment.CHANGES, plan.device, run.numerics)
-        size, seed = run.optim.batch_size, run.numerics.seed
-        batches = Batches(prepared.store, prepared.split("train"), run.data, size, seed, plan.device, changes=changes)
-    work = _Work(plan, batches, prepared.identity, params, layout, console)
-    state = work.state
-    now = code.code_of(run.method.name)
-    if ranks.rank() > 0:
-        with signals.stop_on_signal() as stop:
-            work.assist(now, stop)
-        return
-    busy = f"{state}: this run is already being trained"
-    with files.exclusive(state / "lock", busy), signals.stop_on_signal() as stop:
-        files.sweep(state.parent, _DONE)
-        (state / RESUME_ME).unlink(missing_ok=True)
-        owner = {"profile": params.profile, "run": name, "config": plan.config}  # for whoever finds the state of a dead run
-        text = json.dumps(owner, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        files.write_atomic(state / "run.json", text.encode())
-        progress = work.resume(now)
-        for path in (layout.encoder(name), layout.record(name, "pretrain")):
-            files.check_writable(path.parent)
-        kernels = plan.kernels + work.choose(progress) + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
-        with attempts.recorded(state / "attempts.jsonl", progress, plan.device, kernels) as log:
-            work.train(progress, log, stop)
-            work.export(progress, log)
-        with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
-            state.rename(trash)  # at once: half a state would be resumed from
-    console.print(f"{name}: {progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}", highlight=False)
+    with _threads(run.numerics.threads):
+        with ranks.first_alone():  # it may hash the images, and the others then need not
+            prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
+        plan = make_plan(name, run, prepared, layout)
+        with naming(layout.file, name):
+            changes = engine.changes_of(augment.CHANGES, plan.device, run.numerics)
+            size, seed = run.optim.batch_size, run.numerics.seed
+            batches = Batches(prepared.store, prepared.split("train"), run.data, size, seed, plan.device, changes=changes)
+        work = _Work(plan, batches, params, layout, console)
+        if ranks.rank() > 0:
+            with signals.stop_on_signal() as stop:
+                work.assist(stop)
+            return
+        state = work.state
+        busy = f"{state}: this run is already being trained"
+        with files.exclusive(state / "lock", busy), signals.stop_on_signal() as stop:
+            files.sweep(state.parent, _DONE)
+            (state / RESUME_ME).unlink(missing_ok=True)
+            files.write_atomic(state / "run.json", work.owner())
+            progress = work.resume()
+            for path in (layout.encoder(name), layout.record(name, "pretrain")):
+                files.check_writable(path.parent)
+            with checkpoint.attempt(state / "attempts.jsonl", progress, work.equipment(progress), work.say) as log:
+                work.train(progress, log, stop)
+                work.export(progress, log)
+            with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
+                state.rename(trash)  # at once: half a state would be resumed from
+    work.say(f"{progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Within the block torch computes with so many threads on the CPU; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with everything resolved: what the fingerprint covers, and the module it trains."""
+
+    name: str
+    run: Run
+    prepared: Prepared
+    config: dict[str, Any]  # the result-affecting groups, defaults included
+    fingerprint: str
+    method: nn.Module
+    device: torch.device
 
 
 def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     """Check a run against its method and data, and build its module from its seed."""
     method_config = methods.config_of(name, run.method, layout.file)
-    with naming(layout.file, name):
-        _check_sizes(run)
-    identity = prepared.identity
     config = {
         "backbone": run.backbone.model_dump(mode="json"),
         "method": {"name": run.method.name, **method_config.model_dump(mode="json")},
         "optim": run.optim.model_dump(mode="json"),
         "data": run.data.model_dump(mode="json", exclude={"subset"}),
         "numerics": run.numerics.model_dump(mode="json"),
-        "manifest": identity.sha256,
+        "manifest": prepared.identity.sha256,
         "store": prepared.store.info.settings.model_dump(mode="json"),
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        _check_sizes(run)
         torch.manual_seed(run.numerics.seed)
-        setting = Setting(len(identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
+        setting = Setting(len(prepared.identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
         method: nn.Module = methods.load(run.method.name).Method(
             method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
         )
         set_bn_groups(method, run.numerics.bn_groups)
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Plan(name, run, config, fingerprint(config), method, device, engine.kernels_of(method, run.numerics))
+    return Plan(name, run, prepared, config, fingerprint(config), method, device)
 
 
 def _check_sizes(run: Run) -> None:
@@ -153,63 +162,76 @@ def _check_sizes(run: Run) -> None:
         raise ConfigError("numerics.precision: bf16 needs a CUDA device or a CPU that multiplies it", "use float32 here")
 
 
-class _Work:
-    """One process's work on a run, between taking its lock and writing its outputs."""
+# --- one process's work ---------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self, plan: Plan, batches: Batches, manifest: ManifestIdentity, params: Params, layout: Layout, console: Console
-    ) -> None:
-        self.plan, self.batches, self.manifest = plan, batches, manifest
-        self.params, self.layout, self.console = params, layout, console
+
+class _Work:
+    """What a process does between taking a run's lock and writing its outputs."""
+
+    def __init__(self, plan: Plan, batches: Batches, params: Params, layout: Layout, console: Console) -> None:
+        self.plan, self.batches, self.params, self.layout, self.console = plan, batches, params, layout, console
         self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
         self.state = state = layout.state(plan.fingerprint)
         self.point, self.rows = state / "checkpoint.pt", state / "metrics.jsonl"
-        self.total = plan.run.optim.epochs * batches.steps_per_epoch
+        self.total = plan.run.optim.epochs * batches.steps_per_epoch  # steps
         self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
-        self.good = 0  # step of the newest resume point
+        self.code = checkpoint.code_of(plan.run.method.name, plan.device)
+        self.saved = 0  # step of the newest resume point
 
     def say(self, line: str) -> None:
         """One plain line that begins with the run."""
         self.console.print(f"{self.plan.name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
-    def resume(self, now: dict[str, str]) -> Progress:
-        """Where the run stands, its state restored; `now` is the code that goes on."""
+    def owner(self) -> bytes:
+        """JSON that tells whoever finds the state of a dead run whose it is."""
+        owner = {"profile": self.params.profile, "run": self.plan.name, "config": self.plan.config}
+        return json.dumps(owner, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+    def resume(self) -> Progress:
+        """Where the run stands, its state restored."""
         if self.optimizer is None:
             self.rows.touch()
-            return Progress(sources=[source_hash()])
+            return Progress(sources=[provenance.source_hash()])
         plan = self.plan
         progress = checkpoint.load(self.point, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
-        self.good = progress.step
+        self.saved = progress.step
         if progress.step > self.total or len(progress.curve) != progress.step // self.batches.steps_per_epoch:
             found = f"{progress.step} steps and {len(progress.curve)} epochs"
             expected = f"at most {self.total} steps, {self.batches.steps_per_epoch} an epoch"
             raise DataError(f"{self.point}: has {found}, expected {expected}", f"delete {self.state} to start this run afresh")
-        code.take_over(progress, now, self.state)
+        checkpoint.take_over(progress, self.code, self.state)
         if progress.step:
             self.say(f"resuming after step {progress.step}")
-        if source_hash() not in progress.sources:
-            progress.sources.append(source_hash())
-        truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
-        return process_group.share(plan.fingerprint, plan.method, self.optimizer, progress, now)
+        if provenance.source_hash() not in progress.sources:
+            progress.sources.append(provenance.source_hash())
+        try:
+            truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
+        except DataError as error:
+            said = f"{error.message}; it is kept as {files.put_aside(self.rows).name}"
+            self.say(f"{said}, and the rows are written anew from the resume point")
+        return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
-    def choose(self, progress: Progress) -> str:
-        """As of `Batches.choose_decoder` and `engine.compile_`, on the next batch; where there is none left nothing is tried."""
-        if progress.step >= self.total:
-            return ""
-        plan, views = self.plan, lambda: self.batches.at(progress.step).view_student
-        decoder = self.batches.choose_decoder(progress.step, plan.run.numerics)
-        if feed.NOT_DECODED in decoder:
-            self.say(f"warning: {decoder.removeprefix(', ')}; the CPU decodes them")
-        words = engine.compile_(self.encoders, views, plan.device, plan.run.numerics)
-        for complaint in engine.complaints(plan.kernels, words):
-            self.say(f"warning: {complaint}; the run goes on without")
-        return decoder + words
+    def equipment(self, progress: Progress) -> str:
+        """The device in words, after its kernels, decoder and compiler were chosen on the next batch, if there is one."""
+        plan, numerics = self.plan, self.plan.run.numerics
+        on_cpu = plan.device.type == "cpu"
+        device = f"cpu ({checkpoint.arithmetic()})" if on_cpu else torch.cuda.get_device_name(plan.device)
+        kernels, decoder, compiled = engine.kernels_of(plan.method, numerics), "", ""
+        if progress.step < self.total:
+            decoder = self.batches.choose_decoder(progress.step, numerics)
+            if feed.NOT_DECODED in decoder:
+                self.say(f"warning: {decoder.removeprefix(', ')}; the CPU decodes them")
+            views = lambda: self.batches.at(progress.step).view_student  # noqa: E731
+            compiled = engine.compile_(self.encoders, views, plan.device, numerics)
+            for complaint in engine.complaints(kernels, compiled):
+                self.say(f"warning: {complaint}; the run goes on without")
+        return f"{device}{kernels}{decoder}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
 
-    def assist(self, now: dict[str, str], stop: signals.StopRequest) -> None:
+    def assist(self, stop: signals.StopRequest) -> None:
         """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
         if self.optimizer is None:
             return
-        progress = process_group.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), now)
+        progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), self.code)
         if progress.step < self.total:
             self.batches.choose_decoder(progress.step, self.plan.run.numerics)
         nothing = lambda *_: None  # noqa: E731
@@ -220,7 +242,7 @@ class _Work:
         if self.optimizer is None:
             return
         plan, params = self.plan, self.params
-        config = {**plan.config, **shown_provenance()}
+        config = {**plan.config, **provenance.shown_provenance()}
         bar = Bar(console=self.console, disable=not self.console.is_terminal)
         opened = open_stage("pretrain", plan.name, params, self.layout, identity=plan.fingerprint, config=config, rows=self.rows)
         with bar, opened as tracker:
@@ -242,8 +264,8 @@ class _Work:
                 raise Preempted(
                     f"{plan.name}: {stop.reason or 'a signal to another rank'}: {error.message}", error.hint
                 ) from error
-            except (checks.Diverged, ranks.RankLost) as error:
-                raise self._lost_at(error) from error
+            except (monitor.Diverged, ranks.RankLost) as error:
+                raise self._with_resume_point(error) from error
 
     def _loop(self, progress: Progress, hooks: loop.Hooks) -> None:
         assert self.optimizer is not None
@@ -254,14 +276,14 @@ class _Work:
         """Write encoders, metrics and record, the record last."""
         plan, layout = self.plan, self.layout
         try:
-            checks.check_features(self.encoders, self.batches.at(max(self.total, 1) - 1).view_student)
-        except checks.Diverged as error:
-            raise self._lost_at(error) from error
+            monitor.check_features(self.encoders, self.batches.at(max(self.total, 1) - 1).view_student)
+        except monitor.Diverged as error:
+            raise self._with_resume_point(error) from error
         path = layout.encoder(plan.name)
-        export.save_encoders(path, self.encoders, self.identity())
-        export.export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
-        write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
-        collapse = checks.collapse(progress.curve)
+        self._save_encoders(path)
+        _export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
+        files.write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
+        collapse = monitor.collapse(progress.curve)
         record = PretrainRecord(
             profile=self.params.profile,
             run=plan.name,
@@ -269,37 +291,41 @@ class _Work:
             notes=plan.run.notes,
             config=plan.config,
             fingerprint=plan.fingerprint,
-            manifest=self.manifest,
-            encoder_sha256=sha256_file(path),
+            manifest=plan.prepared.identity,
+            encoder_sha256=files.sha256_file(path),
             encoders=tuple(self.encoders),
             steps=progress.step,
             curve=tuple(progress.curve),
             sources=tuple(progress.sources),
-            attempts=log.so_far("finished"),
+            attempts=log.so_far(),
             warnings=(*progress.remarks, *([collapse] if collapse else [])),
-            provenance=describe(progress.seconds),
+            provenance=provenance.describe(progress.seconds),
         )
         write_record(layout.record(plan.name, "pretrain"), record)
 
-    def identity(self) -> dict[str, Any]:
-        """What an encoder file of this run says of itself."""
+    def _save_encoders(self, path: Path, epoch: int | None = None) -> None:
+        """Write encoders as they are now, tensors named `<encoder>.<name>`, with what the file says of itself."""
         plan, run = self.plan, self.plan.run
-        return {
+        identity = {
             "profile": self.params.profile,
             "run": plan.name,
             "fingerprint": plan.fingerprint,
-            "manifest": self.manifest.sha256,
+            "manifest": plan.prepared.identity.sha256,
             "backbone": run.backbone.model_dump(mode="json"),
             "image_size": run.data.image_size,
             "crop_ratio": run.data.crop_ratio,
             "mean": list(run.data.mean),
             "std": list(run.data.std),
+            "encoders": list(self.encoders),
+            **({} if epoch is None else {"epoch": epoch}),
         }
+        tensors = {f"{which}.{key}": value for which, net in self.encoders.items() for key, value in net.state_dict().items()}
+        save_tensors(path, "encoder", tensors, identity)
 
     def _save(self, progress: Progress, log: Attempts) -> None:
         assert self.optimizer is not None
         checkpoint.save(self.point, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
-        self.good = progress.step
+        self.saved = progress.step
         log.saved()
 
     def _lost(self, progress: Progress) -> list[dict[str, float]]:
@@ -308,21 +334,21 @@ class _Work:
         return [row for row in progress.curve if row["epoch"] not in there]
 
     def _reporter(self, progress: Progress, tracker: Tracker) -> Callable[[dict[str, float]], None]:
-        name, optim, every = self.plan.name, self.plan.run.optim, self.params.efficiency.snapshot_every
-        monitor = Monitor(self.plan.method, self.batches, progress.step)
+        name, epochs, every = self.plan.name, self.plan.run.optim.epochs, self.params.efficiency.snapshot_every
+        watch = monitor.Monitor(self.plan.method, self.batches, progress.step)
 
         def epoch(row: dict[str, float]) -> None:
-            health, at = monitor.epoch(progress.step), int(row["epoch"])
-            warning = {"warning": "collapse"} if checks.collapsed(row) else {}
-            tracker.log({**row, **health, **warning})
-            if warning:
-                spread = f"spread {row[checks.SPREAD]:.2g}, below {checks.LEAST_SPREAD:g}"
-                self.say(f"warning: the embeddings have collapsed in epoch {at}: {spread}")
-            if every and at % every == 0 and at < optim.epochs:
-                export.save_encoders(self.state / SNAPSHOTS / snapshot_name(at), self.encoders, {**self.identity(), "epoch": at})
+            health, at = watch.epoch(progress.step), int(row["epoch"])
+            collapsed = monitor.collapsed(row)
+            tracker.log({**row, **health, **({"warning": "collapse"} if collapsed else {})})
+            if collapsed:
+                found = f"embedding std {row[monitor.EMBEDDING_STD]:.2g}, below {monitor.LEAST_EMBEDDING_STD:g}"
+                self.say(f"warning: the embeddings have collapsed in epoch {at}: {found}")
+            if every and at % every == 0 and at < epochs:
+                self._save_encoders(self.state / SNAPSHOTS / snapshot_name(at), at)
             if not self.console.is_terminal:
                 values = " ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in {"epoch", "lr"})
-                line = f"{name} epoch {at}/{optim.epochs} {values} {health['images_per_second']:.0f} images/s"
+                line = f"{name} epoch {at}/{epochs} {values} {health['images_per_second']:.0f} images/s"
                 self.console.print(line, highlight=False, soft_wrap=True)
 
         return epoch
@@ -333,13 +359,24 @@ class _Work:
         text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"
         files.write_atomic(self.state / RESUME_ME, text.encode())
 
-    def _lost_at(self, error: UserError) -> UserError:
-        last = f"{self.point}, of step {self.good}" if self.good else "none, it failed before the first"
+    def _with_resume_point(self, error: UserError) -> UserError:
+        last = f"{self.point}, of step {self.saved}" if self.saved else "none, it failed before the first"
         return type(error)(f"{error.message}; last good resume point: {last}", error.hint)
 
 
+def _export_snapshots(kept: Path, folder: Path) -> None:
+    """Copy the snapshots in `kept` to `folder` and remove all others there; an empty folder where none were kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name: path for path in sorted(kept.glob("*.safetensors"))} if kept.is_dir() else {}
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    for name, path in wanted.items():
+        files.write_atomic(folder / name, path.read_bytes())
+
+
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
-    """Both views of the first images that the run sees, and what to say of them."""
+    """Both views of the first images that the run sees, and a caption."""
     batch = batches.at(0)
     rows = [
         contact_sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)

@@ -8,10 +8,10 @@ from isd_repro.config.params import Optim, Step
 
 
 def lr_at(epoch: int, optim: Optim) -> float:
-    """Rate of an epoch counted from 1.
+    """Learning rate of an epoch counted from 1.
 
     Step: lr * factor ** (milestones before this epoch). Cosine: lr * (1 + cos(pi * (epoch - 1) / epochs)) / 2, constant
-    within an epoch, without warm-up (paper.md 1.2, from the released scripts).
+    within an epoch, without warm-up (train_isd.py of UMBCvision/ISD at 4bdd603).
     """
     if isinstance(optim.schedule, Step):
         return optim.lr * optim.schedule.factor ** sum(epoch > milestone for milestone in optim.schedule.milestones)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import every, growth, loss, peers, plain, plot, step, table, turns, views
 from benchmarks.turns import Comparison
-from isd_repro import cli
 from isd_repro.methods.isd import isd_loss
 from isd_repro.methods.moco import moco_loss
 from isd_repro.nn import bank_attention, products
@@ -59,8 +59,8 @@ def test_a_wrong_arm_is_seen_in_the_check(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(UserError, match="do not: loss-d128: gradient error of attention"):
         every.bench(tmp_path, 1)
     assert "| **wrong**: gradient error of attention |" in (tmp_path / "README.md").read_text("utf-8")
-    words = ["bench", "loss", "--batch", "20", "--bank", "500", "--dim", "16", "--n", "1", "--no-memory"]
-    assert CliRunner().invoke(cli.app, words).exit_code == 1
+    words = ["loss", "--batch", "20", "--bank", "500", "--dim", "16", "--n", "1", "--no-memory"]
+    assert CliRunner().invoke(commands.app, words).exit_code == 1
 
 
 def test_no_number_is_beyond_every_limit() -> None:
@@ -186,10 +186,10 @@ def test_absurd_sizes_are_refused() -> None:
     ids=lambda words: words[0],
 )
 def test_the_command_line(words: list[str]) -> None:
-    done = CliRunner().invoke(cli.app, ["bench", *words, "--json"])
+    done = CliRunner().invoke(commands.app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["what"] == words[0]
-    done = CliRunner().invoke(cli.app, ["bench", *words])
+    done = CliRunner().invoke(commands.app, [*words])
     assert "machine" in done.stdout
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import knn
 from benchmarks.knn import Sizes
-from isd_repro import cli
 from isd_repro.runtime.errors import ConfigError, UserError
 
 SMALL = Sizes(bank=700, dim=16, queries=40, k=5, repeats=3)
@@ -53,7 +53,7 @@ def test_without_faiss_and_with_absurd_sizes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_command_line() -> None:
-    words = ["bench", "knn", "--bank", "300", "--dim", "8", "--queries", "20", "--k", "3", "--n", "2", "--json"]
-    done = CliRunner().invoke(cli.app, words)
+    words = ["knn", "--bank", "300", "--dim", "8", "--queries", "20", "--k", "3", "--n", "2", "--json"]
+    done = CliRunner().invoke(commands.app, words)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sizes"]["bank"] == 300

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import linear, turns
-from isd_repro import cli
 from isd_repro.evaluations import linear as protocol
 from isd_repro.runtime.errors import ConfigError
 
@@ -61,6 +61,6 @@ def test_absurd_sizes_are_refused() -> None:
 
 def test_the_command_line() -> None:
     words = ["linear", "--images", "8", "--batch", "4", "--side", "8", "--settings", "3", "--arch", "resnet-narrow"]
-    done = CliRunner().invoke(cli.app, ["bench", *words, "--width", "2", "--n", "1", "--json"])
+    done = CliRunner().invoke(commands.app, [*words, "--width", "2", "--n", "1", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["what"] == "linear"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import loader
 from benchmarks.loader import Arm, Sizes
-from isd_repro import cli
 from isd_repro.config import params
 from isd_repro.data.store import Store, StoreWriter, convert
 from isd_repro.runtime.errors import ConfigError
@@ -81,6 +81,6 @@ def test_absurd_sizes() -> None:
 
 
 def test_the_command_line() -> None:
-    done = CliRunner().invoke(cli.app, ["bench", "loader", "--images", "2", "--batch", "2", "--n", "1", "--json"])
+    done = CliRunner().invoke(commands.app, ["loader", "--images", "2", "--batch", "2", "--n", "1", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sizes"]["images"] == 2

@@ -8,9 +8,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import tracking
 from benchmarks.tracking import Sizes
-from isd_repro import cli, subcommands
 from isd_repro.methods import isd
 from isd_repro.nn.health import health
 from isd_repro.runtime.errors import ConfigError, UserError
@@ -59,15 +59,15 @@ def test_without_wandb_and_with_absurd_sizes(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    words = ["bench", "tracking", "--n", "1", "--steps", "2", "--epochs", "1", "--batch", "4", "--json"]
-    done = CliRunner().invoke(cli.app, words)
+    words = ["tracking", "--n", "1", "--steps", "2", "--epochs", "1", "--batch", "4", "--json"]
+    done = CliRunner().invoke(commands.app, words)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sizes"]["steps"] == 2
 
 
 def test_the_defaults_are_turns_that_mean_something() -> None:
     """At the speed of one slow core a turn lasts ten seconds and more; W&B's start beside it takes about one."""
-    given = {name: parameter.default for name, parameter in inspect.signature(subcommands.bench_tracking).parameters.items()}
+    given = {name: parameter.default for name, parameter in inspect.signature(commands.bench_tracking).parameters.items()}
     sizes = Sizes()
     assert (given["n"], given["steps"], given["epochs"], given["batch"]) == (9, 80, 2, 64)
     assert (sizes.repeats, sizes.steps, sizes.epochs, sizes.batch) == (9, 80, 2, 64)

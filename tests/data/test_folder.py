@@ -16,8 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from isd_repro.config import params
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Linear, Params, View
-from isd_repro.config.reader import Layout
 from isd_repro.data import augment, folder, images
 from isd_repro.data.folder import open_folder, open_packed
 from isd_repro.data.images import Frame, as_channels, centred, parts

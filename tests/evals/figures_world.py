@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from isd_repro.config import reader as config
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig
-from isd_repro.config.reader import Layout
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.report.image_figures import Asked, figures

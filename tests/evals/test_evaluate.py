@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from isd_repro import cli
 from isd_repro.config import reader as config
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params
-from isd_repro.config.reader import Layout
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.request import Request, numbers
 from isd_repro.nn.backbones import build

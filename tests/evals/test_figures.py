@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from isd_repro.config import reader as config
-from isd_repro.config.reader import Layout
+from isd_repro.config.layout import Layout
 from isd_repro.report.image_figures import Asked, figures
 from isd_repro.runtime.errors import ConfigError
 from isd_repro.runtime.files import sha256_file

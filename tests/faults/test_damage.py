@@ -252,16 +252,3 @@ def test_flipped_bits_of_a_resume_point(resume_point: tuple[Reader, bytes, Path]
 @pytest.mark.slow
 def test_many_flipped_bits_of_a_resume_point(resume_point: tuple[Reader, bytes, Path]) -> None:
     assert flipped_resume_points(*resume_point, 4000) >= 3000
-
-
-def test_damaged_rows_at_a_resume(interrupted: Path, finished: Path, tmp_path: Path) -> None:
-    """Rows that are no rows are named; the encoder and the record come from the resume point, whatever the rows say."""
-    for at, (line, refused) in enumerate({"{": True, "[1]": True, '{"x": 1}': True, "[" * 100_000: True, "": True}.items()):
-        folder = tmp_path / str(at)
-        shutil.copytree(interrupted, folder)
-        (state,) = world.states(folder)
-        rows = state / "metrics.jsonl"
-        rows.write_text(line + "\n" + rows.read_text("utf-8"), "utf-8")
-        result = chain.call(folder, "pretrain", "isd")
-        assert (result.code == 4) == refused, (line[:20], result)
-        chain.refused(result, "metrics.jsonl")

@@ -19,8 +19,11 @@ from isd_repro.data import feed
 from isd_repro.data.prepare import prepare
 from isd_repro.nn import engine, products
 from isd_repro.records import PretrainRecord, read_record
+from isd_repro.train import checkpoint
 from tests.faults import world
 from tests.faults.test_resume import stopped_at
+
+CPU = f"cpu ({checkpoint.arithmetic()})"
 
 
 def record_of(folder: Path) -> PretrainRecord:
@@ -34,8 +37,8 @@ def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path) -> 
     assert fast.config["numerics"] == {**reference.config["numerics"], "engine": "fast"}
     assert "engine" not in reference.config["numerics"]
     assert fast.fingerprint != reference.fingerprint
-    assert [attempt.device for attempt in fast.attempts] == ["cpu, bank attention onednn on float32"]
-    assert [attempt.device for attempt in reference.attempts] == ["cpu"]
+    assert [attempt.device for attempt in fast.attempts] == [f"{CPU}, bank attention onednn on float32"]
+    assert [attempt.device for attempt in reference.attempts] == [CPU]
     losses = [(row["loss"], other["loss"]) for row, other in zip(fast.curve, reference.curve, strict=True)]
     assert all(abs(one - other) < 0.02 * other for one, other in losses), losses
 
@@ -46,7 +49,7 @@ def test_a_kernel_that_is_left_out_is_told(folder: Path, monkeypatch: pytest.Mon
     said = world.train(folder)
     words = "bank attention onednn on float32 (triton left out: RuntimeError: no compiler)"
     assert f"isd: warning: {words}; the run goes on without" in said
-    assert [attempt.device for attempt in record_of(folder).attempts] == [f"cpu, {words}"]
+    assert [attempt.device for attempt in record_of(folder).attempts] == [f"{CPU}, {words}"]
 
 
 @pytest.mark.skipif(not products.multiplies_bf16(), reason="this CPU does not multiply bf16")
@@ -55,7 +58,7 @@ def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> No
     world.edit(folder, ("precision: float32}", "precision: bf16, engine: fast}"))
     world.train(folder)
     first, exact = record_of(folder), record_of(undisturbed)
-    assert [attempt.device for attempt in first.attempts] == ["cpu, bank attention onednn on float16"]
+    assert [attempt.device for attempt in first.attempts] == [f"{CPU}, bank attention onednn on float16"]
     losses = [(row["loss"], other["loss"]) for row, other in zip(first.curve, exact.curve, strict=True)]
     assert 0 < abs(losses[0][0] - losses[0][1]) < 0.01 * losses[0][1], losses
     for path in world.outputs(folder).values():
@@ -94,12 +97,12 @@ def test_the_record_names_the_compiler_or_why_there_is_none(folder: Path, monkey
     said = world.train(folder)
     assert "isd: warning: not compiled by no-such (" in said
     first, second = (attempt.device for attempt in record_of(folder).attempts)
-    assert first == "cpu, bank attention onednn on float32, compiled by aot_eager"
-    assert second.startswith("cpu, bank attention onednn on float32, not compiled by no-such (")
+    assert first == f"{CPU}, bank attention onednn on float32, compiled by aot_eager"
+    assert second.startswith(f"{CPU}, bank attention onednn on float32, not compiled by no-such (")
 
 
 FAST = ("precision: float32}", "precision: float32, engine: fast}")
-DEVICE = "cpu, bank attention onednn on float32"
+DEVICE = f"{CPU}, bank attention onednn on float32"
 
 
 @pytest.fixture

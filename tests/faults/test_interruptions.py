@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from isd_repro import records, tensor_files
 from isd_repro.provenance import source_hash
 from isd_repro.records import PretrainRecord, read_record
-from isd_repro.runtime.files import write_atomic
+from isd_repro.runtime import files
 from isd_repro.tensor_files import load_tensors
-from isd_repro.train import checkpoint
 from tests.faults import world
 
 
@@ -85,21 +83,23 @@ class Crash(BaseException):
 
 
 def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
-    """End at the given write of a whole file, before or after it lands."""
-    real = write_atomic
-    seen = 0
+    """End at the given write of a resume point or output, before or after it lands."""
+    before_write, after_write, seen = files._remove_leftovers, files._sync_folder, 0
 
-    def write(path: Path, content: bytes, *, keep: Path | None = None) -> None:
+    def begin(path: Path) -> None:
         nonlocal seen
-        seen += 1
+        seen += path.suffix == ".pt" or not {".state", ".log"} & set(path.parts)
         if seen == count and not after:
             raise Crash
-        real(path, content, keep=keep)
-        if seen == count:
+        before_write(path)
+
+    def end(folder: Path) -> None:
+        after_write(folder)
+        if seen == count and after:
             raise Crash
 
-    for module in (records, tensor_files, checkpoint):
-        patch.setattr(module, "write_atomic", write)
+    patch.setattr(files, "_remove_leftovers", begin)
+    patch.setattr(files, "_sync_folder", end)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

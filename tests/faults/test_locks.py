@@ -6,37 +6,48 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import IO
 
 import pytest
-import torch
+from filelock import FileLock
 
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import UserError
-from isd_repro.train import attempts
+from isd_repro.train import checkpoint
 from isd_repro.train.checkpoint import Progress
 from tests.faults import chain
 from tests.faults.test_full_disk import DISK, files_up_to, own, sound
 
 
-def test_a_file_system_without_lasting_identities_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network file systems number a file anew at every look: an error, and no endless search for a lock."""
-    monkeypatch.setattr(files, "_is_at", lambda file, path: False)
-    with pytest.raises(UserError, match=r"record\.json: cannot be locked"):
-        files.write_atomic(tmp_path / "record.json", b"content")
-    with pytest.raises(UserError, match="lock: cannot be locked"), files.exclusive(tmp_path / "lock", "held"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
-
-
 def test_what_another_user_left_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: IO[str]) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     (tmp_path / ".done-of-somebody").mkdir()
-    monkeypatch.setattr(files, "_lock", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     files.sweep(tmp_path, ".done-")
     assert (tmp_path / ".done-of-somebody").is_dir()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written all the same; what needs a lock says so."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    files.write_atomic(tmp_path / "record.json", b"content")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"content"]
+    with pytest.raises(UserError, match="lock: cannot be locked"), files.exclusive(tmp_path / "lock", "held"):
+        pass
+
+
+def test_the_umask_is_kept(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        files.write_atomic(tmp_path / "record.json", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "record.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
@@ -48,14 +59,14 @@ def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
 def test_half_a_line_of_an_attempt_is_taken_back(tmp_path: Path) -> None:
     """A disk that fills within a line takes half of it without a word; the next line must not follow it."""
     path = tmp_path / "attempts.jsonl"
-    log = attempts.Attempts(path, Progress(), torch.device("cpu"))
+    log = checkpoint.Attempts(path, Progress(), "cpu")
     log.saved()
     whole = path.read_bytes()
     with files_up_to(len(whole) + 10), pytest.raises(OSError, match=r"attempts\.jsonl"):
         log.saved()
     assert path.read_bytes() == whole
     log.end("failed")
-    assert [attempt.outcome for attempt in attempts.read(path)] == ["failed"]
+    assert [attempt.outcome for attempt in checkpoint.read_attempts(path)] == ["failed"]
 
 
 @pytest.mark.parametrize("kind", ["a link to nowhere", "a link to itself", "a file"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isd_repro.interfaces import Batch, StepOutput
 from isd_repro.methods import isd
 from isd_repro.records import PretrainRecord, read_record
-from isd_repro.train import checks
+from isd_repro.train import monitor
 from tests.faults import world
 
 Change = Callable[[isd.Method, StepOutput], StepOutput]
@@ -133,7 +133,7 @@ def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path, c
 def test_looking_at_features_changes_nothing() -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    checks.check_features({"student": module}, torch.rand(4, 1, 5, 5))
+    monitor.check_features({"student": module}, torch.rand(4, 1, 5, 5))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(part.training for part in module.modules())
 
@@ -143,20 +143,20 @@ def test_looking_at_features_changes_nothing() -> None:
 def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) -> None:
     module, rows = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.full((40, 30), torch.finfo(dtype).max, dtype=dtype)
     module.register_buffer("rows", rows)
-    assert checks.is_finite(module)  # the largest number is one, too
+    assert monitor.is_finite(module)  # the largest number is one, too
     for values in (rows, module.get_parameter("0.weight").data, module.get_buffer("1.running_var")):
         kept = values.flatten()[-1].clone()
         values.flatten()[-1] = bad
-        assert not checks.is_finite(module)
+        assert not monitor.is_finite(module)
         values.flatten()[-1] = kept
-    assert checks.is_finite(module)
+    assert monitor.is_finite(module)
 
 
 def test_the_norm_of_the_gradient() -> None:
     module = nn.Linear(2, 1)
-    assert checks.gradient_norm(module) == 0.0
+    assert monitor.gradient_norm(module) == 0.0
     module.weight.grad, module.bias.grad = torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])
-    assert checks.gradient_norm(module) == pytest.approx(7.0)
+    assert monitor.gradient_norm(module) == pytest.approx(7.0)
 
 
 # --- collapse ---------------------------------------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ def test_a_collapse_is_reported(folder: Path, undisturbed: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         with_spread({1: 0.9, 2: 0.004, 3: 0.008})(patch)
         said = world.train(folder)
-    assert "isd: warning: the embeddings have collapsed in epoch 2: spread 0.004, below 0.01" in said
-    assert "isd: warning: the embeddings have collapsed in epoch 3: spread 0.008, below 0.01" in said
+    assert "isd: warning: the embeddings have collapsed in epoch 2: embedding std 0.004, below 0.01" in said
+    assert "isd: warning: the embeddings have collapsed in epoch 3: embedding std 0.008, below 0.01" in said
     rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
     assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
-    text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: spread down to 0.004, below 0.01"
+    text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: embedding std down to 0.004, below 0.01"
     assert record.warnings == (text,)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
 

@@ -144,6 +144,16 @@ def test_the_guard_sees_a_port(tmp_path: Path) -> None:
     assert "socket.bind" in ended.stderr
 
 
+def test_a_checkout_of_another_owner_is_told(done: Path) -> None:
+    """As in a container: git refuses to say the commit, and its own words say what to do."""
+    environment = {**os.environ, "PYTHONPATH": str(world.ROOT), "OMP_NUM_THREADS": "1", "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    start = [sys.executable, "-m", "isd_repro", "knn", "isd"]
+    ended = subprocess.run(start, cwd=done, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: records will name no commit: fatal: detected dubious ownership" in ended.stderr
+    assert "git config --global --add safe.directory" in ended.stderr
+
+
 def test_dvc_tells_nobody() -> None:
     lines = [line.strip() for line in (world.ROOT / ".dvc" / "config").read_text("utf-8").splitlines()]
     assert lines[0] == "[core]"

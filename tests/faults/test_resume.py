@@ -14,7 +14,7 @@ import torch
 
 from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime.errors import Preempted
-from isd_repro.train import attempts, code, loop
+from isd_repro.train import checkpoint, loop
 from tests.faults import world
 from tests.faults.test_interruptions import Crash, assert_equal_runs, crash_at
 
@@ -188,21 +188,44 @@ def test_a_point_that_contradicts_the_run_is_named(
     assert (failed, f"error: {path}: has " in error, "5 an epoch" in error) == (4, True, True), error
 
 
-ROWS = {
-    "no JSON": b"{epoch: 1}\n",
-    "no object": b"[1, 2]\n",
-    "no epoch": b'{"loss": 1.0}\n',
-    "an epoch that is a text": b'{"epoch": "one"}\n',
-    "bytes that are no text": b"\xff\xfe\x00\n",
+DAMAGED_LINES = {
+    "an empty first line": lambda content: b"\n" + content,
+    "a torn first line": lambda content: b'{"event": "st\n' + content,
+    "no object": lambda content: b"[1, 2]\n" + content,
+    "no key of ours": lambda content: b'{"x": 1.0}\n' + content,
+    "bytes that are no text": lambda content: b"\xff\xfe\x00\n" + content,
+    "a damaged last line": lambda content: content + b'{"event": "jump", "step": 3}\n',
 }
 
 
-@pytest.mark.parametrize("kind", ROWS)
-def test_bad_rows_are_named(folder: Path, state: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = state / "metrics.jsonl"
-    path.write_bytes(ROWS[kind] + path.read_bytes())
-    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert (failed, f"error: {path}:" in error, "Traceback" in error) == (4, True, False), error
+@pytest.mark.parametrize("name", ["attempts.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("kind", DAMAGED_LINES)
+def test_a_damaged_file_of_lines_is_put_aside(folder: Path, state: Path, undisturbed: Path, name: str, kind: str) -> None:
+    """Whatever a crash left of it, the run goes on, and what was there is kept."""
+    path, kept = state / name, {}
+    path.write_bytes(DAMAGED_LINES[kind](path.read_bytes()))
+    content = path.read_bytes()
+
+    def look(progress: Any) -> bool:
+        kept.update({place.name: place.read_bytes() for place in state.glob("*.damaged*")})
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", look)
+        said = world.train(folder)
+    assert f"{path}:" in said
+    assert "resuming after step 10" in said
+    assert kept == {name.replace(".", ".damaged."): content}
+    remarks = read_record(world.outputs(folder)["record"], PretrainRecord).warnings
+    assert remarks == (("attempts before step 10 are not listed: their file was damaged",) if "attempts" in name else ())
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["attempts.jsonl", "metrics.jsonl", "run.json", "lock"])
+def test_an_empty_state_file_is_no_hindrance(folder: Path, state: Path, undisturbed: Path, name: str) -> None:
+    (state / name).write_bytes(b"")
+    assert "resuming after step 10" in world.train(folder)
+    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
 
 
 def test_rows_that_a_power_cut_lost_are_written_again(folder: Path, state: Path, undisturbed: Path) -> None:
@@ -258,8 +281,8 @@ def test_the_encoder_of_another_run_is_refused(folder: Path, undisturbed: Path, 
 def test_other_code_is_refused_and_goes_on_only_when_told(
     folder: Path, state: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    was = code.code_of("isd")
-    monkeypatch.setattr(code, "code_of", lambda method: {**was, "nn/bank.py": "0123456789ab"})
+    was = checkpoint.code_of("isd", torch.device("cpu"))
+    monkeypatch.setattr(checkpoint, "code_of", lambda *_: {**was, "nn/bank.py": "0123456789ab"})
     failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert failed == 1
     assert f"nn/bank.py was {was['nn/bank.py']}, is 0123456789ab" in error
@@ -273,11 +296,34 @@ def test_other_code_is_refused_and_goes_on_only_when_told(
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
 
 
+def test_another_number_of_threads_is_refused_unless_the_profile_states_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums over several threads are rounded in another order."""
+    world.edit(folder, ("numerics: {seed: 0", "numerics: {threads: 1, seed: 0"))
+    one = stopped_at(folder, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert "resuming after step 10" in world.train(folder)  # with one, as stated
+        assert torch.get_num_threads() == 2
+        world.edit(folder, ("threads: 1, ", ""))
+        other = stopped_at(folder, 3)
+    finally:
+        torch.set_num_threads(before)
+    assert other.name != one.name
+    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
+    assert failed == 1
+    assert f"{other}: other arithmetic than now trained this run up to step 10: cpu was " in error
+    assert "2 threads, is " in error
+    assert "OMP_NUM_THREADS" in error
+
+
 def test_the_code_of_a_run_is_what_makes_its_numbers() -> None:
-    names = set(code.code_of("isd"))
+    names = set(checkpoint.code_of("isd", torch.device("cpu")))
     assert names >= {"methods/isd.py", "nn/bank.py", "nn/ema.py", "nn/backbones.py", "nn/batchnorm.py", "nn/heads.py"}
     assert names >= {"train/loop.py", "train/schedule.py", "data/augment.py", "data/loader.py", "torch"}
-    assert not {"methods/moco.py", "train/guard.py", "cli.py"} & names
+    assert not {"methods/moco.py", "train/pretrain.py", "cli.py"} & names
 
 
 # --- clock and attempts ------------------------------------------------------------------------------------------------------
@@ -305,7 +351,7 @@ def test_the_record_has_every_attempt(folder: Path) -> None:
         with pytest.raises(Crash):
             world.train(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attempts.Attempts, "end", lambda self, outcome: None)  # what a kill leaves
+        patch.setattr(checkpoint.Attempts, "end", lambda self, outcome: None)  # what a kill leaves
         crash_at(patch, 2, after=False)
         with pytest.raises(Crash):
             world.train(folder)
@@ -320,15 +366,7 @@ def test_the_record_has_every_attempt(folder: Path) -> None:
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
     found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
     assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
-    assert {attempt.device for attempt in record.attempts} == {"cpu"}
-
-
-def test_a_bad_line_of_an_attempt_is_named(folder: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = state / "attempts.jsonl"
-    path.write_bytes(path.read_bytes() + b'{"event": "jump", "step": 3}\n')
-    lines = path.read_bytes().count(b"\n")
-    failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert (failed, f"error: {path}:{lines}: " in error) == (4, True), error
+    assert {attempt.device for attempt in record.attempts} == {f"cpu ({checkpoint.arithmetic()})"}
 
 
 def test_old_records_have_no_attempts(undisturbed: Path) -> None:

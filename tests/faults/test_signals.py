@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from isd_repro import cli
@@ -205,8 +205,8 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_same_signal_again_ends_the_process_at_once() -> None:
     code = (
-        "import signal, time\nfrom isd_repro.train import guard\nguard.INSIST = 0.0\n"
-        "with guard.stop_on_signal() as stop:\n"
+        "import signal, time\nfrom isd_repro.runtime import signals\nsignals.INSIST = 0.0\n"
+        "with signals.stop_on_signal() as stop:\n"
         "    signal.raise_signal(signal.SIGTERM)\n    print(stop.reason, flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM)\n    print('still here', flush=True)\n"
     )
@@ -310,30 +310,21 @@ def test_a_living_prepare_is_not_swept(tmp_path: Path) -> None:
 
 def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    dead = tmp_path / ".record.json.abcdefgh.partial"
-    stranger = tmp_path / ".record.json.of-somebody.partial"
-    for place in (dead, stranger):
+    dead, living = (tmp_path / f".record.json.{name}.partial" for name in ("abcdefgh", "ijklmnop"))
+    another = tmp_path / ".record.json.of-somebody.partial"
+    for place in (dead, another):
         place.write_bytes(b"half")
-    with files._open_partial(path) as living:
+    with FileLock(living):
         files.write_atomic(path, b"whole")
-        names = {Path(living.name).name, "record.json", stranger.name}
-        assert {place.name for place in tmp_path.iterdir()} == names
-        Path(living.name).unlink()
+        assert {place.name for place in tmp_path.iterdir()} == {living.name, "record.json", another.name}
 
 
-def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between a process's opening of the lock file and its locking, the holder finishes and a third process begins."""
-    path, real, third = tmp_path / "lock", files._lock, ExitStack()
-
-    def lock(file: IO[str]) -> None:
-        monkeypatch.setattr(files, "_lock", real)
-        path.unlink()
-        third.enter_context(files.exclusive(path, "held"))
-        real(file)
-
-    monkeypatch.setattr(files, "_lock", lock)
-    with third, pytest.raises(files.Busy, match=f"held by process {os.getpid()} on "), files.exclusive(path, "held"):
-        pass
+def test_a_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with files.exclusive(path, "held"):
+        with pytest.raises(files.Busy, match=f"held by process {os.getpid()} on "), files.exclusive(path, "held"):
+            pass
+        assert path.is_file()
     assert list(tmp_path.iterdir()) == []
 
 

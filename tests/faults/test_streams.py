@@ -12,7 +12,7 @@ import pytest
 from tests.faults import world
 from tests.faults.test_interruptions import assert_equal_runs
 
-COMMAND = f"exec {sys.executable} -c 'from isd_repro.cli import main; main()'"
+COMMAND = f"{sys.executable} -c 'from isd_repro.cli import main; main()'"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(world.ROOT)}
 
 
@@ -29,17 +29,31 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(world.ROOT)}
 )
 def test_the_exit_code_stays(words: str, code: int, tmp_path: Path) -> None:
     """Only a result that cannot be written is a failure; what is said beside it is not."""
-    done = subprocess.run(["sh", "-c", f"{COMMAND} {words}"], cwd=tmp_path, env=ENV, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f"exec {COMMAND} {words}"], cwd=tmp_path, env=ENV, capture_output=True, text=True, check=False
+    )
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr
     if "/dev/full" in words and code:
         assert ("No space left" in done.stderr) == ("--version" in words)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_characters_that_a_stream_does_not_have_are_shown_in_others(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "Ünï漢−1.yaml").write_text(world.PARAMS, "utf-8")
+    script = f"{COMMAND} check *.yaml && {COMMAND} paper check && {COMMAND} check nothing−漢.yaml"
+    environment = {**ENV, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert b"1.yaml: ok" in done.stdout
+    assert b"error: nothing" in done.stderr
+    assert encoding == "ascii" or b"-1.yaml: ok\n" in done.stdout  # click writes UTF-8 where a stream is said to be ASCII
+
+
 def test_a_failure_is_told_though_nobody_reads_the_result(tmp_path: Path) -> None:
     """As `verify | grep -q`: the reader goes at the first line, and a verdict that comes later still decides."""
     script = (
-        "from isd_repro import cli, errors\n"
+        "from isd_repro import cli\nfrom isd_repro.runtime import errors\n"
         "def app():\n    print('x' * 1_000_000)\n    raise errors.DataError('edited', 'look')\n"
         "cli.app = app\ncli.main()\n"
     )
@@ -55,11 +69,11 @@ def test_a_failure_is_told_though_nobody_reads_the_result(tmp_path: Path) -> Non
 def test_no_file_takes_the_place_of_a_missing_stream(tmp_path: Path) -> None:
     """Otherwise a library's warning would be written into it."""
     script = (
-        "import os\nfrom isd_repro import streams\nstreams.careful()\n"
+        "import os\nfrom isd_repro.runtime import streams\nstreams.careful()\n"
         "with open('checkpoint', 'wb', buffering=0) as file:\n"
         "    file.write(b'weights')\n    os.write(1, b'a remark')\n    os.write(2, b'a warning')\n"
     )
-    command = f'exec {sys.executable} -c "$SCRIPT" >&- 2>&-'
+    command = f'{sys.executable} -c "$SCRIPT" >&- 2>&-'
     subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**ENV, "SCRIPT": script}, check=True)
     assert (tmp_path / "checkpoint").read_bytes() == b"weights"
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from isd_repro import cli
 from isd_repro.config import reader as config
-from isd_repro.config.reader import Layout
+from isd_repro.config.layout import Layout
 from isd_repro.train.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from isd_repro.config import params, protocol_params
 FILE = Path(__file__).with_name("defaults.json")
 # Groups that change no number: speed, tracking; and what a report says.
 OURS = {params.__name__, protocol_params.__name__}
-FREE = {"Efficiency", "Tracking", "Params", "MethodBlock", "Frozen"}
+FREE = {"Efficiency", "Tracking", "Params", "MethodBlock", "ReportConfig", "Beside", "Hypothesis", "Power", "Trials"}
 
 
 def plain(value: Any) -> Any:

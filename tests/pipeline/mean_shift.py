@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from isd_repro.config.params import Count, Frozen, Unit
+from isd_repro.config.fields import Count, Frozen, Unit
 from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank

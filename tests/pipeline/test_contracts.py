@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from ruamel.yaml import YAML
 
 from isd_repro import methods
 from isd_repro.config import reader as config
-from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
+from isd_repro.config.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "isd_repro"
@@ -34,11 +34,13 @@ EXEMPT = {
     "isd_repro.data.contact_sheet": "pictures for a person's eye",
     "isd_repro.runtime.errors": "messages",
     "isd_repro.evaluations.summary": "shows numbers and makes none",
+    "isd_repro.runtime.archives": "whether a file is whole",
     "isd_repro.runtime.files": "how files reach the disk",
+    "isd_repro.runtime.signals": "when a stage stops",
     "isd_repro.config.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
     "isd_repro.config.fields": "types of what DVC tracks as parameters",
     "isd_repro.config.protocol_params": "as params",
-    "isd_repro.config.report_params": "as params",
+    "isd_repro.config.layout": "where files are",
     "isd_repro.interfaces": "no logic",
     "isd_repro.provenance": "says where a number was made",
     "isd_repro.tracking": "shows numbers and makes none",
@@ -273,10 +275,12 @@ def _parse_own(arguments: list[str], place: str) -> None:
         return
     assert arguments[0] in group.commands, place
     context = group.commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
-    known = {name for path in PROFILES for name in names_of(config.load(path)[0])}
     given = [*(context.params.get("runs") or []), *(context.params.get("subsets") or [])]
-    assert set(given) <= known, f"{place}: no profile has {sorted(set(given) - known)}"
+    assert set(given) <= known(), f"{place}: no profile has {sorted(set(given) - known())}"
 
 
-def names_of(params: Params) -> set[str]:
-    return {*params.runs, *params.subsets}
+@cache
+def known() -> set[str]:
+    """Names of all runs and subsets of all profiles."""
+    profiles = [config.load(path)[0] for path in PROFILES]
+    return {name for params in profiles for name in (*params.runs, *params.subsets)}

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from isd_repro.config import params
-from isd_repro.config.reader import Layout
+from isd_repro.config.layout import Layout
 from isd_repro.data import manifests, prepared
 from isd_repro.data.prepare import prepare
 from isd_repro.data.prepared import open_prepared

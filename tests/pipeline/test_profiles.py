@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 from isd_repro import methods
 from isd_repro.config import params
 from isd_repro.config import reader as config
-from isd_repro.config.params import Frozen, MethodBlock, View
+from isd_repro.config.fields import Frozen
+from isd_repro.config.params import MethodBlock, View
 
 ROOT = Path(__file__).parents[2]
 PROFILES = [ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))]

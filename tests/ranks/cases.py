@@ -24,10 +24,10 @@ from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import backbones
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.runtime import launcher, ranks
+from isd_repro.runtime.ranks import joined
 from isd_repro.stages import extract
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
-from isd_repro.train.process_group import joined
 from tests.conformance.problem import profile_options
 
 BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 5, 8, 19, 4, 3

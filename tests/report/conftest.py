@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.report import page, records
 from tests.report import synthetic
 

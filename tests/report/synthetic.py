@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout, fingerprint
+from isd_repro.config.reader import fingerprint
 from isd_repro.provenance import Machine, Provenance
 from isd_repro.records import EvaluationRecord, ManifestIdentity, PretrainRecord, pack_labels, score_groups, write_record
 

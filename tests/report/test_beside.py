@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from isd_repro.config import reader as config
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import beside, page, pool, records
 from isd_repro.report.cells import Cell, Table

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Hypothesis, Params, Trials
-from isd_repro.config.reader import Layout
 from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import hypothesis, intervals, trials
 from isd_repro.runtime.errors import ConfigError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
 from isd_repro.report import pivot, pool
 from tests.report import synthetic

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from isd_repro.config import reader as config
-from isd_repro.config.reader import snapshot_name
+from isd_repro.config.layout import snapshot_name
 from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record
 from isd_repro.report.image_figures import Asked, figures
 from isd_repro.stages.dashboard import dashboard

@@ -13,7 +13,7 @@ import pytest
 
 from isd_repro import cli
 from isd_repro.config import reader as config
-from isd_repro.config.reader import Layout
+from isd_repro.config.layout import Layout
 from isd_repro.records import pack_labels, unpack_labels
 
 PARAMS = """\

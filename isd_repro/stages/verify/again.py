@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import FewLabel, Linear
-from isd_repro.config.reader import Layout
 from isd_repro.data import images
 from isd_repro.data.images import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, cast
 
-from isd_repro.config.reader import snapshot_name
+from isd_repro.config.layout import snapshot_name
 from isd_repro.data.prepared import Prepared
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.encoders import load_encoders

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import Layout
 from isd_repro.data.prepared import Prepared
 from isd_repro.report.faults import Fault
 from isd_repro.runtime.progress import Progress

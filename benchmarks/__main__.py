@@ -1,39 +1,25 @@
-"""Commands in groups: `bench`, `data`, `wandb`, `paper`, `checkpoint`. Nothing heavy is imported before one runs."""
+"""`python -m benchmarks`: measure, and compare with what others use."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from benchmarks.tracking import Arm
     from benchmarks.turns import Comparison
 
-ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
-DEFAULT = Path("params.yaml")
 Threads = Annotated[int, typer.Option(help="Of all arms.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-bench = typer.Typer(help="Measure, and compare with what others use.", no_args_is_help=True)
-wandb = typer.Typer(help="Weights & Biases for reviewers.", no_args_is_help=True)
-data = typer.Typer(help="Packs of images, and lists of unbalanced subsets.", no_args_is_help=True)
-paper = typer.Typer(help="The published numbers: what they say and whether they add up.", no_args_is_help=True)
-checkpoint = typer.Typer(help="Checkpoints of any origin: what is in them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure, and compare with what others use.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
-def stderr() -> Console:
-    """Where progress and remarks go."""
-    from rich.console import Console
-
-    return Console(stderr=True, force_interactive=sys.stderr.isatty())
-
-
-@bench.command(name="knn")
+@app.command(name="knn")
 def bench_knn(
     bank: Annotated[int, typer.Option(help="Labelled vectors.")] = 100_000,
     dim: Annotated[int, typer.Option(help="Numbers of each.")] = 512,
@@ -55,7 +41,7 @@ def bench_knn(
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
 
 
-@bench.command(name="loader")
+@app.command(name="loader")
 def bench_loader(
     images: Annotated[int, typer.Option(help="Images that are made and read.")] = 256,
     batch: Annotated[int, typer.Option(help="Images of a batch.")] = 64,
@@ -75,7 +61,7 @@ def bench_loader(
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
 
 
-@bench.command(name="tracking")
+@app.command(name="tracking")
 def bench_tracking(
     n: Annotated[int, typer.Option("--n", help="Turns of each.")] = 9,
     steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 80,
@@ -97,27 +83,7 @@ def bench_tracking(
     typer.echo(json.dumps(result.as_json(), indent=1) if as_json else "\n".join(measure.lines(result)))
 
 
-@data.command(name="pack")
-def data_pack(
-    subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
-    params: ParamsFile = DEFAULT,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="That decode and encode; default: one for each core. They change no byte.")
-    ] = None,
-) -> None:
-    """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it goes on where it was."""
-    from isd_repro.config import reader as config
-    from isd_repro.data.prepare import pack
-    from isd_repro.provenance import remember_code
-
-    remember_code()
-    loaded, layout = config.load(params)
-    console = stderr()
-    for name in subsets:
-        pack(name, loaded, layout, console, processes)
-
-
-@bench.command(name="loss")
+@app.command(name="loss")
 def bench_loss(
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
     bank: Annotated[int, typer.Option(help="Rows of the bank.")] = 128_000,
@@ -136,7 +102,7 @@ def bench_loss(
     _tell(measure.bench(sizes, memory=memory, say=_say), as_json=as_json)
 
 
-@bench.command(name="views")
+@app.command(name="views")
 def bench_views(
     batch: Annotated[int, typer.Option(help="Images.")] = 256,
     side: Annotated[int, typer.Option(help="Of image and view, in pixels.")] = 32,
@@ -150,7 +116,7 @@ def bench_views(
     _tell(measure.bench(measure.Sizes(batch=batch, side=side, repeats=n, threads=threads), say=_say), as_json=as_json)
 
 
-@bench.command(name="step")
+@app.command(name="step")
 def bench_step(
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
     side: Annotated[int, typer.Option(help="Of image and view, in pixels.")] = 32,
@@ -171,7 +137,7 @@ def bench_step(
     _tell(measure.bench(sizes, say=_say), as_json=as_json)
 
 
-@bench.command(name="linear")
+@app.command(name="linear")
 def bench_linear(
     images: Annotated[int, typer.Option(help="Of the epoch.")] = 512,
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 256,
@@ -190,7 +156,7 @@ def bench_linear(
     _tell(measure.bench(measure.sizes_of(arch=arch, width=width, **numbers), say=_say), as_json=as_json)
 
 
-@bench.command(name="all")
+@app.command(name="all")
 def bench_all(
     names: Annotated[list[str] | None, typer.Argument(help="Comparisons by the names of their files; none means all.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the JSON files.")] = Path("reports/bench"),
@@ -217,75 +183,7 @@ def _tell(result: Comparison, *, as_json: bool) -> None:
         raise UserError(f"arms that should compute the same do not: {', '.join(result.wrong)}", "the ratios are worth nothing")
 
 
-@data.command(name="audit")
-def data_audit(
-    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder of them.")],
-    words: Annotated[Path | None, typer.Option(help="Names of classes, one `<class><tab><name>` a line.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what lists hold, what they share, and what their large classes are confounded with."""
-    from isd_repro.stages.audit import audit
+if __name__ == "__main__":
+    from isd_repro.cli import main
 
-    audit(lists, words, as_json=as_json)
-
-
-@data.command(name="lists")
-def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
-    """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
-    from isd_repro.stages.audit import lists
-
-    lists(folder)
-
-
-@checkpoint.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
-) -> None:
-    """List every tensor and what it is to an evaluation; exit code 4 where the file would not load."""
-    from isd_repro.stages.inspect import inspect as account
-
-    account(file, as_json=as_json)
-
-
-@wandb.command(name="publish")
-def wandb_publish(
-    runs: Annotated[list[str] | None, typer.Argument(help="Runs, as named in the parameters; none means all.")] = None,
-    params: ParamsFile = DEFAULT,
-    anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")
-    ] = False,
-    upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else their digests alone.")] = False,
-) -> None:
-    """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
-    from isd_repro.config import reader as config
-    from isd_repro.stages import publish
-
-    loaded, layout = config.load(params)
-    console = stderr()
-    publish.publish(runs or [], loaded, layout, publish.Wish(anonymous=anonymous, upload=upload), console)
-
-
-@wandb.command(name="dashboard")
-def wandb_dashboard(
-    params: ParamsFile = DEFAULT,
-    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write what would be sent to this file; no network.")] = None,
-    anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")
-    ] = False,
-) -> None:
-    """Build the reviewers' workspace and report in W&B from the committed records."""
-    from isd_repro.config import reader as config
-    from isd_repro.stages.dashboard import dashboard
-
-    loaded, layout = config.load(params)
-    console = stderr()
-    dashboard(loaded, layout, dry_run, anonymous=anonymous, console=console)
-
-
-@paper.command(name="check")
-def paper_check(as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False) -> None:
-    """Recompute every mean and difference of the published tables, and list what sources disagree on."""
-    from isd_repro.stages.paper import check as recompute
-
-    recompute(as_json=as_json)
+    main(app)

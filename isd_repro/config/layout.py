@@ -1,0 +1,91 @@
+"""Where a profile keeps its files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a profile keeps its files; `dvc.yaml` names the same paths and a test compares them."""
+
+    folder: Path  # holds params.yaml
+    root: Path  # the repository
+    profile: str
+    name: str = "params.yaml"
+
+    @property
+    def file(self) -> Path:
+        """The parameters themselves."""
+        return self.folder / self.name
+
+    def prepared(self, subset: str) -> Path:
+        """Folder of one prepared subset: manifest.json, images.tsv and the store."""
+        return self.folder / "data" / "prepared" / subset
+
+    def encoder(self, run: str) -> Path:
+        """Exported encoders of a run."""
+        return self.folder / "runs" / run / "encoder.safetensors"
+
+    def snapshots(self, run: str) -> Path:
+        """Encoders kept during a run's training: one file every `efficiency.snapshot_every` epochs."""
+        return self.folder / "runs" / run / "snapshots"
+
+    def metrics(self, run: str) -> Path:
+        """Every logged row of a run's pretraining."""
+        return self.folder / "runs" / run / "metrics.jsonl"
+
+    def log(self, name: str, stage: str) -> Path:
+        """Rows and pictures of one stage of a run or subset; no output of DVC's, and no run's name begins with a dot."""
+        return self.folder / "runs" / ".log" / stage / name
+
+    def features(self, run: str) -> Path:
+        """Features of the search and query images under each encoder of a run."""
+        return self.folder / "runs" / run / "features.safetensors"
+
+    def record(self, run: str, part: str) -> Path:
+        """One part of a run's committed record."""
+        return self.root / "reports" / self.profile / "records" / run / f"{part}.json"
+
+    @property
+    def records(self) -> Path:
+        """All records of the profile."""
+        return self.root / "reports" / self.profile / "records"
+
+    @property
+    def report(self) -> Path:
+        """What `report` writes."""
+        return self.root / "reports" / self.profile / "tables"
+
+    @property
+    def verified(self) -> Path:
+        """Memory of hashed stores."""
+        return self.state("verified")
+
+    @property
+    def cards(self) -> Path:
+        """Model cards, which `report` writes too."""
+        return self.root / "reports" / self.profile / "cards"
+
+    def state(self, fingerprint: str) -> Path:
+        """Resume state of unfinished work; outside DVC, because DVC deletes outputs before a stage starts."""
+        return state_root(self.root) / fingerprint
+
+
+def state_root(usual: Path = Path()) -> Path:
+    """The folder `.state`; `usual` holds it where no environment variable says otherwise."""
+    return Path(os.environ.get("ISD_STATE_ROOT") or os.environ.get("DVC_ROOT") or usual) / ".state"
+
+
+def snapshot_name(epoch: int) -> str:
+    """File of the encoders after an epoch; names sort as epochs do."""
+    return f"epoch-{epoch:05d}.safetensors"
+
+
+def snapshots_in(folder: Path) -> dict[int, Path]:
+    """Files of that kind by epoch, in order; none where the folder is absent. Other files there are left alone."""
+    named = [(re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("*")]
+    return dict(sorted((int(match[1]), path) for match, path in named if match))

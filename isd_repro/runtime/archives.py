@@ -1,0 +1,50 @@
+"""Whether a zip archive, which every file of `torch.save` is, holds what its index says."""
+
+from __future__ import annotations
+
+import errno
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def zip_entries(source: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
+    """The index of an archive.
+
+    Raises:
+        zipfile.BadZipFile: there is none that can be read.
+    """
+    with _as_bad_zip(), zipfile.ZipFile(source) as archive:
+        return archive.infolist()
+
+
+def check_zip(source: Path | IO[bytes]) -> None:
+    """Compare all that `torch.load` does not: every entry's checksum, and that none is marked as a folder.
+
+    torch reads nothing where an entry is so marked and leaves the tensor's memory as it was found.
+
+    Raises:
+        zipfile.BadZipFile: an entry is not what the index says.
+    """
+    with _as_bad_zip(), zipfile.ZipFile(source) as archive:
+        folder = next((info.filename for info in archive.infolist() if info.is_dir() or info.external_attr & 0x10), None)
+        if folder is not None:
+            raise zipfile.BadZipFile(f"{folder} is marked as a folder")
+        wrong = archive.testzip()
+        if wrong is not None:
+            raise zipfile.BadZipFile(f"{wrong} does not have its checksum")
+
+
+@contextmanager
+def _as_bad_zip() -> Iterator[None]:
+    """A zip reader on bytes that are not its own raises almost anything; what the disk says passes."""
+    try:
+        yield
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
+            raise
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from error
