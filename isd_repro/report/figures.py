@@ -1,250 +1,314 @@
-"""Figures as SVG, drawn without a plotting library: colours follow the light or dark scheme, and equal records give equal bytes.
+"""The charts of a report, drawn by matplotlib as SVG. Equal numbers give equal bytes under one version of matplotlib.
 
-An SVG here has no `id`, so any number of them share a page. Geometry is computed in this module, markup is in the templates.
+Every method has one colour on every page. Colours are legible on white and on the dark background of the page; text and axes
+follow the reader's colour scheme. matplotlib is imported when a chart is drawn, not before.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
-from isd_repro.config.params import Params
-from isd_repro.report import text
+from isd_repro.config.params import Params, Run
+from isd_repro.records import CurveRecord
+from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
-from isd_repro.report.pivot import draw_cell, methods
+from isd_repro.report.hypothesis import Comparison
+from isd_repro.report.pivot import methods
+from isd_repro.report.pool import method_name
 from isd_repro.report.records import Records
-from isd_repro.report.tables import ENCODERS, groups_of, runs_of, score_cell
+from isd_repro.report.tables import groups_of, score_cell
+from isd_repro.report.text import visible
+from isd_repro.report.trajectory import GROUPS, Reference, by_epoch, names_of
+from isd_repro.runtime.errors import UserError
 
-WIDTH = 960.0  # of a full figure, in px at scale 1
-_LABEL = 7.4  # width of one character of a row label, generous
-_ROW = 30.0
-Grid = list[list[Cell]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+COLOURS = {"isd": "#2f7fc1", "moco": "#d06a2a", "byol": "#2f9461", "supervised": "#9c6bb3"}
+OTHERS = ("#b08a1e", "#c7568b", "#3c99a8", "#8f7a66")  # of methods that the package does not ship
+UNTRAINED = "#848d95"
+INK = "#010203"  # replaced by the colour of the text around the chart
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
+WIDTH = 960  # px
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that no font of the machine changes the layout
+    "font.size": 9,  # points: 12 px
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.75,
+}
+STYLE = "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A labelled position on an axis, in px."""
+class Figure:
+    """One chart.
 
-    at: float
-    label: str
+    Attributes:
+        name: of its file, without `.svg`.
+        title: what it shows, also for readers who cannot see it.
+        caption: how to read it.
+        draw: makes the matplotlib figure.
+    """
 
-
-@dataclass(frozen=True)
-class CurvePanel:
-    """The loss of one run."""
-
-    x: float
-    y: float
+    name: str
     title: str
-    last: str
-    points: tuple[tuple[float, float], ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    caption: str
+    draw: Callable[[], Canvas]
 
-    @property
-    def path(self) -> str:
-        """The line as SVG path data."""
-        return "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
+    def svg(self) -> str:
+        """The chart as an SVG document, the same bytes for the same numbers.
 
-
-@dataclass(frozen=True)
-class Curves:
-    """Small multiples of loss curves; each panel has its own scale, since methods minimise different losses."""
-
-    width: float
-    height: float
-    plot_width: float
-    plot_height: float
-    panels: tuple[CurvePanel, ...]
+        Raises:
+            UserError: matplotlib is not installed.
+        """
+        return svg(self.draw, self.title)
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One score: centre and interval in px, series number, and what a reader is told on pointing at it."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    series: int
-    title: str
-
-
-@dataclass(frozen=True)
-class Series:
-    """An entry of the legend; `number` chooses its colour."""
-
-    x: float
-    label: str
-    number: int
+def svg(draw: Callable[[], Canvas], title: str) -> str:
+    """What `draw` makes of matplotlib's defaults and this module's settings, whatever the user's own settings are."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise UserError("the charts need matplotlib, which is not installed", "pip install 'isd-repro[report]'") from error
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**SETTINGS, "svg.hashsalt": title})
+        stream = io.StringIO()
+        without_date = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        draw().savefig(stream, format="svg", transparent=True, metadata={"Title": visible(title), **without_date})
+    drawn = re.sub(r"<metadata>.*?</metadata>\n|[ \t]+$", "", stream.getvalue(), flags=re.DOTALL | re.MULTILINE)
+    drawn = drawn.replace(INK, "currentColor").replace("'DejaVu Sans'", FONTS)
+    return drawn[drawn.index("<svg") :].replace("<defs>", f"<style>{STYLE}</style>\n<defs>", 1)
 
 
-@dataclass(frozen=True)
-class DotPanel:
-    """One query group: a row of dots per run or subset."""
-
-    x: float
-    title: str
-    dots: tuple[Dot, ...]
-    ticks: tuple[Tick, ...]
+def colour(run: Run) -> str:
+    """The colour of a run's method."""
+    if not run.optim.epochs:
+        return UNTRAINED
+    return COLOURS.get(run.method.name) or OTHERS[crc32(run.method.name.encode()) % len(OTHERS)]
 
 
-@dataclass(frozen=True)
-class Dots:
-    """Scores with their intervals."""
+def differences(comparisons: Sequence[Comparison], first: str, second: str, bound: float | None) -> Figure:
+    """A forest plot: every draw's difference as a dot, their mean with Student's 95 % interval, and the rule's line."""
+    encoder, metric, _ = comparisons[0].key
 
-    title: str
-    width: float
-    height: float
-    top: float
-    plot_width: float
-    plot_height: float
-    rows: tuple[Tick, ...]
-    series: tuple[Series, ...]
-    hollow: bool  # the second series is the teacher's: same colour, hollow
-    panels: tuple[DotPanel, ...]
+    def draw() -> Canvas:
+        figure, (ax,) = canvas(1, 36 * len(comparisons) + 46, left=64)
+        for at, one in enumerate(comparisons):
+            mean, mark = fmean(one.values), UNTRAINED if at else COLOURS["isd"]
+            ax.scatter(one.values, [at + 0.2] * len(one.values), s=12, color=mark, alpha=0.55, lw=0)
+            ax.plot(intervals.student_interval(one.values) or (mean, mean), [at - 0.12] * 2, color=mark, lw=2.5)
+            ax.scatter([mean], [at - 0.12], s=42, marker="D", color=mark, lw=0, zorder=3)
+        for x, style in ((0, "-"), (bound, (0, (4, 3)))):
+            if x is not None:
+                ax.axvline(x, color=INK, lw=1, linestyle=style)
+        _rows(ax, [one.key[2].capitalize() for one in comparisons])
+        ax.set_title(f"{first} less {second}, points ({metric}, {encoder})")
+        return figure
 
-
-def nice_ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers inside [low, high], about `wanted` of them: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / max(wanted - 1, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
-def _tick_label(value: float) -> str:
-    return text.MINUS + f"{-value:.6g}" if value < 0 else f"{value:.6g}"
-
-
-def loss_curves(params: Params, records: Records) -> Curves | None:
-    """Loss of every run that trained for an epoch or more; None where none did."""
-    trained = [(name, found.pretrain.curve) for name, found in records.runs.items() if found.pretrain and found.pretrain.curve]
-    points_of = {
-        name: [(row["epoch"], row["loss"]) for row in curve if {"epoch", "loss"} <= row.keys()] for name, curve in trained
-    }
-    series = [(name, points) for name, points in points_of.items() if points]
-    if not series:
-        return None
-    across = min(3, len(series))
-    left, top, gap, bottom, plot_height = 52.0, 34.0, 22.0, 46.0, 130.0
-    cell = WIDTH / 3
-    plot_width = cell - left - gap
-    panels = []
-    several = len({params.runs[name].data.subset for name, _ in series}) > 1
-    for at, (name, points) in enumerate(series):
-        x, y = (at % across) * cell + left, (at // across) * (top + plot_height + bottom) + top
-        label, subset = params.runs[name].label, params.runs[name].data.subset
-        title = f"{label}, {subset}" if several and subset.lower() not in label.lower() else label
-        panels.append(_curve_panel(title, points, x, y, plot_width, plot_height))
-    rows = math.ceil(len(series) / across)
-    return Curves(across * cell, rows * (top + plot_height + bottom), plot_width, plot_height, tuple(panels))
-
-
-def _curve_panel(
-    title: str, points: Sequence[tuple[float, float]], x: float, y: float, width: float, height: float
-) -> CurvePanel:
-    epochs, losses = [point[0] for point in points], [point[1] for point in points]
-    left, right = min(epochs), max(epochs)
-    low, high = min(losses), max(losses)
-    margin = 0.06 * (high - low) or max(abs(high) * 0.05, 0.5)
-    low, high = low - margin, high + margin
-
-    def across(value: float) -> float:
-        return x + (width / 2 if right == left else width * (value - left) / (right - left))
-
-    def down(value: float) -> float:
-        return y + height * (high - value) / (high - low)
-
-    whole = [value for value in nice_ticks(left, right, 5) if value == int(value)]
-    return CurvePanel(
-        x=x,
-        y=y,
-        title=_shorten(title, 30),
-        last=f"{losses[-1]:.4g}",
-        points=tuple((across(epoch), down(loss)) for epoch, loss in points),
-        x_ticks=tuple(Tick(across(value), _tick_label(value)) for value in whole or [left]),
-        y_ticks=tuple(Tick(down(value), _tick_label(value)) for value in nice_ticks(low, high, 5)),
+    rule = (
+        ""
+        if bound is None
+        else f" The rule asks for an interval above 0, and calls one below the dashed line at {bound:+g} a contradiction."
     )
+    caption = f"Dots: draws. Diamonds: their mean with its 95 % interval over draws.{rule}"
+    return Figure("differences", f"{first} less {second}: differences in {metric} accuracy, points", caption, draw)
 
 
-def subset_dots(params: Params, records: Records, subset: str) -> Dots | None:
-    """First nearest-neighbour score of every run of a subset, student and teacher, one panel a query group."""
+def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
+    """The first nearest-neighbour score of every method, student, one panel a query group; None where there is no score.
+
+    Every run is a dot. A run that is alone carries its Wilson interval, several seeds or draws a bar at their mean.
+    """
     metric = f"{params.evaluation.knn.k[0]}-NN"
-    names = runs_of(params, subset)
-    rows = [params.runs[name].label for name in names]
-    cells = {
-        group: [[score_cell(records.runs[name], encoder, metric, group) for encoder in ENCODERS] for name in names]
-        for group in groups_of(params, records, subset)
-    }
-    return _dots(f"{subset}: {metric} top-1, %", rows, list(ENCODERS), cells, hollow=True)
-
-
-def pivot_dots(params: Params, records: Records, subsets: Sequence[str]) -> Dots | None:
-    """First nearest-neighbour score of every method on every draw, student, one panel a query group."""
-    metric = f"{params.evaluation.knn.k[0]}-NN"
-    by_method = methods(params, subsets)
-    groups = dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset))
-
-    def of(runs: Sequence[str], group: str) -> Cell:
-        return draw_cell(records, runs, ("student", metric, group))
-
-    cells = {group: [[of(runs.get(subset, ()), group) for runs in by_method.values()] for subset in subsets] for group in groups}
-    title = f"{subsets[0]} to {subsets[-1]}: {metric} top-1, student, %"
-    return _dots(title, subsets, list(by_method), cells, hollow=False)
-
-
-def _dots(title: str, rows: Sequence[str], series: Sequence[str], cells: Mapping[str, Grid], *, hollow: bool) -> Dots | None:
-    """Lay out scores: `cells` holds, for each group, a row of cells per entry of `rows`, one cell per entry of `series`."""
-    flat = [cell for group in cells.values() for row in group for cell in row if cell.value is not None]
-    if not flat:
+    groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
+    rows: list[tuple[str, str, list[list[Cell]]]] = []
+    for name, by_subset in methods(params, subsets).items():
+        runs = [run for subset in subsets for run in by_subset.get(subset, ())]
+        cells = [[score_cell(records.runs[run], "student", metric, group) for run in runs] for group in groups]
+        known = [[cell for cell in of_group if cell.value is not None] for of_group in cells]
+        rows += [(name, colour(params.runs[runs[0]]), known)] if any(known) else []
+    if not rows:
         return None
-    used = [at for at in range(len(series)) if any(row[at].value is not None for group in cells.values() for row in group)]
-    low, high = min(_whisker(cell)[0] for cell in flat), max(_whisker(cell)[1] for cell in flat)
-    low, high = max(0.0, 5 * math.floor(low / 5)), min(100.0, 5 * math.ceil(high / 5))
-    labels = min(max(len(_shorten(row, 30)) for row in rows) * _LABEL + 16, 240.0)
-    legend = len(used) > 1
-    top, bottom, gap = 34.0 + 30.0 * legend + 28.0 * (len(cells) > 1), 30.0, 28.0
-    plot_width = (WIDTH - labels - gap * len(cells)) / len(cells)
-    row_height = max(_ROW, 11.0 * len(used) + 8)
-    panels = []
-    for at, (group, members) in enumerate(cells.items()):
-        x = labels + at * (plot_width + gap)
 
-        def across(value: float, x: float = x) -> float:
-            return x + plot_width * (value - low) / (high - low)
+    def draw() -> Canvas:
+        room = max(len(_shorten(name, 34)) for name, *_ in rows) * 6.6 + 16
+        figure, axes = canvas(len(groups), 22 * len(rows) + 74, left=room)
+        for at, (ax, group) in enumerate(zip(axes, groups, strict=True)):
+            for row, (_, mark, known) in enumerate(rows):
+                values = [cell.value or 0.0 for cell in known[at]]
+                if len(values) == 1:
+                    ends = [known[at][0].low or values[0], known[at][0].high or values[0]]
+                    ax.plot(ends, [row, row], color=mark, lw=2.5, alpha=0.5)
+                if len(values) > 1:
+                    ax.scatter([fmean(values)], [row], s=150, marker="|", color=mark, lw=2.5)
+                ax.scatter(values, [row] * len(values), s=34 if len(values) == 1 else 16, color=mark, alpha=0.8, lw=0)
+            _rows(ax, [name if ax is axes[0] else "" for name, *_ in rows])
+            ax.set_title(f"{group.capitalize()} queries")
+            ax.set_xlabel(f"{metric} accuracy, %")
+        return figure
 
-        dots = []
-        for row, line in enumerate(members):
-            shown = [number for number in used if line[number].value is not None]
-            for place, number in enumerate(shown):
-                cell = line[number]
-                if cell.value is not None:
-                    ends = [across(end) for end in _whisker(cell)]
-                    y = top + row_height * (row + 0.5) + 11.0 * (place - (len(shown) - 1) / 2)
-                    words = f"{rows[row]}, {series[number]}, {group}: {cell.plain}"
-                    dots.append(Dot(across(cell.value), y, ends[0], ends[1], number, words))
-        ticks = tuple(Tick(across(value), _tick_label(value)) for value in nice_ticks(low, high, 6))
-        panels.append(DotPanel(x, group.capitalize(), tuple(dots), ticks))
-    height = row_height * len(rows)
-    names, x = [], labels
-    for number in used:
-        names.append(Series(x, series[number], number))
-        x += len(series[number]) * _LABEL + 44
-    marks = tuple(Tick(top + row_height * (at + 0.5), _shorten(row, 30)) for at, row in enumerate(rows))
-    legends = tuple(names) if legend else ()
-    return Dots(title, WIDTH, top + height + bottom, top, plot_width, height, marks, legends, hollow, tuple(panels))
+    where = subsets[0] if len(subsets) == 1 else f"{subsets[0]} to {subsets[-1]}"
+    many = any(len(of_group) > 1 for *_, known in rows for of_group in known)
+    what = "Every run is a dot, with a bar at the mean" if many else "One run each, with its 95 % interval over queries"
+    name, title = f"scores-{where.replace(' ', '-')}", f"{where}: {metric} accuracy of the student, percent"
+    return Figure(name, title, f"{what}. The axis does not start at zero.", draw)
 
 
-def _whisker(cell: Cell) -> tuple[float, float]:
-    """The interval of one run's score; one standard deviation either way where several seeds stand behind a dot."""
-    value, spread = cell.value or 0.0, cell.deviation or 0.0
-    return (value - spread, value + spread) if cell.low is None or cell.high is None else (cell.low, cell.high)
+def losses(params: Params, records: Records) -> Figure | None:
+    """Mean loss by epoch, one panel a method, one line a run; None where no run has trained."""
+    panels: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for name, found in records.runs.items():
+        curve = found.pretrain.curve if found.pretrain else ()
+        if points := [(row["epoch"], row["loss"]) for row in curve if {"epoch", "loss"} <= row.keys()]:
+            panels.setdefault(method_name(params, name), []).append((colour(params.runs[name]), points))
+    if not panels:
+        return None
+
+    def draw() -> Canvas:
+        figure, axes = canvas(len(panels), 150, left=44, gap=52)
+        for ax, (label, runs) in zip(axes, panels.items(), strict=True):
+            for mark, points in runs:
+                many = {"alpha": 0.55} if len(runs) > 1 else {"marker": "."} if len(points) == 1 else {}
+                ax.plot(*zip(*points, strict=True), color=mark, linewidth=1.6, **many)
+            ax.set_title(_shorten(f"{label}, {len(runs)} runs" if len(runs) > 1 else label, 38))
+            ax.set_xlabel("epoch")
+        return figure
+
+    caption = "Mean loss by epoch, a line a run. Methods minimise different losses, so heights cannot be compared between panels."
+    return Figure("loss-curves", "Training loss by epoch", caption, draw)
+
+
+def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference] = ()) -> Figure | None:
+    """First nearest-neighbour score by epoch of a subset's runs, and the paper's beside it; None where there is neither."""
+    metric = f"{params.evaluation.knn.k[0]}-NN"
+    names = names_of(params, found, subset, paper)
+    values = {(name, group): by_epoch(found[name], metric, group) for name in names if name in found for group in GROUPS}
+    groups = [group for group in GROUPS if any(values.get((name, group)) for name in names)] or (["all"] if paper else [])
+    if not groups:
+        return None
+    marks = {name: colour(params.runs[name]) for name in names}
+
+    def draw() -> Canvas:
+        figure, axes = canvas(len(groups), 260, left=44, gap=44, legend=1)
+        ours: dict[str, Any] = {"student": "-", "teacher": (0, (5, 3))}
+        theirs: dict[str, Any] = {"student": (0, (5, 3)), "teacher": (0, (1.5, 2))}
+        for ax, group in zip(axes, groups, strict=True):
+            for name in names:
+                for encoder, points in values.get((name, group), {}).items():
+                    line = [(epoch, score.top1) for epoch, score in points]
+                    ax.plot(*zip(*line, strict=True), color=marks[name], linestyle=ours[encoder], marker=".")
+            for one in paper if group == "all" else ():
+                line = [(epoch, cell.value or 0.0) for epoch, cell in one.points]
+                style = {"linestyle": theirs[one.encoder], "linewidth": 1, "marker": "s", "markersize": 2.5}
+                ax.plot(*zip(*line, strict=True), color=marks[one.run], alpha=0.8, **style)
+            ax.set_title(f"{group.capitalize()} queries")
+            ax.set_xlabel("epoch")
+            ax.sharey(axes[0])
+        axes[0].set_ylabel(f"{metric} accuracy, %")
+        known = [(params.runs[name].label + ("" if name in found else " (not run)"), {"color": marks[name]}) for name in names]
+        _legend(figure, [*known, *((encoder, {"color": UNTRAINED, "linestyle": ours[encoder]}) for encoder in ours)], 6)
+        return figure
+
+    beside = (
+        " Thin lines with squares: the paper's Figure 2, read off the figure (dashed: student, dotted: teacher)." if paper else ""
+    )
+    title = f"{subset}: {metric} accuracy by epoch, percent"
+    caption = f"Encoders kept during training; solid: student, dashed: teacher.{beside}"
+    return Figure(f"trajectory-{subset}", title, caption, draw)
+
+
+def embedding(facts: Mapping[str, Any]) -> Figure:
+    """The t-SNE panels of a run, from the `tsne` part of `figures.json`."""
+    classes, panels = facts["classes"], facts["panels"]
+
+    def draw() -> Canvas:
+        import matplotlib as mpl
+
+        figure, axes = canvas(len(panels), 340, left=8, gap=16, legend=math.ceil(len(classes) / 5), labels=4)
+        marks = [mpl.colormaps["tab10"](at) for at in range(len(classes))]
+        for ax, panel in zip(axes, panels, strict=True):
+            ax.scatter(
+                *zip(*panel["points"], strict=True), s=12, c=[marks[at] for at in facts["class_of_point"]], alpha=0.8, lw=0
+            )
+            epoch = "Final encoder" if panel["epoch"] is None else f"Epoch {panel['epoch']}"
+            ax.set_title(f"{epoch}: 1-NN here {panel['neighbours']:.1f} %")
+            ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+            ax.spines[:].set(visible=True, alpha=0.3)
+        _legend(figure, [(name, {"color": mark, "marker": "o", "lw": 0}) for name, mark in zip(classes, marks, strict=True)], 5)
+        return figure
+
+    title = f"t-SNE of {len(facts['class_of_point'])} validation images, {facts['encoder']}"
+    return Figure("tsne", title, "Distances between groups, their sizes and the axes mean nothing.", draw)
+
+
+def canvas(
+    panels: int, height: float, *, left: float, gap: float = 24, legend: int = 0, labels: float = 40
+) -> tuple[Canvas, list[Axes]]:
+    """A figure of at most three panels a row; lengths in px.
+
+    Args:
+        panels: their number.
+        height: of a row, with a title above and `labels` below its panels.
+        left: room for the labels of rows or values.
+        gap: between the panels of a row.
+        legend: lines of the legend above all.
+        labels: room for the axis below a panel.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    across, title, above = min(3, panels), 24.0, 20.0 * legend
+    whole = above + height * math.ceil(panels / across)
+    figure = Canvas(figsize=(WIDTH / 96, whole / 96))
+    width, inner = (WIDTH - left - gap * (across - 1) - 8) / across, height - title - labels
+    corners = [(left + at % across * (width + gap), above + at // across * height + title) for at in range(panels)]
+    return figure, [figure.add_axes((x / WIDTH, 1 - (y + inner) / whole, width / WIDTH, inner / whole)) for x, y in corners]
+
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    """Named rows from the top down; grid lines along the values alone."""
+    ax.set_yticks(range(len(names)), [_shorten(name, 34) for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+
+
+def _legend(canvas: Canvas, entries: Sequence[tuple[str, dict[str, Any]]], columns: int) -> None:
+    """Names and styles of lines above all panels, whatever signs a name begins with."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], **style, label=f"{at}") for at, (_, style) in enumerate(entries)]
+    names = [_shorten(name, 34) for name, _ in entries]
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0, 1),
+        "borderaxespad": 0.4,
+        "borderpad": 0,
+        "frameon": False,
+    }
+    legend = canvas.legend(lines, [name.lstrip("_") or "-" for name in names], ncols=min(columns, len(lines)), **place)
+    for entry, name in zip(legend.get_texts(), names, strict=True):
+        entry.set_text(name)
 
 
 def _shorten(label: str, length: int) -> str:
+    label = visible(label)
     return label if len(label) <= length else f"{label[: length - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -6,53 +6,12 @@ Names of classes and files come from strangers: the templates escape all of them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from isd_repro.report import figures, page
 
 Facts = Mapping[str, Any]
-_COLOURS = 5
-_LEGEND = 24  # letters of a class name
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point of a panel in px."""
-
-    x: float
-    y: float
-    number: int  # of its class
-    title: str
-
-    @property
-    def hollow(self) -> bool:
-        """The second five classes have the colours of the first, and a hollow diamond for their disc."""
-        return self.number // _COLOURS % 2 == 1
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One drawing: its corner in px, what stands above it, its points."""
-
-    x: float
-    y: float
-    title: str
-    note: str
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True)
-class Plane:
-    """All panels of one run, with a legend."""
-
-    title: str
-    width: float
-    height: float
-    side: float  # of a panel
-    legend: tuple[Mark, ...]
-    panels: tuple[Panel, ...]
 
 
 def ready() -> None:
@@ -108,7 +67,6 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
         "f": facts,
         "thumbs": thumbs,
         "style": page.template_text("style.css") + page.template_text("gallery.css"),
-        "css": page.template_text("figure.css"),
         "provenance": _provenance(facts),
     }
     every = {cluster["cluster"]: cluster for cluster in facts["clusters"]["all"]}
@@ -117,7 +75,7 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
         "anchors.html": environment.get_template("anchors.html.jinja").render(
             log_k=math.log(facts["anchors"]["bank"]["images"]), **known
         ),
-        "tsne.svg": environment.get_template("tsne.svg.jinja").render(p=plane(facts), **known),
+        "tsne.svg": figures.embedding(facts["tsne"]).svg(),
     }
     return {name: content.encode("utf-8") for name, content in files.items()}
 
@@ -152,38 +110,5 @@ def _pairs(facts: Facts) -> str:
     return ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
 
 
-def plane(facts: Facts) -> Plane:
-    """Geometry of the t-SNE drawing: three panels a row, each scaled to its own extent with equal axes."""
-    drawn = facts["tsne"]
-    names = drawn["classes"]
-    across = min(3, len(drawn["panels"]))
-    width = figures.WIDTH if across > 1 else 620.0
-    gap, head = 24.0, 46.0
-    side = (width - gap * (across - 1)) / across
-    columns = 5 if across > 1 else 3
-    shown = [name if len(name) <= _LEGEND else f"{name[: _LEGEND - 1]}\N{HORIZONTAL ELLIPSIS}" for name in names]
-    legend = [Mark(6 + at % columns * width / columns, 46 + 22 * (at // columns), at, name) for at, name in enumerate(shown)]
-    top = 46 + 22 * math.ceil(len(names) / columns)
-    panels = []
-    for at, panel in enumerate(drawn["panels"]):
-        x, y = at % across * (side + gap), top + at // across * (side + head + 12) + head
-        spots = _scaled(panel["points"], x, y, side)
-        marks = [Mark(*spot, cls, names[cls]) for spot, cls in zip(spots, drawn["class_of_point"], strict=True)]
-        title = _epoch(panel)
-        panels.append(Panel(x, y, title[0].upper() + title[1:], f"1-NN here {panel['neighbours']:.1f} %", tuple(marks)))
-    height = top + math.ceil(len(panels) / across) * (side + head + 12)
-    title = f"{facts['label']}: t-SNE of {len(drawn['class_of_point'])} validation images, {drawn['encoder']}"
-    return Plane(title, width, height, side, tuple(legend), tuple(panels))
-
-
 def _epoch(panel: Mapping[str, Any]) -> str:
     return "final encoder" if panel["epoch"] is None else f"epoch {panel['epoch']}"
-
-
-def _scaled(points: Sequence[Sequence[float]], x: float, y: float, side: float) -> list[tuple[float, float]]:
-    """Points in a square with a margin, the same scale along both axes; one place for all is the middle."""
-    low = [min(point[axis] for point in points) for axis in (0, 1)]
-    high = [max(point[axis] for point in points) for axis in (0, 1)]
-    scale = (side - 20) / (max(high[axis] - low[axis] for axis in (0, 1)) or 1.0)
-    middle = [(low[axis] + high[axis]) / 2 for axis in (0, 1)]
-    return [(x + side / 2 + (a - middle[0]) * scale, y + side / 2 - (b - middle[1]) * scale) for a, b in points]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from isd_repro.report import (
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.faults import Sink, refuse
+from isd_repro.report.figures import Figure
 from isd_repro.report.findings import Finding
 from isd_repro.report.records import Records
 from isd_repro.report.rendered import stamped
@@ -60,13 +62,12 @@ READING_PAPER = (
 
 @dataclass(frozen=True)
 class Block:
-    """One subset, or one family of repeated draws: its tables, what they show, and its figure; or a figure of snapshots."""
+    """One section of the page: its tables, what they show, and its charts."""
 
     title: str
     tables: tuple[Table, ...]
     findings: tuple[Finding, ...]
-    dots: figures.Dots | None
-    trajectory: trajectory.Trajectories | None = None
+    figures: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,6 @@ class Report:
     folder: str  # where commands are run, relative to the repository
     overview: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
     blocks: tuple[Block, ...]
-    curves: figures.Curves | None
     footnotes: tuple[str, ...]
     runs: dict[str, dict[str, Any]]
     sources: tuple[tuple[str, str], ...]  # of published numbers
@@ -87,6 +87,11 @@ class Report:
     def tables(self) -> list[Table]:
         """All tables, in order."""
         return [table for block in self.blocks for table in block.tables]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All charts, in order."""
+        return [figure for block in self.blocks for figure in block.figures]
 
 
 def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refuse) -> Report:
@@ -98,27 +103,27 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
     """
     blocks = [*_beside(params, records), *_asked(params, records)]
     for subsets in pivot.families(params):
+        name = subsets[0] if len(subsets) == 1 else f"{subsets[0]} to {subsets[-1]}"
         if len(subsets) > 1:
             tables = pivot.pivot_tables(params, records, subsets)
             said = findings.pivot_findings(params, subsets, tables)
-            dots = figures.pivot_dots(params, records, subsets)
-            blocks.append(Block(f"{subsets[0]} to {subsets[-1]}", tuple(tables), tuple(said), dots))
         else:
             tables = subset_tables(params, records, subsets[0])
             said = findings.subset_findings(params, records, subsets[0])
-            blocks.append(Block(subsets[0], tuple(tables), tuple(said), figures.subset_dots(params, records, subsets[0])))
-    blocks += [Block(*parts, None) for parts in exploratory.blocks(params, records)]
-    blocks += [Block(table.title, (table,), (), None) for table in protocols.protocol_tables(params, records)]
+        blocks.append(Block(name, tuple(tables), tuple(said), _present(figures.scores(params, records, subsets))))
+    blocks += [Block(*parts) for parts in exploratory.blocks(params, records)]
+    blocks += [Block(table.title, (table,), ()) for table in protocols.protocol_tables(params, records)]
     every = [table for block in blocks for table in block.tables]
     ours = [finding for block in blocks for finding in block.findings]
     blocks += _trajectories(params, records, trajectory.load(params, layout, records, sink))
+    if curves := figures.losses(params, records):
+        blocks.append(Block("Training loss", (), (), (curves,)))
     return Report(
         params=params,
         records=records,
         folder=run_details.working_folder(layout),
         overview=tuple(overview.at_a_glance(params, records, every, ours)),
         blocks=tuple(blocks),
-        curves=figures.loss_curves(params, records),
         footnotes=tuple(findings.footnotes(params, records)),
         runs={name: run_details.run_facts(params, found) for name, found in records.runs.items()},
         sources=_sources(params),
@@ -130,9 +135,13 @@ def _asked(params: Params, records: Records) -> list[Block]:
     blocks = []
     if wanted := params.report.hypothesis:
         table, said = hypothesis.table_of(params, records, wanted), hypothesis.finding(params, records, wanted)
-        blocks.append(Block("The hypothesis", (table,) if table else (), (said,), None))
+        groups = ("rare", "all", "large") if wanted.group == "rare" else (wanted.group,)
+        keys = [(wanted.encoder, f"{wanted.k}-NN", group) for group in groups]
+        pairs = [done for key in keys if (done := hypothesis.compared(params, records, wanted, key))]
+        drawn = figures.differences(pairs, wanted.first, wanted.second, wanted.contradicted_below) if pairs else None
+        blocks.append(Block("The hypothesis", (table,) if table else (), (said,), _present(drawn)))
     if tried := params.report.trials:
-        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, tried)), None))
+        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, tried))))
     return blocks
 
 
@@ -141,10 +150,10 @@ def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveReco
     blocks = []
     for subset in params.subsets:
         paper = snapshots.references(params, records, subset)
-        figure = trajectory.figure(params, kept, subset, paper)
+        figure = figures.trajectories(params, kept, subset, paper)
         table = snapshots.table_of(params, records, kept, subset, paper)
         if figure and table:
-            blocks.append(Block(table.title, (table,), (), None, figure))
+            blocks.append(Block(table.title, (table,), (), (figure,)))
     return blocks
 
 
@@ -162,11 +171,11 @@ def _beside(params: Params, records: Records) -> list[Block]:
         odd += [Finding("Sources disagree", f"{item.about}: {item.verdict}.") for item in read]
         if table.contest:
             tables = draws.draw_tables(params, records, paper, table, wanted)
-            blocks.append(Block(table.title, tuple(tables), (), None))
+            blocks.append(Block(table.title, tuple(tables), ()))
             said = (*draws.published_findings(table), *odd)
-            blocks.append(Block(f"{table.title}, recomputed", (draws.published_table(table),), said, None))
+            blocks.append(Block(f"{table.title}, recomputed", (draws.published_table(table),), said))
         else:
-            blocks.append(Block(table.title, tuple(beside.row_tables(params, records, paper, table, wanted)), tuple(odd), None))
+            blocks.append(Block(table.title, tuple(beside.row_tables(params, records, paper, table, wanted)), tuple(odd)))
     return blocks
 
 
@@ -187,32 +196,20 @@ def render(report: Report) -> dict[str, bytes]:
     """Every file of the report by name.
 
     Raises:
-        UserError: jinja2 is not installed.
+        UserError: jinja2 or matplotlib is not installed.
     """
-    markup, plain, tex = environment("html"), environment("markdown"), environment("latex")
-    files = {"table.md": _fill(plain, "table.md.jinja", report), "table.tex": _fill(tex, "table.tex.jinja", report)}
-    files["index.html"] = _fill(markup, "page.html.jinja", report)
-    css = template_text("figure.css")
-    if report.curves:
-        files["loss-curves.svg"] = markup.get_template("curves.svg.jinja").render(f=report.curves, css=css)
-    for block in report.blocks:
-        if drawn := block.trajectory:
-            files[trajectory_name(drawn)] = markup.get_template("trajectory.svg.jinja").render(f=drawn, css=css)
-        if block.dots:
-            files[_dots_name(block)] = markup.get_template("dots.svg.jinja").render(f=block.dots, css=css)
+    drawn = {figure.name: figure.svg() for figure in report.figures}
+    templates = {"table.md": "markdown", "table.tex": "latex", "index.html": "html"}
+    files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
+    files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
     files["cells.json"] = export.as_json(_cells_json(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
 
 
-def trajectory_name(figure: trajectory.Trajectories) -> str:
-    """File of one figure of snapshots."""
-    return f"trajectory-{figure.subset}.svg"
-
-
-def _dots_name(block: Block) -> str:
-    return f"scores-{block.title.replace(' ', '-')}.svg"
+def _present(figure: Figure | None) -> tuple[Figure, ...]:
+    return (figure,) if figure else ()
 
 
 def environment(kind: str) -> Environment:
@@ -245,7 +242,6 @@ def environment(kind: str) -> Environment:
         panels=_panels,
         md=text.markdown,
         mdpart=text.markdown_part,
-        px=lambda value: f"{value:.1f}".removesuffix(".0"),
         count=text.count,
         duration=text.duration,
         one_decimal=text.one_decimal,
@@ -305,7 +301,7 @@ def _tex_legend(table: Table) -> str:
     return f" {words[:1].upper()}{words[1:]}." if words else ""
 
 
-def _fill(environment: Environment, name: str, report: Report) -> str:
+def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
     recomputed, recorded = findings.verified(report.records)
     return environment.get_template(name).render(
         report=report,
@@ -317,7 +313,7 @@ def _fill(environment: Environment, name: str, report: Report) -> str:
         recomputed=recomputed,
         recorded=recorded,
         spent=costs.table(costs.of_profile(report.params, report.records)),
-        style=template_text("style.css") + template_text("figure.css"),
+        style=template_text("style.css"),
         script=template_text("script.js"),
         cell_facts=lambda cell: run_details.cell_facts(report.records, cell),
         part_rows=run_details.part_rows,
@@ -325,9 +321,13 @@ def _fill(environment: Environment, name: str, report: Report) -> str:
         flatten=text.flatten,
         command=run_details.command,
         record_link=run_details.record_link,
-        dots_name=_dots_name,
-        trajectory_name=trajectory_name,
+        picture=lambda figure: data_uri(drawn[figure.name]),
     )
+
+
+def data_uri(svg: str) -> str:
+    """A chart as the address of an image, which no other chart on the page can disturb."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def template_text(name: str) -> str:

@@ -270,30 +270,21 @@ def test_what_grows_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
         assert f"[`{name}`]({name}.svg)" in page
         drawn = (tmp_path / f"{name}.svg").read_bytes()
         assert drawn == plot.svg(name, found)
-        root = ET.fromstring(drawn)
-        titles = [node.text or "" for node in root.iter() if node.tag.endswith("title")]
-        assert len(titles) == 1 + 2 * (2 if name == "loss-growth" else 1)
+        assert ET.fromstring(drawn).tag.endswith("svg")
     assert '"images": 128' in (tmp_path / "epoch-growth.json").read_text("utf-8")
 
 
 def test_a_point_stands_where_its_numbers_are() -> None:
-    """Twice the size and ten times the seconds: one panel's width apart, and one decade."""
     made = [
         Comparison("growth", {"bank": bank}, {"search": (low, low, 2 * low)}, {}, {}).as_json()
         for bank, low in ((1024, 0.1), (2048, 1.0))
     ]
-    (panel,) = plot.figure("knn-growth", made).panels
-    one, other = panel.points
-    assert one.x == panel.x
-    assert other.x - one.x == pytest.approx(plot.figure("knn-growth", made).plot_width)
-    assert [tick.label for tick in panel.y_ticks] == ["0.1", "1", "10"]
-    assert one.y == pytest.approx(panel.y_ticks[0].at)
-    assert other.y == pytest.approx(panel.y_ticks[1].at)
-    assert other.high < other.y == other.low
-    assert [tick.label for tick in panel.x_ticks] == ["1k", "2k"]
-    (start, end) = panel.guide
-    assert (end, start[0]) == ((other.x, other.y), pytest.approx(one.x))
-    assert start[1] - end[1] == pytest.approx(math.log10(2) * (panel.y_ticks[0].at - panel.y_ticks[1].at))
+    (ax,) = plot.figure("knn-growth", made).axes
+    medians, proportion = ([tuple(point) for point in line.get_xydata()] for line in ax.lines)
+    assert medians == [(1024, 0.1), (2048, 1.0)]
+    assert proportion == [(1024, 0.5), (2048, 1.0)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1k", "2k"]
+    assert [path.vertices[:, 1].tolist() for path in ax.collections[0].get_paths()] == [[0.1, 0.2], [1.0, 2.0]]
 
 
 def test_the_committed_table_is_that_of_the_committed_files() -> None:

@@ -178,8 +178,7 @@ def test_no_records_at_all(tmp_path: Path) -> None:
     params = synthetic.profile({"isd": ("ISD", "small")}, {"small": {"name": "balanced", "per_class": 5}})
     report = Profile(params, synthetic.layout(tmp_path, params)).report()
     assert [cell.number for cell in report.tables[0].rows[0].cells] == ["not run", "not run"]
-    assert report.curves is None
-    assert report.blocks[0].dots is None
+    assert report.figures == []
 
 
 FIVE = "1-NN, 5-NN exact float32, ties by lowest label"

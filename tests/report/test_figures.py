@@ -1,0 +1,113 @@
+"""Charts: points stand at their numbers, equal numbers give equal bytes, and names of strangers do no harm."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+
+from isd_repro.report import figures, intervals
+from isd_repro.report.hypothesis import Comparison
+from isd_repro.runtime.errors import UserError
+from tests.report.conftest import ODD, Profile
+
+NAMES = ["_under", "a $b$ $", '<c> & "d" \'', "e\x07\u202e", "f" * 80]
+TSNE = {
+    "encoder": "student",
+    "classes": NAMES,
+    "class_of_point": [0, 1, 2, 3, 4, 0],
+    "panels": [{"epoch": None, "neighbours": 50.0, "points": [[0, 1], [2, 5], [1, 1], [3, 3], [4, 0], [5, 2]]}],
+}
+
+
+def dots(axes: Any) -> list[list[tuple[float, float]]]:
+    """Points of each scatter of a panel."""
+    return [[tuple(point) for point in found.get_offsets().tolist()] for found in axes.collections]
+
+
+def test_losses_are_drawn_where_they_are(profile: Profile) -> None:
+    drawn = figures.losses(profile.params, profile.records())
+    assert drawn is not None
+    panels = {axes.get_title(): axes for axes in drawn.draw().axes}
+    assert list(panels) == ["Untrained", "Raw pixels", "MoCo v2", "ISD"]
+    record = profile.records().runs["isd"].pretrain
+    assert record is not None
+    (line,) = panels["ISD"].lines
+    assert line.get_xydata().tolist() == [[row["epoch"], row["loss"]] for row in record.curve]
+    assert line.get_color() == figures.COLOURS["isd"]
+
+
+def test_scores_stand_at_their_values_and_intervals(profile: Profile) -> None:
+    drawn = figures.scores(profile.params, profile.records(), ["small"])
+    assert drawn is not None
+    axes = drawn.draw().axes
+    assert [panel.get_title() for panel in axes] == ["All queries", "Rare queries", "Large queries"]
+    known = [(row.label, row.cells[0]) for row in profile.report().tables[0].rows if row.cells[0].value is not None]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [label for label, _ in known]
+    assert dots(axes[0]) == [[(pytest.approx(cell.value), at)] for at, (_, cell) in enumerate(known)]
+    ends = [list(line.get_xdata()) for line in axes[0].lines]
+    assert ends == [[pytest.approx(cell.low), pytest.approx(cell.high)] for _, cell in known]
+
+
+def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> None:
+    draws = {"d1": 1.0, "d2": 3.0, "d3": 2.5}
+    one = Comparison(("student", "1-NN", "rare"), draws, 50.0, 48.0, {}, ())
+    drawn = figures.differences([one], "ISD", "MoCo v2", 0.5)
+    (axes,) = drawn.draw().axes
+    first, mean = dots(axes)
+    assert [x for x, _ in first] == list(draws.values())
+    assert mean[0][0] == pytest.approx(sum(draws.values()) / 3)
+    interval, zero, rule = axes.lines
+    assert tuple(interval.get_xdata()) == pytest.approx(intervals.student_interval(list(draws.values())))
+    assert (zero.get_xdata()[0], rule.get_xdata()[0]) == (0, 0.5)
+    assert "+0.5" in drawn.caption
+    assert "rule" not in figures.differences([one], "ISD", "MoCo v2", None).caption
+
+
+def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
+    drawn = profile.report().figures
+    first = {figure.name: figure.svg() for figure in drawn}
+    assert set(first) == {"scores-small", "loss-curves"}
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
+        assert {figure.name: figure.svg() for figure in drawn} == first
+    for text in first.values():
+        assert "20" not in text[: text.index("<g")].partition("<metadata")[2], "no date"
+        assert "currentColor" in text
+        assert figures.INK not in text
+
+
+def test_names_of_strangers_are_text(profile: Profile) -> None:
+    root = ET.fromstring(figures.embedding(TSNE).svg())
+    shown = [node.text for node in root.iter() if node.tag.endswith("text")]
+    assert shown[1:] == ["_under", "a $b$ $", '<c> & "d" \'', "e", "f" * 33 + "\N{HORIZONTAL ELLIPSIS}"]
+    assert len(dots(figures.embedding(TSNE).draw().axes[0])[0]) == 6
+    assert ODD not in "".join(figure.svg() for figure in profile.report().figures)
+
+
+def test_a_method_has_one_colour_that_can_be_seen_on_both_grounds(profile: Profile) -> None:
+    runs = profile.params.runs
+    assert figures.colour(runs["isd"]) == figures.COLOURS["isd"]
+    assert figures.colour(runs["isd"].model_copy(update={"label": "another"})) == figures.COLOURS["isd"]
+    untrained = runs["isd"].model_copy(update={"optim": runs["isd"].optim.model_copy(update={"epochs": 0})})
+    assert figures.colour(untrained) == figures.UNTRAINED
+    new = runs["isd"].model_copy(update={"method": runs["isd"].method.model_copy(update={"name": "mean_shift"})})
+    assert figures.colour(new) in figures.OTHERS
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in (*figures.COLOURS.values(), *figures.OTHERS, figures.UNTRAINED):
+        assert 1.05 / (luminance(colour) + 0.05) >= 3, f"{colour} on white"
+        assert (luminance(colour) + 0.05) / (luminance("#16191d") + 0.05) >= 3, f"{colour} on dark"
+
+
+def test_a_missing_matplotlib_is_named(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = profile.report().figures[0]
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(UserError, match="matplotlib") as caught:
+        drawn.svg()
+    assert "isd-repro[report]" in caught.value.hint
