@@ -1,99 +1,98 @@
-"""How the bank's loss, the search and an epoch grow with their sizes: ours alone, one comparison of one arm for each size.
+"""How the bank's loss, the search and an epoch grow with their sizes: ours alone, one comparison of one variant for each size.
 
-The bank's loss and the search are those of `bench loss` and `bench knn`. The epoch is a whole one of a narrow network: batches
-from a packed store on the disk, both views, steps, and the look at every weight at its end.
+The loss and the search are those of the subjects `bank_loss` and `knn`. The epoch is a whole one of a narrow network: batches from a
+packed store on the disk, both views, steps, and the check of every weight at its end.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from benchmarks import knn, loss, turns
-from benchmarks.turns import Comparison
+from benchmarks import bank_loss, harness, knn
 from benchmarks.views import MEAN, STD, STRONG, WEAK
 from isd_repro.config.params import BackboneConfig, Cosine, Data, Efficiency, Numerics, Optim
 from isd_repro.config.params import Store as Packing
 from isd_repro.data.loader import Batches
 from isd_repro.data.prepared import Split
 from isd_repro.data.store import Store, StoreWriter
-from isd_repro.evaluations import knn as search_
 from isd_repro.interfaces import Setting
 from isd_repro.methods import isd
 from isd_repro.nn import backbones
+from isd_repro.report import figures
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 
-BANKS = tuple(2**power for power in range(13, 21))  # rows of the loss's bank, 8,192 to 1,048,576
-SETS = tuple(2**power for power in range(14, 19))  # labelled vectors of a search, 16,384 to 262,144
-EPOCHS = (256, 512, 1024, 2048)  # images
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = {"bank": "rows of the bank", "images": "images"}  # what grows, by its name among the sizes
 
 
 @dataclass(frozen=True)
-class Epoch:
+class Epoch(harness.Sizes):
     """What an epoch is of; the bank holds as many rows as 16 batches."""
 
-    images: int
-    repeats: int = 3
+    images: int = 256
     batch: int = 64
     side: int = 32
     width: int = 16
-    threads: int = 1
 
 
-def of_loss(
-    banks: tuple[int, ...] = BANKS, dim: int = 128, repeats: int = 3, say: turns.Say = lambda line: None
-) -> list[Comparison]:
-    """Seconds of the loss and its gradient grow with the bank; extra memory, taken in fresh processes, does not."""
+@dataclass(frozen=True)
+class Sizes(harness.Sizes):
+    """The values of one size of a subject; `start` has all others."""
+
+    start: harness.Sizes = harness.Sizes()  # noqa: RUF009 - frozen
+    vary: str = "bank"
+    values: tuple[int, ...] = ()
+
+
+CPU = {
+    "loss-growth": Sizes(
+        start=bank_loss.Sizes(repetitions=3, only=("attention",)), values=tuple(2**power for power in range(13, 21))
+    ),
+    "knn-growth": Sizes(
+        start=knn.Sizes(dim=128, repetitions=3, only=(knn.ONE,)), values=tuple(2**power for power in range(14, 19))
+    ),
+    "epoch-growth": Sizes(start=Epoch(repetitions=3), vary="images", values=(256, 512, 1024, 2048)),
+}
+CUDA: dict[str, Sizes] = {}
+
+
+def toy(sizes: Sizes) -> Sizes:
+    """The same in a moment."""
+    if isinstance(sizes.start, bank_loss.Sizes):
+        return replace(sizes, start=bank_loss.toy(sizes.start), values=(256, 512))
+    if isinstance(sizes.start, knn.Sizes):
+        return replace(sizes, start=knn.toy(sizes.start), values=(500, 1000))
+    return replace(sizes, start=Epoch(batch=8, side=16, width=2, repetitions=2), values=(16, 32))
+
+
+def measure(sizes: Sizes, say: harness.Say) -> list[harness.Comparison]:
+    """One comparison for each value."""
     found = []
-    for bank in banks:
-        sizes = loss.Sizes(bank=bank, dim=dim, repeats=repeats)
-        student, teacher, anchors = loss.inputs(sizes)
-        work = loss.work_of(sizes, "attention", student, teacher, anchors)
-        memory = {"attention": loss.peak_of(sizes, "attention")}
-        found.append(_measured(sizes, "attention", work, memory, say))
+    for value in sizes.values:
+        start: Any = replace(sizes.start, **{sizes.vary: value})
+        subject = {bank_loss.Sizes: bank_loss.measure, knn.Sizes: knn.measure, Epoch: _epoch}[type(start)]
+        found.append(subject(start, say))
     return found
 
 
-def of_search(
-    sets: tuple[int, ...] = SETS, dim: int = 128, repeats: int = 3, say: turns.Say = lambda line: None
-) -> list[Comparison]:
-    """Seconds of 1,000 exact searches for 20 neighbours, by the number of labelled vectors."""
-    found = []
-    for count in sets:
-        sizes = knn.Sizes(bank=count, dim=dim, repeats=repeats)
-        bank, label, query = knn.clustered(sizes)
-        work = lambda known=(bank, label, query, sizes.k, knn.CPU): search_.nearest(*known)  # noqa: E731
-        found.append(_measured(sizes, "search", work, {}, say))
-    return found
+def _epoch(sizes: Epoch, say: harness.Say) -> harness.Comparison:
+    with tempfile.TemporaryDirectory(prefix="isd-bench-") as folder:
+        return harness.compare("epoch", sizes, {"epoch": _training(Path(folder), sizes)}, say=say)
 
 
-def of_epoch(images: tuple[int, ...] = EPOCHS, repeats: int = 3, say: turns.Say = lambda line: None) -> list[Comparison]:
-    """Seconds of an epoch of ISD, by the number of images."""
-    found = []
-    for count in images:
-        sizes = Epoch(count, repeats)
-        with tempfile.TemporaryDirectory(prefix="isd-bench-") as folder, turns.threads(sizes.threads), torch.random.fork_rng():
-            torch.manual_seed(0)
-            found.append(_measured(sizes, "epoch", _epoch(Path(folder), sizes), {}, say))
-    return found
-
-
-def _measured(
-    sizes: loss.Sizes | knn.Sizes | Epoch, arm: str, work: Callable[[], object], memory: dict[str, float], say: turns.Say
-) -> Comparison:
-    with turns.threads(sizes.threads):
-        return turns.compare("growth", sizes, {arm: work}, floor=dict, check={}, memory_mib=memory, say=say)
-
-
-def _epoch(folder: Path, sizes: Epoch) -> Callable[[], object]:
-    device = turns.device_of()
-    draws = torch.Generator().manual_seed(0)
+def _training(folder: Path, sizes: Epoch) -> Callable[[], object]:
+    device, draws = harness.device_of(), torch.Generator().manual_seed(0)
     with StoreWriter(folder, Packing()) as writer:
         for _ in range(sizes.images):
             writer.append(torch.randint(256, (3, sizes.side, sizes.side), generator=draws, dtype=torch.uint8).numpy())
@@ -113,3 +112,47 @@ def _epoch(folder: Path, sizes: Epoch) -> Callable[[], object]:
         loop.train(method, optimizer, batches, optim, Numerics(), Efficiency(log_every=10), Progress(), hooks)
 
     return work
+
+
+def axis_of(found: Sequence[dict[str, Any]]) -> tuple[str, list[int]]:
+    """Which size of these results grows, and its values."""
+    name = next(key for key in SHOWN if len({each["sizes"].get(key) for each in found}) > 1)
+    return name, [int(each["sizes"][name]) for each in found]
+
+
+def svg(found: Sequence[dict[str, Any]]) -> str:
+    """Seconds, and extra memory if measured, by size, as JSON has them; dashed: in proportion to the size."""
+    name, sizes = axis_of(found)
+    variant = found[0]["baseline"]
+    panels = {found[0]["clock"]: [each["seconds"][variant] for each in found]}
+    if all(variant in each["memory_mib"] for each in found):
+        panels["extra memory, MiB"] = [[max(each["memory_mib"][variant], harness.PAGE)] for each in found]
+
+    def draw() -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.6 * len(panels), 2.8), layout="constrained")
+        for ax, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            middle = [statistics.median(each) for each in values]
+            ranges = [
+                [m - min(v) for m, v in zip(middle, values, strict=True)],
+                [max(v) - m for m, v in zip(middle, values, strict=True)],
+            ]
+            ax.errorbar(sizes, middle, yerr=ranges, fmt="o-", ms=3.5, lw=1.3, color=figures.COLOURS["isd"])
+            ax.plot(sizes, [middle[-1] * size / sizes[-1] for size in sizes], lw=1, ls="--", color=figures.UNTRAINED)
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.set_ylim(min(map(min, values)) / 2, max(map(max, values)) * 2)
+            ax.set_xticks(sizes, [_short(size) for size in sizes])
+            ax.set(title=title, xlabel=SHOWN[name])
+        return figure
+
+    return figures.svg(draw, f"{variant.capitalize()} by {SHOWN[name]}")
+
+
+def _short(size: int) -> str:
+    """1,048,576 as `1M`, 8,192 as `8k`, in powers of two; others in full."""
+    for unit, suffix in ((2**20, "M"), (2**10, "k")):
+        if size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return f"{size:,}"

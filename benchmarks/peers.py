@@ -1,6 +1,6 @@
-"""Parts of other projects as arms of a comparison, where they are installed: kornia's views, lightly's bank and loss.
+"""Parts of other projects as variants of a comparison, if installed: kornia's augmentations, lightly's loss with its bank.
 
-They are measured and never needed: no group of dependencies names them, and without them a comparison has its other arms alone.
+They are measured and never needed: no group of dependencies names them, and without them a comparison has its other variants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Views = Callable[[Tensor], Tensor]  # uint8 B x 3 x H x W -> normalised B x 3 x 
 
 
 def module(name: str) -> Any | None:
-    """A package, or None where it is not installed."""
+    """A package, or None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -26,42 +26,30 @@ def module(name: str) -> Any | None:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """The version of an installed package."""
     return metadata.version(package)
 
 
-def kornia_views(laws: tuple[View, ...], size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> list[Views] | None:
-    """kornia's operations of whole batches for each law, with the odds and ranges of the law; None without kornia."""
-    kornia = module("kornia.augmentation")
-    return None if kornia is None else [_kornia_view(kornia, law, size, mean, std) for law in laws]
-
-
-def _kornia_view(kornia: Any, law: View, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
+def kornia_view(kornia: Any, view: View, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
+    """kornia's operations on whole batches with the probabilities and ranges of a view; `kornia` is `kornia.augmentation`."""
     # `resample` cuts all crops at once; kornia's default, `slice`, takes them one by one
-    parts = [kornia.RandomResizedCrop((size, size), scale=(law.crop_min, law.crop_max), cropping_mode="resample")]
-    if law.jitter is not None:
-        each = law.jitter
+    parts = [kornia.RandomResizedCrop((size, size), scale=(view.crop_min, view.crop_max), cropping_mode="resample")]
+    if view.jitter is not None:
+        each = view.jitter
         parts.append(kornia.ColorJitter(each.brightness, each.contrast, each.saturation, each.hue, p=each.p))
-    if law.grayscale:
-        parts.append(kornia.RandomGrayscale(p=law.grayscale))
-    if law.blur is not None:
-        taps = 2 * min(round(3 * law.blur.sigma_max), size - 1) + 1
-        parts.append(kornia.RandomGaussianBlur((taps, taps), (law.blur.sigma_min, law.blur.sigma_max), p=law.blur.p))
-    if law.flip:
-        parts.append(kornia.RandomHorizontalFlip(p=law.flip))
+    if view.grayscale:
+        parts.append(kornia.RandomGrayscale(p=view.grayscale))
+    if view.blur is not None:
+        taps = 2 * min(round(3 * view.blur.sigma_max), size - 1) + 1
+        parts.append(kornia.RandomGaussianBlur((taps, taps), (view.blur.sigma_min, view.blur.sigma_max), p=view.blur.p))
+    if view.flip:
+        parts.append(kornia.RandomHorizontalFlip(p=view.flip))
     made = nn.Sequential(*parts, kornia.Normalize(mean, std))
     return lambda pixels: made(pixels.float() / 255)
 
 
-def lightly_loss(bank_KD: Tensor, tau: float) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """lightly's contrastive loss with its own memory bank, filled with these rows; None without lightly.
-
-    It normalises the student's rows itself, so its gradient has no part along them. Each call ends with the teacher's rows
-    pushed into its bank, after the bank was copied for the loss.
-    """
-    lightly = module("lightly.loss")
-    if lightly is None:
-        return None
-    loss: Callable[[Tensor, Tensor], Tensor] = lightly.NTXentLoss(tau, memory_bank_size=tuple(bank_KD.shape)).to(bank_KD.device)
-    loss.memory_bank.bank.copy_(bank_KD)  # type: ignore[attr-defined]
-    return loss
+def lightly_loss(bank_KD: Tensor, tau: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """lightly's contrastive loss with its own memory bank, filled with these rows; each call also pushes the teacher's rows."""
+    loss: Any = importlib.import_module("lightly.loss").NTXentLoss(tau, memory_bank_size=tuple(bank_KD.shape)).to(bank_KD.device)
+    loss.memory_bank.bank.copy_(bank_KD)
+    return loss  # type: ignore[no-any-return]

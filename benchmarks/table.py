@@ -1,64 +1,89 @@
-"""The comparisons of a folder as one Markdown page, with what was aimed at: numbers stand in the JSON files and here alone."""
+"""The comparisons of a folder as one Markdown page, with their targets. Numbers are kept in the JSON files and shown here alone."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks import knn, plot
+from benchmarks import growth, harness, knn
 
-# Times faster than the baseline, and times less extra memory, on one thread of a CPU. A number below 1 is of an arm that does
-# more work than the baseline, and may take so many times its time: at most 1 / number.
-TARGETS: dict[str, dict[str, tuple[float, float | None]]] = {
-    "loss-d128": {"attention": (3.0, 50.0)},
-    "loss-d512": {"attention": (1.6, 50.0)},
-    "views-32": {"batched": (5.0, None)},
-    "views-64": {"batched": (2.5, None)},
-    "views-224": {},
-    "step-32": {"fast": (1.9, None), "fast, bf16": (1.9, None)},
-    "step-64": {"fast": (1.25, None), "fast, bf16": (1.25, None)},
-    "knn": {knn.ONE: (1.6, None)},
-    "linear": {"50 settings": (1 / 1.3, None)},
-    "loader": dict.fromkeys(("jpeg over pipeline", "raw over pipeline", "jpeg over crops", "raw over crops"), (4.0, None)),
+
+class Target(NamedTuple):
+    """What a variant should reach: times as fast as the baseline, times less extra memory, or seconds of a call."""
+
+    faster: float | None = None
+    less_memory: float | None = None
+    seconds: float | None = None
+
+
+# One thread of a CPU. A number below 1 is of a variant that does more than the baseline: it may take 1 / number of its time.
+CPU: dict[str, dict[str, Target]] = {
+    "loss-d128": {"attention": Target(3.0, 50.0)},
+    "loss-d512": {"attention": Target(1.6, 50.0)},
+    "views-32": {"batched": Target(5.0)},
+    "views-64": {"batched": Target(2.5)},
+    "step-32": {"fast": Target(1.9), "fast, bf16": Target(1.9)},
+    "step-64": {"fast": Target(1.25), "fast, bf16": Target(1.25)},
+    "knn": {knn.ONE: Target(1.6)},
+    "linear": {"50 settings": Target(1 / 1.3)},
+    # a file of an earlier form names each pair
+    "loader": dict.fromkeys(
+        ("jpeg", "raw", "jpeg over pipeline", "raw over pipeline", "jpeg over crops", "raw over crops"), Target(4.0)
+    ),
+}
+CUDA: dict[str, dict[str, Target]] = {
+    "loss-d128": {"attention, float16 bank": Target(12.0, 50.0)},
+    "loss-d512": {"attention, float16 bank": Target(7.0, 50.0)},
+    "views-224": {"batched, compiled": Target(seconds=0.008)},  # 512 views
+    "step-224": {"+ CUDA graph": Target(seconds=10 * 256 / 8000)},  # 10 steps of 256 at 8,000 images/s
+    "knn-2048": {knn.ONE: Target(seconds=1.5 * 8192 / 50_000)},  # 1.5 s for 50,000 queries
 }
 _HEAD = [
     "# Measured speed",
     "",
-    "Written by `python -m benchmarks all`; [docs/performance.md](../../docs/performance.md) says what is compared. Ratios are",
-    "of one turn each: median (least to greatest) of n; of an arm that does more than its baseline, how many times its time.",
-    "The load is the number of the machine's runnable processes before and after.",
+    "Written by `python -m benchmarks`; [docs/performance.md](../../docs/performance.md) says what is compared. Ratios are of one",
+    "repetition each: median (minimum to maximum) of n. A variant that does more than its baseline shows how many times its time it",
+    "takes. Load is the machine's load average before and after.",
     "",
-    "| comparison | arm | faster than the baseline | target | extra memory | target | n | load | machine |",
+    "| comparison | variant | times as fast as the baseline | target | extra memory | target | n | load | machine |",
     "|---|---|---|---|---|---|---|---|---|",
 ]
 
 
 def page(folder: Path) -> str:
-    """Markdown of every file that is there; files of other kinds are passed over."""
+    """Markdown of every comparison that the folder has."""
     rows, notes = [], []
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_bytes())
         if isinstance(found, list):
             notes.append(_growth(path.stem, found))
         elif "baseline" in found:
-            rows += [_row(path.stem, arm, found) for arm in found["faster"]]
-            notes.append(_KINDS.get(path.stem, _note)(path.stem, found))
+            rows += [_row(path.stem, variant, found) for variant in found["faster"]]
+            notes.append(_note(path.stem, found))
     return "\n".join([*_HEAD, *rows, "", *notes, ""])
 
 
-def _row(name: str, arm: str, found: dict[str, Any]) -> str:
-    faster, wanted = found["faster"][arm], TARGETS.get(name, {}).get(arm, (None, None))
-    speed = _spread(faster["turns"])
-    if faster["median"] < 1 and (wanted[0] or 1) < 1:
-        speed = f"{_spread([1 / ratio for ratio in faster['turns']])} times its time"
-    less = found["less_memory"].get(arm)
-    memory = "" if less is None else f"{less:.0f} times less ({found['memory_mib'][arm]:.1f} MiB)"
-    load = f"{found['load'][0]} to {found['load'][1]}"
-    aims = [_met(faster["median"], wanted[0]), _met(less, wanted[1])]
-    if wrong := found.get("wrong"):
+def _row(name: str, variant: str, found: dict[str, Any]) -> str:
+    targets = CUDA if "CUDA" in found.get("clock", "") else CPU
+    target = targets.get(name, {}).get(variant, Target())
+    faster, ratios = found["faster"][variant]["median"], found["faster"][variant]["turns"]
+    speed = harness.spread(ratios, ".2f")
+    if faster < 1 and (target.faster or 1) < 1:
+        speed = f"{harness.spread([1 / ratio for ratio in ratios], '.2f')} times its time"
+    less = found["less_memory"].get(variant)
+    memory = "" if less is None else f"{less:.0f} times less ({found['memory_mib'][variant]:.1f} MiB)"
+    aims = [_met(faster, target.faster), _met(less, target.less_memory)]
+    if target.seconds:
+        seconds = statistics.median(found["seconds"][variant])
+        aims[0] = f"at most {1e3 * target.seconds:g} ms, {'met' if seconds <= target.seconds else 'missed'} ({1e3 * seconds:.3g})"
+    if wrong := [
+        words for words in found.get("wrong", ()) if words.startswith(variant) or not words.startswith(tuple(found["faster"]))
+    ]:
         aims = [f"**wrong**: {', '.join(wrong)}", ""]
-    return f"| `{name}` | {arm} | {speed} | {aims[0]} | {memory} | {aims[1]} | {found['n']} | {load} | {found['machine']} |"
+    load = f"{found['load'][0]} to {found['load'][1]}"
+    return f"| `{name}` | {variant} | {speed} | {aims[0]} | {memory} | {aims[1]} | {found['n']} | {load} | {found['machine']} |"
 
 
 def _met(value: float | None, wanted: float | None) -> str:
@@ -68,55 +93,31 @@ def _met(value: float | None, wanted: float | None) -> str:
     return f"{shown}, {'met' if value >= wanted else 'missed'}"
 
 
-def _spread(values: list[float]) -> str:
-    return f"{_median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def _note(name: str, found: dict[str, Any]) -> str:
-    floor = ", ".join(f"{key} {value:.4g}" for key, value in found["floor"].items())
-    check = ", ".join(f"{key} {'none' if value is None else f'{value:.2g}'}" for key, value in found["check"].items())
-    how = "".join(f" {arm}: {words}." for arm, words in found.get("how", {}).items())
-    seconds = ", ".join(f"{arm} {_median(values):.3f}" for arm, values in found["seconds"].items())
-    return f"- `{name}`: {_sizes(found)}. {found['clock'].capitalize()}: {seconds}. Floor: {floor}. Check: {check}.{how}"
+    """Sizes, times, floor and check. Files of an earlier form (`knn`, `loader`) have single numbers in place of the last two."""
+    parts = [_pairs(found["sizes"], "{}")]
+    if seconds := found.get("seconds"):
+        parts.append(f"{found['clock'].capitalize()}: {_pairs({k: statistics.median(v) for k, v in seconds.items()}, '{:.4g}')}")
+        parts.append(f"Floor: {_pairs(found['floor'], '{:.4g}')}")
+        parts.append(f"Check: {_pairs(found['check'], '{:.2g}')}")
+    else:
+        parts.append(_pairs({key: value for key, value in found.items() if type(value) in (int, float)}, "{:.4g}"))
+    parts += [f"{variant}: {words}" for variant, words in found.get("how", {}).items()]
+    parts += [f"**{variant} failed**: {words}" for variant, words in found.get("failed", {}).items()]
+    return f"- `{name}`: {'. '.join(part for part in parts if part)}."
 
 
-def _knn(name: str, found: dict[str, Any]) -> str:
-    return (
-        f"- `{name}`: {_sizes(found)}. Both want the neighbours for 1 and for {found['sizes']['k']}. One search of ours takes "
-        f"{found['cpu_ratio']:.2f} of the processor time of one of faiss-cpu's (below 1 is faster). Floor: s of the products "
-        f"{_median(found['floor']):.4g}. Neighbours equal: {100 * found['neighbours']:.3f} %, of the others "
-        f"{found['unexplained']} no near-ties."
-    )
-
-
-def _loader(name: str, found: dict[str, Any]) -> str:
-    cpu = ", ".join(f"{arm} {1000 * _median(values):.3f}" for arm, values in found["cpu"].items())
-    return (
-        f"- `{name}`: {_sizes(found)}. Processor ms an image: {cpu}. Floor: ms of decoding alone "
-        f"{1000 * _median(found['floor']):.3f}. Check: {found['wrong_pixels']} pixels differ from Pillow's, views within "
-        f"{found['crop']:.1e} of torchvision's."
-    )
-
-
-def _sizes(found: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in found["sizes"].items())
-
-
-_KINDS = {"knn": _knn, "loader": _loader}
+def _pairs(values: dict[str, Any], form: str) -> str:
+    return ", ".join(f"{key} {'none' if value is None else form.format(value)}" for key, value in values.items() if value != [])
 
 
 def _growth(name: str, found: list[dict[str, Any]]) -> str:
     """Seconds and extra memory by what grows, and the figure."""
-    key, axis = plot.GROWS[name]
+    key, sizes = growth.axis_of(found)
     points = []
-    for each in found:
-        arm = each["baseline"]
-        memory = f", {each['memory_mib'][arm]:.1f} MiB extra" if arm in each["memory_mib"] else ""
-        points.append(f"{each['sizes'][key]:,} {_median(each['seconds'][arm]):.3f} s{memory}")
-    rest = ", ".join(f"{name} {value}" for name, value in found[0]["sizes"].items() if name != key)
-    return f"- [`{name}`]({name}.svg), by {axis} ({rest}; {found[0]['clock']}): {'; '.join(points)}."
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    for each, size in zip(found, sizes, strict=True):
+        variant = each["baseline"]
+        memory = f", {each['memory_mib'][variant]:.1f} MiB extra" if variant in each["memory_mib"] else ""
+        points.append(f"{size:,} {statistics.median(each['seconds'][variant]):.3f} s{memory}")
+    rest = {other: value for other, value in found[0]["sizes"].items() if other != key}
+    return f"- [`{name}`]({name}.svg), by {growth.SHOWN[key]} ({_pairs(rest, '{}')}; {found[0]['clock']}): {'; '.join(points)}."

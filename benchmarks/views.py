@@ -1,22 +1,23 @@
-"""`bench views`: both views of a batch, PIL images one at a time and ours as a batch, in turns; kornia's where it is installed.
+"""Both augmented views of a batch: PIL images one at a time, our batched operations, and kornia's if it is installed.
 
-Images are smooth random colours with noise, in memory as bytes: no decoding on either side. The student's view is MoCo v2's
-strong law, the teacher's crop and flip alone. PIL works in 8 bits, so the pixels agree in distribution only: `check` compares
-their means and deviations over the batch; tests hold ours to torchvision's own float operations.
+The images are smooth random colours with noise and lie in memory as bytes, so nobody decodes. The student's view is MoCo v2's
+strong augmentation; the teacher's is a crop and a flip, or strong too. PIL works in 8 bits, so pixels agree in distribution only:
+the check compares their mean and standard deviation over the batch. Tests compare ours with torchvision's float operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import peers, plain, turns
-from benchmarks.turns import Comparison
+from benchmarks import harness, peers, plain_recipe
 from isd_repro.config.params import Blur, Jitter, Numerics, View
 from isd_repro.data import augment
 from isd_repro.data.loader import generator_of
@@ -32,77 +33,119 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What is measured, and how often."""
+class Sizes(harness.Sizes):
+    """Images of `source` pixels, but no smaller than the views, which have `side` pixels."""
 
     batch: int = 256
     side: int = 32
-    repeats: int = 7
-    threads: int = 1
+    source: int = 1
+    teacher: Literal["weak", "strong"] = "weak"
+
+    @property
+    def views(self) -> tuple[View, View]:
+        """The student's and the teacher's."""
+        return STRONG, STRONG if self.teacher == "strong" else WEAK
+
+
+CPU = {
+    "views-32": Sizes(),
+    "views-64": Sizes(side=64),
+    "views-224": Sizes(batch=64, side=224),
+}
+CUDA = {"views-224": Sizes(batch=256, side=224, source=256, teacher="strong", repetitions=9)}
+
+
+def toy(sizes: Sizes) -> Sizes:
+    """The same in a moment."""
+    return replace(sizes, batch=32, side=16, source=20, repetitions=2)
 
 
 class Images:
-    """A batch in the forms that both sides read."""
+    """Random images on the device, and batches of their views."""
 
-    def __init__(self, batch: int, side: int) -> None:
-        draws = torch.Generator().manual_seed(0)
-        smooth = functional.interpolate(torch.rand(batch, 3, 4, 4, generator=draws), (side, side), mode="bicubic")
-        noise = 0.1 * torch.randn(batch, 3, side, side, generator=draws)
-        self.pixels = (255 * (smooth + noise)).clamp(0, 255).to(torch.uint8)
-        self.sizes = torch.full((batch, 2), side)
-        self.pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.pixels]
-        self.pixels = self.pixels.to(turns.device_of())
-        self._made = [plain.transform(law, side, MEAN, STD) for law in (STRONG, WEAK)]
+    def __init__(self, batch: int, side: int, views: tuple[View, View], *, source: int = 1, count: int = 0) -> None:
+        """`count` images of `source` pixels, no fewer than `batch` and `side`, from which every batch is drawn."""
+        draws, source = torch.Generator().manual_seed(0), max(source, side)
+        parts = []
+        for rows in torch.arange(max(count, batch)).split(256):
+            smooth = functional.interpolate(torch.rand(len(rows), 3, 4, 4, generator=draws), (source, source), mode="bicubic")
+            noise = 0.1 * torch.randn(len(rows), 3, source, source, generator=draws)
+            parts.append((255 * (smooth + noise)).clamp(0, 255).to(torch.uint8))
+        self.device = harness.device_of()
+        self.pixels, self.sizes = torch.cat(parts).to(self.device), torch.full((batch, 2), source)
+        self.batch, self.side, self.views = batch, side, views
+        self.shuffle = torch.randperm(batch, generator=draws).to(self.device)
         self._step = 0
 
-    def plain_views(self) -> list[Tensor]:
-        """By PIL, on the CPU."""
-        return plain.views(self.pil, *self._made)
+    @cached_property
+    def pil(self) -> list[Image.Image]:
+        """The first batch as PIL images."""
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.pixels[: self.batch].cpu()]
 
-    def kornia_views(self) -> Callable[[], list[Tensor]] | None:
-        """By kornia, on the device."""
-        made = peers.kornia_views((STRONG, WEAK), self.pixels.shape[-1], MEAN, STD)
-        return None if made is None else lambda: [each(self.pixels) for each in made]
+    def by_pil(self) -> list[Tensor]:
+        """Both views by PIL, on the CPU."""
+        return plain_recipe.views(self.pil, *(plain_recipe.transform(each, self.side, MEAN, STD) for each in self.views))
 
-    def views(self, changes: tuple[augment.Change, ...] = augment.CHANGES) -> list[Tensor]:
-        """By ours, on the device; other draws at every call. `changes` are the colour operations, which may be compiled."""
+    def batched(self, changes: tuple[augment.Change, ...] = augment.CHANGES) -> list[Tensor]:
+        """Both views by ours, with other draws at every call; `changes` are the colour operations, which may be compiled."""
         self._step += 1
-        draws, side = generator_of(0, "bench", self._step), self.pixels.shape[-1]
-        drawn = [(augment.draw(self.sizes, law, draws), law) for law in (STRONG, WEAK)]
-        made = [augment.apply(self.pixels, *each, side, changes) for each in drawn]
+        draws = generator_of(0, "bench", self._step)
+        pixels = self.pixels
+        if len(pixels) > self.batch:
+            index = torch.randint(len(pixels), (self.batch,), generator=draws)
+            pixels = pixels[augment.to_device(index, self.device)]
+        drawn = [(augment.draw(self.sizes, view, draws), view) for view in self.views]
+        made = [augment.apply(pixels, *each, self.side, changes) for each in drawn]
         return [augment.normalise(images, MEAN, STD) for images in made]
 
 
-def bench(sizes: Sizes, *, say: turns.Say = lambda line: None) -> Comparison:
-    """Measure; `ConfigError` for sizes that are none."""
-    turns.check_sizes(sizes)
-    device = turns.device_of()
-    with turns.threads(sizes.threads), torch.random.fork_rng():
-        torch.manual_seed(0)
-        images = Images(sizes.batch, sizes.side)
+def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
+    """Compare all variants that this device has."""
+    images, device = Images(sizes.batch, sizes.side, sizes.views, source=sizes.source), harness.device_of()
+    cuda = device.type == "cuda"
+    works: dict[str, Callable[[], list[Tensor]]] = {"PIL": images.by_pil, "batched": images.batched}
+    changes = engine.changes_of(augment.CHANGES, device, Numerics(engine="fast"))
+    if cuda:
+        works["batched, compiled"] = lambda: images.batched(changes)
+        works["batched, compiled, TF32"] = lambda: _in_tf32(lambda: images.batched(changes))
+    if (kornia := peers.module("kornia.augmentation")) is not None:
+        made = [peers.kornia_view(kornia, view, sizes.side, MEAN, STD) for view in sizes.views]
+        works["kornia"] = lambda: [each(images.pixels) for each in made]
+    draws = 1 if cuda else 4
+    few = images.pixels[:32]
+    drawn = augment.draw(images.sizes[:32], STRONG, generator_of(0, "bench", "check"))
 
-        def floor() -> dict[str, float]:
-            pixels = 3 * sizes.batch * sizes.side**2
-            rate = turns.copy_rate(device)
-            return {"GB/s": rate / 1e9, "s to read bytes and write floats": 2 * pixels * 5 / rate}
+    def moments(work: Callable[[], list[Tensor]]) -> list[float]:
+        found = [[view.float().cpu() for view in work()] for _ in range(draws)]
+        both = [torch.stack([each[at] for each in found]) for at in range(2)]
+        return [float(value) for view in both for value in (view.mean(), view.std())]
 
-        works: dict[str, Callable[[], list[Tensor]]] = {"PIL": images.plain_views, "batched": images.views}
-        if changes := engine.changes_of(augment.CHANGES, device, Numerics(engine="fast")) if device.type == "cuda" else ():
-            works["batched, compiled"] = lambda: images.views(changes)
-        versions = {}
-        if (kornia := images.kornia_views()) is not None:
-            works["kornia"], versions = kornia, {"kornia": peers.version("kornia")}
-        check = {key: value for arm in list(works)[1:] for key, value in _moments(arm, works[arm], images.plain_views).items()}
-        limits = dict.fromkeys(check, 1.6 / sizes.batch**0.5)  # of draws: 0.1 for 256 images
-        return turns.compare("views", sizes, works, floor=floor, check=check, limits=limits, versions=versions, say=say)
+    expected = moments(images.by_pil)
+
+    def check(name: str) -> dict[str, tuple[float, float]]:
+        if name == "PIL":
+            return {}
+        names = [f"{view} {value}" for view in ("student's", "teacher's") for value in ("mean", "deviation")]
+        apart = [abs(one - other) for one, other in zip(moments(works[name]), expected, strict=True)]
+        limit = 3.2 / (draws * sizes.batch) ** 0.5  # of draws: 0.1 for four of 256 images
+        found = {key: (value, limit) for key, value in zip(names, apart, strict=True)}
+        if cuda and name.startswith("batched"):
+            given = changes if "compiled" in name else augment.CHANGES
+            apply = lambda: [augment.apply(few, drawn, STRONG, sizes.side, given)]  # noqa: E731
+            ours = (_in_tf32(apply) if "TF32" in name else apply())[0].cpu()
+            gap = float((ours - augment.apply(few.cpu(), drawn, STRONG, sizes.side)).abs().max())
+            found["largest difference from the CPU's, in 0..1"] = (gap, 5e-2 if "TF32" in name else 1e-3)
+        return found
+
+    def floor() -> dict[str, float]:
+        rate = harness.copy_rate(device)
+        size = 3 * sizes.batch * (images.pixels.shape[-1] ** 2 + 4 * sizes.side**2)
+        return {"GB/s": rate / 1e9, "s to read bytes and write floats": 2 * size / rate}
+
+    versions = {"kornia": peers.version("kornia")} if "kornia" in works else {}
+    return harness.compare("views", sizes, works, check=check, floor=floor, versions=versions, say=say)
 
 
-def _moments(arm: str, make: Callable[[], list[Tensor]], plain_views: Callable[[], list[Tensor]]) -> dict[str, float]:
-    """How far from PIL's mean and deviation of all normalised pixels an arm's are, by view, over four draws."""
-    ours, theirs = ([[view.cpu() for view in each()] for _ in range(4)] for each in (make, plain_views))
-    found = {}
-    for at, name in enumerate(("student's", "teacher's")):
-        one, other = (torch.stack([draw[at] for draw in draws]) for draws in (ours, theirs))
-        found[f"{arm}: {name} mean"] = float((one.mean() - other.mean()).abs())
-        found[f"{arm}: {name} deviation"] = float((one.std() - other.std()).abs())
-    return found
+def _in_tf32(work: Callable[[], list[Tensor]]) -> list[Tensor]:
+    with harness.tf32():
+        return work()

@@ -69,16 +69,16 @@ class _Blur:
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(self.least, self.most))))
 
 
-def transform(law: View, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
-    """torchvision's transforms of PIL images for a law."""
-    steps: list[Any] = [transforms.RandomResizedCrop(size, scale=(law.crop_min, law.crop_max))]
-    if law.jitter is not None:
-        jitter = transforms.ColorJitter(law.jitter.brightness, law.jitter.contrast, law.jitter.saturation, law.jitter.hue)
-        steps.append(transforms.RandomApply([jitter], p=law.jitter.p))
-    steps.append(transforms.RandomGrayscale(law.grayscale))
-    if law.blur is not None:
-        steps.append(transforms.RandomApply([_Blur(law.blur.sigma_min, law.blur.sigma_max)], p=law.blur.p))
-    steps += [transforms.RandomHorizontalFlip(law.flip), transforms.ToTensor(), transforms.Normalize(mean, std)]
+def transform(view: View, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Image.Image], Tensor]:
+    """torchvision's transforms of PIL images for a view."""
+    steps: list[Any] = [transforms.RandomResizedCrop(size, scale=(view.crop_min, view.crop_max))]
+    if view.jitter is not None:
+        jitter = transforms.ColorJitter(view.jitter.brightness, view.jitter.contrast, view.jitter.saturation, view.jitter.hue)
+        steps.append(transforms.RandomApply([jitter], p=view.jitter.p))
+    steps.append(transforms.RandomGrayscale(view.grayscale))
+    if view.blur is not None:
+        steps.append(transforms.RandomApply([_Blur(view.blur.sigma_min, view.blur.sigma_max)], p=view.blur.p))
+    steps += [transforms.RandomHorizontalFlip(view.flip), transforms.ToTensor(), transforms.Normalize(mean, std)]
     composed: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
     return composed
 
