@@ -86,6 +86,7 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         return harness.peak_in_process(__name__, json.dumps(asdict(sizes)), name)
 
     versions = {"lightly": peers.version("lightly")} if "lightly" in works else {}
+    fresh = memory if sizes.memory else None
     return harness.compare(
         "loss",
         sizes,
@@ -93,7 +94,7 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         check=check,
         floor=floor,
         how=how,
-        memory=memory if sizes.memory else None,
+        memory=fresh,
         versions=versions,
         say=say,
     )

@@ -1,7 +1,7 @@
 """How the bank's loss, the search and an epoch grow with their sizes: ours alone, one comparison of one variant for each size.
 
-The loss and the search are those of the subjects `bank_loss` and `knn`. The epoch is a whole one of a narrow network: batches from a
-packed store on the disk, both views, steps, and the check of every weight at its end.
+The loss and the search are those of the subjects `bank_loss` and `knn`. The epoch is a whole one of a narrow network: batches
+from a packed store on the disk, both views, steps, and the check of every weight at its end.
 """
 
 from __future__ import annotations
@@ -55,13 +55,11 @@ class Sizes(harness.Sizes):
     values: tuple[int, ...] = ()
 
 
+_LOSS = bank_loss.Sizes(repetitions=3, only=("attention",))
+_SEARCH = knn.Sizes(dim=128, repetitions=3, only=(knn.ONE,))
 CPU = {
-    "loss-growth": Sizes(
-        start=bank_loss.Sizes(repetitions=3, only=("attention",)), values=tuple(2**power for power in range(13, 21))
-    ),
-    "knn-growth": Sizes(
-        start=knn.Sizes(dim=128, repetitions=3, only=(knn.ONE,)), values=tuple(2**power for power in range(14, 19))
-    ),
+    "loss-growth": Sizes(start=_LOSS, values=tuple(2**power for power in range(13, 21))),
+    "knn-growth": Sizes(start=_SEARCH, values=tuple(2**power for power in range(14, 19))),
     "epoch-growth": Sizes(start=Epoch(repetitions=3), vary="images", values=(256, 512, 1024, 2048)),
 }
 CUDA: dict[str, Sizes] = {}
@@ -134,11 +132,9 @@ def svg(found: Sequence[dict[str, Any]]) -> str:
         figure = Figure(figsize=(3.6 * len(panels), 2.8), layout="constrained")
         for ax, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             middle = [statistics.median(each) for each in values]
-            ranges = [
-                [m - min(v) for m, v in zip(middle, values, strict=True)],
-                [max(v) - m for m, v in zip(middle, values, strict=True)],
-            ]
-            ax.errorbar(sizes, middle, yerr=ranges, fmt="o-", ms=3.5, lw=1.3, color=figures.COLOURS["isd"])
+            low = [m - min(each) for m, each in zip(middle, values, strict=True)]
+            high = [max(each) - m for m, each in zip(middle, values, strict=True)]
+            ax.errorbar(sizes, middle, yerr=(low, high), fmt="o-", ms=3.5, lw=1.3, color=figures.COLOURS["isd"])
             ax.plot(sizes, [middle[-1] * size / sizes[-1] for size in sizes], lw=1, ls="--", color=figures.UNTRAINED)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")

@@ -188,11 +188,11 @@ def compare(
         if seconds and Clock.is_over():
             raise UserError("no time was left for it")
         values.update({f"{name}: {key}": pair for key, pair in check(name).items()})
-        variants[name]()
         if device.type == "cuda":
             memory_mib[name] = peak_beyond(variants[name])
-        elif memory is not None:
-            memory_mib[name] = memory(name)
+        else:
+            variants[name]()
+            memory_mib.update({name: memory(name)} if memory else {})
         seconds[name] = []
 
     def measure(name: str) -> None:

@@ -1,10 +1,10 @@
 """Exact nearest-neighbour search in float32, for 1 and for k neighbours.
 
-On a CPU the baseline is faiss-cpu's exact index, searched twice, for 1 and for k, as the released code does; ours gives both from
-one search. faiss's time is that of its searches alone, while ours reads, checks, normalises and orders the bank at every call, as an
-evaluation does. On a CUDA device the baseline is a product with the whole bank and `topk`, with features that lie on the device;
-ours copies them there. Both search the same random clustered vectors. The check counts neighbours that differ although their
-similarities, in float64, differ by more than float32 can confuse.
+On a CPU the baseline is faiss-cpu's exact index, searched twice, for 1 and for k, as the released code does; ours gives both
+from one search. faiss's time is that of its searches alone, while ours reads, checks, normalises and orders the bank at every
+call, as an evaluation does. On a CUDA device the baseline is a product with the whole bank and `topk`, with features that lie on
+the device; ours copies them there. All search the same random clustered vectors. The check counts neighbours that differ although
+their similarities, in float64, differ by more than float32 can confuse.
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def _by_faiss(bank: Tensor, query: Tensor, sizes: Sizes) -> Callable[[], Tensor]
     try:
         faiss: Any = importlib.import_module("faiss")
     except ImportError as error:
-        raise UserError(
-            "this comparison needs faiss-cpu, which is not installed", 'install the extra "dev" of isd-repro'
-        ) from error
+        raise UserError("this comparison needs faiss-cpu", 'install the extra "dev" of isd-repro') from error
     faiss.omp_set_num_threads(sizes.threads)
     index = faiss.IndexFlatIP(sizes.dim)
     index.add(functional.normalize(bank, dim=1).numpy())

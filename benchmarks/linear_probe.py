@@ -1,9 +1,9 @@
 """Many settings of the linear probe on one pass of the backbone, against one setting alone.
 
-Both variants train as the evaluation does: the backbone's forward passes over the batches of an epoch, a step of every head at each
-batch, and the score on the queries. The settings are a grid of learning rates and weight decays. Making the views is left out of
-both; it is done once for all heads, so with it the ratio would be smaller. The check trains every setting by itself on the features
-of the same passes.
+Both variants train as the evaluation does: the backbone's forward passes over the batches of an epoch, a step of every head at
+each batch, and the score on the queries. The settings are a grid of learning rates and weight decays. Making the views is left
+out of both; it is done once for all heads, so with it the ratio would be smaller. The check trains every setting by itself on the
+features of the same passes.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@
 - `crops`: the same files decoded, and two random crops with flips, to uint8 tensors: what remains of that pipeline if colours and
   blur are a device's work.
 - `jpeg`, `raw`: this project's loader, from a store of JPEGs or of pixels with the short side at 256, to a batch of uint8 on the
-  CPU. Views are made from it on the device, cropping included (the subject `views` measures that), so the loader has less to do than
-  `pipeline`; `crops` is there for that reason. Packing is done once and is not timed.
+  CPU. Views are made from it on the device, cropping included (the subject `views` measures that), so the loader has less to do
+  than `pipeline`; `crops` is there for that reason. Packing is done once and is not timed.
 
-Everything runs in one process on a CPU; on a machine with a GPU the baselines get a worker process for each core and ours as many
-threads. The images are made here: each channel is a sum of smoothed noise of 3 to 192 cells a side with an amplitude that falls with
-the fineness, three quarters of it common to the channels, grain of 8 levels on every pixel, and 20 filled ellipses and rectangles for
-edges; 500 x 375, JPEG of quality 95. ImageNet's files have about 110 kB on average; larger files are slower to decode.
+Everything runs in one process on a CPU; on a machine with a GPU the baselines get a worker process for each core and ours as
+many threads. The images are made here: each channel is a sum of smoothed noise of 3 to 192 cells a side with an amplitude that
+falls with the fineness, three quarters of it common to the channels, grain of 8 levels on every pixel, and 20 filled ellipses and
+rectangles for edges; 500 x 375, JPEG of quality 95. ImageNet's files have about 110 kB on average; larger files are slower to
+decode.
 """
 
 from __future__ import annotations

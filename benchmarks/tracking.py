@@ -1,9 +1,9 @@
 """What tracking costs a training loop.
 
-Each call trains the same method from the same seed for some epochs: `bare` (no health metrics, no row), `W&B off` (health metrics,
-monitor, `metrics.jsonl`), and `W&B offline` or `W&B online` (the same and a real W&B run). Only the loop is timed: starting and
-ending a W&B run is paid once a stage. Inputs lie ready in memory, so that the loop is as fast, and tracking's share as large, as it
-can be. The check is that all variants have the same losses, bit for bit.
+Each call trains the same method from the same seed for some epochs: `bare` (no health metrics, no row), `W&B off` (health
+metrics, monitor, `metrics.jsonl`), and `W&B offline` or `W&B online` (the same and a real W&B run). Only the loop is timed:
+starting and ending a W&B run is paid once a stage. Inputs lie ready in memory, so that the loop is as fast, and tracking's share
+as large, as it can be. The check is that all variants have the same losses, bit for bit.
 """
 
 from __future__ import annotations

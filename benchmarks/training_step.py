@@ -11,8 +11,8 @@ The variants are a ladder. On a CPU:
     fast, bf16          networks in bf16, bank in float16; only on CPUs that multiply bf16
 
 On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16`,
-`fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph, cuDNN's own choice of kernels, and BatchNorm in
-two groups. All variants start from the same weights and bank, and the check compares their losses on one batch.
+`fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph, cuDNN's own choice of kernels, and
+BatchNorm in two groups. All variants start from the same weights and bank, and the check compares their losses on one batch.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {"tau": 0.2, "momentum": 0.999},
     "byol": {"momentum": 0.99},
 }
-# Passes over the output of each convolution that remain with one operator at a time. Student's forward: write it, read it for the
-# statistics, read it again and write the activation, read that (5); backward: the same in reverse, twice where gradients of weights
-# and of inputs both read (8); teacher's forward (5).
+# Passes over the output of each convolution that remain with one operator at a time. Student's forward: write it, read it for
+# the statistics, read it again and write the activation, read that (5); backward: the same in reverse, twice where gradients of
+# weights and of inputs both read (8); teacher's forward (5).
 _PASSES = 18
 
 
@@ -70,16 +70,16 @@ class Sizes(harness.Sizes):
     steps: int = 2
 
 
-_SHORT = ("reference", "fast, bf16", "+ compiled", "+ CUDA graph")
+SHORT = ("reference", "fast, bf16", "+ compiled", "+ CUDA graph")
 CPU = {
     "step-32": Sizes(),
     "step-64": Sizes(batch=64, side=64, bank=16_384, steps=4),
 }
 CUDA = {
     "step-224": Sizes(side=224, source=256, steps=10),
-    "step-64": Sizes(stem="small", heads="mlp", side=64, bank=16_384, steps=10, only=_SHORT),
-    "step-64-moco": Sizes(method="moco", stem="small", side=64, bank=16_384, steps=10, only=_SHORT),
-    "step-224-resnet50": Sizes(arch="resnet50", heads="mlp", side=224, source=256, steps=10, only=_SHORT),
+    "step-64": Sizes(stem="small", heads="mlp", side=64, bank=16_384, steps=10, only=SHORT),
+    "step-64-moco": Sizes(method="moco", stem="small", side=64, bank=16_384, steps=10, only=SHORT),
+    "step-224-resnet50": Sizes(arch="resnet50", heads="mlp", side=224, source=256, steps=10, only=SHORT),
 }
 
 
@@ -243,13 +243,14 @@ class Trainer:
                 return [self._plain_step(make()) for _ in range(steps)][-1]
             if self.variant.graph:
                 return float([self._replay(make()) for _ in range(steps)][-1])
-            return self._train(steps, make)
+            return self.train(steps, make)
 
     def _plain_step(self, batch: Batch) -> float:
         one, other = (view.contiguous(memory_format=self.variant.layout) for view in (batch.view_student, batch.view_teacher))
         return plain_recipe.step(self.method, self.optimizer, one, other, batch.shuffle)
 
-    def _train(self, steps: int, make: Callable[[], Batch]) -> float:
+    def train(self, steps: int, make: Callable[[], Batch]) -> float:
+        """Make the steps through the training loop; the mean loss."""
         source, progress = _Source(steps, make), Progress()
         hooks = loop.Hooks(save=_nothing, epoch=_nothing, tick=_nothing, stopped=lambda: False)
         efficiency = Efficiency(log_every=50)

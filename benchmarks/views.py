@@ -75,7 +75,7 @@ class Images:
         self.pixels, self.sizes = torch.cat(parts).to(self.device), torch.full((batch, 2), source)
         self.batch, self.side, self.views = batch, side, views
         self.shuffle = torch.randperm(batch, generator=draws).to(self.device)
-        self._step = 0
+        self.step = 0
 
     @cached_property
     def pil(self) -> list[Image.Image]:
@@ -88,8 +88,8 @@ class Images:
 
     def batched(self, changes: tuple[augment.Change, ...] = augment.CHANGES) -> list[Tensor]:
         """Both views by ours, with other draws at every call; `changes` are the colour operations, which may be compiled."""
-        self._step += 1
-        draws = generator_of(0, "bench", self._step)
+        self.step += 1
+        draws = generator_of(0, "bench", self.step)
         pixels = self.pixels
         if len(pixels) > self.batch:
             index = torch.randint(len(pixels), (self.batch,), generator=draws)
