@@ -80,3 +80,20 @@ def done(finished: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "done"
     shutil.copytree(finished, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile whose run ended after two of three epochs, with two resume points."""
+    folder = tmp_path_factory.mktemp("stopped") / "profile"
+    shutil.copytree(prepared, folder)
+    world.stopped_at(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def state(stopped: Path, folder: Path) -> Path:
+    """That run's state, in a profile of one's own."""
+    shutil.copytree(stopped, folder, dirs_exist_ok=True)
+    (state,) = world.states(folder)
+    return state

@@ -21,7 +21,6 @@ from isd_repro.nn import engine, products
 from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import checkpoint
 from tests.faults import world
-from tests.faults.test_resume import stopped_at
 
 CPU = f"cpu ({checkpoint.arithmetic()})"
 
@@ -63,7 +62,7 @@ def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> No
     assert 0 < abs(losses[0][0] - losses[0][1]) < 0.01 * losses[0][1], losses
     for path in world.outputs(folder).values():
         path.unlink() if path.is_file() else shutil.rmtree(path)
-    stopped_at(folder, 3)
+    world.stopped_at(folder, 3)
     world.train(folder)
     again = record_of(folder)
     assert len(again.attempts) == 2
@@ -92,7 +91,7 @@ def test_the_record_names_the_compiler_or_why_there_is_none(folder: Path, monkey
     world.edit(folder, ("precision: float32}", "precision: float32, engine: fast}"))
     world.edit(folder, ("view_student: {crop_min: 0.4, flip: 0.0}", colours))
     monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "aot_eager")
-    stopped_at(folder, 3)
+    world.stopped_at(folder, 3)
     monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "no-such")
     said = world.train(folder)
     assert "isd: warning: not compiled by no-such (" in said
@@ -133,7 +132,7 @@ def test_the_record_names_the_decoder_or_why_there_is_none(jpegs: Path, monkeypa
 
     monkeypatch.setattr(feed, "decodes_there", lambda device, numerics, store: numerics.engine == "fast" and store.keeps_jpegs)
     monkeypatch.setattr(feed, "decoder", lambda: feed.Decoder("nvJPEG of a test", decode))
-    stopped_at(jpegs, 3)
+    world.stopped_at(jpegs, 3)
     assert len(batches) >= 4, "the trial and three steps"
     assert set(batches) == {16}
     monkeypatch.setattr(feed, "decoder", lambda: feed.Decoder("nvJPEG of a test", fail))

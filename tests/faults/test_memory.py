@@ -107,16 +107,6 @@ def peaks(tmp_path: Path, count: int, epochs: int) -> dict[str, float]:
 EPOCHS = 24  # MiB that may differ between two runs of one size: allocators are no clocks
 
 
-def test_pretraining_does_not_grow_with_its_epochs(tmp_path: Path) -> None:
-    root = images(tmp_path / "images", 64)
-    sizes = {}
-    for epochs in (2, 40):
-        folder = profile(tmp_path / str(epochs), epochs)
-        peak(folder, root, "prepare", "noise")
-        sizes[epochs] = peak(folder, root, "pretrain", "isd")
-    assert sizes[40] - sizes[2] < EPOCHS, sizes
-
-
 @pytest.mark.slow
 def test_every_stage_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four times as many images: 44 MB more pixels, of which no stage holds more than a part at a time."""
