@@ -6,6 +6,7 @@ enter the fingerprint. `efficiency` and `tracking` change no number and enter ne
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -344,6 +345,10 @@ class Params(Frozen):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
+        if PurePath(self.root).is_absolute():
+            raise ValueError(
+                f"root: {self.root!r} is absolute; the repository is named from the profile's folder, as '../..' does"
+            )
         for key, run in self.runs.items():
             if run.data.subset not in self.subsets:
                 raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")

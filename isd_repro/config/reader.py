@@ -78,6 +78,9 @@ def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tupl
         location = _keys(tree, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         notes = []
+        key, separator, rest = message.partition(": ")
+        if not location and separator and key.split(".")[0] in tree:  # a rule of the whole file says which key breaks it
+            location, message = tuple(key.split(".")), rest
         if item["type"] == "extra_forbidden":
             message = "unknown key"
             notes += _did_you_mean(str(location[-1]))
