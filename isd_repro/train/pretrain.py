@@ -347,8 +347,9 @@ class _Work:
             if every and at % every == 0 and at < epochs:
                 self._save_encoders(self.state / SNAPSHOTS / snapshot_name(at), at)
             if not self.console.is_terminal:
-                values = " ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in {"epoch", "lr"})
-                line = f"{name} epoch {at}/{epochs} {values} {health['images_per_second']:.0f} images/s"
+                shown = {monitor.LABELS.get(key, key): value for key, value in row.items() if key not in {"epoch", "lr"}}
+                values = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
+                line = f"{name} epoch {at}/{epochs} {values}, {health['images_per_second']:.0f} images/s"
                 self.console.print(line, highlight=False, soft_wrap=True)
 
         return epoch
