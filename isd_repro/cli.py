@@ -262,7 +262,7 @@ def evaluate(
     mean: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.229,0.224,0.225.")] = None,
     k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
-    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, to see their standard deviation.")] = 1,
+    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, for their deviation.")] = 1,
     linear_epochs: Annotated[int | None, typer.Option(help="Other than the paper's 40; the record names it.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
