@@ -50,19 +50,17 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with _held(partial):
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if keep is not None and path.exists():
-                    path.replace(keep)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-    except OSError as error:  # a write that fails does not say where; closing the file fails once more
-        error.filename = error.filename or str(path)
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
+            partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write that fails does not say where
+            error.filename = error.filename or str(path)
         raise
     _sync_folder(path.parent)
 
@@ -185,7 +183,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if path.read_text("utf-8") == holder:  # the folder may have been renamed, and the name be another's lock by now
+            if path.read_text("utf-8") == holder:  # else the folder was renamed, and the name may be another's lock by now
                 path.unlink()
         lock.release()
 
