@@ -151,19 +151,12 @@ def test_an_allocator_error_is_one_line(done: Path, monkeypatch: pytest.MonkeyPa
 
 EVIL = [
     "<script>alert(1)</script>",
-    "</title><img src=x onerror=alert(1)>",
     "\"' onmouseover='alert(1)",
     "{{ 7*7 }}<% 7*7 %><< 7*7 >>",
     "\\input{/etc/passwd}\\write18{id}",
     "[3cm] & \\\\ % $x_1^2$ ~#",
-    "^^5cinput{x}",
     "![x](http://evil.example/x.png) [y](javascript:alert(1))",
-    "| a | b |\n|---|---|",
-    '=HYPERLINK("http://evil.example")',
     "@SUM(1+1)*cmd|' /C calc'!A0",
-    "-2+3",
-    "-->]]><!--",
-    "&#60;b&#62; &amp;",
 ]
 
 

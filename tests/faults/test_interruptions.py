@@ -103,16 +103,6 @@ def test_five_writes_are_all(folder: Path) -> None:
 # --- failures of the run itself -----------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    world.edit(folder, ("lr: 0.05", "lr: 1.0e+30"))
-    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert code == 1
-    assert "error: step " in error
-    assert "the loss is nan" in error
-    assert "optim.lr" in error
-    assert world.written(folder) == set()
-
-
 def test_a_changed_parameter_starts_afresh(folder: Path) -> None:
     """The state of the old values is neither used nor lost."""
     with pytest.MonkeyPatch.context() as patch:

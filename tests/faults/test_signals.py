@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
@@ -22,7 +21,6 @@ from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import extract, stream
-from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime import files, signals
 from isd_repro.runtime.errors import Preempted, UserError
 from isd_repro.train import checkpoint, loop
@@ -69,10 +67,9 @@ def test_a_signal_to_the_group_counts_once(forks: Forks, folder: Path, undisturb
     assert_equal_runs(folder, undisturbed_long)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_the_stage_of_a_dvc_that_died_stops(forks: Forks, folder: Path, undisturbed_long: Path, number: signal.Signals) -> None:
+def test_the_stage_of_a_dvc_that_died_stops(forks: Forks, folder: Path, undisturbed_long: Path) -> None:
     world.edit(folder, world.LONGER)
-    ended = forks.run(folder, "pretrain", "isd", blow=Blow(said="epoch 2/", number=number, to="parent"))
+    ended = forks.run(folder, "pretrain", "isd", blow=Blow(said="epoch 2/", to="parent"))
     assert_stopped(ended, folder, "the end of DVC")
     assert forks.run(folder, "pretrain", "isd").code == 0
     assert_equal_runs(folder, undisturbed_long)
@@ -349,19 +346,6 @@ def test_a_new_file_is_named_before_its_folder_is_synced(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", fsync)
     files.write_atomic(tmp_path / "x", b"content")
     assert order == ["content, unnamed", "folder, named"]
-
-
-def test_attempts_of_a_stopped_run(forks: Forks, folder: Path) -> None:
-    """Killed, stopped, finished: from real processes."""
-    forks.run(folder, "pretrain", "isd", blow=Blow(said="epoch 2/"))
-    forks.run(folder, "pretrain", "isd", blow=Blow(said="resuming", number=signal.SIGTERM))
-    assert forks.run(folder, "pretrain", "isd").code == 0
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
-    assert (record.attempts[0].outcome, record.attempts[-1].outcome) == ("killed", "finished")
-    steps = [(attempt.first_step, attempt.last_step) for attempt in record.attempts]
-    assert steps[0][0] == 0
-    assert steps[-1][1] == 15
-    assert all(first == before for (_, before), (first, _) in itertools.pairwise(steps))
 
 
 def test_the_words_at_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
