@@ -79,7 +79,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
             progress = work.resume()
             for path in (layout.encoder(name), layout.record(name, "pretrain")):
                 files.check_writable(path.parent)
-            with checkpoint.attempt(state / "attempts.jsonl", progress, work.equipment(progress), work.say) as log:
+            with checkpoint.attempt(state / "attempts.json", progress, work.equipment(progress), work.say) as log:
                 work.train(progress, log, stop)
                 work.export(progress, log)
             with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
@@ -297,7 +297,7 @@ class _Work:
             steps=progress.step,
             curve=tuple(progress.curve),
             sources=tuple(progress.sources),
-            attempts=log.so_far(),
+            attempts=log.so_far("finished"),
             warnings=(*progress.remarks, *([collapse] if collapse else [])),
             provenance=provenance.describe(progress.seconds),
         )
@@ -326,7 +326,7 @@ class _Work:
         assert self.optimizer is not None
         checkpoint.save(self.point, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
         self.saved = progress.step
-        log.saved()
+        log.note()
 
     def _lost(self, progress: Progress) -> list[dict[str, float]]:
         """Epochs of the resume point that the rows lack: a power cut can lose the end of a file that was only appended to."""

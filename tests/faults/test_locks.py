@@ -12,8 +12,6 @@ from filelock import FileLock
 
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import UserError
-from isd_repro.train import checkpoint
-from isd_repro.train.checkpoint import Progress
 from tests.faults import chain
 from tests.faults.test_full_disk import DISK, files_up_to, own, sound
 
@@ -54,19 +52,6 @@ def test_a_write_that_fails_says_where(tmp_path: Path) -> None:
     with files_up_to(10), pytest.raises(OSError, match=r"record\.json"):
         files.write_atomic(tmp_path / "record.json", b"content" * 10)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_half_a_line_of_an_attempt_is_taken_back(tmp_path: Path) -> None:
-    """A disk that fills within a line takes half of it without a word; the next line must not follow it."""
-    path = tmp_path / "attempts.jsonl"
-    log = checkpoint.Attempts(path, Progress(), "cpu")
-    log.saved()
-    whole = path.read_bytes()
-    with files_up_to(len(whole) + 10), pytest.raises(OSError, match=r"attempts\.jsonl"):
-        log.saved()
-    assert path.read_bytes() == whole
-    log.end("failed")
-    assert [attempt.outcome for attempt in checkpoint.read_attempts(path)] == ["failed"]
 
 
 @pytest.mark.parametrize("kind", ["a link to nowhere", "a link to itself", "a file"])
