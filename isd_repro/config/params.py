@@ -70,7 +70,7 @@ class Halves(Frozen):
     name: Literal["halves"]
     tuning: Count  # classes set aside, drawn once by the seed
     part: Literal["tuning", "first", "second"]
-    halving: Natural = 0  # which of the random halvings; `tuning` knows none
+    halving: Natural = 0  # which of the random halvings; part `tuning` does not depend on it
     large: Count
     large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
     rare_images: Count
