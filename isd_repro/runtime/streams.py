@@ -51,7 +51,7 @@ class _Careful(io.FileIO):
 def careful() -> None:
     """Replace the process's own standard streams; those that a caller has put in their place stay.
 
-    A process that was started without them (`>&-`, some schedulers) gets streams that discard everything. Otherwise the next file that
+    A process that was started without them (`>&-`, some schedulers) gets streams that discard. Otherwise the next file that
     is opened takes their number, and what a library says on standard error is written into it.
     """
     for number in range(3):
