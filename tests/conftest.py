@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # before torch loads, and for every process of a test
+# Before torch loads, and for every process that a test starts: one thread, which does not spin while it waits, and this package.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", PYTHONPATH=str(Path(__file__).parents[1]))
 
 import torch
 

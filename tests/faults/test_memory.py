@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.faults import world
-
 CODE = """
 import json, re, sys
 from pathlib import Path
@@ -89,7 +87,7 @@ def profile(folder: Path, epochs: int) -> Path:
 def peak(folder: Path, root: Path, *command: str) -> float:
     """MiB that a command takes beyond its imports; the memory of mapped files that the system may take back counts too."""
     environment = {
-        **os.environ, "PYTHONPATH": str(world.ROOT), "OMP_NUM_THREADS": "1", "ISD_TEST_ROOT": str(root),
+        **os.environ, "ISD_TEST_ROOT": str(root),
         "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536",
     }  # fmt: skip
     start = [sys.executable, "-c", CODE, json.dumps(command)]

@@ -60,9 +60,8 @@ def test_no_stage_opens_a_port_or_calls_anyone(done: Path) -> None:
     evaluate = ("evaluate", "--ckpt", "runs/isd/encoder.safetensors", "--prepared", "data/prepared/digits", "--protocol", "all")
     commands = [*chain.STAGES.values(), ("show",), ("check", "params.yaml"), (*evaluate, "--k", "1", "--linear-epochs", "1")]
     commands += [("checkpoint", "inspect", "runs/isd/encoder.safetensors")]
-    environment = {**os.environ, "PYTHONPATH": str(world.ROOT), "OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-c", GUARD % commands]
-    ended = subprocess.run(start, cwd=done, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(start, cwd=done, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     programs = ast.literal_eval(ended.stdout.splitlines()[-1].removeprefix("programs: "))
     assert set(programs) <= {"git", "ldconfig"}, programs
@@ -78,7 +77,7 @@ def test_the_guard_sees_a_port(tmp_path: Path) -> None:
 
 def test_a_checkout_of_another_owner_is_told(done: Path) -> None:
     """As in a container: git refuses to say the commit, and its own words say what to do."""
-    environment = {**os.environ, "PYTHONPATH": str(world.ROOT), "OMP_NUM_THREADS": "1", "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    environment = {**os.environ, "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
     start = [sys.executable, "-m", "isd_repro", "knn", "isd"]
     ended = subprocess.run(start, cwd=done, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -153,7 +153,7 @@ def test_what_ranks_cannot_do_is_said(
 
 
 def start(folder: Path, *words: str, launcher: str = "torchrun --nproc-per-node 2", **env: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(world.ROOT), "ISD_LAUNCHER": launcher, **env}
+    environment = {**os.environ, "ISD_LAUNCHER": launcher, **env}
     command = [sys.executable, "-m", "isd_repro", *words]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -245,12 +245,7 @@ def dvc_folder(prepared: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     bin_folder.mkdir()
     (bin_folder / "isd-repro").write_text(f'#!/bin/sh\nexec {sys.executable} -m isd_repro "$@"\n', "utf-8")
     (bin_folder / "isd-repro").chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        "PYTHONPATH": str(world.ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     run = [sys.executable, "-m", "dvc"]
     subprocess.run([*run, "init", "--no-scm", "-q"], cwd=folder, env=environment, check=True)
     return folder, {**environment, "ISD_LAUNCHER": "torchrun --nproc-per-node 2"}

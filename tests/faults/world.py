@@ -219,7 +219,7 @@ def stopped_at(folder: Path, write: int) -> Path:
 def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """`isd-repro pretrain isd` as a process of its own, with one thread; ended with the block."""
     start = [sys.executable, "-c", "from isd_repro.cli import main; main()", "pretrain", "isd"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = {**os.environ, "COLUMNS": "200"}
     with subprocess.Popen(start, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
         try:
             yield running
