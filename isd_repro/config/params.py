@@ -251,6 +251,19 @@ class Run(Frozen):
     data: Data
     numerics: Numerics = Numerics()
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Run:
+        batch, groups, channels = self.optim.batch_size, self.numerics.bn_groups, self.backbone.channels
+        if batch % groups or batch // groups < 2:
+            wanted = "optim.batch_size must be a multiple of bn_groups, at least twice as large"
+            raise ValueError(f"numerics.bn_groups: {groups} groups of a batch of {batch}; {wanted}")
+        if not len(self.data.mean) == len(self.data.std) == channels:
+            found = f"{len(self.data.mean)} means, {len(self.data.std)} deviations, {channels} channels"
+            raise ValueError(f"data: {found}; each channel needs one mean and one std")
+        if self.backbone.arch == "pixels" and self.optim.epochs:
+            raise ValueError("optim.epochs: a backbone without weights cannot be trained; use 0 with backbone.arch pixels")
+        return self
+
 
 # --- what a report says of itself, decides, and compares with the paper -----------------------------------------------
 

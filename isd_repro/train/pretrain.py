@@ -128,7 +128,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        _check_sizes(run)
+        _check_machine(run)
         torch.manual_seed(run.numerics.seed)
         setting = Setting(len(prepared.identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
         method: nn.Module = methods.load(run.method.name).Method(
@@ -140,24 +140,10 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     return Plan(name, run, prepared, config, fingerprint(config), method, device)
 
 
-def _check_sizes(run: Run) -> None:
-    batch, groups = run.optim.batch_size, run.numerics.bn_groups
-    if batch % groups or batch // groups < 2:
-        raise ConfigError(
-            f"numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
-            "choose optim.batch_size as a multiple of bn_groups, at least twice as large",
-        )
-    if batch % ranks.world():
-        raise ConfigError(
-            f"optim.batch_size: {batch} images for {ranks.world()} processes", "start a number that divides the batch"
-        )
-    if not len(run.data.mean) == len(run.data.std) == run.backbone.channels:
-        raise ConfigError(
-            f"data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
-            "give one mean and one std per channel",
-        )
-    if run.backbone.arch == "pixels" and run.optim.epochs:
-        raise ConfigError("optim.epochs: a backbone without weights cannot be trained", "use 0 with backbone.arch pixels")
+def _check_machine(run: Run) -> None:
+    if run.optim.batch_size % ranks.world():
+        found = f"optim.batch_size: {run.optim.batch_size} images for {ranks.world()} processes"
+        raise ConfigError(found, "start a number that divides the batch")
     if run.numerics.precision == "bf16" and not torch.cuda.is_available() and not products.multiplies_bf16():
         raise ConfigError("numerics.precision: bf16 needs a CUDA device or a CPU that multiplies it", "use float32 here")
 
