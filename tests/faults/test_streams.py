@@ -35,16 +35,14 @@ def test_the_exit_code_stays(words: str, code: int, tmp_path: Path) -> None:
         assert ("No space left" in done.stderr) == ("--version" in words)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
-def test_characters_that_a_stream_does_not_have_are_shown_in_others(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "Ünï漢−1.yaml").write_text(world.PARAMS, "utf-8")
-    script = f"{COMMAND} check *.yaml && {COMMAND} paper check && {COMMAND} check nothing−漢.yaml"
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+def test_characters_that_a_stream_does_not_have_are_shown_in_others(tmp_path: Path) -> None:
+    (tmp_path / "Ünï漢\N{MINUS SIGN}1.yaml").write_text(world.PARAMS, "utf-8")
+    script = f"{COMMAND} check *.yaml && {COMMAND} paper check && {COMMAND} check nothing\N{MINUS SIGN}漢.yaml"
+    environment = {**os.environ, "PYTHONIOENCODING": "gbk"}
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert b"1.yaml: ok" in done.stdout
-    assert b"error: nothing" in done.stderr
-    assert encoding == "ascii" or b"-1.yaml: ok\n" in done.stdout  # click writes UTF-8 where a stream is said to be ASCII
+    assert b"-1.yaml: ok\n" in done.stdout
+    assert b"error: nothing-" in done.stderr
 
 
 def test_a_failure_is_told_though_nobody_reads_the_result(tmp_path: Path) -> None:

@@ -184,18 +184,20 @@ class Crash(BaseException):
 
 def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
     """End at the given write of a resume point or output, before or after it lands."""
-    before_write, after_write, seen = files._remove_leftovers, files._sync_folder, 0
+    before_write, after_write, seen, due = files._remove_leftovers, files._sync_folder, 0, False
 
     def begin(path: Path) -> None:
-        nonlocal seen
-        seen += path.suffix == ".pt" or not {".state", ".log"} & set(path.parts)
-        if seen == count and not after:
+        nonlocal seen, due
+        counts = path.suffix == ".pt" or not {".state", ".log"} & set(path.parts)
+        seen += counts
+        due = counts and seen == count
+        if due and not after:
             raise Crash
         before_write(path)
 
     def end(folder: Path) -> None:
         after_write(folder)
-        if seen == count and after:
+        if due and after:
             raise Crash
 
     patch.setattr(files, "_remove_leftovers", begin)
