@@ -343,7 +343,7 @@ TESTS = (
     "tests/conformance/test_cuda.py",
     "tests/parity/test_bank_attention.py",
     "tests/parity/test_bank_triton.py",
-    "tests/data/test_feed.py",
+    "tests/data/test_loader.py",
     "tests/data/test_decoder.py",
     "tests/conformance/test_engine.py",
 )
@@ -1232,13 +1232,10 @@ def by_candidates(bench: Bench, bank: Tensor, query: Tensor, k: int) -> tuple[Te
 
 
 def loader(bench: Bench) -> None:
-    """Images from files to tensors: PIL with two strong views in worker processes, our pack by threads, and the device's decoder."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Images from files to tensors: PIL with two strong views in worker processes, and our pack by threads."""
     from benchmarks import loader as made
     from isd_repro.config import params
-    from isd_repro.data.encoding import encoded
-    from isd_repro.data.store import Store, StoreWriter
+    from isd_repro.data.store import Store, StoreWriter, convert
 
     workers, count, batch = os.cpu_count() or 1, bench.size(1024, 12), bench.size(256, 6)
     import numpy as np
@@ -1259,15 +1256,10 @@ def loader(bench: Bench) -> None:
         settings = params.Store(resize="short-side", size=256, jpeg_quality=90)
         (folder / "pack").mkdir()
 
-        def packed(content: bytes) -> Any:
-            return encoded(content, Image.open(io.BytesIO(content)), settings)
-
-        with ThreadPoolExecutor(workers) as pool:
-            images = list(pool.map(packed, contents))
+        images = [convert(Image.open(io.BytesIO(content)), settings) for content in contents]
         with StoreWriter(folder / "pack", settings) as writer:
             for number in range(count):
-                image = images[number % distinct]
-                writer.add(image.content, image.height, image.width, image.channels)
+                writer.append(images[number % distinct])
             info = writer.finish()
         store = Store(folder / "pack", info, workers)
         bench.say(
@@ -1293,13 +1285,6 @@ def loader(bench: Bench) -> None:
             bench.say(what, images_per_second=images / statistics.median(taken), images=images, n=len(taken))
 
         bench.attempt("pack of JPEGs, decoded by the CPU", lambda: rate("pack of JPEGs, decoded by the CPU", ours))
-        if bench.device.type == "cuda":
-            from isd_repro.data import feed
-
-            told = bench.attempt("nvJPEG", lambda: feed.try_there(store, order[:64], bench.device))
-            bench.say("nvJPEG: trial", told=told)
-            device = lambda: sum(len(feed.decode_there(store, index, bench.device)[0]) for index in order.split(batch))  # noqa: E731
-            bench.attempt("pack of JPEGs, decoded by the device", lambda: rate("pack of JPEGs, decoded by the device", device))
         bench.attempt("PIL in worker processes", lambda: pil_rate(bench, folder / "train", workers, batch))
 
 

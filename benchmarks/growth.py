@@ -20,7 +20,7 @@ from benchmarks.views import MEAN, STD, STRONG, WEAK
 from isd_repro.config.params import BackboneConfig, Cosine, Data, Efficiency, Numerics, Optim
 from isd_repro.config.params import Store as Packing
 from isd_repro.data.loader import Batches
-from isd_repro.data.prepared import Split
+from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, StoreWriter
 from isd_repro.evaluations import knn as search_
 from isd_repro.interfaces import Setting

@@ -39,9 +39,8 @@ from benchmarks import plain
 from benchmarks.views import MEAN, STD, STRONG, WEAK
 from isd_repro.config import params
 from isd_repro.data import augment
-from isd_repro.data.encoding import encoded
 from isd_repro.data.loader import generator_of
-from isd_repro.data.store import Store, StoreWriter
+from isd_repro.data.store import Store, StoreWriter, convert, encode
 from isd_repro.provenance import describe
 from isd_repro.runtime.errors import ConfigError
 
@@ -230,9 +229,7 @@ def picture(draws: np.random.Generator, width: int, height: int) -> Image.Image:
 def _pack(folder: Path, files: Sequence[Path], settings: params.Store, workers: int) -> Store:
     with StoreWriter(folder, settings) as writer:
         for file in files:
-            payload = file.read_bytes()
-            image = encoded(payload, Image.open(io.BytesIO(payload)), settings)
-            writer.add(image.content, image.height, image.width, image.channels)
+            writer.append(convert(Image.open(file), settings))
         info = writer.finish()
     return Store(folder, info, workers)
 
@@ -271,7 +268,7 @@ def _folder(
 
 def _floor(store: Store) -> float:
     """Processor seconds for an image of the decoder alone."""
-    contents = [content.tobytes() for content in store.payloads(torch.arange(len(store)))]
+    contents = [encode(image.numpy(), store.info.settings) for image in store.read(torch.arange(len(store)))[0]]
     began = time.process_time()
     for content in contents:
         Image.open(io.BytesIO(content)).load()

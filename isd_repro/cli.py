@@ -326,8 +326,9 @@ def figures(
 def data_pack(
     subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
     params: ParamsFile = DEFAULT,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode and encode; default: one per core. They change no byte.")
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode; default: one for each core."),
     ] = None,
 ) -> None:
     """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it continues where it was."""
@@ -337,7 +338,7 @@ def data_pack(
     provenance.remember_code()
     loaded, layout, console = _profile(params)
     for name in subsets:
-        pack(name, loaded, layout, console, processes)
+        pack(name, loaded, layout, console, threads)
 
 
 @data.command(name="audit")

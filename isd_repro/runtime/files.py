@@ -32,6 +32,23 @@ class Busy(UserError):
     """Another process holds what this one needs."""
 
 
+def named_path(variable: str, hint: str) -> Path:
+    """The path that an environment variable names; nothing says that it exists.
+
+    Raises:
+        DataError: the variable is not set, or its path is relative: DVC runs a stage in the profile's folder, so that it would
+            mean another folder there than on the command line. `hint` says what to set it to.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise DataError(f"{variable} is not set", hint)
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        found = f"{variable}={value} is a relative path, which `dvc repro` would look for in the profile's folder"
+        raise DataError(found, f"give the whole path, from here {variable}={path.absolute()}")
+    return path
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -25,9 +25,9 @@ from isd_repro import methods, provenance
 from isd_repro.config.layout import Layout, snapshot_name
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import find_run, fingerprint, naming
-from isd_repro.data import augment, contact_sheet, feed
+from isd_repro.data import augment, contact_sheet
 from isd_repro.data.loader import Batches
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.interfaces import Setting, Tracker
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
@@ -198,28 +198,23 @@ class _Work:
         return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
     def equipment(self, progress: Progress) -> str:
-        """The device in words, after its kernels, decoder and compiler were chosen on the next batch, if there is one."""
+        """The device in words, after its kernels and compiler were chosen on the next batch, if there is one."""
         plan, numerics = self.plan, self.plan.run.numerics
         on_cpu = plan.device.type == "cpu"
         device = f"cpu ({checkpoint.arithmetic()})" if on_cpu else torch.cuda.get_device_name(plan.device)
-        kernels, decoder, compiled = engine.kernels_of(plan.method, numerics), "", ""
+        kernels, compiled = engine.kernels_of(plan.method, numerics), ""
         if progress.step < self.total:
-            decoder = self.batches.choose_decoder(progress.step, numerics)
-            if feed.NOT_DECODED in decoder:
-                self.say(f"warning: {decoder.removeprefix(', ')}; the CPU decodes them")
             views = lambda: self.batches.at(progress.step).view_student  # noqa: E731
             compiled = engine.compile_(self.encoders, views, plan.device, numerics)
             for complaint in engine.complaints(kernels, compiled):
                 self.say(f"warning: {complaint}; the run goes on without")
-        return f"{device}{kernels}{decoder}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
+        return f"{device}{kernels}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
 
     def assist(self, stop: signals.StopRequest) -> None:
         """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
         if self.optimizer is None:
             return
         progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), self.code)
-        if progress.step < self.total:
-            self.batches.choose_decoder(progress.step, self.plan.run.numerics)
         nothing = lambda *_: None  # noqa: E731
         self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from isd_repro.config import reader as config
-from isd_repro.data.prepared import open_prepared
+from isd_repro.data.manifests import open_prepared
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import _hashed, sha256_file
