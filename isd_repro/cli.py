@@ -402,7 +402,7 @@ def wandb_dashboard(
 @paper.command(name="check")
 def paper_check(as_json: AsJson = False) -> None:
     """Recompute every mean and difference of the published tables, and list where sources disagree."""
-    from isd_repro.stages.paper import check as recompute
+    from isd_repro.report.paper_checks import check as recompute
 
     recompute(as_json=as_json)
 

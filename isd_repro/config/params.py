@@ -285,6 +285,7 @@ class Hypothesis(Frozen):
     encoder: Literal["student", "teacher"] = "student"
     contradicted_below: float | None = None  # points; none gives no verdict
     draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
+    readings: dict[Literal["supported", "contradicted", "undecided"], Words] = {}  # what a verdict means here, printed after it
 
 
 class Power(Frozen):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from isd_repro.config.params import Params
 from isd_repro.records import CurveRecord, Score
-from isd_repro.report import beside, intervals
+from isd_repro.report import intervals, paper_comparison
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.records import RECORDED, Records
@@ -37,14 +37,17 @@ def references(params: Params, records: Records, subset: str) -> list[Reference]
         table = paper.table(wanted.table)
         if not table.curve:
             continue
-        table = beside.resolve(params, paper, wanted)
+        table = paper_comparison.resolve(params, paper, wanted)
         for run, named in wanted.rows.items():
             about = table.rows[named]
-            if params.runs[run].data.subset != subset or beside.obstacle(params, records, run, about):
+            if params.runs[run].data.subset != subset or paper_comparison.obstacle(params, records, run, about):
                 continue
             for key, row in table.rows.items():
                 if (row.method, row.arch) == (about.method, about.arch):
-                    cells = [(at.epoch or 0, beside.paper_cell(paper, table, key, name)) for name, at in table.columns.items()]
+                    cells = [
+                        (at.epoch or 0, paper_comparison.paper_cell(paper, table, key, name))
+                        for name, at in table.columns.items()
+                    ]
                     points = tuple((epoch, cell) for epoch, cell in cells if cell.value is not None)
                     found.append(Reference(run, row.encoder, f"{row.method}, ResNet-{(row.arch or '')[6:]}", points))
     return found
