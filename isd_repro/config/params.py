@@ -285,7 +285,7 @@ class Hypothesis(Frozen):
     encoder: Literal["student", "teacher"] = "student"
     contradicted_below: float | None = None  # points; none gives no verdict
     draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
-    readings: dict[Literal["supported", "contradicted", "undecided"], Words] = {}  # what a verdict means here, printed after it
+    readings: dict[Literal["supported", "contradicted", "undecided"], Words] = Field(default_factory=dict)  # of a verdict
 
 
 class Power(Frozen):

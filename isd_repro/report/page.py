@@ -17,12 +17,11 @@ from isd_repro.report import (
     export,
     figures,
     hypothesis,
+    learning_curves,
     overview,
     paper_comparison,
     run_details,
-    snapshots,
     text,
-    trajectory,
     trials,
 )
 from isd_repro.report import paper as papers
@@ -110,7 +109,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
     blocks += [Block(table.title, (table,), ()) for table in asked]
     every = [table for block in blocks for table in block.tables]
     said = [finding for block in blocks for finding in block.findings]
-    blocks += _trajectories(params, records, trajectory.load(params, layout, records, sink))
+    blocks += _trajectories(params, records, learning_curves.load(params, layout, records, sink))
     if curves := figures.losses(params, records):
         blocks.append(Block("Training loss", (), (), (curves,)))
     return Report(
@@ -144,9 +143,9 @@ def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveReco
     """One block for each subset with snapshots, or with runs beside the paper's figure of them."""
     blocks = []
     for subset in params.subsets:
-        paper = snapshots.references(params, records, subset)
+        paper = learning_curves.references(params, records, subset)
         figure = figures.trajectories(params, kept, subset, paper)
-        table = snapshots.table_of(params, records, kept, subset, paper)
+        table = learning_curves.curve_table(params, records, kept, subset, paper)
         if figure and table:
             blocks.append(Block(table.title, (table,), (), (figure,)))
     return blocks

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from isd_repro.cli import app
 from isd_repro.report import paper, published
-from isd_repro.runtime.errors import ConfigError
 from isd_repro.report.paper_checks import check
+from isd_repro.runtime.errors import ConfigError
 
 TREE: dict[str, Any] = YAML(typ="safe").load(paper.FILE.read_text("utf-8"))
 TABLES: dict[str, Any] = {table["id"]: table for table in TREE["tables"]}
