@@ -224,7 +224,7 @@ def _differences(params: Params, records: Records, subset: str, pairs: Sequence[
     columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]
     known = "" if most > 1 else " How far two trainings of one method differ is not known here, so a difference has no interval."
     notes = (f"Before rounding.{known}",)
-    return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes, sortable=False) if rows else None
+    return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes) if rows else None
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------

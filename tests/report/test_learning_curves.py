@@ -16,7 +16,7 @@ from isd_repro.report.paper import load as published
 from isd_repro.runtime.errors import ConfigError, DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
-from tests.report.test_beside import table_1
+from tests.report.test_paper_comparison import table_1
 
 EARLY = {("student", "all"): 100, ("teacher", "all"): 60, ("student", "rare"): 40, ("teacher", "rare"): 20}
 SIZES = {"all": 500, "rare": 400, "large": 100}
@@ -131,10 +131,10 @@ FIGURE_2 = {"moco-r18": "moco-r18-student", "isd-r18": "isd-r18-teacher"}  # eit
 
 
 def beside_the_paper(tmp_path: Path, rows: dict[str, str], **change: Any) -> Profile:
-    params, layout = table_1(tmp_path, **change)
-    wanted = params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
-    report = params.report.model_copy(update={"paper": (wanted,)})
-    return Profile(params.model_copy(update={"report": report}), layout)
+    profile = table_1(tmp_path, **change)
+    wanted = profile.params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
+    report = profile.params.report.model_copy(update={"paper": (wanted,)})
+    return Profile(profile.params.model_copy(update={"report": report}), profile.layout)
 
 
 def test_the_papers_curves_are_those_of_the_file_and_called_the_papers(tmp_path: Path) -> None:
