@@ -211,26 +211,6 @@ def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None
     assert (state / "resume-me").is_file()
 
 
-@pytest.mark.slow
-def test_sigterm_to_torchrun_itself(folder: Path, two: Path) -> None:
-    """As a scheduler sends it that knows the launcher alone: it asks its ranks, and the code that comes back is theirs."""
-    world.edit(folder, world.LONGER)
-    with start(folder, "pretrain", "isd") as running:
-        lines = world.wait_for_epochs(running, 2)
-        (torchrun,) = children(running.pid)
-        os.kill(torchrun, signal.SIGTERM)
-        assert running.stderr is not None
-        said = "".join([*lines, running.stderr.read()])
-    assert (running.returncode, "stopped after step" in said) == (75, True), said
-    step = step_of(folder)
-    assert 10 <= step < 80
-    with start(folder, "pretrain", "isd") as running:
-        assert running.stderr is not None
-        said = running.stderr.read()
-    assert (running.returncode, f"resuming after step {step}" in said) == (0, True), said
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
-
-
 def dvc_folder(prepared: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """A profile with a `dvc.yaml` of one stage, and the environment in which DVC finds `isd-repro` and a launcher."""
     folder = tmp_path / "profile"

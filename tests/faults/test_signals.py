@@ -75,25 +75,6 @@ def test_the_stage_of_a_dvc_that_died_stops(forks: Forks, folder: Path, undistur
     assert_equal_runs(folder, undisturbed_long)
 
 
-def test_the_stage_of_a_dvc_that_died_behind_a_shell_stops(folder: Path) -> None:
-    """A shell that does not become the command stands between DVC and the stage; DVC is killed before the stage is ready."""
-    world.edit(folder, ("epochs: 3", "epochs: 16000"))
-    start = f"{sys.executable} -c 'from isd_repro.cli import main; main()' pretrain isd; echo $? > code"
-    between = f"import os, subprocess; subprocess.run(['sh', '-c', {start!r}], env={{**os.environ, 'DVC_STAGE': 'x'}})"
-    with subprocess.Popen([sys.executable, "-c", between], cwd=folder, stderr=subprocess.DEVNULL) as dvc:
-        while not list(folder.glob(".state/*/checkpoint.pt")):
-            assert dvc.poll() is None
-            time.sleep(0.02)
-        dvc.kill()
-    until = time.monotonic() + 60
-    while not (folder / "code").is_file() or not (folder / "code").read_text():
-        assert time.monotonic() < until, "the stage goes on without DVC"
-        time.sleep(0.02)
-    assert (folder / "code").read_text() == "75\n"
-    (state,) = world.states(folder)
-    assert text_of(state)[0] == "run: isd"
-
-
 def test_pre_emption_by_a_scheduler(forks: Forks, folder: Path, undisturbed_long: Path) -> None:
     """SIGUSR1 some time before, then SIGTERM while it saves: another signal is no repetition, and the save is finished."""
     world.edit(folder, world.LONGER)
