@@ -66,7 +66,7 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        with _held(partial):
+        with _naming(path), _held(partial):
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -74,12 +74,20 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
             if keep is not None and path.exists():
                 path.replace(keep)
             partial.replace(path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a write that fails does not say where
-            error.filename = error.filename or str(path)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A write that fails does not say where: give its error the path."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -113,12 +121,8 @@ def put_aside(path: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Make a folder, and a file in it that nobody sees: `OSError` now rather than after days of work."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        error.filename = str(folder)
-        raise
+    with _naming(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _sync_folder(folder: Path) -> None:
@@ -196,7 +200,8 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be locked ({error.strerror})", "use a file system with file locks (flock)") from error
     holder = f"process {os.getpid()} on {platform.node()}"
     try:
-        path.write_text(holder, "utf-8")
+        with _naming(path):
+            path.write_text(holder, "utf-8")
         yield
     finally:
         with suppress(OSError):
