@@ -142,7 +142,7 @@ def test_the_rule_of_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.compiler_of(torch.device("cuda"), FAST) == ""
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", ["isd"])
 def test_compiled_encoders_train_as_eager_ones(
     name: str, compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,9 +27,8 @@ from isd_repro.train import checkpoint, loop
 from tests.faults import world
 from tests.faults.forks import Blow, Ended, Forks
 from tests.faults.test_interruptions import assert_equal_runs
-from tests.faults.test_kills import STAGES, Station, line, run
+from tests.faults.test_kills import STAGES, Station, run
 
-__all__ = ["line"]  # a fixture
 KINDS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU]
 
 

@@ -30,7 +30,7 @@ from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import profile_options
 
-BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 5, 8, 19, 4, 3
+BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 3, 8, 19, 4, 2
 GROUPS = (1, 2, 4)
 CPU = torch.device("cpu")
 STRONG = View(
