@@ -30,15 +30,11 @@ def benchmarks(
     settings = dict(text.partition("=")[::2] for text in set_ or ())
     if bad := [name for name, value in settings.items() if not value]:
         raise ConfigError(f"--set {bad[0]}: no value", "write NAME=VALUE")
-    cases.run(
-        tuple(names),
-        out=out,
-        toy=toy,
-        settings=settings,
-        only=tuple(only or ()),
-        say=lambda line: typer.echo(line, err=True),
-        show=typer.echo,
-    )
+    cases.run(tuple(names), out=out, toy=toy, settings=settings, only=tuple(only or ()), say=_say, show=typer.echo)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a day on a GPU checks beside the comparisons: environment, tests, a smoke step of every method, the commands, resume, profile."""
+"""What a day on a GPU checks beside the comparisons: environment, tests, every method, the commands, resume, and a profile."""
 
 from __future__ import annotations
 

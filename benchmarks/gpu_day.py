@@ -1,9 +1,9 @@
 """Everything that has to be seen on a GPU, in one call of a few minutes: `python -m benchmarks.gpu_day --out FOLDER`.
 
 The steps of PLAN are checks (`gpu_checks`) and comparisons (`cases`). Each is a process of its own, killed at its time limit with
-what it wrote kept; none stops another. The folder gets one JSON file for each comparison and their table (`README.md`), one line for
-each finding of a check (`results.jsonl`), `log.txt`, `tests.txt` and `profile.txt`; a summary is printed last. `--toy` runs the same
-at small sizes, without a CUDA device on the CPU: the rehearsal.
+what it wrote kept; none stops another. The folder gets one JSON file for each comparison and their table (`README.md`), one line
+for each finding of a check (`results.jsonl`), `log.txt`, `tests.txt` and `profile.txt`; a summary is printed last. `--toy` runs
+the same at small sizes, without a CUDA device on the CPU: the rehearsal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLAN: tuple[dict[str, float], ...] = (
     {"step-224": 120},
     {"views-224": 50},
     {"profile": 45},
-    {"knn-2048": 50},
+    {"knn-2048": 70},
     {"step-64": 45},
     {"step-64-moco": 45},
     {"loss-moco": 20},

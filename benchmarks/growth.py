@@ -21,7 +21,7 @@ from benchmarks.views import MEAN, STD, STRONG, WEAK
 from isd_repro.config.params import BackboneConfig, Cosine, Data, Efficiency, Numerics, Optim
 from isd_repro.config.params import Store as Packing
 from isd_repro.data.loader import Batches
-from isd_repro.data.prepared import Split
+from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, StoreWriter
 from isd_repro.interfaces import Setting
 from isd_repro.methods import isd

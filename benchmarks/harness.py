@@ -174,15 +174,13 @@ def compare(
     memory_mib: dict[str, float] = {}
     failed: dict[str, str] = {}
 
-    def attempt(name: str, work: Callable[[], object]) -> bool:
+    def attempt(name: str, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - a variant may fail in any way
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             seconds.pop(name, None)
-            return False
-        return True
 
     def prepare(name: str) -> None:
         if seconds and Clock.is_over():
@@ -238,10 +236,7 @@ def settled(sizes: Sizes) -> Iterator[None]:
     Raises:
         ConfigError: a size that is not positive.
     """
-    numbers = {
-        name: value for name, value in asdict(sizes).items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    if bad := [name for name, value in numbers.items() if value <= 0]:
+    if bad := [name for name, value in asdict(sizes).items() if type(value) in (int, float) and value <= 0]:
         raise ConfigError(f"cannot measure {sizes}", f"{', '.join(bad)} must be positive")
     before = torch.get_num_threads()
     torch.set_num_threads(sizes.threads)
@@ -260,21 +255,23 @@ def device_of() -> torch.device:
 
 def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
     """Seconds of one call, averaged over some calls in a row."""
-    timed = []
+
+    def run() -> float:
+        return math.fsum(found if isinstance(found := work(), Seconds) else 0.0 for _ in range(calls))
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        timed = [work() for _ in range(calls)]
+        own = run()
         end.record()
         end.synchronize()
         total = float(start.elapsed_time(end)) / 1e3
     else:
         began = time.process_time()
-        timed = [work() for _ in range(calls)]
+        own = run()
         total = time.process_time() - began
-    own = [float(each) for each in timed if isinstance(each, Seconds)]
-    return sum(own) / calls if own else total / calls
+    return (own or total) / calls
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -296,11 +293,9 @@ def tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def multiply_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, shape: tuple[int, int, int] = (512, 512, 1024)
-) -> float:
-    """FLOP/s of matrix products of one shape (rows, inner, columns), median of five; a GPU gets large squares."""
-    rows, inner, columns = (8192,) * 3 if device.type == "cuda" else shape
+def multiply_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of large matrix products, median of five."""
+    rows, inner, columns = (8192,) * 3 if device.type == "cuda" else (512, 512, 1024)
     left, right = (torch.rand(count, inner, device=device).to(dtype) for count in (rows, columns))
     return _rate(lambda: products.times(left, right), 2 * rows * inner * columns, device)
 

@@ -43,8 +43,8 @@ class Sizes(harness.Sizes):
 
 CPU = {"knn": Sizes()}
 CUDA = {  # an eighth or so of the 50,000 queries of ImageNet's validation set
-    "knn": Sizes(bank=1_281_167, queries=8192, repetitions=2),
-    "knn-2048": Sizes(bank=1_281_167, dim=2048, queries=8192, repetitions=2),
+    "knn": Sizes(bank=1_281_167, queries=8192, repetitions=2, threads=8),
+    "knn-2048": Sizes(bank=1_281_167, dim=2048, queries=8192, repetitions=2, threads=8),
 }
 
 

@@ -154,7 +154,7 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         found = {"GFLOP": sizes.steps * flop / 1e9}
         copied = harness.copy_rate(device)
         for dtype, words, size in ((torch.float32, "", 4), (torch.bfloat16, " in bf16", 2)):
-            rate = max(harness.multiply_rate(device, dtype, (2 * sizes.batch, 512, 1024)), harness.convolve_rate(device, dtype))
+            rate = max(harness.multiply_rate(device, dtype), harness.convolve_rate(device, dtype))
             found |= {f"GFLOP/s{words}": rate / 1e9, f"s at that rate{words}": sizes.steps * flop / rate}
             found[f"s of memory traffic{words}"] = sizes.steps * _PASSES * written * size / copied
         return found

@@ -262,7 +262,7 @@ def evaluate(
     mean: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.229,0.224,0.225.")] = None,
     k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
-    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, to see their spread.")] = 1,
+    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, for their deviation.")] = 1,
     linear_epochs: Annotated[int | None, typer.Option(help="Other than the paper's 40; the record names it.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
@@ -326,8 +326,9 @@ def figures(
 def data_pack(
     subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
     params: ParamsFile = DEFAULT,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode and encode; default: one per core. They change no byte.")
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode; default: one for each core."),
     ] = None,
 ) -> None:
     """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it continues where it was."""
@@ -337,7 +338,7 @@ def data_pack(
     provenance.remember_code()
     loaded, layout, console = _profile(params)
     for name in subsets:
-        pack(name, loaded, layout, console, processes)
+        pack(name, loaded, layout, console, threads)
 
 
 @data.command(name="audit")
@@ -401,7 +402,7 @@ def wandb_dashboard(
 @paper.command(name="check")
 def paper_check(as_json: AsJson = False) -> None:
     """Recompute every mean and difference of the published tables, and list where sources disagree."""
-    from isd_repro.stages.paper import check as recompute
+    from isd_repro.report.paper_checks import check as recompute
 
     recompute(as_json=as_json)
 

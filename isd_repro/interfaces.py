@@ -17,8 +17,8 @@ from torch import Tensor, nn
 class Batch:
     """One training step's input, on the training device: with W ranks, one rank's part of it.
 
-    The part of rank r are the B / W rows from r * B / W on: of the student's view, `index` and `label` as they stand, of the
-    teacher's view in the order of `shuffle`, in which it then need not be brought.
+    Rank r holds B / W rows from r * B / W on: of the student's view, `index` and `label` as they are, and of the teacher's view
+    in the order of `shuffle`, so that shuffle-BN moves no images between ranks.
 
     Attributes:
         view_student: normalised float images, B x C x H x W.

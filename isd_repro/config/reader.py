@@ -78,6 +78,9 @@ def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tupl
         location = _keys(tree, (*prefix, *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         notes = []
+        key, separator, rest = message.partition(": ")
+        if separator and key.split(".")[0] in _at(tree, location):  # a rule of several keys says which one breaks it
+            location, message = (*location, *key.split(".")), rest
         if item["type"] == "extra_forbidden":
             message = "unknown key"
             notes += _did_you_mean(str(location[-1]))
@@ -101,6 +104,16 @@ def _keys(tree: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
         except (KeyError, IndexError, TypeError):
             node = None
     return tuple(keys)
+
+
+def _at(tree: Any, location: tuple[str | int, ...]) -> Any:
+    """What is in the file at a location; nothing where it does not have it, or has a single value."""
+    for part in location:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return ()
+    return tree if isinstance(tree, Mapping) else ()
 
 
 def _brief(value: object) -> str:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from isd_repro.config.params import FewLabel
 from isd_repro.data.loader import generator_of
-from isd_repro.data.prepared import Prepared, Split
+from isd_repro.data.manifests import Prepared, Split
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 
 ORIGIN = (
@@ -69,10 +70,9 @@ def labelled(prepared: Prepared, fraction: float, settings: FewLabel) -> Labelle
     """
     search = prepared.split("search")
     images = [prepared.manifest.images[at] for at in search.index.tolist()]
-    root = os.environ.get(settings.lists_env, "") if settings.lists_env else ""
     list_sha256 = None
-    if root:
-        path = Path(root).expanduser() / f"{percent(fraction)}percent.txt"
+    if settings.lists_env and os.environ.get(settings.lists_env):
+        path = files.named_path(settings.lists_env, ORIGIN) / f"{percent(fraction)}percent.txt"
         at, list_sha256 = _listed(path, [image.file for image in images])
         source = path.name
     else:

@@ -1,21 +1,27 @@
-"""Batches as a pure function of (seed, step): the same on resume, on any device and with any number of workers and ranks."""
+"""Training batches as a pure function of (seed, step): the same on resume, on any device, with any number of workers or ranks.
+
+Whole images travel to the device, with their short side as it was packed. Crops are cut from them where the views are made
+(`augment`), with the windows that the step's generator draws.  # DEV-15
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from isd_repro.config.params import Data, Numerics, View
-from isd_repro.data import augment, feed
+from isd_repro.config.params import Data, View
+from isd_repro.data import augment
 from isd_repro.data.augment import CHANGES, Change, Drawn
-from isd_repro.data.feed import Feed
-from isd_repro.data.prepared import Split
+from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store
 from isd_repro.interfaces import Batch
-from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import ConfigError
 
 
@@ -37,12 +43,11 @@ class Batches:
         seed: int,
         device: torch.device,
         *,
-        decode_on_device: bool = False,
         changes: tuple[Change, ...] = CHANGES,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Raises `ConfigError` where the split does not fill one batch; `decode_on_device` as of `Feed`, `changes` of `apply`."""
+        """Raises `ConfigError` where the split does not fill one batch; `changes` as of `augment.apply`."""
         if len(split.index) < batch_size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
@@ -52,43 +57,23 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self.rank, self.world, self._decode_on_device, self._changes = rank, world, decode_on_device, changes
-        self._feed = Feed(store, self._wanted, device, decode_on_device=decode_on_device)
-
-    def choose_decoder(self, step: int, numerics: Numerics) -> str:
-        """Decode on the device from now on where the rule says so and a trial with a step's images went well.
-
-        Every rank tries the whole batch, and where one of them fails none decodes there: all ranks see the same pixels.
-
-        Returns:
-            what was chosen, to stand behind the device's name as of `engine.kernels_of`; empty where the rule says no.
-
-        Raises:
-            DataError: as of `feed.try_there`.
-        """
-        if not feed.decodes_there(self.device, numerics, self.store):
-            return ""
-        name, why = feed.try_there(self.store, self.split.index[self._chosen(step)], self.device)
-        if ranks.anywhere(bool(why)):
-            return f", {feed.NOT_DECODED} by {name} ({why or 'it failed on another rank'})"
-        self._decode_on_device = True
-        self._feed = Feed(self.store, self._wanted, self.device, decode_on_device=True)
-        return f", JPEGs decoded by {name}"
+        self.rank, self.world, self._changes = rank, world, changes
+        self._prefetch = Prefetch(store, self._wanted, device)
 
     def part(self, rank: int, world: int) -> Batches:
-        """The same batches as one of `world` ranks sees them, see `protocols.Batch`; `batch_size` is a multiple of `world`.
+        """The same batches as one of `world` ranks sees them, see `interfaces.Batch`; `batch_size` is a multiple of `world`.
 
         Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views,
         bit for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here.
         """
         same = (self.store, self.split, self.data, self.batch_size, self.seed, self.device)
-        return Batches(*same, decode_on_device=self._decode_on_device, changes=self._changes, rank=rank, world=world)
+        return Batches(*same, changes=self._changes, rank=rank, world=world)
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         chosen = self._chosen(step)
         drawn, shuffle = self._draws(step)
-        pixels, _ = self._feed.at(step)
+        pixels, _ = self._prefetch.at(step)
         parts: list[Tensor] | tuple[Tensor, ...] = [pixels] * 2
         if self.world > 1:
             rows = self._rows(shuffle)
@@ -136,3 +121,65 @@ class Batches:
     def _view(self, pixels: Tensor, drawn: Drawn, law: View) -> Tensor:
         images = augment.apply(pixels, drawn, law, self.data.image_size, self._changes)
         return augment.normalise(images, self.data.mean, self.data.std)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A batch that was read; on a CUDA device it is there when `ready` has happened."""
+
+    pixels: Tensor
+    sizes: Tensor
+    ready: torch.cuda.Event | None = None
+
+
+class Prefetch:
+    """The pixels of one step at a time, with the next step's batch already on its way.
+
+    While a step computes, one thread reads the next batch (a store of JPEGs decodes with threads of its own) and a second
+    stream copies it through page-locked memory to a CUDA device. A step's pixels depend on the step alone. Pixels that need
+    no decoding are read when a CPU asks for them: that is one copy, and a thread would gain nothing.
+    """
+
+    def __init__(self, store: Store, index_of: Callable[[int], Tensor], device: torch.device) -> None:
+        """Read nothing yet; `index_of` gives the store positions of a step's images, int64, B, and runs in the thread of `at`."""
+        self._store, self._index_of, self._device = store, index_of, device
+        self._ahead = device.type == "cuda" or store.keeps_jpegs
+        self._next: tuple[int, Future[_Loaded]] | None = None
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """As `Store.read`, of the step's images, with the pixels on the device."""
+        if not self._ahead:
+            pixels, sizes = self._store.read(self._index_of(step))
+            return pixels.to(self._device), sizes
+        waiting, self._next = self._next, None
+        begun = waiting[1] if waiting is not None and waiting[0] == step else self._begin(step)
+        loaded = begun.result()
+        self._next = step + 1, self._begin(step + 1)
+        if loaded.ready is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(loaded.ready)
+            loaded.pixels.record_stream(current)
+        return loaded.pixels, loaded.sizes
+
+    def _begin(self, step: int) -> Future[_Loaded]:
+        # made here, where "cuda" is this process's device: in a thread that never chose one it is the machine's first
+        stream = self._stream if self._device.type == "cuda" else None
+        return self._thread.submit(self._load, self._index_of(step), stream)
+
+    def _load(self, index: Tensor, stream: torch.cuda.Stream | None) -> _Loaded:
+        if stream is None:
+            return _Loaded(*self._store.read(index))
+        with torch.cuda.stream(stream):  # torch keeps the page-locked memory until the copy from it is done
+            pixels, sizes = self._store.read(index, pinned=True)
+            pixels = pixels.to(self._device, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record(stream)
+        return _Loaded(pixels, sizes, ready)
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)

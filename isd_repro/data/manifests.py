@@ -1,8 +1,12 @@
-"""Which images a subset has, and what each is for.
+"""Which images a subset has, what each is for, and a prepared subset as the stages after `prepare` read it.
 
 A manifest is two files: `images.tsv`, one row an image (split, class, file, sha256 of its bytes, roles), and
 `manifest.json`, a small header. Neither holds a path, a time or a machine: equal images and roles are equal bytes,
 whatever the folder layout they were read from.
+
+A prepared subset's folder holds both and the store. An external store lies under the folder that the environment variable
+ISD_PACK_ROOT names, in a sub-folder named after the manifest's hash and the store's settings; it is located through the
+variable whenever the subset is opened, so no file holds its path.
 """
 
 from __future__ import annotations
@@ -18,17 +22,21 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from isd_repro.config.fields import Frozen
-from isd_repro.data.store import StoreInfo
+from isd_repro.data.store import Store, StoreInfo
 from isd_repro.records import ManifestIdentity
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
 
 HEADER = "manifest.json"
 IMAGES = "images.tsv"
 COLUMNS = ("split", "class", "file", "sha256", "roles")
+PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
 _AGAIN = "run `prepare` for this subset again"
 Positions = npt.NDArray[np.int64]
@@ -201,3 +209,90 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error})", _AGAIN) from error
     return images, roles
+
+
+# --- prepared subsets -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one role.
+
+    Attributes:
+        index: positions in the store, int64, n, ascending.
+        label: class of each, a position in the manifest's classes, int64, n.
+    """
+
+    index: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the stages after `prepare` read."""
+
+    manifest: Manifest
+    store: Store
+
+    @cached_property
+    def identity(self) -> ManifestIdentity:
+        """What records say of the manifest."""
+        return self.manifest.identity()
+
+    def split(self, name: Literal["train", "search", "query"]) -> Split:
+        """The images of one role, in manifest order."""
+        positions = {"train": self.manifest.train, "search": self.manifest.search, "query": self.manifest.query}[name]
+        return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
+
+    def groups(self, label: Tensor) -> dict[str, Tensor]:
+        """Masks over labelled images: `all`, and `rare` and `large` where the subset is unbalanced.
+
+        Args:
+            label: classes, int64, n.
+
+        Returns:
+            boolean masks, n each.
+        """
+        groups = {"all": torch.ones_like(label, dtype=torch.bool)}
+        if self.manifest.large:
+            large = torch.tensor([self.manifest.classes.index(name) for name in self.manifest.large])
+            groups["large"] = torch.isin(label, large.to(label.device))
+            groups["rare"] = ~groups["large"]
+            return {name: groups[name] for name in ("all", "rare", "large")}
+        return groups
+
+
+def open_prepared(folder: Path, memory: Path | None = None, workers: int | None = None) -> Prepared:
+    """Open a prepared subset, checking the hash of every file of it.
+
+    Args:
+        folder: what `prepare` wrote.
+        memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
+        workers: threads that decode a store of JPEGs, see `Store`.
+
+    Raises:
+        DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
+    """
+    header = read_header(folder)
+    if header.store is None:
+        raise DataError(f"{folder / HEADER}: names no store", _AGAIN)
+    manifest = read(folder)
+    store = Store(store_folder(folder, manifest, header.store), header.store, workers)
+    if len(store) != len(manifest.images):
+        found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"
+        raise DataError(f"{folder}: {found}", _AGAIN)
+    store.verify(memory)
+    return Prepared(manifest=manifest, store=store)
+
+
+def store_folder(folder: Path, manifest: Manifest, info: StoreInfo) -> Path:
+    """Where the store of a prepared subset lies."""
+    return pack_root() / info.key(manifest.sha256) if info.settings.external else folder
+
+
+def pack_root() -> Path:
+    """The folder of external stores; `DataError` where ISD_PACK_ROOT is not set."""
+    return files.named_path(PACK_ROOT, "the store of this subset is external: name a folder with room for packed images")

@@ -1,303 +1,233 @@
-"""How a prepared subset is made: every image it uses is read once, hashed, decoded and packed. `prepare` and `data pack` do this.
+"""Packing images into a store by threads, and going on with an external pack that a kill interrupted.
 
-Everything is written under temporary names (`.partial*`) beside the final ones and renamed when complete; a killed or failed
-`prepare` leaves nothing under a final name. Running it again removes what was left and starts from the beginning, but for an
-external store, which may be hours of work: its journal says what it holds, and the work goes on from there. A finished one
-is used again where every image of the source still has the bytes that were packed.
+Pillow releases Python's lock while it decodes, resizes and encodes, so threads are enough. Images come out in their order and
+a bounded number is under way: the number of threads changes no byte, and memory does not grow with the source.
+
+An external pack may be hours of work, so `journal.jsonl` beside its file says what it holds. After every `BLOCK` images the
+file is brought to the disk, and then the journal gets one line: what became of each image of the block, and the sha256 of the
+file so far. A line that is torn, or a block whose bytes do not have their hash any more, ends what is believed; the work goes
+on from there, and the finished pack has the bytes of one that nothing interrupted. The journal stays beside a finished pack,
+which is used again where every image of the source still has the bytes that were packed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from isd_repro.config import params
-from isd_repro.data import crew, manifests, reuse
-from isd_repro.data.journal import Entry, Journal, entry_of
-from isd_repro.data.manifests import Image, Manifest, Positions
-from isd_repro.data.prepared import pack_root
-from isd_repro.data.sources import Listing, Located
-from isd_repro.data.store import StoreInfo, StoreWriter, file_of
-from isd_repro.data.subsets import Selection
-from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError
+from isd_repro.data.sources import Listing, Located, UnreadableError
+from isd_repro.data.store import INDEX, Row, StoreInfo, StoreWriter, convert, describe, encode, file_of
 
-_SHOWN = 5  # names that a message lists
+JOURNAL = "journal.jsonl"
+BLOCK = 1024  # images between two lines of the journal: what a kill costs at most
+_AHEAD = 4  # images under way for each thread
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Entry(NamedTuple):
+    """One packed image."""
+
+    sha256: str  # of the source's bytes
+    row: Row
+
+
+Outcome = Entry | str  # a string says why the image could not be read
+
+
+@dataclass
+class _Begun:
+    """An unfinished or finished pack, as far as its journal is believed."""
+
+    done: list[Outcome] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)  # over the bytes of `done`
+    journal_bytes: int = 0  # 0 where there is no journal of the key
+    problem: str = ""  # what is wrong with the rest
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What is packed, by how many, and who is told."""
+class Packer:
+    """What is packed, by how many threads, and who is told.
 
-    name: str
-    subset: params.Subset
+    Attributes:
+        listing: the source, open.
+        images: what to pack, in the store's order.
+        store: how.
+        threads: that read, decode and encode.
+        say: takes one plain line for the user.
+        advance: called with a number of images that are done, or with a negative one: these have to be done again.
+    """
+
     listing: Listing
-    selection: Selection
-    used: list[int]  # positions in the listing, in manifest order
-    processes: int
+    images: Sequence[Located]
+    store: params.Store
+    threads: int
     say: Callable[[str], None]
     advance: Callable[[int], None]
 
-    @property
-    def images(self) -> list[Located]:
-        """In manifest order."""
-        return [self.listing.images[at] for at in self.used]
+    def pack(self, folder: Path, key: str = "") -> tuple[list[Outcome], StoreInfo]:
+        """Write the store into `folder`; what became of each image.
 
+        Args:
+            folder: exists.
+            key: names the images and how they are packed. With one, a journal is kept, and one of the same key is gone on with.
 
-def build(
-    folder: Path,
-    name: str,
-    subset: params.Subset,
-    listing: Listing,
-    selection: Selection,
-    *,
-    processes: int = 1,
-    say: Callable[[str], None],
-    advance: Callable[[int], None],
-) -> Manifest:
-    """Pack the images that a selection uses and write the subset's folder, replacing an older one.
-
-    Args:
-        folder: the prepared subset's final folder.
-        name: the subset's key.
-        subset: its parameters.
-        listing: the source, still open.
-        selection: what the rule drew of it.
-        processes: how many decode and encode, where the source is a folder of files; it changes no byte.
-        say: takes one plain line for the user.
-        advance: called with a number of images that are done, or with a negative one: these have to be done again.
-
-    Raises:
-        DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
-        UserError: another process prepares this subset or packs these images.
-    """
-    task = _Task(name, subset, listing, selection, _used(listing.images, selection), processes, say, advance)
-    external = pack_root() if subset.store.external else None
-    try:
-        with ExitStack() as stack:
-            lock = folder.with_name(f".lock_{name}")
-            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
-            made = stack.enter_context(_partial(folder.parent, f".partial_{name}_"))
-            if external is None:
-                place, (entries, info) = made, _pack(made, task, None)
-            else:
-                place, entries, info = _pack_outside(external, task, stack)
-            manifest, dropped = _manifest(task, entries)
-            _tell(folder, manifest, dropped, len(task.used), say)
-            manifests.write(made, manifest, store=info, dropped=dropped)
-            if external is not None:
-                _install(place, external / info.key(manifest.sha256))
-            _move(made, folder)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {error.filename or folder}: {error.strerror}", "free space or permit writing, then run again"
-        ) from error
-    return manifest
-
-
-def rule_of(subset: params.Subset) -> dict[str, object]:
-    """Everything that decides which images a subset has and how they are packed, for provenance."""
-    return {
-        "source": subset.source.name,
-        **subset.rule.model_dump(mode="json"),
-        "search_per_class": subset.search_per_class,
-        "query_per_class": subset.query_per_class,
-        "store": subset.store.model_dump(mode="json", exclude={"external"}),
-    }
-
-
-def _used(images: Sequence[Located], selection: Selection) -> list[int]:
-    """Positions that have any role, in manifest order."""
-    every = np.unique(np.concatenate([selection.train, selection.search, selection.query]))
-    return sorted(every.tolist(), key=lambda at: (images[at].split, images[at].cls, images[at].file))
-
-
-def _pack_outside(root: Path, task: _Task, stack: ExitStack) -> tuple[Path, list[Entry | None], StoreInfo]:
-    """A pack under the folder of packs, finished before or now, begun here or gone on with; and the folder it is in."""
-    images = task.images
-    key = _key(task)
-    unfinished = stack.enter_context(_unfinished(root, key))
-    found = reuse.find(root, key, task.subset.store, images, task.listing, say=task.say, advance=task.advance)
-    if found is not None:
-        return found
-    book = Journal(unfinished, key)
-    reader = crew.Reader(task.listing, task.subset.store)
-    for at, entry in enumerate(book.entries):
-        if entry is None and reader.one(images[at]) is not None:
-            book.cut(at)
-            task.say(f"{_name(images[at])} could not be read and now can: going back to it")
-            break
-    return unfinished, *_pack(unfinished, task, book)
-
-
-def _pack(folder: Path, task: _Task, book: Journal | None) -> tuple[list[Entry | None], StoreInfo]:
-    """Write the store into `folder`, going on from what its journal seals; what became of every image, in order."""
-    images, store = task.images, task.subset.store
-    done: list[Entry | None] = []
-    digest = None
-    if book is not None:
-        digest, damage = book.check(folder / file_of(store))
-        done += book.entries
-        if damage:
-            task.say(f"{damage}; doing it again from there")
+        Raises:
+            DataError: an image is gone.
+        """
+        begun = self._read_journal(folder, key)
+        done = begun.done
+        if begun.problem:
+            self.say(f"{begun.problem}; packing again from there")
         if done:
-            task.say(f"going on after {len(done)} of {len(images)} images")
-    rows = [(entry.height, entry.width, entry.channels, entry.length) for entry in done if entry is not None]
-    with StoreWriter(folder, store, rows, digest) as writer:
-        if book is not None:
-            book.begin()
-        task.advance(len(done))
-        for image in crew.packed(images[len(done) :], task.listing, task.subset.source, store, task.processes):
-            entry = None if image is None else entry_of(image)
-            if image is not None:
-                writer.add(image.content, image.height, image.width, image.channels)
-            if book is not None:
-                book.note(entry, writer)
-            done.append(entry)
-            task.advance(1)
-        if book is not None:
-            book.seal(writer)
-        return done, writer.finish()
+            self.say(f"going on after {len(done)} of {len(self.images)} images")
+        self.advance(len(done))
+        with ExitStack() as stack:
+            writer = stack.enter_context(StoreWriter(folder, self.store, _rows(done), begun.digest))
+            journal = stack.enter_context((folder / JOURNAL).open("ab")) if key else None
+            if journal is not None:
+                journal.truncate(begun.journal_bytes)
+                if not begun.journal_bytes:
+                    journal.write(_head(key))
+            noted = len(done)
+            for outcome, content in in_order(self._read, self.images[noted:], self.threads):
+                if isinstance(outcome, Entry):
+                    writer.add(content, outcome.row)
+                done.append(outcome)
+                if journal is not None and (len(done) - noted == BLOCK or len(done) == len(self.images)):
+                    journal.write(_line(done[noted:], writer.sync()))
+                    journal.flush()
+                    os.fsync(journal.fileno())
+                    noted = len(done)
+                self.advance(1)
+            return done, writer.finish()
+
+    def find_finished(self, root: Path, key: str) -> tuple[Path, list[Outcome], StoreInfo] | None:
+        """A finished pack under `root` that is whole and whose images are still the source's; they are hashed, not decoded."""
+        for folder in sorted(path.parent for path in root.glob(f"[!.]*/{JOURNAL}")):
+            found = self._read_journal(folder, key)
+            if not found.journal_bytes:
+                continue
+            info, index = describe(_rows(found.done), self.store, found.digest.hexdigest())
+            path, problem = folder / INDEX, found.problem
+            if not problem and (len(found.done) != len(self.images) or not path.is_file() or path.read_bytes() != index):
+                problem = f"{path}: missing, damaged or too short"
+            problem = problem or self._changed(found.done)
+            if not problem:
+                self.say(f"the images are as they were packed in {folder}, which is used again")
+                return folder, found.done, info
+            self.say(f"{problem}; {folder} is not used, packing again")
+        return None
+
+    def _changed(self, done: Sequence[Outcome]) -> str:
+        """Which image has other bytes than were packed; "" where none has."""
+        for at, (outcome, found) in enumerate(zip(done, in_order(self._sha256, self.images, self.threads), strict=True)):
+            if isinstance(outcome, Entry) and outcome.sha256 != found:
+                self.advance(-at)
+                return f"{name_of(self.images[at])} is not what was packed"
+            self.advance(1)
+        return ""
+
+    def _read(self, image: Located) -> tuple[Outcome, bytes]:
+        try:
+            payload = self.listing.fetch(image)
+            pixels = convert(self.listing.decode(payload), self.store)
+        except UnreadableError as error:
+            return str(error), b""
+        channels, height, width = pixels.shape
+        content = encode(pixels, self.store)
+        return Entry(hashlib.sha256(payload).hexdigest(), Row(height, width, channels, len(content))), content
+
+    def _sha256(self, image: Located) -> str:
+        try:
+            return hashlib.sha256(self.listing.fetch(image)).hexdigest()
+        except UnreadableError:
+            return ""
+
+    def _read_journal(self, folder: Path, key: str) -> _Begun:
+        """What a journal of this key says, block by block, as far as the pack's file still has the bytes."""
+        path, found = folder / file_of(self.store), _Begun()
+        if not (folder / JOURNAL).is_file() or not path.is_file():
+            return found
+        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        with (folder / JOURNAL).open("rb") as journal:
+            if journal.readline() != _head(key):
+                return found
+            found.journal_bytes = journal.tell()
+            end = 0
+            for line in journal:
+                block, sha256 = _parse_line(line)
+                if not block:  # torn by a kill
+                    break
+                start, end = end, end + sum(row.length for row in _rows(block))
+                digest = found.digest.copy()
+                digest.update(content[start:end])
+                first = len(found.done)
+                readable = [image for image in self._failed(block, first) if isinstance(self._read(image)[0], Entry)]
+                if digest.hexdigest() != sha256:
+                    where = f"bytes {start} to {end}, images {first} to {first + len(block) - 1}"
+                    found.problem = f"{path}: {where} are not what {JOURNAL} says"
+                elif readable:
+                    found.problem = f"{name_of(readable[0])} could not be read and now can"
+                if found.problem:
+                    break
+                found.done += block
+                found.digest, found.journal_bytes = digest, journal.tell()
+        return found
+
+    def _failed(self, block: Sequence[Outcome], first: int) -> list[Located]:
+        return [self.images[at] for at, outcome in enumerate(block, start=first) if isinstance(outcome, str)]
 
 
-def _manifest(task: _Task, entries: Sequence[Entry | None]) -> tuple[Manifest, tuple[str, ...]]:
-    """The manifest of what a store holds, and the names of what could not be read."""
-    images: list[Image] = []
-    place: dict[int, int] = {}
-    dropped: list[str] = []
-    for at, located, entry in zip(task.used, task.images, entries, strict=True):
-        if entry is None:
-            dropped.append(_name(located))
-        else:
-            place[at] = len(images)
-            images.append(Image(located.split, located.cls, located.file, entry.sha256))
-    subset, selection = task.subset, task.selection
-    _check_share(task.name, dropped, len(task.used), subset.corrupt_share)
-    manifest = Manifest(
-        dataset=subset.source.dataset,
-        subset=task.name,
-        rule=dict(rule_of(subset)),
-        classes=selection.classes,
-        large=selection.large,
-        images=tuple(images),
-        train=_placed(selection.train, place),
-        search=_placed(selection.search, place),
-        query=_placed(selection.query, place),
-    )
-    _check_classes(manifest)
-    return manifest, tuple(dropped)
+def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`work` of each item, by threads, in the order of the items; only a bounded number of them is under way."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= _AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def _name(image: Located) -> str:
+def name_of(image: Located) -> str:
+    """As messages and manifests name an image."""
     return f"{image.split}/{image.cls}/{image.file}"
 
 
-def _key(task: _Task) -> str:
-    """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
-    store = task.subset.store.model_dump(mode="json", exclude={"external"})
-    digest = hashlib.sha256(json.dumps([store, task.subset.source.dataset, sorted(task.selection.large)]).encode())
-    for roles in (task.used, task.selection.train, task.selection.search, task.selection.query):
-        names = (_name(task.listing.images[at]) for at in (roles if isinstance(roles, list) else roles.tolist()))
-        for name in names:
-            digest.update(f"{name}\n".encode())
-        digest.update(b"\n")
-    return digest.hexdigest()[:16]
+def _rows(done: Iterable[Outcome]) -> list[Row]:
+    return [outcome.row for outcome in done if isinstance(outcome, Entry)]
 
 
-def _placed(positions: Positions, place: dict[int, int]) -> Positions:
-    return np.array(sorted(place[at] for at in positions.tolist() if at in place), dtype=np.int64)
+def _head(key: str) -> bytes:
+    return f"isd-repro pack 2 {key}\n".encode()
 
 
-def _check_share(name: str, dropped: Sequence[str], used: int, share: float) -> None:
-    if len(dropped) > share * used:
-        shown = ", ".join(dropped[:_SHOWN])
-        found = f"{len(dropped)} of {used} images are unreadable, more than corrupt_share {share:g} allows; first {shown}"
-        raise DataError(f"subset {name!r}: {found}", "mend the images, or raise corrupt_share to leave them out")
+def _line(block: Sequence[Outcome], sha256: str) -> bytes:
+    images = [outcome if isinstance(outcome, str) else [outcome.sha256, *outcome.row] for outcome in block]
+    return json.dumps({"images": images, "sha256": sha256}).encode() + b"\n"
 
 
-def _check_classes(manifest: Manifest) -> None:
-    """No class may lose all images of a role."""
-    for role, positions in (("train", manifest.train), ("search", manifest.search), ("query", manifest.query)):
-        counts = np.bincount(manifest.labels[positions], minlength=len(manifest.classes))
-        for label in np.flatnonzero(counts == 0).tolist():
-            found = f"class {manifest.classes[label]} has no readable {role} image"
-            raise DataError(f"subset {manifest.subset!r}: {found}", "mend the images of this class")
-
-
-def _tell(folder: Path, manifest: Manifest, dropped: Sequence[str], used: int, say: Callable[[str], None]) -> None:
-    """Say what was left out and what changed since the folder was last prepared."""
-    if dropped:
-        say(f"left out {len(dropped)} of {used} images as unreadable: {_first(dropped)}")
-    changed = changes(folder, manifest)
-    if changed:
-        say(f"{len(changed)} images have other bytes than when this subset was last prepared: {_first(changed)}")
-
-
-def changes(folder: Path, manifest: Manifest) -> list[str]:
-    """Images of the same data set whose bytes differ from those that an older manifest in `folder` has."""
+def _parse_line(line: bytes) -> tuple[list[Outcome], str]:
+    """A block and the sha256 of the file up to its end; no block where the line is torn."""
     try:
-        before = manifests.read(folder)
-    except DataError:
-        return []
-    if before.dataset != manifest.dataset:
-        return []
-    known = {(image.split, image.cls, image.file): image.sha256 for image in before.images}
-    keys = (((image.split, image.cls, image.file), image.sha256) for image in manifest.images)
-    return ["/".join(key) for key, digest in keys if known.get(key, digest) != digest]
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _partial(parent: Path, prefix: str) -> AbstractContextManager[Path]:
-    """A temporary folder with a name of its own; those that killed processes left under the prefix are removed."""
-    files.sweep(parent, prefix)
-    return files.temporary(parent / f"{prefix}{secrets.token_hex(4)}")
-
-
-@contextmanager
-def _unfinished(root: Path, key: str) -> Iterator[Path]:
-    """The folder of an unfinished pack, which stays where the block fails."""
-    folder = root / f".partial-{key}"
-    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: these images are already being packed"):
-        folder.mkdir(exist_ok=True)
-        try:
-            yield folder
-        except BaseException:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
-            raise
-        with suppress(OSError):  # it was renamed
-            shutil.rmtree(folder)
-
-
-def _install(made: Path, final: Path) -> None:
-    """Put an external store in its place. One that is there may be in use: its files are replaced, and none is ever missing."""
-    if made == final:
-        return
-    try:
-        made.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        for path in sorted(made.iterdir()):
-            path.replace(final / path.name)
-
-
-def _move(made: Path, final: Path) -> None:
-    """Give a complete folder its final name; an older one of that name is removed."""
-    old = made.with_name(f"{made.name}.old")
-    if final.exists():
-        final.rename(old)
-    made.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+        found = json.loads(line)
+    except ValueError:
+        return [], ""
+    return [one if isinstance(one, str) else Entry(one[0], Row(*one[1:])) for one in found["images"]], found["sha256"]

@@ -1,28 +1,46 @@
-"""`prepare` and `data pack`: draw a subset from its source and pack its images."""
+"""`prepare` and `data pack`: draw a subset from its source, pack its images, and write its manifest.
+
+Every image that a subset uses is read once, hashed, decoded and packed. Everything is written under temporary names
+(`.partial*`) beside the final ones and renamed when complete; a killed or failed `prepare` leaves nothing under a final name.
+Running it again starts over, except for an external pack, which is gone on with (`packing`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params
-from isd_repro.data import packing, sources, subsets
+from isd_repro.config.params import Params, Subset
+from isd_repro.data import manifests, sources, subsets
+from isd_repro.data.manifests import Image, Manifest, Positions, pack_root
+from isd_repro.data.packing import Outcome, Packer, name_of
+from isd_repro.data.sources import Located
 from isd_repro.data.store import usable_cores
+from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
-from isd_repro.runtime.errors import ConfigError, printable
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import ConfigError, DataError, printable
 from isd_repro.tracking import open_stage
 
 _EVERY = 10_000  # images between two lines where there is no terminal
+_SHOWN = 5  # names that a message lists
+Say = Callable[[str], None]
 
 
-def prepare(name: str, params: Params, layout: Layout, console: Console, processes: int | None = None) -> None:
+def prepare(name: str, params: Params, layout: Layout, console: Console, threads: int | None = None) -> None:
     """Write the folder of one subset: manifest.json, images.tsv and, unless it is external, the store.
 
     Args:
@@ -30,8 +48,7 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, process
         params: the whole profile.
         layout: where its files are.
         console: takes progress and warnings.
-        processes: how many pack an external store from a folder of files: by default one for each core of this process. A
-            store inside the profile is packed by threads: it is small, and starting processes would take longer.
+        threads: how many read, decode and encode: by default one for each core of this process. They change no byte.
 
     Raises:
         ConfigError: there is no such subset, or its rule contradicts itself.
@@ -48,12 +65,11 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, process
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
-        total = len(np.unique(np.concatenate([selection.train, selection.search, selection.query])))
-        with _progress(name, total, console, say) as advance:
-            crew = (processes or usable_cores()) if subset.store.external else 1
-            manifest = packing.build(
-                layout.prepared(name), name, subset, listing, selection, processes=crew, say=say, advance=advance
-            )
+        used = _used(listing.images, selection)
+        with _progress(name, len(used), console, say) as advance:
+            images = [listing.images[at] for at in used]
+            packer = Packer(listing, images, subset.store, threads or usable_cores(), say, advance)
+            manifest = _write(layout.prepared(name), name, subset, selection, used, packer)
     row = {
         "epoch": 0,
         "images": len(manifest.images),
@@ -67,16 +83,200 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, process
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
 
 
-def pack(name: str, params: Params, layout: Layout, console: Console, processes: int | None) -> None:
+def pack(name: str, params: Params, layout: Layout, console: Console, threads: int | None) -> None:
     """As `prepare`, of a subset whose store is external; `ConfigError` where it is not: there would be nothing to resume."""
     if not config.find_subset(params, name).store.external:
         hint = "set store.external and ISD_PACK_ROOT, or run `isd-repro prepare`, which packs it inside the profile"
         raise ConfigError(f"{layout.file}: subsets.{name}.store.external: false, so that there is no pack to write", hint)
-    prepare(name, params, layout, console, processes)
+    prepare(name, params, layout, console, threads)
+
+
+def rule_of(subset: Subset) -> dict[str, object]:
+    """Everything that decides which images a subset has and how they are packed, for provenance."""
+    return {
+        "source": subset.source.name,
+        **subset.rule.model_dump(mode="json"),
+        "search_per_class": subset.search_per_class,
+        "query_per_class": subset.query_per_class,
+        "store": _settings(subset.store),
+    }
+
+
+def _settings(store: parameters.Store) -> dict[str, object]:
+    return store.model_dump(mode="json", exclude={"external"})
+
+
+def _used(images: Sequence[Located], selection: Selection) -> list[int]:
+    """Positions that have any role, in manifest order."""
+    used = np.unique(np.concatenate([selection.train, selection.search, selection.query]))
+    return sorted(used.tolist(), key=lambda at: (images[at].split, images[at].cls, images[at].file))
+
+
+def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: Sequence[int], packer: Packer) -> Manifest:
+    """Pack the used images and write the subset's folder, replacing an older one.
+
+    Args:
+        folder: the prepared subset's final folder.
+        name: the subset's key.
+        subset: its parameters.
+        selection: what the rule drew of the source.
+        used: positions in the source's list, in manifest order.
+        packer: of these images.
+
+    Raises:
+        DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
+        UserError: another process prepares this subset or packs these images.
+    """
+    external = pack_root() if subset.store.external else None
+    try:
+        with ExitStack() as stack:
+            lock = folder.with_name(f".lock_{name}")
+            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
+            prefix = f".partial_{name}_"
+            files.sweep(folder.parent, prefix)  # what killed processes left
+            made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
+            if external is None:
+                place, (outcomes, info) = made, packer.pack(made)
+            else:
+                key = _key(subset, selection, used, packer.images)
+                unfinished = stack.enter_context(_unfinished(external, key))
+                found = packer.find_finished(external, key)
+                place, outcomes, info = found or (unfinished, *packer.pack(unfinished, key))
+            manifest, dropped = _manifest(name, subset, selection, used, packer.images, outcomes)
+            _report_changes(folder, manifest, dropped, len(used), packer.say)
+            manifests.write(made, manifest, store=info, dropped=tuple(dropped))
+            if external is not None:
+                _install(place, external / info.key(manifest.sha256))
+            _replace(made, folder)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {error.filename or folder}: {error.strerror}", "free space or permit writing, then run again"
+        ) from error
+    return manifest
+
+
+def _key(subset: Subset, selection: Selection, used: Sequence[int], images: Sequence[Located]) -> str:
+    """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
+    facts = [_settings(subset.store), subset.source.dataset, sorted(selection.large)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    name = {at: name_of(image) for at, image in zip(used, images, strict=True)}
+    for role in (used, selection.train.tolist(), selection.search.tolist(), selection.query.tolist()):
+        digest.update("".join(f"{name[at]}\n" for at in role).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _manifest(
+    name: str,
+    subset: Subset,
+    selection: Selection,
+    used: Sequence[int],
+    images: Sequence[Located],
+    outcomes: Sequence[Outcome],
+) -> tuple[Manifest, dict[str, str]]:
+    """The manifest of what a store holds, and the images that could not be read with the reason of each."""
+    kept: list[Image] = []
+    place: dict[int, int] = {}
+    dropped: dict[str, str] = {}
+    for at, image, outcome in zip(used, images, outcomes, strict=True):
+        if isinstance(outcome, str):
+            dropped[name_of(image)] = outcome
+        else:
+            place[at] = len(kept)
+            kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
+    if len(dropped) > subset.corrupt_share * len(used):
+        found = f"{len(dropped)} of {len(used)} images are unreadable, more than corrupt_share {subset.corrupt_share:g} allows"
+        hint = "repair these images, or raise corrupt_share to leave them out"
+        raise DataError(f"subset {name!r}: {found}; first {_reasons(dropped)}", hint)
+
+    def placed(positions: Positions) -> Positions:
+        return np.array(sorted(place[at] for at in positions.tolist() if at in place), dtype=np.int64)
+
+    manifest = Manifest(
+        dataset=subset.source.dataset,
+        subset=name,
+        rule=rule_of(subset),
+        classes=selection.classes,
+        large=selection.large,
+        images=tuple(kept),
+        train=placed(selection.train),
+        search=placed(selection.search),
+        query=placed(selection.query),
+    )
+    for role, positions in (("train", manifest.train), ("search", manifest.search), ("query", manifest.query)):
+        counts = np.bincount(manifest.labels[positions], minlength=len(manifest.classes))
+        for label in np.flatnonzero(counts == 0).tolist():
+            found = f"class {manifest.classes[label]} has no readable {role} image"
+            raise DataError(f"subset {name!r}: {found}", "repair the images of this class")
+    return manifest, dropped
+
+
+def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], used: int, say: Say) -> None:
+    """Say what was left out, and which images have other bytes than an older manifest of the same data set in `folder` says."""
+    if dropped:
+        say(f"left out {len(dropped)} of {used} images as unreadable: {_reasons(dropped)}")
+    try:
+        before = manifests.read(folder)
+    except DataError:
+        return
+    known = {(image.split, image.cls, image.file): image.sha256 for image in before.images}
+    keys = (((image.split, image.cls, image.file), image.sha256) for image in manifest.images)
+    changed = ["/".join(key) for key, digest in keys if known.get(key, digest) != digest]
+    if changed and before.dataset == manifest.dataset:
+        say(f"{len(changed)} images have other bytes than when this subset was last prepared: {_first(changed)}")
+
+
+def _reasons(dropped: dict[str, str]) -> str:
+    return _first([f"{name} ({reason})" for name, reason in dropped.items()])
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _progress(name: str, total: int, console: Console, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+def _unfinished(root: Path, key: str) -> Iterator[Path]:
+    """The folder of an unfinished pack, which stays where the block fails."""
+    folder = root / f".partial-{key}"
+    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: these images are already being packed"):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+            raise
+        with suppress(OSError):  # it was renamed
+            shutil.rmtree(folder)
+
+
+def _install(made: Path, final: Path) -> None:
+    """Put an external store in its place. One that is there may be in use: its files are replaced, and none is ever missing."""
+    if made == final:
+        return
+    try:
+        made.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        for path in sorted(made.iterdir()):
+            path.replace(final / path.name)
+
+
+def _replace(made: Path, final: Path) -> None:
+    """Give a complete folder its final name; an older one of that name is removed."""
+    old = made.with_name(f"{made.name}.old")
+    if final.exists():
+        final.rename(old)
+    made.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0

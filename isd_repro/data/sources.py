@@ -2,39 +2,48 @@
 
 An image's hash is over its file's bytes, so a zip, its unpacked folder and a plain folder of the same images agree. The
 sources without files (`digits`, `cifar10`, `cifar100`) generate file names and hash the raw pixels instead. Nothing is ever
-downloaded; folders are named by environment variables, because they differ from machine to machine.
+downloaded or unpacked onto the disk; folders are named by environment variables, because they differ from machine to machine.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 import os
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from isd_repro.config import params
-from isd_repro.data.opening import UnreadableError, decode_file, open_zip, read_file, unpack
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 DIGITS_TRAIN = 400  # images of each digit that are train; the other 100 are val
 _SHOWN = 8  # kinds of files in a note
 _ANNOTATIONS = "val/val_annotations.txt"
+_EXTRA_FOLDERS = ("__MACOSX", "@eaDir")  # made by macOS and by Synology's file servers
 _EXPECTED = {
     "image-folder": "a folder with train/<class>/ and val/<class>/ of JPEG or PNG files",
     "tiny-imagenet": "tiny-imagenet-200.zip, or a folder with its train and val",
     "cifar10": "the folder that holds cifar-10-batches-py",
     "cifar100": "the folder that holds cifar-100-python",
 }
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # by content; others of PIL's start programs or have a long record of holes
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG of 16 bits, by its version
+
+
+class UnreadableError(Exception):
+    """An image's bytes cannot be read or decoded; the caller counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,200 +85,195 @@ def open_source(source: params.Source) -> Iterator[Listing]:
     if source.name == "digits":
         yield digits()
         return
-    root = _root(source)
-    if source.name == "tiny-imagenet" and root.is_file():
-        with open_zip(root) as archive:
-            yield tiny_imagenet_zip(archive, root)
-    elif source.name == "tiny-imagenet":
-        yield tiny_imagenet(root)
-    elif source.name == "image-folder":
-        yield image_folder(root)
-    else:
-        yield cifar(root, source)
-
-
-def open_files(source: params.Source) -> Listing | None:
-    """How another process reads the files of a folder, which is not listed again; None for sources of another kind."""
-    if source.name not in ("image-folder", "tiny-imagenet"):
-        return None
-    root = _root(source)
-    return Listing((), _reader(root), decode_file) if root.is_dir() else None
-
-
-def _root(source: params.Source) -> Path:
-    """The folder or file that the source's environment variable names."""
-    expected = _EXPECTED[source.name]
-    value = os.environ.get(source.root_env, "")
-    if not value:
-        raise DataError(f"{source.root_env} is not set", f"set it to the images of {source.dataset}: {expected}")
-    root = Path(value).expanduser()
+    expected = f"set it to the images of {source.dataset}: {_EXPECTED[source.name]}"
+    root = files.named_path(source.root_env, expected)
     if not (root.is_dir() or (root.is_file() and source.name == "tiny-imagenet")):
-        raise DataError(f"{source.root_env}={value}: no such folder", f"set it to the images of {source.dataset}: {expected}")
-    return root
+        raise DataError(f"{source.root_env}={root}: no such folder", expected)
+    if source.name in ("cifar10", "cifar100"):
+        yield cifar(root, source)
+    else:
+        with open_images(root) as listing:
+            yield listing
 
 
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
 
-def image_folder(root: Path) -> Listing:
-    """ROOT/train/<class>/* and ROOT/val/<class>/*, JPEG or PNG; other files are passed over and counted, hidden ones not."""
-    images, notes = _parse(root, _scan(root), None, nested=False)
-    return Listing(images, _reader(root), decode_file, notes)
+class _Tree(Protocol):
+    """A folder or a zip."""
+
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Name of each entry of a folder and whether it is a folder itself."""
+
+    def read(self, file: str) -> bytes:
+        """A file's bytes; `UnreadableError` where they are damaged, `DataError` where they are gone."""
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
 
 
-def tiny_imagenet(root: Path) -> Listing:
-    """The official layout of Tiny-ImageNet (train/<class>/images/*, val/images/* with annotations), or plain folders."""
-    annotations = root / _ANNOTATIONS
-    text = _decoded(root, read_file(annotations)) if annotations.is_file() else None
-    images, notes = _parse(root, _scan(root), text, nested=True)
-    return Listing(images, _reader(root), decode_file, notes)
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        try:
+            with os.scandir(self._root / folder) as found:
+                for entry in found:
+                    is_folder = entry.is_dir()
+                    if is_folder or entry.is_file() or entry.is_symlink():  # a link that leads nowhere fails when it is read
+                        yield entry.name, is_folder
+        except OSError as error:
+            name = error.filename or self._root / folder
+            raise DataError(f"{name}: cannot be listed ({error.strerror})", "repair the image folder") from error
+
+    def read(self, file: str) -> bytes:
+        try:
+            return (self._root / file).read_bytes()
+        except OSError as error:
+            found = f"{self._root / file}: cannot be read ({error.strerror})"
+            raise DataError(found, "repair the image folder") from error
+
+    def has(self, path: str) -> bool:
+        return (self._root / path).exists()
 
 
-def tiny_imagenet_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
-    """Either layout inside a zip, at its top or in a folder."""
-    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-    prefixes = [name[: f"/{name}".index("/train/")] for name in names if "/train/" in f"/{name}"]
-    prefix = min(prefixes, key=lambda text: (text.count("/"), text), default="")
-    entries = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-    folders = {f"{parent}/" for name in entries for parent in PurePosixPath(name).parents}
-    try:
-        text = _decoded(path, unpack(archive, entries[_ANNOTATIONS])) if _ANNOTATIONS in entries else None
-    except UnreadableError as error:
-        raise DataError(f"{path}: {_ANNOTATIONS} cannot be read ({error})", "fetch the zip again") from error
+class _Zip:
+    """A zip, from the folder inside it that has `train`."""
 
-    def fetch(image: Located) -> bytes:
-        return unpack(archive, f"{prefix}{image.ref}")
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+        prefixes = [name[: f"/{name}".index("/train/")] for name in names if "/train/" in f"/{name}"]
+        self._prefix = min(prefixes, key=lambda text: (text.count("/"), text), default="")
+        self._folders: dict[str, dict[str, bool]] = {}
+        for name in names:
+            if name.startswith(self._prefix):
+                path = PurePosixPath(name.removeprefix(self._prefix))
+                is_folder = name.endswith("/")
+                for part in (path, *path.parents):
+                    if part.name:
+                        self._folders.setdefault(str(part.parent), {})[part.name] = is_folder
+                    is_folder = True
 
-    images, notes = _parse(path, sorted({*entries, *folders}), text, nested=True)
-    return Listing(images, fetch, decode_file, notes)
+    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+        yield from sorted(self._folders.get(folder, {}).items())
 
+    def read(self, file: str) -> bytes:
+        try:
+            return self._archive.read(self._prefix + file)
+        except Exception as error:  # a damaged zip can make zipfile and zlib raise anything
+            raise UnreadableError(str(error)) from error
 
-def _reader(root: Path) -> Callable[[Located], bytes]:
-    return lambda image: read_file(root / str(image.ref))
-
-
-def _decoded(root: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{root}: {_ANNOTATIONS} is not UTF-8 text ({error})", "unpack the zip again") from error
-
-
-def _scan(root: Path) -> Iterator[str]:
-    """Entries of train and val relative to `root`, folders with a final slash; links are followed, to a fixed depth."""
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise DataError(f"{root}: has no folder {split!r}", "name the folder that holds train and val")
-        for entry in _entries(root / split):
-            yield f"{split}/{entry.name}{'/' if _is_folder(entry) else ''}"
-            if _is_folder(entry):
-                yield from _scan_class(f"{split}/{entry.name}", entry.path)
+    def has(self, path: str) -> bool:
+        parent, _, name = path.rpartition("/")
+        return name in self._folders.get(parent or ".", {})
 
 
-def _scan_class(name: str, folder: str) -> Iterator[str]:
-    for entry in _entries(folder):
-        found = f"{name}/{entry.name}{'/' if _is_folder(entry) else ''}"
-        yield found
-        if found.endswith("/images/"):
-            yield from (f"{name}/images/{inner.name}{'/' if _is_folder(inner) else ''}" for inner in _entries(entry.path))
+@contextmanager
+def open_images(root: Path) -> Iterator[Listing]:
+    """A folder or a zip of images: train/<class>/ and val/<class>/, or Tiny-ImageNet as it is published.
 
+    A class may keep its images in a folder `images`, and val/images/ may hold all validation images, with their classes in
+    val/val_annotations.txt. Other files are passed over and counted in a note, hidden ones without.
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        raise DataError(f"{entry.path}: a link that leads nowhere ({error.strerror})", "mend the image folder") from error
-
-
-def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})", "mend the image folder") from error
-
-
-def _parse(
-    root: Path, entries: Iterable[str], annotations: str | None, *, nested: bool
-) -> tuple[tuple[Located, ...], tuple[str, ...]]:
-    """Entries as images, and a note that counts what is none.
-
-    Args:
-        root: for messages.
-        entries: split/<class>/<file>, and split/<class>/images/<file> where `nested`; folders end with a slash.
-        annotations: classes of the files in val/images; without them, val is read like train.
-        nested: whether a class may keep its files in a folder `images`.
+    Raises:
+        DataError: see `open_source`.
     """
-    classes = {} if annotations is None else _read_annotations(root, annotations)
-    folders = {("val", cls) for cls in classes.values()}
-    images = []
+    if root.is_dir():
+        yield _list_images(root, _Folder(root))
+        return
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DataError(f"{root}: not a readable zip ({error})", "expected a zip of train and val folders") from error
+    with archive:
+        yield _list_images(root, _Zip(archive))
+
+
+def _list_images(root: Path, tree: _Tree) -> Listing:
+    images: list[Located] = []
+    classes: set[tuple[str, str]] = set()
     passed: Counter[str] = Counter()
-    for entry in entries:
-        split, _, rest = entry.partition("/")
-        cls, slash, file = rest.partition("/")
-        if split not in ("train", "val") or cls.startswith("."):
-            continue
-        file = file.removeprefix("images/") if nested else file
-        if (file or not slash) and not _is_image(file):
-            passed[_kind(split, file if slash else cls, nested=nested)] += 1
-        if not slash:
-            continue
-        if split == "val" and annotations is not None:
-            if cls != "images" or not _is_image(file):
-                passed["files in folders"] += _is_image(file)
-                continue
-            if file not in classes:
-                raise DataError(f"{root}: val/images/{file} has no class in {_ANNOTATIONS}", "unpack the zip again")
-            cls = classes.pop(file)
-        folders.add((split, cls))
-        if _is_image(file):
-            images.append(Located(split, sys.intern(cls), file, entry))
-    if classes:
-        absent = f"{_ANNOTATIONS} names {len(classes)} images that are absent, first {min(classes)}"
-        raise DataError(f"{root}: {absent}", "unpack the zip again")
-    return _checked(root, images, folders), _passed_over(passed)
-
-
-def _passed_over(passed: Counter[str]) -> tuple[str, ...]:
-    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
+    for split in ("train", "val"):
+        if not tree.has(split):
+            raise DataError(f"{root}: has no folder {split!r}", "name the folder that holds train and val")
+        labels = _read_annotations(root, tree) if split == "val" and tree.has(_ANNOTATIONS) else None
+        for cls, is_folder in tree.entries(split):
+            if not is_folder or cls.startswith(".") or cls in _EXTRA_FOLDERS:
+                passed[_kind(f"{split}/{cls}", is_folder=is_folder)] += 1
+            elif labels is None:
+                classes.add((split, cls))
+                located = [Located(split, sys.intern(cls), file, ref) for file, ref in _files(tree, f"{split}/{cls}", passed)]
+                images += located
+            elif cls == "images":
+                images += _annotated(root, tree, labels, passed)
+                classes |= {("val", one) for one in labels.values()}
+            else:
+                passed["folders"] += 1
+    kinds = [(kind, count) for kind, count in passed.most_common() if kind]
     shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
     note = f"{sum(count for _, count in kinds)} files or folders under train and val were passed over: {shown}"
-    return (note,) if kinds else ()
+    return Listing(
+        _checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, (note,) if kinds else ()
+    )
 
 
-def _kind(split: str, file: str, *, nested: bool) -> str:
+def _files(tree: _Tree, folder: str, passed: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Name and path of each image in a class's folder, and in a folder `images` inside it."""
+    for name, is_folder in tree.entries(folder):
+        path = f"{folder}/{name}"
+        if is_folder and name == "images" and folder.count("/") == 1:
+            yield from _files(tree, path, passed)
+        elif not is_folder and name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            yield name, path
+        else:
+            passed[_kind(path, is_folder=is_folder)] += 1
+
+
+def _kind(path: str, *, is_folder: bool) -> str:
     """What a note calls an entry that is no image; "" where nobody has to know: hidden files and Tiny-ImageNet's own lists."""
-    name = PurePosixPath(file)
-    own = nested and (file.endswith("_boxes.txt") or f"{split}/{file}" == _ANNOTATIONS)
-    if name.name.startswith(".") or own or not name.name:
+    name = PurePosixPath(path)
+    if name.name.startswith(".") or name.name in _EXTRA_FOLDERS or path.endswith("_boxes.txt") or path == _ANNOTATIONS:
         return ""
-    if file.endswith("/"):
+    if is_folder:
         return "folders"
-    if len(name.parts) > 1:
-        return "files in folders"
     suffix = name.suffix.lower()
     return suffix if suffix.isprintable() and 1 < len(suffix) < 10 else "others"
 
 
-def _read_annotations(root: Path, text: str) -> dict[str, str]:
-    """File name -> class; columns beyond the second are a bounding box."""
+def _read_annotations(root: Path, tree: _Tree) -> dict[str, str]:
+    """File name -> class, from Tiny-ImageNet's annotations; columns beyond the second are a bounding box."""
+    again = "unpack the zip again"
+    try:
+        text = tree.read(_ANNOTATIONS).decode("utf-8")
+    except (UnreadableError, UnicodeDecodeError) as error:
+        raise DataError(f"{root}: {_ANNOTATIONS} cannot be read ({error})", again) from error
     classes = {}
     for number, line in enumerate(text.splitlines(), start=1):
         cells = line.split("\t")
         if len(cells) < 2:
-            raise DataError(f"{root}: {_ANNOTATIONS}:{number}: expected file and class, found {line!r}", "unpack the zip again")
+            raise DataError(f"{root}: {_ANNOTATIONS}:{number}: expected file and class, found {line!r}", again)
         classes[cells[0]] = cells[1]
     return classes
 
 
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES) and not file.startswith(".") and "/" not in file
+def _annotated(root: Path, tree: _Tree, labels: dict[str, str], passed: Counter[str]) -> list[Located]:
+    """The images of val/images with the classes that the annotations give them."""
+    found = dict(_files(tree, "val/images", passed))
+    unknown, absent = sorted(found.keys() - labels.keys()), sorted(labels.keys() - found.keys())
+    if unknown:
+        raise DataError(f"{root}: val/images/{unknown[0]} has no class in {_ANNOTATIONS}", "unpack the zip again")
+    if absent:
+        message = f"{_ANNOTATIONS} names {len(absent)} images that are absent, first {absent[0]}"
+        raise DataError(f"{root}: {message}", "unpack the zip again")
+    return [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
 
 
-def _checked(root: Path, images: list[Located], folders: set[tuple[str, str]]) -> tuple[Located, ...]:
+def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -> tuple[Located, ...]:
     """Images in their order; `DataError` where a class is empty or in one split only, or a name is double or unlistable."""
     filled = {(image.split, image.cls) for image in images}
-    empty = sorted(folders - filled)
+    empty = sorted(classes - filled)
     if empty:
         first = "/".join(empty[0])
         raise DataError(f"{root}: {len(empty)} classes without images, first {first}", "remove the empty folders or fill them")
@@ -284,7 +288,7 @@ def _checked(root: Path, images: list[Located], folders: set[tuple[str, str]]) -
     for image in ordered:
         name = f"{image.cls}{image.file}"
         if not image.cls or "/" in image.cls or image.cls in (".", ".."):
-            raise DataError(f"{root}: {image.cls!r} is no name of a class", "mend the annotations")
+            raise DataError(f"{root}: {image.cls!r} is no name of a class", "repair the annotations")
         if not name.isprintable():
             raise DataError(f"{root}: {image.split}: {name!r} has control or undecodable characters", "rename the file or folder")
     for one, two in itertools.pairwise(ordered):
@@ -295,6 +299,42 @@ def _checked(root: Path, images: list[Located], folders: set[tuple[str, str]]) -
 
 def _order(image: Located) -> tuple[str, str, str]:
     return image.split, image.cls, image.file
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def open_image(payload: bytes) -> Image.Image:
+    """An image of which nothing but the header is decoded; `UnreadableError` as `decode_file`."""
+    return _guarded(lambda: Image.open(io.BytesIO(payload), formats=_FORMATS))
+
+
+def decode_file(payload: bytes) -> Image.Image:
+    """Decode a whole file; `UnreadableError` where it is damaged, cut short or larger than Pillow decodes."""
+
+    def decode() -> Image.Image:
+        image = Image.open(io.BytesIO(payload), formats=_FORMATS)
+        image.load()
+        return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
+
+    return _guarded(decode)
+
+
+def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:
+    try:
+        return decode()
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits at 8: 65535 becomes 255, in between to the nearest. PIL's own conversion would cut all above 255 off."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values {values.min()} to {values.max()}, expected 0 to 65535")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ width, channels, and for JPEGs the length in bytes. All are written under a fold
 complete, so a store that can be opened is whole.
 
 Images are decoded with PIL, converted to grey ("L") or RGB, and resized with PIL's bilinear filter, whose support grows
-with the scale (antialiased), without `reducing_gap`. Nothing turns images by their EXIF orientation. Where the store keeps
-JPEGs, they are made of these pixels (`encoding`).  # DEV-23
+with the scale (antialiased), without `reducing_gap`. Nothing turns images by their EXIF orientation. A store of JPEGs keeps
+these pixels as written by Pillow's libjpeg-turbo, 4:2:0, at the quality that the settings name, and reads them with the same
+library: equal pixels are equal bytes wherever Pillow has the same version of it.  # DEV-23
 """
 
 from __future__ import annotations
@@ -15,40 +16,29 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from isd_repro.config import params
 from isd_repro.config.fields import Frozen
-from isd_repro.data.encoding import convert as convert  # named here too, for those who read files as a store does
-from isd_repro.data.encoding import decode_into, encode
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import remembered_sha256
 
+Pixels = npt.NDArray[np.uint8]
 PIXELS = "store.u8"
 JPEGS = "store.jpegs"
 INDEX = "store.npy"
 _AGAIN = "run `prepare` for this subset again"
-_MAX_SIDE = 2**20  # pixels; sizes below it multiply without overflow
-
-
-class Digest(Protocol):
-    """A running hash."""
-
-    def update(self, content: bytes, /) -> None:
-        """Go on with these bytes."""
-
-    def hexdigest(self) -> str:
-        """Of all so far."""
 
 
 class StoreInfo(Frozen):
@@ -79,73 +69,137 @@ def usable_cores() -> int:
     return max(1, cores // max(1, int(share) if share.isdecimal() else 1))
 
 
+# --- one image --------------------------------------------------------------------------------------------------------
+
+
+def convert(image: Image.Image, settings: params.Store) -> Pixels:
+    """One decoded image as the store keeps it.
+
+    Args:
+        image: any PIL image.
+        settings: `square` gives size x size; `short-side` gives the short side `size` pixels and the long side
+            int(size * long / short), as torchvision's Resize does, up or down; `none` keeps the size.
+
+    Returns:
+        uint8, channels x height x width.
+    """
+    image = image.convert("RGB" if settings.channels == 3 else "L")
+    if settings.size is not None:
+        width, height = image.size
+        target = (settings.size, settings.size)
+        if settings.resize == "short-side":
+            short = min(width, height)
+            target = (int(settings.size * width / short), int(settings.size * height / short))
+        if target != image.size:
+            image = image.resize(target, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def encode(pixels: Pixels, settings: params.Store) -> bytes:
+    """The bytes that a store keeps of one image, uint8 channels x height x width."""
+    if settings.jpeg_quality is None:
+        return pixels.tobytes()
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def _decode_into(content: bytes, out: Pixels) -> None:
+    """Decode a JPEG of a store into `out`, height x width x channels; `ValueError` where it is damaged or of another shape."""
+    try:
+        found = np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(str(error)) from error
+    found = found[:, :, None] if found.ndim == 2 else found
+    if found.shape != out.shape:
+        raise ValueError(f"shows {found.shape}, expected {out.shape} (height, width, channels)")
+    out[:] = found
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One image of a store."""
+
+    height: int
+    width: int
+    channels: int
+    length: int  # bytes in the store's file
+
+
 class StoreWriter:
     """Streams images into `folder`; only `finish` makes the index, without which nothing can be opened.
 
-    `rows` (height, width, channels and length of each image) say what the file holds already, and `digest` is over these
-    bytes; whatever follows them is cut off.
+    `rows` say what the file holds already and `digest` is the sha256 object over these bytes; what follows them is cut off.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: params.Store,
-        rows: Sequence[tuple[int, int, int, int]] = (),
-        digest: Digest | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, settings: params.Store, rows: Iterable[Row] = (), digest: Any = None) -> None:
         self._folder = folder
         self._settings = settings
-        self._file = (folder / file_of(settings)).open("r+b" if rows else "wb")
-        self._digest = hashlib.sha256() if digest is None else digest
-        self._rows: list[tuple[int, ...]] = []
-        self.bytes = 0
-        for row in rows:
-            self._note(*row)
-        self._file.truncate(self.bytes)
-        self._file.seek(self.bytes)
+        self._rows = list(rows)
+        self._file = (folder / file_of(settings)).open("r+b" if self._rows else "wb")
+        self._digest = digest or hashlib.sha256()
+        self._file.truncate(sum(row.length for row in self._rows))
+        self._file.seek(0, os.SEEK_END)
 
-    def append(self, pixels: npt.NDArray[np.uint8]) -> None:
+    def append(self, pixels: Pixels) -> None:
         """Add one image, uint8 channels x height x width."""
         channels, height, width = pixels.shape
-        self.add(encode(pixels, self._settings), height, width, channels)
+        content = encode(pixels, self._settings)
+        self.add(content, Row(height, width, channels, len(content)))
 
-    def add(self, content: bytes, height: int, width: int, channels: int) -> None:
+    def add(self, content: bytes, row: Row) -> None:
         """Add one image as `encode` gave it."""
         self._file.write(content)
         self._digest.update(content)
-        self._note(height, width, channels, len(content))
+        self._rows.append(row)
 
     def sync(self) -> str:
         """Bring what there is to the disk; the sha256 of it."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        return self._digest.hexdigest()
+        found: str = self._digest.hexdigest()
+        return found
 
     def finish(self) -> StoreInfo:
         """Flush to the disk, write the index, and describe both."""
-        sha256 = self.sync()
-        content = index_of(self._rows, self._settings)
+        self.sync()
+        info, content = describe(self._rows, self._settings, self._digest.hexdigest())
         with (self._folder / INDEX).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return StoreInfo(
-            settings=self._settings,
-            images=len(self._rows),
-            bytes=self.bytes,
-            sha256=sha256,
-            index_sha256=hashlib.sha256(content).hexdigest(),
-        )
-
-    def _note(self, height: int, width: int, channels: int, length: int) -> None:
-        self._rows.append((self.bytes, height, width, channels, length))
-        self.bytes += length
+        return info
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def describe(rows: Iterable[Row], settings: params.Store, sha256: str) -> tuple[StoreInfo, bytes]:
+    """What a manifest says of a store whose file has this hash, and the content of the store's index."""
+    table = np.array([[0, *row] for row in rows], dtype="<i8").reshape(-1, 5)
+    ends = table[:, 4].cumsum()
+    table[:, 0] = ends - table[:, 4]
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(table[:, : _columns(settings)]), allow_pickle=False)
+    index = buffer.getvalue()
+    size = int(ends[-1]) if len(ends) else 0
+    digest = hashlib.sha256(index).hexdigest()
+    return StoreInfo(settings=settings, images=len(table), bytes=size, sha256=sha256, index_sha256=digest), index
+
+
+def _columns(settings: params.Store) -> int:
+    """Of the index: only JPEGs need a length."""
+    return 4 if settings.jpeg_quality is None else 5
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class Store:
@@ -171,7 +225,7 @@ class Store:
             raise DataError(f"{self.path}: {state}, the manifest says {info.bytes} bytes", _AGAIN)
         self._rows = rows
         self._workers = workers
-        self._flat: npt.NDArray[np.uint8] = np.memmap(self.path, dtype=np.uint8, mode="r")
+        self._flat: Pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
         self.sizes = torch.from_numpy(np.ascontiguousarray(rows[:, 1:3]))
         uniform = bool((rows[:, 1:4] == rows[0, 1:4]).all()) and not self.keeps_jpegs
         self._block = self._flat.reshape(len(rows), rows[0, 3], rows[0, 1], rows[0, 2]) if uniform else None
@@ -217,21 +271,17 @@ class Store:
             pixels[row, :, :tall, :wide] = self._content(int(position)).reshape(channels, tall, wide)
         return batch, sizes
 
-    def payloads(self, index: Tensor) -> list[npt.NDArray[np.uint8]]:
-        """What the store keeps of each image, read-only; `IndexError` as `read`."""
-        return [self._content(int(position)) for position in self._checked(index)]
-
     def _checked(self, index: Tensor) -> npt.NDArray[np.int64]:
         at: npt.NDArray[np.int64] = index.cpu().numpy()
         if at.size and (at.min() < 0 or at.max() >= len(self)):
             raise IndexError(f"store positions must lie in 0..{len(self) - 1}, found {at.min()}..{at.max()}")
         return at
 
-    def _content(self, position: int) -> npt.NDArray[np.uint8]:
+    def _content(self, position: int) -> Pixels:
         offset, height, width, channels, *jpeg = (int(value) for value in self._rows[position])
         return self._flat[offset : offset + (jpeg[0] if jpeg else height * width * channels)]
 
-    def _decode(self, at: npt.NDArray[np.int64], batch: npt.NDArray[np.uint8]) -> None:
+    def _decode(self, at: npt.NDArray[np.int64], batch: Pixels) -> None:
         """Decode JPEGs into a batch, B x H x W x C, with zeros beside and below smaller ones."""
 
         def work(row: int) -> None:
@@ -240,7 +290,7 @@ class Store:
             batch[row, tall:] = 0
             batch[row, :tall, wide:] = 0
             try:
-                decode_into(self._content(position).tobytes(), batch[row, :tall, :wide])
+                _decode_into(self._content(position).tobytes(), batch[row, :tall, :wide])
             except ValueError as error:
                 raise DataError(f"{self.path}: image {position} (counted from 0) is damaged: {error}", _AGAIN) from error
 
@@ -264,50 +314,18 @@ class Store:
 
 
 def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
-    """The index, checked against the manifest's hash and against itself."""
+    """The index, checked against the manifest's hash and against the length of the store's file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", _AGAIN)
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != info.index_sha256:
         raise DataError(f"{path}: damaged: sha256 is {found}, the manifest says {info.index_sha256}", _AGAIN)
-    strange = DataError(f"{path}: does not describe {info.images} images of {info.bytes} bytes, as the manifest says", _AGAIN)
-    stream = io.BytesIO(content)
-    try:  # np.load would make room for whatever number of rows a header claims
-        np.lib.format.read_magic(stream)
-        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-        if shape != (info.images, _columns(info.settings)) or by_columns or dtype != np.dtype("<i8"):
-            raise strange
-        rows: npt.NDArray[np.int64] = np.frombuffer(content, "<i8", offset=stream.tell()).reshape(shape).astype(np.int64)
-    except (ValueError, TypeError, KeyError) as error:
-        raise strange from error
-    if not len(rows) or not bool(((rows[:, 1:4] > 0) & (rows[:, 1:4] <= _MAX_SIDE)).all()):
-        raise strange
-    lengths = rows[:, 1] * rows[:, 2] * rows[:, 3] if info.settings.jpeg_quality is None else rows[:, 4]
-    if not bool(((lengths > 0) & (lengths <= info.bytes)).all()):
-        raise strange
-    ends = np.cumsum(lengths)
-    whole = int(ends[-1]) == info.bytes and bool((rows[:, 0] == ends - lengths).all())
-    if not whole or not bool((rows[:, 3] == info.settings.channels).all()) or not _resized(rows, info.settings):
-        raise strange
+    rows: npt.NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64)
+    if rows.shape != (info.images, _columns(info.settings)) or int(_lengths(rows, info.settings).sum()) != info.bytes:
+        raise DataError(f"{path}: does not describe {info.images} images of {info.bytes} bytes, as the manifest says", _AGAIN)
     return rows
 
 
-def index_of(rows: Sequence[tuple[int, ...]], settings: params.Store) -> bytes:
-    """The index file of a store, from offset, height, width, channels and length of each image."""
-    buffer = io.BytesIO()
-    table = np.asarray(rows, dtype="<i8").reshape(-1, 5)[:, : _columns(settings)]
-    np.save(buffer, np.ascontiguousarray(table), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _columns(settings: params.Store) -> int:
-    """Of the index: only JPEGs need a length."""
-    return 4 if settings.jpeg_quality is None else 5
-
-
-def _resized(rows: npt.NDArray[np.int64], settings: params.Store) -> bool:
-    """Whether sizes are those that the settings give."""
-    if settings.resize == "square":
-        return bool((rows[:, 1:3] == settings.size).all())
-    return settings.resize == "none" or bool((rows[:, 1:3].min(axis=1) == settings.size).all())
+def _lengths(rows: npt.NDArray[np.int64], settings: params.Store) -> npt.NDArray[np.int64]:
+    return rows[:, 1:4].prod(axis=1) if settings.jpeg_quality is None else rows[:, 4]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from isd_repro.config import params
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import ConfigError, DataError
 
 LISTS_ORIGIN = "repository UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset"
@@ -251,10 +251,7 @@ def parse_list(path: Path) -> AuthorsList:
 def _open_list(rule: params.ListFile) -> tuple[AuthorsList, tuple[str, ...]]:
     """The list that a rule names, and a warning where it is not the published one."""
     hint = f"set {rule.root_env} to a folder with {rule.list}.txt; the published lists are in {LISTS_ORIGIN}"
-    root = os.environ.get(rule.root_env, "")
-    if not root:
-        raise DataError(f"{rule.root_env} is not set", hint)
-    path = Path(root).expanduser() / f"{rule.list}.txt"
+    path = files.named_path(rule.root_env, hint) / f"{rule.list}.txt"
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint)
     authors = parse_list(path)

@@ -1,4 +1,4 @@
-"""The target data sets of transfer: where torchvision reads each, how it is divided, and which number the field reports.
+"""The target data sets of transfer: where torchvision reads each, how it is divided, and which metric the field reports.
 
 One row a set. The paper states neither division nor metric. Metrics, the sets with validation images of their own and the
 share of a fifth elsewhere are those of Ericsson et al. (CVPR 2021; linusericsson/ssl-transfer at 4e9b9c2, linear.py), who
@@ -9,10 +9,11 @@ Nothing is downloaded. All sets of torchvision lie below one folder, each in the
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from isd_repro.config.params import Store as StoreSettings
 from isd_repro.config.params import TransferName
+from isd_repro.data import augment
+from isd_repro.data.eval_loader import Frame
 from isd_repro.data.loader import generator_of
+from isd_repro.data.store import convert
+from isd_repro.records import ManifestIdentity
+from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
 
 Part = Literal["train", "val", "test", "pool"]  # "pool": neither train nor test until it is divided
@@ -45,7 +52,7 @@ class TransferSet:
         metric: the number that the field reports.
         train_per_class: images of each class that are drawn from the pool to learn from; the others are the test.
         val_share: share of each class's train images that is drawn for validation, where the set has no validation images.
-            root_env: environment variable that names the folder.
+        root_env: environment variable that names the folder.
         note: what departs from the source, with its id.
     """
 
@@ -184,13 +191,10 @@ def root_of(name: TransferName) -> Path:
     """
     spec = SETS[name]
     expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)} below it; nothing is downloaded"
-    value = os.environ.get(spec.root_env, "")
-    if not value:
-        raise DataError(f"{spec.root_env} is not set", f"set it to the folder that holds {spec.title}: {expected}")
-    root = Path(value).expanduser()
+    root = files.named_path(spec.root_env, f"set it to the folder that holds {spec.title}: {expected}")
     missing = [need for need in spec.needs if not (root / need).exists()]
     if missing:
-        raise DataError(f"{spec.root_env}={value}: {spec.title} lacks {', '.join(missing)}", expected)
+        raise DataError(f"{spec.root_env}={root}: {spec.title} lacks {', '.join(missing)}", expected)
     if spec.reader in _MATLAB and importlib.util.find_spec("scipy") is None:
         raise UserError(f"{spec.title} needs the package scipy", 'install the extra "transfer" of isd-repro')
     return root
@@ -252,7 +256,7 @@ def _sun397(dataset: Any, root: Path) -> list[tuple[Part, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Positions in the set's own order, ascending, int64: what is learnt from, chosen on, and asked."""
+    """Positions in the set's own order, ascending, int64."""
 
     train: Tensor
     val: Tensor
@@ -300,3 +304,92 @@ def _drawn(
         chosen.append(members[order[:wanted]])
     taken = torch.cat(chosen).sort().values
     return taken, among[~torch.isin(among, taken)]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+_Read = tuple[Tensor, int, str]  # view, label, sha256
+
+
+class TransferImages:
+    """Positions in the set's own order -> normalised views, B x C x S x S; each image is decoded once, one block ahead.
+
+    The view is the evaluation's, made of one image at a time: sizes differ too much to pad a block. What has been read is
+    remembered as `label` and as `digest`, the sha256 of the converted pixels, so that the set's identity comes from the pass
+    that extracts features.
+    """
+
+    def __init__(self, opened: Opened, frame: Frame, channels: int, pool: ThreadPoolExecutor) -> None:
+        count = len(opened.part)
+        self.label = torch.full((count,), -1, dtype=torch.int64)
+        self.digest = [""] * count
+        self._opened, self._frame, self._pool = opened, frame, pool
+        self._store = StoreSettings.model_validate({"channels": channels})
+        self._waiting: dict[int, Future[_Read]] = {}
+
+    def __len__(self) -> int:
+        return len(self.digest)
+
+    def __call__(self, position: Tensor) -> Tensor:
+        """Views of the images at these positions, on the CPU."""
+        wanted = position.tolist()
+        self._begin(wanted)
+        found = {at: self._waiting.pop(at) for at in dict.fromkeys(wanted)}
+        self._begin(at for at in range(wanted[-1] + 1, min(wanted[-1] + 1 + len(wanted), len(self))))
+        for at, future in found.items():
+            _, self.label[at], self.digest[at] = future.result()
+        views = torch.stack([found[at].result()[0] for at in wanted])
+        return augment.normalise(views, self._frame.mean, self._frame.std)
+
+    def _begin(self, positions: Iterable[int]) -> None:
+        for at in positions:
+            if at not in self._waiting:
+                self._waiting[at] = self._pool.submit(self._read, at)
+
+    def _read(self, at: int) -> _Read:
+        spec = self._opened.spec
+        where = f"{spec.title}: image {at} (counted from 0, {self._opened.part[at]} part)"
+        try:
+            image, label = self._opened.get(at)
+            pixels = torch.from_numpy(convert(image, self._store).copy())
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{where} cannot be read: {error}", f"repair the folder that {spec.root_env} names") from error
+        if not 0 <= label < len(self._opened.classes):
+            found = f"{where} has class number {label}, the set has {len(self._opened.classes)} classes"
+            raise DataError(found, f"repair the annotations in the folder that {spec.root_env} names")
+        digest = hashlib.sha256(f"{tuple(pixels.shape)}\n".encode() + pixels.numpy().tobytes()).hexdigest()
+        size = torch.tensor([pixels.shape[1:]])
+        return augment.centre(pixels[None], size, self._frame.size, self._frame.crop_ratio)[0], label, digest
+
+
+def identity(name: TransferName, images: TransferImages, opened: Opened, division: Division, seed: int) -> ManifestIdentity:
+    """What a record says of a divided set; the hash is over (role, class, sha256 of pixels) of each image in the set's own order.
+
+    Args:
+        name: the set.
+        images: after all of them have been read.
+        opened: the same set.
+        division: how it was divided.
+        seed: of the division's draws.
+    """
+    roles = {at: role for role in ("train", "val", "test") for at in getattr(division, role).tolist()}
+    hasher = hashlib.sha256()
+    for at in sorted(roles):
+        hasher.update(f"{roles[at]}\t{opened.classes[int(images.label[at])]}\t{images.digest[at]}\n".encode())
+    spec = opened.spec
+    own = "val" in opened.part
+    rule: dict[str, Any] = {"source": f"torchvision.datasets.{spec.reader}", "seed": seed, "validation": len(division.val)}
+    rule |= {"drawn": "nothing" if own else f"{spec.val_share:g} of each class's train images for validation"}
+    rule |= {} if spec.train_per_class is None else {"train_per_class": spec.train_per_class}
+    return ManifestIdentity(
+        sha256=hasher.hexdigest(),
+        dataset=spec.title,
+        subset=name,
+        rule=rule,
+        classes=opened.classes,
+        large=(),
+        train=len(division.train),
+        search=len(division.train) + len(division.val),
+        query=len(division.test),
+    )

@@ -1,4 +1,4 @@
-"""Signs of life of a run, measured beside the loss: detached, on the device, and without waiting for it.
+"""Whether embeddings collapse, measured beside the loss: detached, on the device, and without waiting for it.
 
 They change no number of the training. `purity` reads labels, so no method calls it: the monitor of the loop does, once an epoch.
 """
@@ -18,16 +18,20 @@ _ROWS = 256  # queries of `purity` at a time
 
 @torch.no_grad()
 def health(student_BD: Tensor, teacher_BD: Tensor | None = None) -> dict[str, Tensor]:
-    """What a method adds to its metrics: `spread` (of all ranks' rows), and `gap` where it has a teacher. Rows are unit."""
-    found = {"spread": spread(ranks.gather(student_BD))}
+    """What a method adds to its metrics, under the names that records have; rows are unit vectors.
+
+    Returns:
+        `spread`: the embedding std over all ranks' rows; `gap`: the cosine distance between student and teacher, if there is one.
+    """
+    found = {"spread": embedding_std(ranks.gather(student_BD))}
     if teacher_BD is not None:
-        found["gap"] = gap(student_BD, teacher_BD)
+        found["gap"] = cosine_distance(student_BD, teacher_BD)
     return found
 
 
 @torch.no_grad()
-def spread(embedding_BD: Tensor) -> Tensor:
-    """Mean over the D dimensions of the deviation over the batch (B - 1 in its denominator), times sqrt(D).
+def embedding_std(embedding_BD: Tensor) -> Tensor:
+    """Mean over the D dimensions of the standard deviation over the batch (B - 1 in its denominator), times sqrt(D).
 
     About 1 for directions drawn evenly from the sphere, 0 where every image has the same embedding.
     """
@@ -36,7 +40,7 @@ def spread(embedding_BD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gap(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     """Mean of 1 - cosine between what student and teacher make of the same image; rows are unit vectors."""
     return 1 - (student_BD * teacher_BD).sum(1).mean()
 

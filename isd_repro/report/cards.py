@@ -8,7 +8,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.provenance import Provenance
 from isd_repro.records import PretrainRecord
-from isd_repro.report import costs, intervals, protocols, run_details, text
+from isd_repro.report import costs, intervals, run_details, tables, text
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped
 from isd_repro.report.tables import head, rule_text
@@ -101,9 +101,9 @@ def _scores(found: RunRecords) -> Iterator[str]:
             )
     for name, evaluation in found.transfer.sets.items() if found.transfer else ():
         for encoder, _, group in evaluation.scores:
-            cell = protocols.transfer_cell(found, encoder, name)
+            cell = tables.target_cell(found, encoder, name)
             levels.add(cell.level)
-            what = f"transfer to {text.markdown(evaluation.record.manifest.dataset)}, {protocols.reported(evaluation)}"
+            what = f"transfer to {text.markdown(evaluation.record.manifest.dataset)}, {tables.reported(evaluation)}"
             yield (
                 f"| {encoder} | {what} | {group} | {cell.value:.1f} | {cell.low:.1f} to {cell.high:.1f} |"
                 f" {text.count(cell.n or 0)} | {cell.level} |"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from isd_repro.report import text
 from isd_repro.report.records import RECORDED, Part, part_of
@@ -77,6 +77,10 @@ class Cell:
     verdict: Verdict = ""
     tolerance: float | None = None
     words: str = ""
+
+    def having(self, **changes: Any) -> Cell:
+        """The same cell with other values."""
+        return replace(self, **changes)
 
     @property
     def part(self) -> Part:
@@ -156,8 +160,8 @@ class Table:
     id: str
     title: str
     first: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
     foot: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     main: bool = True
@@ -178,3 +182,16 @@ class Table:
             else:
                 spans.append((column.span, 1))
         return spans
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence on what the tables show; `lead` is its subject, printed with more weight."""
+
+    lead: str
+    body: str
+
+    @property
+    def plain(self) -> str:
+        """The whole sentence."""
+        return f"{self.lead}: {self.body}"

@@ -20,12 +20,12 @@ from isd_repro.records import CurveRecord
 from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
 from isd_repro.report.hypothesis import Comparison
-from isd_repro.report.pivot import methods
-from isd_repro.report.pool import method_name
+from isd_repro.report.learning_curves import Reference, by_epoch, names_of
 from isd_repro.report.records import Records
-from isd_repro.report.tables import groups_of, score_cell
+from isd_repro.report.repetitions import method_name, methods
+from isd_repro.report.scores import score_cell
+from isd_repro.report.tables import GROUPS, groups_of
 from isd_repro.report.text import visible
-from isd_repro.report.trajectory import GROUPS, Reference, by_epoch, names_of
 from isd_repro.runtime.errors import UserError
 
 if TYPE_CHECKING:

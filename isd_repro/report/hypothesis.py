@@ -1,4 +1,4 @@
-"""The comparison that a profile exists to make: its mean over the draws, how sure that is, and a verdict by a rule set before."""
+"""One method less another over draws of a subset: means, intervals and tests, and the verdict of a rule set before the runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Literal
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
-from isd_repro.report.cells import Cell, Column, Row, Table
-from isd_repro.report.findings import Finding
-from isd_repro.report.pivot import draw_cell, families, methods
+from isd_repro.report.cells import Cell, Column, Finding, Row, Table
+from isd_repro.report.intervals import Paired
 from isd_repro.report.records import Key, Records
-from isd_repro.report.tables import ENCODERS, groups_of, metrics_of
+from isd_repro.report.repetitions import families, methods, under_test
+from isd_repro.report.scores import method_cell
+from isd_repro.report.tables import ENCODERS, first_metric, groups_of, metrics_of
 from isd_repro.runtime.errors import ConfigError
 
-INTERVALS = (
+NOTE = (
     "Differences in points. Over draws: Student's interval of the mean. Over classes: bootstrap of the mean by classes, all draws"
     " of a class together, with the runs as given; a class counts where it is of the group. Draws that share classes are not"
     " independent, which the first does not know."
 )
-CONTRAST = "rare less large"
+OVER_DRAWS, OVER_CLASSES = "95 %, over draws", "95 %, over classes"
 Outcome = Literal["supported", "contradicted", "undecided", "no verdict"]
+Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Comparison:
         first, second: mean scores in percent.
         classes: differences by class, one for each draw in which it is of the group; empty without stored predictions.
         runs: all runs behind it.
+        queries: what is compared, where it is not the queries of one group.
     """
 
     key: Key
@@ -44,26 +47,44 @@ class Comparison:
     second: float
     classes: dict[str, list[float]]
     runs: tuple[str, ...]
+    queries: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        encoder, metric, group = self.key
+        return f"{self.queries or group.capitalize()}, {metric}, {encoder}"
 
     @property
     def values(self) -> list[float]:
         """The differences, in the draws' order."""
         return list(self.draws.values())
 
+    @property
+    def over_classes(self) -> Interval:
+        """The interval from resampling classes; None where fewer than two are known."""
+        return intervals.bootstrap(list(self.classes.values())) if len(self.classes) > 1 else None
+
+
+Runs = dict[str, list[str]]  # of one method, by subset
+
 
 def compared(params: Params, records: Records, asked: Hypothesis, key: Key) -> Comparison | None:
-    """Everything that the records say of one comparison; None while no draw has both methods.
+    """Everything that the records say of the stated comparison; None while no draw has both methods.
 
     Raises:
         ConfigError: no family of draws has both methods.
     """
-    subsets, first, second = _sides(params, asked)
+    return _compare(records, *_sides(params, asked), key)
+
+
+def _compare(records: Records, subsets: Sequence[str], first: Runs, second: Runs, key: Key) -> Comparison | None:
     draws: dict[str, float] = {}
     levels: list[tuple[float, float]] = []
     classes: dict[str, list[float]] = defaultdict(list)
     runs: list[str] = []
     for subset in subsets:
-        ours, theirs = (draw_cell(records, side.get(subset, ()), key) for side in (first, second))
+        ours, theirs = (method_cell(records, side.get(subset, ()), key) for side in (first, second))
         if ours.value is None or theirs.value is None:
             continue
         draws[subset] = ours.value - theirs.value
@@ -78,7 +99,7 @@ def compared(params: Params, records: Records, asked: Hypothesis, key: Key) -> C
     return Comparison(key, draws, one, two, dict(sorted(classes.items())), tuple(runs))
 
 
-def _sides(params: Params, asked: Hypothesis) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+def _sides(params: Params, asked: Hypothesis) -> tuple[list[str], Runs, Runs]:
     """The draws, and the runs by draw of both methods."""
     known: list[str] = []
     for subsets in families(params):
@@ -110,6 +131,100 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
     return {name: fmean(values) for name, values in shares.items()}
 
 
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def hypothesis_table(params: Params, records: Records, asked: Hypothesis) -> Table | None:
+    """The stated comparison in the first row, below it the same two methods under every other key."""
+    primary: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
+    subsets, first, second = _sides(params, asked)
+    found = [records.runs[run] for side in (first, second) for runs in side.values() for run in runs]
+    groups = groups_of(params, records, subsets[0])
+    keys = [(encoder, *key) for encoder in ENCODERS for key in product(metrics_of(params, found, encoder), groups)]
+    ordered = [primary, *(key for key in keys if key != primary)]
+    comparisons = [done for key in ordered if (done := _compare(records, subsets, first, second, key))]
+    if not comparisons or comparisons[0].key != primary:
+        return None
+    title = f"{asked.first} against {asked.second} over the draws"
+    return comparison_table(
+        "hypothesis", title, (asked.first, asked.second), [*comparisons, *contrasts(comparisons)], len(subsets)
+    )
+
+
+def family_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
+    """The method under test less each other method over the draws, first metric of the student; the stated pair stands apart."""
+    asked = params.report.hypothesis
+    of_method, (subject, others) = methods(params, subsets), under_test(params, subsets)
+    tables = []
+    for other in others if subject else ():
+        if asked and {asked.first, asked.second} == {subject, other}:
+            continue
+        keys = [("student", first_metric(params), group) for group in groups_of(params, records, subsets[0])]
+        sides = of_method[str(subject)], of_method[other]
+        comparisons = [done for key in keys if (done := _compare(records, subsets, *sides, key))]
+        title = f"{subject} against {other}, {subsets[0]} to {subsets[-1]}"
+        if comparisons:
+            name = f"{subsets[0]}-{subsets[-1]}-against-{other}"
+            tables.append(
+                comparison_table(name, title, (str(subject), other), [*comparisons, *contrasts(comparisons)], len(subsets))
+            )
+    return tables
+
+
+def contrasts(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """By how much more the first method leads on rare queries than on large ones, draw by draw; no class is in both groups."""
+    by_key = {done.key: done for done in comparisons}
+    found = []
+    for (encoder, metric, group), rare in by_key.items():
+        large = by_key.get((encoder, metric, "large"))
+        if group != "rare" or large is None:
+            continue
+        draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
+        levels = rare.first - large.first, rare.second - large.second
+        found.append(Comparison(rare.key, draws, *levels, {}, (*rare.runs, *large.runs), "Rare less large"))
+    return found
+
+
+def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: Sequence[Comparison], draws: int) -> Table:
+    """A row for each comparison of a pair of methods."""
+    rows = []
+    for done in comparisons:
+        blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
+        both = (intervals.student_interval(done.values), done.over_classes)
+        rows.append(Row(done.name, statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)))
+    n = f"n = {len(comparisons[0].draws)} of {draws} draws, those that have both methods; seeds averaged within a draw first."
+    columns = statistic_columns(*pair, (OVER_DRAWS, OVER_CLASSES))
+    return Table(name, title, "Queries", columns, tuple(rows), notes=(n, NOTE), sortable=False)
+
+
+def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Column, ...]:
+    """The heads of a table of differences over draws; `named` are its intervals."""
+    return (
+        *(Column("Mean", method) for method in (first, second)),
+        *(Column(f"{first} {text.MINUS} {second}", word) for word in ("mean", "s.d.")),
+        *(Column(interval, word) for interval in named for word in ("low", "high")),
+        *(Column("Draws", word) for word in ("ahead", "behind")),
+        Column("Sign-flip test", "p"),
+    )
+
+
+def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, found: Sequence[Interval]) -> tuple[Cell, ...]:
+    """The cells under those heads."""
+    bounds = [bound for interval in found for bound in interval or (None, None)]
+    numbers: list[tuple[float | None, str]] = [
+        *((mean, text.decimal(mean, 2)) for mean in means),
+        (paired.mean, text.signed(paired.mean, 2)),
+        (paired.deviation, "" if paired.deviation is None else text.decimal(paired.deviation, 2)),
+        *((bound, "" if bound is None else text.signed(bound, 2)) for bound in bounds),
+        *((count, str(count)) for count in (paired.above, paired.below)),
+        (paired.p, f"{paired.p:.3f}" if paired.n > 1 else ""),
+    ]
+    return tuple(blank.having(value=value, words=words or text.ABSENT) for value, words in numbers)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
 def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
     """By the rule: support where Student's interval lies above 0, contradiction where it lies below the stated bound."""
     interval = intervals.student_interval(values)
@@ -121,97 +236,28 @@ def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
     return "contradicted" if high < asked.contradicted_below else "undecided"
 
 
-def table_of(params: Params, records: Records, asked: Hypothesis) -> Table | None:
-    """The comparison that is asked for in the first row, below it the same two methods under every other key."""
-    primary: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
-    subsets = _sides(params, asked)[0]
-    found = [records.runs[run] for side in _sides(params, asked)[1:] for runs in side.values() for run in runs]
-    groups = groups_of(params, records, subsets[0])
-    keys = [
-        (encoder, metric, group) for encoder in ENCODERS for metric, group in product(metrics_of(params, found, encoder), groups)
-    ]
-    ordered = [primary, *(key for key in keys if key != primary)]
-    every = [done for key in ordered if (done := compared(params, records, asked, key))]
-    if not every or every[0].key != primary:
-        return None
-    every += contrasts(every)
-    columns = (
-        Column("Mean", asked.first),
-        Column("Mean", asked.second),
-        *(Column(f"{asked.first} {text.MINUS} {asked.second}", word) for word in ("mean", "s.d.")),
-        *(Column("95 %, over draws", word) for word in ("low", "high")),
-        *(Column("95 %, over classes", word) for word in ("low", "high")),
-        *(Column("Draws", word) for word in ("ahead", "behind")),
-        Column("Sign-flip test", "p"),
-    )
-    rows = tuple(Row(_name(done.key), tuple(_cells(done))) for done in every)
-    n = f"n = {len(every[0].draws)} of {len(subsets)} draws, those that have both methods; seeds averaged within a draw first."
-    notes = (n, INTERVALS)
-    title = f"{asked.first} against {asked.second} over the draws"
-    return Table("hypothesis", title, "Queries", columns, rows, notes=notes, sortable=False)
-
-
-def contrasts(every: Sequence[Comparison]) -> list[Comparison]:
-    """By how much more the first method leads on rare queries than on large ones, draw by draw; no class is in both groups."""
-    by_key = {done.key: done for done in every}
-    found = []
-    for (encoder, metric, group), rare in by_key.items():
-        large = by_key.get((encoder, metric, "large"))
-        if group != "rare" or large is None:
-            continue
-        draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
-        levels = rare.first - large.first, rare.second - large.second
-        found.append(Comparison((encoder, metric, CONTRAST), draws, *levels, {}, (*rare.runs, *large.runs)))
-    return found
-
-
-def _name(key: Key) -> str:
-    encoder, metric, group = key
-    return f"{group.capitalize()}, {metric}, {encoder}"
-
-
-def _cells(done: Comparison) -> list[Cell]:
-    paired, interval = intervals.paired(done.values), intervals.student_interval(done.values)
-    clusters = intervals.bootstrap(list(done.classes.values())) if len(done.classes) > 1 else None
-    numbers: list[tuple[float | None, str]] = [
-        (done.first, text.decimal(done.first, 2)),
-        (done.second, text.decimal(done.second, 2)),
-        (paired.mean, text.signed(paired.mean, 2)),
-        (paired.deviation, "" if paired.deviation is None else text.decimal(paired.deviation, 2)),
-        *((bound, text.signed(bound, 2)) if bound is not None else (None, "") for bound in interval or (None, None)),
-        *((bound, text.signed(bound, 2)) if bound is not None else (None, "") for bound in clusters or (None, None)),
-        (paired.above, str(paired.above)),
-        (paired.below, str(paired.below)),
-        (paired.p, f"{paired.p:.3f}"),
-    ]
-    over = f"over {text.listing(list(done.draws))}"
-    encoder, metric, group = done.key
-    key = encoder, metric, "rare" if group == CONTRAST else group  # what a cell's verdict looks up
-    return [Cell("statistic", done.runs, *key, value, detail=over, words=words or text.ABSENT) for value, words in numbers]
-
-
 def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
-    """The verdict in a sentence, with the numbers that the rule looks at."""
+    """The verdict in a sentence, with the numbers that the rule looks at and the reading that the profile gives it."""
     key: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
     lead = f"{asked.first} above {asked.second} on {asked.group} queries ({key[1]}, {asked.encoder})"
-    done = compared(params, records, asked, key)
-    subsets = _sides(params, asked)[0]
+    done, subsets = compared(params, records, asked, key), _sides(params, asked)[0]
     if done is None:
         return Finding(lead, f"not known: no draw of {len(subsets)} has both methods.")
     verdict, values = outcome(asked, done.values), done.values
     said = f"{text.signed(fmean(values), 2)} points on average over {len(values)} of {len(subsets)} draws"
     if interval := intervals.student_interval(values):
         said += f", 95 % interval {_range(interval)} over draws"
-    if len(done.classes) > 1:
-        said += f" and {_range(intervals.bootstrap(list(done.classes.values())))} over {len(done.classes)} classes"
+    if interval := done.over_classes:
+        said += f" and {_range(interval)} over {len(done.classes)} classes"
     if asked.contradicted_below is None:
         return Finding(lead, f"{said}. A secondary outcome, without a verdict.")
-    if len(values) < asked.draws:
+    if verdict == "no verdict":
         return Finding(lead, f"no verdict: {said}; the rule asks for {asked.draws} draws or more.")
+    reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
     return Finding(
         lead,
-        f"{verdict}: {said}. The rule, set before the runs: supported if the interval over draws lies above 0, contradicted if"
-        f" its upper end is below {text.signed(asked.contradicted_below)}, undecided otherwise.",
+        f"{verdict}: {said}.{reading} The rule, set before the runs: supported if the interval over draws lies above 0,"
+        f" contradicted if its upper end is below {text.signed(asked.contradicted_below)}, undecided otherwise.",
     )
 
 

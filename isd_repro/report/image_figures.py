@@ -24,9 +24,9 @@ from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
 from isd_repro.data import contact_sheet
-from isd_repro.data.images import Frame, StoreReader, centred
+from isd_repro.data.eval_loader import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evaluations.extract import Features, features, load_features

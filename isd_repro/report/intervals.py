@@ -30,6 +30,17 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def mean_per_class(correct: Sequence[int], n: Sequence[int]) -> tuple[float, float, float]:
+    """Mean over classes of the share answered rightly, with its 95 % interval, in percent; classes without queries do not count.
+
+    The variance of each share is that of the posterior of a flat prior, Beta(correct + 1, n - correct + 1).
+    """
+    right, of = (np.array(values, dtype=float)[np.array(n) > 0] for values in (correct, n))
+    mean, share = 100 * float((right / of).mean()), (right + 1) / (of + 2)
+    half = 1.96 * 100 * float(np.sqrt((share * (1 - share) / (of + 3)).sum())) / len(of)
+    return mean, max(0.0, mean - half), min(100.0, mean + half)
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact sign test; on queries that only one of two runs answers rightly this is McNemar's exact test."""
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from isd_repro.config.params import Params
 from isd_repro.report import text
-from isd_repro.report.cells import Cell, Table
-from isd_repro.report.findings import Finding, verified
-from isd_repro.report.pivot import contest, families
-from isd_repro.report.pool import repetitions
+from isd_repro.report.cells import Cell, Finding, Table
+from isd_repro.report.footnotes import verified
 from isd_repro.report.records import Records
-from isd_repro.report.tables import rule_text, runs_of
+from isd_repro.report.repetitions import families, repetitions, runs_of, under_test
+from isd_repro.report.tables import rule_text
 
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet-narrow": "narrow ResNet", "pixels": "raw pixels"}
 Fact = tuple[str, str]
@@ -26,7 +25,7 @@ def at_a_glance(params: Params, records: Records, tables: Sequence[Table], findi
         ("How certain", _certainty(params, records, tables)),
         ("Beside the paper", _verdicts(params, tables)),
     ]
-    result = _result(params, findings)
+    result = _result(params, tables, findings)
     missing = _missing(params, records)
     return facts + ([("Main result", result)] if result else []) + ([("Not done", missing)] if missing else [])
 
@@ -107,18 +106,24 @@ def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     return said
 
 
-def _result(params: Params, findings: Sequence[Finding]) -> str:
-    """What the profile asks for, else what is said of the method under test against MoCo, else against any other."""
-    wanted = params.report.hypothesis
-    asked = (
-        (f"{wanted.first} above {wanted.second} ",) if wanted else ("Taken, ", "Expected precision") * bool(params.report.trials)
-    )
-    if asked:
-        return " ".join(finding.plain for finding in findings if finding.lead.startswith(asked))
-    subject = next(filter(None, (contest(params, subsets)[0] for subsets in families(params))), None)
-    against = [finding.plain for finding in findings if finding.lead.startswith(f"{subject} against ")]
-    moco = [words for words in against if " against MoCo" in words]
-    return " ".join((moco or against)[:3])
+def _result(params: Params, tables: Sequence[Table], findings: Sequence[Finding]) -> str:
+    """What the profile asks for, else by how much the method under test exceeds the others."""
+    if params.report.hypothesis:
+        return " ".join(finding.plain for finding in findings[:1])
+    if params.report.trials:
+        taken = [row for table in tables if table.id == "trials-taken" for row in table.rows]
+        return "".join(f"Taken: {'; '.join(f'{row.label}, {row.cells[0].plain} %' for row in taken)}." if taken else "")
+    subject = next(filter(None, (under_test(params, subsets)[0] for subsets in families(params))), None)
+    rivals = {name for subsets in families(params) for name in under_test(params, subsets)[1]}
+    said = []
+    for table in tables:
+        for row in table.rows if table.id.endswith("-differences") else ():
+            if row.label in {f"{subject} {text.MINUS} {other}" for other in rivals}:
+                points = [f"{cell.number} on {cell.group}" for cell in row.cells if cell.kind == "difference"]
+                said.append(f"{row.label} ({table.columns[0].head}): {text.listing(points)} queries.")
+        rows = table.rows if "-against-" in table.id else ()
+        said += [f"{table.title}, {row.label}: {row.cells[2].number} points on average." for row in rows]
+    return " ".join(said[:3])
 
 
 def _missing(params: Params, records: Records) -> str:

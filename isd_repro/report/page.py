@@ -13,32 +13,26 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.records import CurveRecord
 from isd_repro.report import (
-    beside,
     costs,
-    draws,
-    exploratory,
     export,
     figures,
-    findings,
     hypothesis,
+    learning_curves,
     overview,
-    pivot,
-    protocols,
-    published,
+    paper_comparison,
     run_details,
-    snapshots,
     text,
-    trajectory,
     trials,
 )
 from isd_repro.report import paper as papers
-from isd_repro.report.cells import Cell, Table
+from isd_repro.report import tables as ours
+from isd_repro.report.cells import Cell, Finding, Table
 from isd_repro.report.faults import Sink, refuse
 from isd_repro.report.figures import Figure
-from isd_repro.report.findings import Finding
+from isd_repro.report.footnotes import footnotes, verified
 from isd_repro.report.records import Records
 from isd_repro.report.rendered import stamped
-from isd_repro.report.tables import subset_tables
+from isd_repro.report.repetitions import families
 from isd_repro.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,29 +96,29 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
         DataError: a record of snapshots disagrees with its run's other records; unless `sink` takes it.
     """
     blocks = [*_beside(params, records), *_asked(params, records)]
-    for subsets in pivot.families(params):
-        name = subsets[0] if len(subsets) == 1 else f"{subsets[0]} to {subsets[-1]}"
+    for subsets in families(params):
         if len(subsets) > 1:
-            tables = pivot.pivot_tables(params, records, subsets)
-            said = findings.pivot_findings(params, subsets, tables)
+            name = f"{subsets[0]} to {subsets[-1]}"
+            tables = [*ours.draw_tables(params, records, subsets), *hypothesis.family_tables(params, records, subsets)]
         else:
-            tables = subset_tables(params, records, subsets[0])
-            said = findings.subset_findings(params, records, subsets[0])
-        blocks.append(Block(name, tuple(tables), tuple(said), _present(figures.scores(params, records, subsets))))
-    blocks += [Block(*parts) for parts in exploratory.blocks(params, records)]
-    blocks += [Block(table.title, (table,), ()) for table in protocols.protocol_tables(params, records)]
+            name, differences = subsets[0], ours.difference_table(params, records, subsets[0])
+            tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
+        blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
+    blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]
+    asked = [*ours.few_label_tables(params, records), *ours.target_tables(params, records)]
+    blocks += [Block(table.title, (table,), ()) for table in asked]
     every = [table for block in blocks for table in block.tables]
-    ours = [finding for block in blocks for finding in block.findings]
-    blocks += _trajectories(params, records, trajectory.load(params, layout, records, sink))
+    said = [finding for block in blocks for finding in block.findings]
+    blocks += _trajectories(params, records, learning_curves.load(params, layout, records, sink))
     if curves := figures.losses(params, records):
         blocks.append(Block("Training loss", (), (), (curves,)))
     return Report(
         params=params,
         records=records,
         folder=run_details.working_folder(layout),
-        overview=tuple(overview.at_a_glance(params, records, every, ours)),
+        overview=tuple(overview.at_a_glance(params, records, every, said)),
         blocks=tuple(blocks),
-        footnotes=tuple(findings.footnotes(params, records)),
+        footnotes=tuple(footnotes(params, records)),
         runs={name: run_details.run_facts(params, found) for name, found in records.runs.items()},
         sources=_sources(params),
     )
@@ -134,14 +128,14 @@ def _asked(params: Params, records: Records) -> list[Block]:
     """What the profile exists to say: a comparison over its draws, or which of its trials are taken."""
     blocks = []
     if wanted := params.report.hypothesis:
-        table, said = hypothesis.table_of(params, records, wanted), hypothesis.finding(params, records, wanted)
+        table, said = hypothesis.hypothesis_table(params, records, wanted), hypothesis.finding(params, records, wanted)
         groups = ("rare", "all", "large") if wanted.group == "rare" else (wanted.group,)
         keys = [(wanted.encoder, f"{wanted.k}-NN", group) for group in groups]
         pairs = [done for key in keys if (done := hypothesis.compared(params, records, wanted, key))]
         drawn = figures.differences(pairs, wanted.first, wanted.second, wanted.contradicted_below) if pairs else None
         blocks.append(Block("The hypothesis", (table,) if table else (), (said,), _present(drawn)))
     if tried := params.report.trials:
-        blocks.append(Block("Trials", (), tuple(trials.trial_findings(params, records, tried))))
+        blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     return blocks
 
 
@@ -149,33 +143,23 @@ def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveReco
     """One block for each subset with snapshots, or with runs beside the paper's figure of them."""
     blocks = []
     for subset in params.subsets:
-        paper = snapshots.references(params, records, subset)
+        paper = learning_curves.references(params, records, subset)
         figure = figures.trajectories(params, kept, subset, paper)
-        table = snapshots.table_of(params, records, kept, subset, paper)
+        table = learning_curves.curve_table(params, records, kept, subset, paper)
         if figure and table:
             blocks.append(Block(table.title, (table,), (), (figure,)))
     return blocks
 
 
 def _beside(params: Params, records: Records) -> list[Block]:
-    """One block for each table of the paper that runs stand beside, and one for what its numbers say by themselves."""
+    """One block for each table of the paper that runs stand beside."""
     blocks = []
     for wanted in params.report.paper:
         paper = papers.load()
-        table = beside.resolve(params, paper, wanted)
-        if table.curve:
-            continue  # drawn with our own curve
-        wrong = [check for check in published.checks(paper) if check.table == table.id and check.outcome != "adds up"]
-        odd = [Finding("The paper's numbers", f"{check.sentence}.") for check in wrong]
-        read = [item for item in paper.disagreements if table.id in item.tables]
-        odd += [Finding("Sources disagree", f"{item.about}: {item.verdict}.") for item in read]
-        if table.contest:
-            tables = draws.draw_tables(params, records, paper, table, wanted)
-            blocks.append(Block(table.title, tuple(tables), ()))
-            said = (*draws.published_findings(table), *odd)
-            blocks.append(Block(f"{table.title}, recomputed", (draws.published_table(table),), said))
-        else:
-            blocks.append(Block(table.title, tuple(beside.row_tables(params, records, paper, table, wanted)), tuple(odd)))
+        table = paper_comparison.resolve(params, paper, wanted)
+        if not table.curve:  # drawn with our own curve
+            tables = paper_comparison.comparison_tables(params, records, paper, table, wanted)
+            blocks.append(Block(table.title, tuple(tables), tuple(paper_comparison.findings(paper, table))))
     return blocks
 
 
@@ -302,7 +286,7 @@ def _tex_legend(table: Table) -> str:
 
 
 def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
-    recomputed, recorded = findings.verified(report.records)
+    recomputed, recorded = verified(report.records)
     return environment.get_template(name).render(
         report=report,
         params=report.params,

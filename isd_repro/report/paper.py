@@ -207,7 +207,7 @@ class PaperTable(Frozen):
         return tuple(dict.fromkeys(row.draw for row in self.rows.values() if row.draw))
 
     @property
-    def contest(self) -> DifferenceCheck | None:
+    def difference(self) -> DifferenceCheck | None:
         """The comparison of two methods over draws that it prints."""
         return next((check for check in self.checks if check.kind == "difference"), None)
 

@@ -2,7 +2,7 @@
 
 A subset has one table (balanced: student, then teacher) or two (unbalanced, the paper's shape: all, rare and large queries;
 the student's table, then the teacher's); runs that differ in their seed alone have a row of their mean below. Repeated draws of
-one kind of subset become the paper's pivot, see `pivot`.
+one kind of subset have a row a draw and a column a method, as the paper prints them. Evaluations with tables of their own follow.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
-from isd_repro.records import PretrainRecord
+from isd_repro.records import TargetEvaluation
 from isd_repro.report import intervals, text
-from isd_repro.report.cells import Cell, Column, Row, Table
-from isd_repro.report.pool import method_name, pool, repetitions
+from isd_repro.report.cells import Cell, Column, Kind, Row, Table
+from isd_repro.report.evaluation import Evaluation
 from isd_repro.report.records import RECORDED, External, Key, Records, RunRecords
+from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
+from isd_repro.report.scores import difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
 
 ENCODERS = ("student", "teacher")
 GROUPS = ("all", "rare", "large")
-
-
-def runs_of(params: Params, subset: str) -> list[str]:
-    """Runs that train on a subset, in the order of the params."""
-    return [name for name, run in params.runs.items() if run.data.subset == subset]
 
 
 def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
@@ -34,10 +31,15 @@ def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
     return GROUPS if unbalanced else GROUPS[:1]
 
 
+def first_metric(params: Params) -> str:
+    """The nearest-neighbour score that charts and comparisons show."""
+    return f"{params.evaluation.knn.k[0]}-NN"
+
+
 def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> list[str]:
     """Metrics that a set of runs has a column for: nearest neighbours first, then linear where some run has it."""
     stated = {key[1] for run in found for part in (run.knn, run.linear) if part for key in part.scores if key[0] == encoder}
-    planned = {f"{k}-NN" for k in params.evaluation.knn.k} if encoder == "student" or stated else set()
+    asked = {f"{k}-NN" for k in params.evaluation.knn.k} if encoder == "student" or stated else set()
 
     def order(metric: str) -> tuple[int, int, str]:
         if metric.endswith("-NN"):
@@ -45,7 +47,7 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
         known = ("linear-last", "linear-best", "linear-clean")
         return 1, known.index(metric) if metric in known else len(known), metric
 
-    return sorted(planned | stated, key=order)
+    return sorted(asked | stated, key=order)
 
 
 def head(metric: str) -> str:
@@ -57,60 +59,6 @@ def head(metric: str) -> str:
     return words.get(base, base) + (", top-5" if metric.endswith("-top5") else "")
 
 
-def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
-    """The cell of one number, or of the reason why there is none."""
-    cell = Cell("none", (found.run,), encoder, metric, group)
-    evaluation = found.evaluation(metric)
-    known = [part for part in (found.knn, found.linear) if part]
-    encoders = {*(found.pretrain.encoders if found.pretrain else ()), *(key[0] for part in known for key in part.scores)}
-    if encoders and encoder not in encoders:
-        return replace(cell, detail=f"this method has no {encoder}")
-    if evaluation is None:
-        return replace(cell, kind="not run", detail=f"no {cell.part} record")
-    if group not in evaluation.masks:
-        return replace(cell, detail=f"the subset has no {group} queries")
-    score = evaluation.scores.get((encoder, metric, group))
-    if score is None:
-        return replace(cell, kind="not run", detail=f"the {cell.part} record has no such score")
-    low, high = intervals.wilson(score.correct, score.n)
-    level = evaluation.levels[encoder, metric, group]
-    return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
-
-
-def mark_best(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the largest of the checked values, ties included; a lone value has nothing to beat."""
-    values = [cell.value for cell in cells if cell.value is not None and cell.level != RECORDED]
-    if len(values) < 2:
-        return list(cells)
-    return [replace(cell, best=cell.value == max(values) and cell.level != RECORDED) for cell in cells]
-
-
-def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
-    """The tables of one subset."""
-    names = runs_of(params, subset)
-    found = [records.runs[name] for name in names]
-    groups = groups_of(params, records, subset)
-    externals = externals_of(params, records, subset)
-    stated = [*found, *(external.found for external in externals)]
-    metrics = {encoder: metrics_of(params, stated, encoder) for encoder in ENCODERS}
-    dataset = params.subsets[subset].source.dataset
-    notes = (describe(params, records, subset), *protocols(params, found))
-    if len(groups) == 1:
-        keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
-        columns = [Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys]
-        blank = Table(subset, f"{subset}: {dataset}", "Run", (), (), notes=notes)
-        return [_table(params, found, externals, keys, columns, blank)]
-    tables = []
-    for encoder in ENCODERS:
-        keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
-        columns = [Column(group_head(found, group), head(metric)) for _, metric, group in keys]
-        blank = Table(
-            f"{subset}-{encoder}", f"{subset}, {encoder}: {dataset}", "Run", (), (), notes=notes, main=encoder == "student"
-        )
-        tables += [_table(params, found, externals, keys, columns, blank)] if keys else []
-    return tables
-
-
 def group_head(found: Iterable[RunRecords], group: str) -> str:
     """A group's name with its number of queries, where that is known and one."""
     parts = [part for run in found for part in (run.knn, run.linear) if part]
@@ -118,30 +66,53 @@ def group_head(found: Iterable[RunRecords], group: str) -> str:
     return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
 
 
+# --- one subset -------------------------------------------------------------------------------------------------------
+
+
+def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
+    """The tables of one subset, with every run that trains on it."""
+    found = [records.runs[name] for name in runs_of(params, subset)]
+    groups = groups_of(params, records, subset)
+    externals = externals_of(params, records, subset)
+    stated = [*found, *(external.found for external in externals)]
+    metrics = {encoder: metrics_of(params, stated, encoder) for encoder in ENCODERS}
+    title = params.subsets[subset].source.dataset
+    notes = (describe(params, records, subset), *protocols(params, found))
+    if len(groups) == 1:
+        keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
+        columns = tuple(Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys)
+        return [run_table(params, found, keys, Table(subset, f"{subset}: {title}", "Run", columns, notes=notes), externals)]
+    tables = []
+    for encoder in ENCODERS:
+        keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
+        columns = tuple(Column(group_head(found, group), head(metric)) for _, metric, group in keys)
+        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", "Run", columns, notes=notes)
+        if keys:
+            tables.append(run_table(params, found, keys, replace(blank, main=encoder == "student"), externals))
+    return tables
+
+
+def run_table(
+    params: Params, found: Sequence[RunRecords], keys: Sequence[Key], blank: Table, externals: Sequence[External] = ()
+) -> Table:
+    """A row a run and a column a key, evaluated checkpoints below the runs, means over seeds in the foot."""
+    columns = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
+    rows = [Row(params.runs[run.run].label, tuple(column[at] for column in columns), run.run) for at, run in enumerate(found)]
+    of_run = {row.run: row.cells for row in rows}
+    seeds = [names for names in repetitions(params, [run.run for run in found]) if len(names) > 1]
+    means = [mark_best([mean_cell([of_run[name][at] for name in names], "seeds") for names in seeds]) for at in range(len(keys))]
+    foot = tuple(
+        Row(f"{method_name(params, names[0])}, {len(names)} seeds", tuple(column[at] for column in means))
+        for at, names in enumerate(seeds)
+    )
+    rows += [Row(external.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
+    return replace(blank, rows=tuple(rows), foot=foot)
+
+
 def externals_of(params: Params, records: Records, subset: str) -> list[External]:
     """Evaluated checkpoints that answered the queries of this subset over its search set: those of the same manifest."""
     manifests = {run.manifest.sha256 for run in (records.runs[name] for name in runs_of(params, subset)) if run.manifest}
     return [external for external in records.externals if external.manifest.sha256 in manifests]
-
-
-def _table(
-    params: Params,
-    found: Sequence[RunRecords],
-    externals: Sequence[External],
-    keys: Sequence[Key],
-    columns: Sequence[Column],
-    blank: Table,
-) -> Table:
-    by_column = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
-    rows = [Row(params.runs[run.run].label, tuple(column[at] for column in by_column), run.run) for at, run in enumerate(found)]
-    rows += [Row(external.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
-    seeds = [names for names in repetitions(params, [run.run for run in found]) if len(names) > 1]
-    of_run = {row.run: row.cells for row in rows}
-    pooled = [[pool([of_run[name][at] for name in names], "seeds") for names in seeds] for at in range(len(keys))]
-    best = [mark_best(column) for column in pooled]
-    labels = [f"{method_name(params, names[0])}, {len(names)} seeds" for names in seeds]
-    foot = tuple(Row(label, tuple(column[at] for column in best)) for at, label in enumerate(labels))
-    return replace(blank, columns=tuple(columns), rows=tuple(rows), foot=foot)
 
 
 def _external_cell(external: External, key: Key) -> Cell:
@@ -187,11 +158,8 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
     for title, part in (("Nearest neighbours", "knn"), ("Linear", "linear")):
         uses: dict[str, list[str]] = {}
         for run in found:
-            if part in run.parts:
-                record = run.parts[part]
-                uses.setdefault("" if isinstance(record, PretrainRecord) else record.protocol, []).append(
-                    params.runs[run.run].label
-                )
+            if evaluation := {"knn": run.knn, "linear": run.linear}[part]:
+                uses.setdefault(evaluation.record.protocol, []).append(params.runs[run.run].label)
         if len(uses) == 1:
             sentences.append(f"{title} protocol: {next(iter(uses))}.")
         elif uses:
@@ -202,7 +170,249 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
     return sentences
 
 
-def with_n(head: str, ours: Sequence[Cell]) -> str:
-    """A head with the number of queries behind our numbers, where there are any and all have the same."""
-    sizes = {cell.n for cell in ours if cell.n is not None}
-    return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head
+# --- differences on one subset ----------------------------------------------------------------------------------------
+
+
+def difference_table(params: Params, records: Records, subset: str) -> Table | None:
+    """Methods less the references, and the method under test less the others, by query group; None while there are none."""
+    by_method = {name: runs[subset] for name, runs in methods(params, [subset]).items()}
+    subject, others = under_test(params, [subset])
+    named = {"untrained encoder": params.report.reference, "raw pixels": params.report.pixels}
+    references = {what: [other] for what, run in named.items() if (other := counterpart(params, run, subset))}
+    trained = [name for name, runs in by_method.items() if runs not in references.values()]
+    pairs = [((name, by_method[name]), reference) for name in trained for reference in references.items()]
+    if subject and not params.report.trials:
+        pairs += [((subject, by_method[subject]), (other, by_method[other])) for other in others]
+    return _differences(params, records, subset, pairs, Table(f"{subset}-differences", f"{subset}: differences, points", "Pair"))
+
+
+def exploratory_tables(params: Params, records: Records) -> list[tuple[str, list[Table]]]:
+    """For each subset with runs that were decided after a result: a title, all its runs, and what these differ by."""
+    found = []
+    for subset in dict.fromkeys(params.runs[run].data.subset for run in params.report.exploratory):
+        title = "runs decided after the result"
+        draws = next((subsets for subsets in families(params) if subset in subsets), [subset])
+        subject, others = under_test(params, draws)
+        rivals = [(name, runs[subset]) for name, runs in methods(params, draws).items() if name in (subject, *others)]
+        runs = [run for run in params.report.exploratory if params.runs[run].data.subset == subset]
+        pairs = [((params.runs[run].label, [run]), rival) for run in runs for rival in rivals]
+        tables = [replace(one, title=f"{one.title}, with {title}", main=False) for one in subset_tables(params, records, subset)]
+        blank = Table(f"{subset}-exploratory", f"{subset}: {title}, differences, points", "Pair", main=False)
+        differences = _differences(params, records, subset, pairs, blank)
+        found.append((f"{title.capitalize()}, {subset}", [*tables, *([differences] if differences else [])]))
+    return found
+
+
+Side = tuple[str, list[str]]  # a method's name, and its runs on a subset
+
+
+def _differences(params: Params, records: Records, subset: str, pairs: Sequence[tuple[Side, Side]], blank: Table) -> Table | None:
+    metric, groups = first_metric(params), groups_of(params, records, subset)
+    columns = [Column(group_head(records.runs.values(), group), f"{metric}, student") for group in groups]
+    rows, most = [], 1
+    for (first, ours), (second, theirs) in pairs:
+        cells = [[method_cell(records, runs, ("student", metric, group)) for group in groups] for runs in (ours, theirs)]
+        differences = [difference_cell(records, *both) for both in zip(*cells, strict=True)]
+        if any(cell.value is not None for cell in differences):
+            counts = [side[0].count or 1 for side in cells]
+            most = max(most, *counts)
+            sizes = [
+                Cell("statistic", tuple(runs), "student", metric, "all", count, words=str(count))
+                for runs, count in zip((ours, theirs), counts, strict=True)
+            ]
+            rows.append(Row(f"{first} {text.MINUS} {second}", (*differences, *sizes)))
+    columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]
+    known = "" if most > 1 else " How far two trainings of one method differ is not known here, so a difference has no interval."
+    notes = (f"Before rounding.{known}",)
+    return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes) if rows else None
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
+    """Repeated draws of one kind of subset: a row a draw, a column a method, one table for each encoder and metric."""
+    found = [records.runs[run] for subset in subsets for run in planned(params, subset)]
+    dataset = params.subsets[subsets[0]].source.dataset
+    lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
+    images = f"the authors' lists {text.listing(lists)}" if lists else rule_text(params, subsets[0])
+    notes = (f"Training images of each draw: {images}.", *protocols(params, found))
+    tables: list[Table] = []
+    for encoder in ENCODERS:
+        for metric in metrics_of(params, found, encoder):
+            title = f"{subsets[0]} to {subsets[-1]}, {head(metric)}, {encoder}: {dataset}"
+            blank = Table(f"{subsets[0]}-{subsets[-1]}-{encoder}-{metric}", title, "Subset", notes=notes, main=not tables)
+            tables.append(_draw_table(params, records, subsets, (encoder, metric), blank))
+    return tables
+
+
+def _draw_table(params: Params, records: Records, subsets: Sequence[str], key: tuple[str, str], blank: Table) -> Table:
+    by_method = methods(params, subsets)
+    subject, others = under_test(params, subsets)
+    groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
+    found = [records.runs[run] for runs in by_method.values() for seeds in runs.values() for run in seeds]
+    columns: list[Column] = []
+    body: list[list[Cell]] = [[] for _ in subsets]
+    for group in groups:
+        span = group_head(found, group)
+        columns += [Column(span, name) for name in by_method]
+        columns += [Column(span, "Diff" if len(others) == 1 else f"{subject} {text.MINUS} {other}") for other in others]
+        for subset, row in zip(subsets, body, strict=True):
+            scores = {name: method_cell(records, runs.get(subset, ()), (*key, group)) for name, runs in by_method.items()}
+            differences = [difference_cell(records, scores[subject], scores[other]) for other in others] if subject else []
+            row.extend([*mark_best(list(scores.values())), *differences])
+    rows = tuple(Row(subset, tuple(cells)) for subset, cells in zip(subsets, body, strict=True))
+    foot = _mean_row(rows, len(by_method), len(by_method) + len(others))
+    return replace(blank, columns=tuple(columns), rows=rows, foot=(foot,))
+
+
+def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
+    """Means over the draws that lack nothing, so that all columns speak of the same draws.
+
+    A row is blocks of `width` cells, one a group, of which the first `scores` are methods and the others differences. A
+    column without a number in any row (a method not run yet, the teacher of one that has none) is left out of account.
+    """
+    columns = [[row.cells[at] for row in rows] for at in range(len(rows[0].cells))]
+    needed = [column for column in columns if any(cell.value is not None for cell in column)]
+    complete = [at for at in range(len(rows)) if needed and all(column[at].value is not None for column in needed)]
+    cells = [_mean([column[at] for at in complete], column) for column in columns]
+    for start in range(0, len(cells), width):
+        cells[start : start + scores] = mark_best(cells[start : start + scores])
+    return Row("Mean" if len(complete) == len(rows) else f"Mean ({len(complete)} of {len(rows)})", tuple(cells))
+
+
+def _mean(members: Sequence[Cell], column: Sequence[Cell]) -> Cell:
+    like, runs = column[0], tuple(run for cell in members for run in cell.runs)
+    if all(cell.value is None for cell in members):
+        kind: Kind = "not run" if any(cell.kind == "not run" for cell in column) else "none"
+        return Cell(kind, runs, like.encoder, like.metric, like.group, detail="no draw has every number")
+    if len(members) > 1:
+        return mean_cell(members, "draws")
+    kind = "difference" if members[0].kind == "difference" else "mean"
+    return Cell(kind, runs, like.encoder, like.metric, like.group, members[0].value, detail="of one draw", count=1)
+
+
+# --- few labels -------------------------------------------------------------------------------------------------------
+
+
+def few_label_tables(params: Params, records: Records) -> list[Table]:
+    """One table for each subset and encoder; the teacher's only where some run has one."""
+    tables = []
+    for subset in dict.fromkeys(params.runs[name].data.subset for name in params.few_label_runs):
+        found = [records.runs[name] for name in params.few_label_runs if params.runs[name].data.subset == subset]
+        for encoder in ENCODERS:
+            if encoder == "teacher" and not any(
+                key[0] == encoder for run in found if run.few_label for key in run.few_label.scores
+            ):
+                continue
+            metrics = [
+                f"few-{round(100 * fraction, 10):g}pct-{end}"
+                for fraction in params.evaluation.few_label.fractions
+                for end in ("last", "last-top5", "best", "best-top5")
+            ]
+            columns = tuple(Column(*head(metric).split(", ", 1)) for metric in metrics)
+            blank = Table(f"few-label-{subset}-{encoder}", f"Few labels: {subset}, {encoder}", "Run", columns)
+            blank = replace(blank, notes=tuple(_few_notes(found)), main=encoder == "student")
+            tables.append(run_table(params, found, [(encoder, metric, "all") for metric in metrics], blank))
+    return tables
+
+
+def _few_notes(found: Sequence[RunRecords]) -> list[str]:
+    first = "A linear classifier on the frozen encoder, learnt from the labelled images alone"
+    stated = [run.few_label.record for run in found if run.few_label]
+    if not stated:
+        return [f"{first}."]
+    labelled = [
+        f"{share} %, {text.count(part['images'])} images"
+        f" {'drawn by class' if part['source'] == 'drawn' else 'of the published list ' + part['source']}"
+        for share, part in stated[0].settings["labelled"].items()
+    ]
+    return [
+        f"{first}: {'; '.join(labelled)}.",
+        f"n = {text.count(stated[0].manifest.query)} queries.",
+        f"Protocol: {stated[0].protocol}.",
+        "The best epoch is chosen on the queries that it is scored on, so it is optimistic.",
+    ]
+
+
+# --- evaluations on other data sets -----------------------------------------------------------------------------------
+
+METRIC = "transfer"
+
+
+def target_tables(params: Params, records: Records) -> list[Table]:
+    """The student's table and, where some run has one, the teacher's: a column a data set, and their mean."""
+    found = [records.runs[name] for name in params.transfer_runs]
+    keys = params.evaluation.transfer.sets
+    sets = {key: one for run in found if run.transfer for key, one in run.transfer.sets.items()}
+    encoders = {"student", *(key[0] for run in found if run.transfer for one in run.transfer.sets.values() for key in one.scores)}
+    tables = []
+    for encoder in ENCODERS if found else ():
+        if encoder not in encoders:
+            continue
+        by_column = [mark_best([target_cell(run, encoder, key) for run in found]) for key in keys]
+        columns = [
+            Column(reported(sets[key]), with_n(sets[key].record.manifest.dataset, cells))
+            if key in sets
+            else Column("Data set", key)
+            for key, cells in zip(keys, by_column, strict=True)
+        ]
+        if len(keys) > 1:
+            by_column.append(mark_best([_mean_of_targets([column[at] for column in by_column]) for at in range(len(found))]))
+            columns.append(Column("All", "mean"))
+        rows = [Row(params.runs[run.run].label, tuple(cells[at] for cells in by_column), run.run) for at, run in enumerate(found)]
+        sizes = [
+            f"{one.dataset}, {text.count(one.train)} images to train on, {text.count(one.search - one.train)} to validate,"
+            f" {text.count(one.query)} to test"
+            for one in (evaluation.record.manifest for evaluation in sets.values())
+        ]
+        protocol = next((run.transfer.record.protocol for run in found if run.transfer), "linear classifiers on frozen features")
+        notes = (f"Protocol: {protocol}.", *([f"Images that were here: {'; '.join(sizes)}."] if sizes else []))
+        title = f"Transfer: linear classifiers on frozen features, {encoder}"
+        blank = Table(f"transfer-{encoder}", title, "Run", tuple(columns), tuple(rows), notes=notes, main=encoder == "student")
+        tables.append(blank)
+    return tables
+
+
+def reported(one: Evaluation) -> str:
+    """Which of its two numbers the field reports for a target data set."""
+    return "mean per class" if _per_class(one) else "top-1"
+
+
+def _per_class(one: Evaluation) -> bool:
+    return isinstance(one.record, TargetEvaluation) and one.record.metric == "mean-per-class"
+
+
+def target_cell(run: RunRecords, encoder: str, key: str) -> Cell:
+    """The number that the field reports for a data set, or the reason why there is none."""
+    cell = Cell("none", (run.run,), encoder, f"{METRIC}-{key}", "all")
+    if run.transfer is None:
+        return replace(cell, kind="not run", detail="no transfer record")
+    one = run.transfer.sets.get(key)
+    if one is None:
+        return replace(cell, kind="not run", detail="the transfer record has no such data set")
+    score = one.scores.get((encoder, METRIC, "all"))
+    if score is None:
+        return replace(cell, detail=f"this method has no {encoder}")
+    cell = replace(cell, n=score.n, level=one.levels[encoder, METRIC, "all"])
+    if not _per_class(one):
+        low, high = intervals.wilson(score.correct, score.n)
+        return replace(cell, kind="score", value=score.top1, correct=score.correct, low=low, high=high)
+    hits, n = one.predictions[f"{encoder}/{METRIC}"] == one.label, one.label.bincount()
+    mean, low, high = intervals.mean_per_class(one.label[hits].bincount(minlength=len(n)).tolist(), n.tolist())
+    detail = (
+        f"mean over {len(one.label.unique())} classes of the share answered rightly; {text.count(score.n)} queries;"
+        f" the interval is 1.96 standard deviations, each class binomial; verification: {cell.level}"
+    )
+    return replace(cell, kind="mean", value=mean, low=low, high=high, detail=detail)
+
+
+def _mean_of_targets(cells: Sequence[Cell]) -> Cell:
+    """The mean over all data sets of one run; nothing where one is missing."""
+    like, values = cells[0], [cell.value for cell in cells if cell.value is not None]
+    blank = Cell("not run", like.runs, like.encoder, METRIC, like.group)
+    if len(values) < len(cells):
+        return replace(blank, detail=f"{len(values)} of {len(cells)} data sets have a number")
+    level = RECORDED if any(cell.level == RECORDED for cell in cells) else like.level
+    detail = f"mean of the {len(cells)} numbers to the left"
+    return replace(blank, kind="mean", value=sum(values) / len(values), level=level, detail=detail)

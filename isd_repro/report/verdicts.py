@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from isd_repro.report.faults import Fault, Key
+from isd_repro.report.learning_curves import LAST
 from isd_repro.report.records import RECOMPUTED, RECORDED, Records, RunRecords, part_of
 from isd_repro.report.rendered import Place
-from isd_repro.report.trajectory import LAST
 
 
 class Verdict(StrEnum):

@@ -32,6 +32,23 @@ class Busy(UserError):
     """Another process holds what this one needs."""
 
 
+def named_path(variable: str, hint: str) -> Path:
+    """The path that an environment variable names; nothing says that it exists.
+
+    Raises:
+        DataError: the variable is not set, or its path is relative: DVC runs a stage in the profile's folder, so that it would
+            mean another folder there than on the command line. `hint` says what to set it to.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise DataError(f"{variable} is not set", hint)
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        found = f"{variable}={value} is a relative path, which `dvc repro` would look for in the profile's folder"
+        raise DataError(found, f"give the whole path, from here {variable}={path.absolute()}")
+    return path
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -49,22 +66,28 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        with _held(partial):
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if keep is not None and path.exists():
-                    path.replace(keep)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-    except OSError as error:  # a write that fails does not say where; closing the file fails once more
-        error.filename = error.filename or str(path)
+        with _naming(path), _held(partial):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
+            partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A write that fails does not say where: give its error the path."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -98,12 +121,8 @@ def put_aside(path: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Make a folder, and a file in it that nobody sees: `OSError` now rather than after days of work."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        error.filename = str(folder)
-        raise
+    with _naming(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _sync_folder(folder: Path) -> None:
@@ -181,11 +200,12 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be locked ({error.strerror})", "use a file system with file locks (flock)") from error
     holder = f"process {os.getpid()} on {platform.node()}"
     try:
-        path.write_text(holder, "utf-8")
+        with _naming(path):
+            path.write_text(holder, "utf-8")
         yield
     finally:
         with suppress(OSError):
-            if path.read_text("utf-8") == holder:  # the folder may have been renamed, and the name be another's lock by now
+            if path.read_text("utf-8") == holder:  # else the folder was renamed, and the name may be another's lock by now
                 path.unlink()
         lock.release()
 

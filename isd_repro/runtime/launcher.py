@@ -62,7 +62,7 @@ def command(launcher: str) -> list[str]:
     try:
         words = shlex.split(launcher)
     except ValueError as error:
-        raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "mend its quotes") from error
+        raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "fix its quotes") from error
     if "torchrun" not in words:
         raise ConfigError(f"{LAUNCHER}: {launcher!r} does not call torchrun", "for instance: torchrun --nproc-per-node 4")
     return [
@@ -80,7 +80,7 @@ def _run(words: list[str]) -> int:
         try:  # a group of its own: a signal to this one must reach torchrun by one way, or by none
             child = subprocess.Popen(words, env=environment, process_group=0)
         except OSError as error:
-            raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "mend the command") from error
+            raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "fix the command") from error
         try:
             while child.poll() is None:
                 if stop() and not (folder / _STOP).exists():

@@ -154,7 +154,7 @@ def at_first(rows: Tensor) -> list[Tensor]:
 def rows(count: int) -> Tensor:
     """Which rows of a batch of `count` this rank works on where a batch need not divide, int64, ascending.
 
-    Equally many on every rank: past the end it is the last row once more, which `whole` leaves out.
+    Every rank gets equally many: past the end the last row is repeated, and `whole` drops the repetitions.
     """
     each = -(-count // world())
     return torch.arange(rank() * each, (rank() + 1) * each).clamp_max(count - 1)

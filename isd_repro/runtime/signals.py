@@ -20,7 +20,7 @@ SIGNALS: tuple[signal.Signals, ...] = (  # the last two: warnings of other sched
     signal.SIGUSR2,
     signal.SIGXCPU,
 )
-INSIST = 1.0  # seconds after which the same signal again is meant; `timeout` and schedulers send one twice at once
+INSIST = 1.0  # seconds after which the same signal ends the process at once; `timeout` and schedulers send one twice in a row
 
 
 class StopRequest:
@@ -38,12 +38,12 @@ class StopRequest:
         self.reason = self.reason or reason
 
 
-_REQUESTS: list[StopRequest] = []  # of the block that is open, if one is: signals belong to a process, not to a caller
+_REQUESTS: list[StopRequest] = []  # that of the open block, if there is one: signals belong to a process, not to a caller
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Within the block signals only set the request; the loop saves its state and ends. A block within it is the same one."""
+    """Within the block signals only set the request; the loop saves its state and ends. A nested block shares the request."""
     if _REQUESTS:
         yield _REQUESTS[0]
         return

@@ -27,7 +27,7 @@ codecs.register_error("plain", _in_plain_characters)
 
 
 class _Careful(io.FileIO):
-    """A standard stream that, once it cannot be written, leads nowhere instead of raising.
+    """A standard stream that discards what it is given, instead of raising, once it cannot be written.
 
     Standard error at any failure: a log on a full disk must not cost a run of days. Standard output only where its reader
     has gone (`show | head -1`, `verify | grep -q`): the command goes on and ends with its own code.
@@ -51,7 +51,7 @@ class _Careful(io.FileIO):
 def careful() -> None:
     """Replace the process's own standard streams; those that a caller has put in their place stay.
 
-    A process that was started without them (`>&-`, some schedulers) gets ones that lead nowhere. Otherwise the next file that
+    A process that was started without them (`>&-`, some schedulers) gets streams that discard. Otherwise the next file that
     is opened takes their number, and what a library says on standard error is written into it.
     """
     for number in range(3):
@@ -71,7 +71,7 @@ def _text(number: int, encoding: str) -> io.TextIOWrapper:
 
 
 def drop(number: int) -> None:
-    """From now on a stream leads nowhere."""
+    """Discard everything that is written to a stream from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)

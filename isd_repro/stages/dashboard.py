@@ -13,7 +13,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.provenance import Provenance
 from isd_repro.records import CurveRecord
-from isd_repro.report import page, records, text, trajectory
+from isd_repro.report import learning_curves, page, records, text
 from isd_repro.report.records import PARTS
 from isd_repro.report.tables import ENCODERS, groups_of
 from isd_repro.runtime.files import write_atomic
@@ -53,7 +53,7 @@ def facts_of(params: Params, layout: Layout) -> Facts:
     """What the records say, as the dashboard shows it."""
     assembled = page.assemble(params, records.load(params, layout), layout)
     loaded = assembled.records
-    trajectories = trajectory.load(params, layout, loaded)
+    trajectories = learning_curves.load(params, layout, loaded)
     few = [key[1] for found in loaded.runs.values() if found.few_label for key in found.few_label.scores]
     sets = [name for found in loaded.runs.values() if found.transfer for name in found.transfer.sets]
     with_teacher = any("teacher" in found.pretrain.encoders for found in loaded.runs.values() if found.pretrain)

@@ -20,9 +20,9 @@ from isd_repro import checkpoints
 from isd_repro.checkpoints import Checkpoint
 from isd_repro.config.layout import state_root
 from isd_repro.config.params import Linear
-from isd_repro.data import folder, images
-from isd_repro.data.folder import ImageSet
-from isd_repro.data.images import Frame
+from isd_repro.data import eval_loader, image_folder
+from isd_repro.data.eval_loader import Frame
+from isd_repro.data.image_folder import ImageSet
 from isd_repro.evaluations import heads, knn, linear, stream, summary
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.extract import BLOCK
@@ -117,12 +117,12 @@ def _check_k(request: Request, search: int) -> None:
 @contextmanager
 def _images(request: Request, channels: int, progress: Progress) -> Iterator[ImageSet]:
     if request.prepared is not None:
-        yield folder.open_packed(request.prepared, channels, state_root() / "verified")
+        yield image_folder.open_packed(request.prepared, channels, state_root() / "verified")
         return
     assert request.data is not None
     with ExitStack() as stack:
         bar = stack.enter_context(progress.task("hashing images"))
-        opened = folder.open_folder(
+        opened = image_folder.open_folder(
             request.data, channels, workers=request.workers, listed=request.listed, begin=bar.begin, advance=bar.advance
         )
         found = stack.enter_context(opened)
@@ -185,7 +185,7 @@ def _features(
         for name in checkpoint.encoders
     }
     splits = {"search": opened.prepared.split("search"), "query": opened.prepared.split("query")}
-    views = {name: (images.centred(opened.reader, split.index, frame, device), len(split)) for name, split in splits.items()}
+    views = {name: (eval_loader.centred(opened.reader, split.index, frame, device), len(split)) for name, split in splits.items()}
     kept = 0
 
     def keep(_: str, count: int) -> None:
@@ -229,7 +229,7 @@ def _plan(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Fra
     """Settings and views of the linear protocol; says how long it will take, before anything that takes long."""
     settings = heads.shortened(request.epochs)
     split = opened.prepared.split("search")
-    batches = images.augmented(opened.reader, split, frame, settings, best_device())
+    batches = eval_loader.augmented(opened.reader, split, frame, settings, best_device())
     pace = heads.pace(checkpoint.encoders, batches, best_device())
     progress.say(
         f"linear: {settings.epochs} epochs of {len(split)} images, about {heads.duration(pace * settings.epochs * len(split))}"
@@ -257,7 +257,7 @@ def _linear(
         query_label=result.label,
         classes=len(opened.prepared.identity.classes),
         batches=batches,
-        order=lambda epoch: images.order(len(split), settings, epoch),
+        order=lambda epoch: eval_loader.order(len(split), settings, epoch),
     )
     with progress.task("linear epochs") as bar:
         bar.begin(settings.epochs)

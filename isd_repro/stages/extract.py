@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
-from isd_repro.data.images import Frame, StoreReader, centred
-from isd_repro.data.prepared import open_prepared
+from isd_repro.data.eval_loader import Frame, StoreReader, centred
+from isd_repro.data.manifests import open_prepared
 from isd_repro.evaluations.arithmetic import best_device, exact
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evaluations.extract import BLOCK, Features, Images, features, forward, ready, require_finite, save_features

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Linear, Params
 from isd_repro.config.reader import find_run
-from isd_repro.data import images
-from isd_repro.data.images import Frame, StoreReader
+from isd_repro.data import eval_loader
+from isd_repro.data.eval_loader import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations import few_label as protocol
 from isd_repro.evaluations import linear, summary
 from isd_repro.evaluations import scores as shown
@@ -59,7 +59,7 @@ def few_label(name: str, params: Params, layout: Layout, console: Console) -> No
             query=features.query,
             query_label=features.query_label,
             classes=len(prepared.identity.classes),
-            train_batches=images.augmented(reader, part.split, frame, settings, device),
+            train_batches=eval_loader.augmented(reader, part.split, frame, settings, device),
         )
         outcomes = _train(f"{name} few labels, {share} %: epochs", encoders, task, settings, device, progress)
         best[share] = {encoder: out.best_epoch for encoder, out in outcomes.items()}

@@ -13,7 +13,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
 from isd_repro.data import contact_sheet
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations import knn as search
 from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary

@@ -14,9 +14,9 @@ from torch import Tensor
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Linear, Params
 from isd_repro.config.reader import find_run
-from isd_repro.data import images
-from isd_repro.data.images import Frame, StoreReader
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data import eval_loader
+from isd_repro.data.eval_loader import Frame, StoreReader
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations import linear as protocol
 from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
@@ -82,7 +82,7 @@ def linear(name: str, params: Params, layout: Layout, console: Console) -> None:
 def augmented(prepared: Prepared, identity: EncoderIdentity, settings: Linear, device: torch.device) -> TrainBatches:
     """Batches of augmented labelled images: all of them once an epoch, a pure function of (seed, epoch)."""
     frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
-    return images.augmented(StoreReader(prepared.store), prepared.split("search"), frame, settings, device)
+    return eval_loader.augmented(StoreReader(prepared.store), prepared.split("search"), frame, settings, device)
 
 
 class _Reporter:

@@ -22,7 +22,7 @@ from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
 from isd_repro.provenance import Provenance
 from isd_repro.records import CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
-from isd_repro.report import image_pages, page, records, trajectory
+from isd_repro.report import image_pages, learning_curves, page, records
 from isd_repro.report.records import RunRecords
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
@@ -80,7 +80,7 @@ def _send(
 def replays(chosen: Sequence[str], params: Params, layout: Layout, wish: Wish) -> Iterator[Replay]:
     """Every stage of the chosen runs that left something, sources before what is made from them; the report last."""
     loaded = records.load(params, layout)
-    trajectories = trajectory.load(params, layout, loaded)
+    trajectories = learning_curves.load(params, layout, loaded)
     builder = _Builder(params, layout, wish)
     manifests: set[str] = set()
     results: list[Item] = []

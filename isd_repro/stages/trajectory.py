@@ -18,8 +18,8 @@ from rich.progress import Progress, TaskID
 from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Knn, Params
 from isd_repro.config.reader import find_run, fingerprint
-from isd_repro.data.images import Frame, StoreReader, centred
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.eval_loader import Frame, StoreReader, centred
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations import knn as search
 from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations.arithmetic import best_device

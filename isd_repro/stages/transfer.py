@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, TransferName
 from isd_repro.config.reader import find_run, fingerprint
-from isd_repro.data import manifests, transfer_images, transfer_sets
-from isd_repro.data.images import Frame
-from isd_repro.data.transfer_images import TransferImages
+from isd_repro.data import manifests, transfer_sets
+from isd_repro.data.eval_loader import Frame
+from isd_repro.data.transfer_sets import TransferImages
 from isd_repro.evaluations import summary
 from isd_repro.evaluations import transfer as protocol
 from isd_repro.evaluations.arithmetic import best_device
@@ -162,7 +162,7 @@ def _evaluate(key: TransferName, asked: _Asked) -> TargetEvaluation:
         run=asked.name,
         protocol=PROTOCOL,
         settings={"chosen": chosen},
-        manifest=transfer_images.identity(key, images, opened, division, settings.seed),
+        manifest=transfer_sets.identity(key, images, opened, division, settings.seed),
         encoder_sha256=asked.encoder_sha256,
         features_sha256=_digest(found),
         scores=tuple(scores),

@@ -6,7 +6,6 @@ and is used where the newest is damaged. A file that a crash left empty or torn 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from isd_repro.config.fields import Frozen, Natural
+from isd_repro.config.fields import Natural
 from isd_repro.records import Attempt
 from isd_repro.runtime import ranks
 from isd_repro.runtime.archives import check_zip
@@ -276,19 +275,13 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 # --- attempts ---------------------------------------------------------------------------------------------------------------
 
-
-class _Line(Frozen):
-    event: Literal["start", "saved", "finished", "stopped", "failed"]
-    step: Natural
-    seconds: Annotated[float, Field(ge=0)] = 0.0  # since the start
-    started: str = ""
-    device: str = ""
+_ATTEMPTS = TypeAdapter(tuple[Attempt, ...])
 
 
 class Attempts:
-    """Every process that worked on a run: a file of lines that only grows.
+    """Every process that worked on a run, in a file that is written anew at the start, at each resume point and at the end.
 
-    A process writes a line when it starts, one at each resume point and one at its end; one that was killed has no end.
+    Until a process says how it ended it counts as killed, at its last resume point.
     """
 
     def __init__(self, path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> None:
@@ -296,45 +289,31 @@ class Attempts:
 
         A file that cannot be read is put aside: `say` takes a line, and the progress a remark for the record.
         """
-        self._path, self._progress = path, progress
+        self._path, self._progress, self._device = path, progress, device
+        self._first, self._started, self._began = progress.step, datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        self._before: tuple[Attempt, ...] = ()
         try:
-            self._before = read_attempts(path)
-        except DataError as error:
-            self._before = ()
-            said = f"{error.message}; it is kept as {put_aside(path).name}"
-            say(f"{said}, and the list of attempts begins anew")
+            self._before = _ATTEMPTS.validate_json(path.read_bytes()) if path.is_file() else ()
+        except ValidationError as error:
+            say(f"{path}: damaged ({error.errors()[0]['msg']}); it is kept as {put_aside(path).name}, and the list begins anew")
             progress.remarks.append(f"attempts before step {progress.step} are not listed: their file was damaged")
-        self._began = time.monotonic()
-        self._start = _Line(
-            event="start", step=progress.step, started=datetime.now(UTC).isoformat(timespec="seconds"), device=device
+        self.note()
+
+    def so_far(self, outcome: Literal["finished", "stopped", "failed", "killed"]) -> tuple[Attempt, ...]:
+        """All attempts, this one as if it ended now."""
+        this = Attempt(
+            started=self._started,
+            seconds=round(time.monotonic() - self._began, 3),
+            first_step=self._first,
+            last_step=self._progress.step,
+            outcome=outcome,
+            device=self._device,
         )
-        if path.is_file():  # a kill may have cut the last line short
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._write(self._start)
+        return (*self._before, this)
 
-    def saved(self) -> None:
-        """A resume point was written."""
-        self._write(self._line("saved"))
-
-    def so_far(self) -> tuple[Attempt, ...]:
-        """All attempts, this one as if it finished now."""
-        return (*self._before, *_fold([self._start, self._line("finished")]))
-
-    def end(self, outcome: Literal["finished", "stopped", "failed"]) -> None:
-        """The process ends."""
-        self._write(self._line(outcome))
-
-    def _line(self, event: Literal["saved", "finished", "stopped", "failed"]) -> _Line:
-        return _Line(event=event, step=self._progress.step, seconds=round(time.monotonic() - self._began, 3))
-
-    def _write(self, line: _Line) -> None:
-        content = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        with self._path.open("ab", buffering=0) as file:
-            size = file.tell()
-            if file.write(content) != len(content):  # the disk is full; the next line must not follow half of this one
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-            os.fsync(file.fileno())
+    def note(self, outcome: Literal["finished", "stopped", "failed", "killed"] = "killed") -> None:
+        """Write how the attempt ends, or that a resume point was written."""
+        write_atomic(self._path, _ATTEMPTS.dump_json(self.so_far(outcome), indent=1) + b"\n")
 
 
 @contextmanager
@@ -345,40 +324,6 @@ def attempt(path: Path, progress: Progress, device: str, say: Say = lambda line:
         yield attempts
     except BaseException as error:
         with suppress(OSError):  # what went wrong is what the user must see
-            attempts.end("stopped" if isinstance(error, Preempted | KeyboardInterrupt) else "failed")
+            attempts.note("stopped" if isinstance(error, Preempted | KeyboardInterrupt) else "failed")
         raise
-    attempts.end("finished")
-
-
-def read_attempts(path: Path) -> tuple[Attempt, ...]:
-    """Every attempt that the file tells of; `DataError` names a line that is damaged."""
-    if not path.is_file():
-        return ()
-    lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            lines.append(_Line.model_validate_json(text))
-        except ValidationError as error:
-            raise DataError(
-                f"{path}:{number}: not a line of an attempt ({error.errors()[0]['msg']})", "delete the file"
-            ) from error
-    if not lines:
-        return ()
-    if lines[0].event != "start":
-        raise DataError(f"{path}:1: an attempt without a start", "delete the file")
-    return tuple(_fold(lines))
-
-
-def _fold(lines: list[_Line]) -> Iterator[Attempt]:
-    """Attempts from their lines; one without an end was killed."""
-    starts = [at for at, line in enumerate(lines) if line.event == "start"]
-    for first, after in zip(starts, [*starts[1:], len(lines)], strict=True):
-        start, last = lines[first], lines[after - 1]
-        yield Attempt(
-            started=start.started,
-            seconds=last.seconds,
-            first_step=start.step,
-            last_step=last.step,
-            outcome="killed" if last.event == "start" else "killed" if last.event == "saved" else last.event,
-            device=start.device,
-        )
+    attempts.note("finished")

@@ -71,7 +71,7 @@ def train(
     method.train()
     device = next(method.parameters()).device
     started = time.monotonic() - progress.seconds
-    sound = progress.step  # the last step after which everything was looked at and finite
+    finite = progress.step  # the last step after which everything was checked and finite
     for step in range(progress.step, optim.epochs * batches.steps_per_epoch):
         epoch = step // batches.steps_per_epoch + 1
         _set_lr(optimizer, lr_at(epoch, optim))
@@ -89,8 +89,8 @@ def train(
         stopping = _stopping(hooks.stopped(), look=look)
         if stopping or look:  # no state is saved unchecked
             loss, progress.sums = _average_metrics(out.loss, progress.sums)
-            _check(method, loss, progress, epoch, sound, whole=stopping or ends_epoch)
-            sound = progress.step if stopping or ends_epoch else sound
+            _check(method, loss, progress, epoch, finite, whole=stopping or ends_epoch)
+            finite = progress.step if stopping or ends_epoch else finite
             hooks.tick(progress.step, loss)
         progress.seconds = time.monotonic() - started
         if ends_epoch:
@@ -102,14 +102,14 @@ def train(
                 raise Preempted(f"stopped after step {progress.step}; the state is saved", "run the same command again to resume")
 
 
-def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, sound: int, *, whole: bool) -> None:
+def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, before: int, *, whole: bool) -> None:
     """Stop where a number is not finite. Loss and gradient are cheap; weights and buffers are read only where `whole`."""
     total = float(progress.sums["loss"])
-    finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(monitor.gradient_norm(method))
-    if not ranks.anywhere(not (finite and (not whole or monitor.is_finite(method)))):
+    all_finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(monitor.gradient_norm(method))
+    if not ranks.anywhere(not (all_finite and (not whole or monitor.is_finite(method)))):
         return
     raise monitor.Diverged(
-        f"step {progress.step} (epoch {epoch}): {monitor.causes(method, loss, total)}; all was finite after step {sound}",
+        f"step {progress.step} (epoch {epoch}): {monitor.causes(method, loss, total)}; all was finite after step {before}",
         "lower optim.lr or raise the temperatures; the resume point is kept until a parameter changes",
     )
 

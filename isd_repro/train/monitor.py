@@ -17,6 +17,7 @@ from isd_repro.nn.health import purity
 from isd_repro.runtime.errors import UserError
 
 EMBEDDING_STD = "spread"  # a method's metric by its name in records, see `nn.health.embedding_std`
+LABELS = {EMBEDDING_STD: "embedding std", "gap": "cosine distance"}  # what people read; records have the keys
 LEAST_EMBEDDING_STD = 0.01  # below it the embeddings have collapsed
 
 _SHOWN = 3  # names that a message lists

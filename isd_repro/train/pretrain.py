@@ -25,9 +25,9 @@ from isd_repro import methods, provenance
 from isd_repro.config.layout import Layout, snapshot_name
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import find_run, fingerprint, naming
-from isd_repro.data import augment, contact_sheet, feed
+from isd_repro.data import augment, contact_sheet
 from isd_repro.data.loader import Batches
-from isd_repro.data.prepared import Prepared, open_prepared
+from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.interfaces import Setting, Tracker
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
@@ -79,7 +79,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
             progress = work.resume()
             for path in (layout.encoder(name), layout.record(name, "pretrain")):
                 files.check_writable(path.parent)
-            with checkpoint.attempt(state / "attempts.jsonl", progress, work.equipment(progress), work.say) as log:
+            with checkpoint.attempt(state / "attempts.json", progress, work.equipment(progress), work.say) as log:
                 work.train(progress, log, stop)
                 work.export(progress, log)
             with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
@@ -128,7 +128,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        _check_sizes(run)
+        _check_machine(run)
         torch.manual_seed(run.numerics.seed)
         setting = Setting(len(prepared.identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
         method: nn.Module = methods.load(run.method.name).Method(
@@ -140,24 +140,10 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     return Plan(name, run, prepared, config, fingerprint(config), method, device)
 
 
-def _check_sizes(run: Run) -> None:
-    batch, groups = run.optim.batch_size, run.numerics.bn_groups
-    if batch % groups or batch // groups < 2:
-        raise ConfigError(
-            f"numerics.bn_groups: {groups} groups of a batch of {batch}; each needs equally many images, two or more",
-            "choose optim.batch_size as a multiple of bn_groups, at least twice as large",
-        )
-    if batch % ranks.world():
-        raise ConfigError(
-            f"optim.batch_size: {batch} images for {ranks.world()} processes", "start a number that divides the batch"
-        )
-    if not len(run.data.mean) == len(run.data.std) == run.backbone.channels:
-        raise ConfigError(
-            f"data: {len(run.data.mean)} means, {len(run.data.std)} deviations, {run.backbone.channels} channels",
-            "give one mean and one std per channel",
-        )
-    if run.backbone.arch == "pixels" and run.optim.epochs:
-        raise ConfigError("optim.epochs: a backbone without weights cannot be trained", "use 0 with backbone.arch pixels")
+def _check_machine(run: Run) -> None:
+    if run.optim.batch_size % ranks.world():
+        found = f"optim.batch_size: {run.optim.batch_size} images for {ranks.world()} processes"
+        raise ConfigError(found, "start a number that divides the batch")
     if run.numerics.precision == "bf16" and not torch.cuda.is_available() and not products.multiplies_bf16():
         raise ConfigError("numerics.precision: bf16 needs a CUDA device or a CPU that multiplies it", "use float32 here")
 
@@ -212,28 +198,23 @@ class _Work:
         return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
     def equipment(self, progress: Progress) -> str:
-        """The device in words, after its kernels, decoder and compiler were chosen on the next batch, if there is one."""
+        """The device in words, after its kernels and compiler were chosen on the next batch, if there is one."""
         plan, numerics = self.plan, self.plan.run.numerics
         on_cpu = plan.device.type == "cpu"
         device = f"cpu ({checkpoint.arithmetic()})" if on_cpu else torch.cuda.get_device_name(plan.device)
-        kernels, decoder, compiled = engine.kernels_of(plan.method, numerics), "", ""
+        kernels, compiled = engine.kernels_of(plan.method, numerics), ""
         if progress.step < self.total:
-            decoder = self.batches.choose_decoder(progress.step, numerics)
-            if feed.NOT_DECODED in decoder:
-                self.say(f"warning: {decoder.removeprefix(', ')}; the CPU decodes them")
             views = lambda: self.batches.at(progress.step).view_student  # noqa: E731
             compiled = engine.compile_(self.encoders, views, plan.device, numerics)
             for complaint in engine.complaints(kernels, compiled):
                 self.say(f"warning: {complaint}; the run goes on without")
-        return f"{device}{kernels}{decoder}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
+        return f"{device}{kernels}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
 
     def assist(self, stop: signals.StopRequest) -> None:
         """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
         if self.optimizer is None:
             return
         progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), self.code)
-        if progress.step < self.total:
-            self.batches.choose_decoder(progress.step, self.plan.run.numerics)
         nothing = lambda *_: None  # noqa: E731
         self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 
@@ -297,7 +278,7 @@ class _Work:
             steps=progress.step,
             curve=tuple(progress.curve),
             sources=tuple(progress.sources),
-            attempts=log.so_far(),
+            attempts=log.so_far("finished"),
             warnings=(*progress.remarks, *([collapse] if collapse else [])),
             provenance=provenance.describe(progress.seconds),
         )
@@ -326,7 +307,7 @@ class _Work:
         assert self.optimizer is not None
         checkpoint.save(self.point, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
         self.saved = progress.step
-        log.saved()
+        log.note()
 
     def _lost(self, progress: Progress) -> list[dict[str, float]]:
         """Epochs of the resume point that the rows lack: a power cut can lose the end of a file that was only appended to."""
@@ -347,8 +328,9 @@ class _Work:
             if every and at % every == 0 and at < epochs:
                 self._save_encoders(self.state / SNAPSHOTS / snapshot_name(at), at)
             if not self.console.is_terminal:
-                values = " ".join(f"{key} {value:.4f}" for key, value in row.items() if key not in {"epoch", "lr"})
-                line = f"{name} epoch {at}/{epochs} {values} {health['images_per_second']:.0f} images/s"
+                shown = {monitor.LABELS.get(key, key): value for key, value in row.items() if key not in {"epoch", "lr"}}
+                values = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
+                line = f"{name} epoch {at}/{epochs} {values}, {health['images_per_second']:.0f} images/s"
                 self.console.print(line, highlight=False, soft_wrap=True)
 
         return epoch

@@ -13,6 +13,7 @@ from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.interfaces import Batch
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
+from tests.conformance import problem
 from tests.conformance.problem import OPTIM, STEPS, STEPS_PER_EPOCH, Noise, build
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default}
@@ -44,11 +45,16 @@ class Watched(Noise):
 
 @pytest.mark.parametrize("every", [2, 100])
 @pytest.mark.parametrize("name", methods.names())
-def test_a_step_waits_for_nothing_between_two_log_lines(name: str, every: int) -> None:
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_a_step_waits_for_nothing_between_two_log_lines(
+    name: str, every: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numerics = Numerics.model_validate({"engine": engine})
+    monkeypatch.setattr(problem, "NUMERICS", numerics)
     watch = Watch()
     method, source = build(name), Watched(watch)
     hooks = loop.Hooks(save=lambda _: None, epoch=lambda _: None, tick=lambda *_: None, stopped=lambda: False)
     optimizer = loop.optimizer_of(method, OPTIM)
     with watch:
-        loop.train(method, optimizer, source, OPTIM, Numerics(), Efficiency(log_every=every), Progress(), hooks)
+        loop.train(method, optimizer, source, OPTIM, numerics, Efficiency(log_every=every), Progress(), hooks)
     assert watch.waited == {step for step in range(1, STEPS + 1) if step % every == 0 or step % STEPS_PER_EPOCH == 0}

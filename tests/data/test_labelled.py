@@ -15,8 +15,7 @@ import torch
 
 from isd_repro.config.params import FewLabel
 from isd_repro.data.labelled import drawn, labelled, percent
-from isd_repro.data.manifests import Image, Manifest
-from isd_repro.data.prepared import Prepared
+from isd_repro.data.manifests import Image, Manifest, Prepared
 from isd_repro.runtime.errors import DataError
 
 CLASSES = ("ant", "bee", "cat")

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from isd_repro.config import params
-from isd_repro.data.opening import UnreadableError
-from isd_repro.data.sources import Listing, open_source
+from isd_repro.data.sources import Listing, UnreadableError, open_source
 from isd_repro.runtime.errors import DataError, UserError
 from tests.data import trees
 

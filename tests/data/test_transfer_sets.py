@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 
 from isd_repro.config.params import TransferName
-from isd_repro.data import transfer_images, transfer_sets
-from isd_repro.data.images import Frame
-from isd_repro.data.transfer_images import TransferImages
-from isd_repro.data.transfer_sets import SETS, Opened, Part
+from isd_repro.data import transfer_sets
+from isd_repro.data.eval_loader import Frame
+from isd_repro.data.transfer_sets import SETS, Opened, Part, TransferImages
 from isd_repro.runtime.errors import DataError, UserError
 from tests.data.target_trees import CLASSES, MAKERS, Expected, Tree, number_of
 
@@ -223,7 +222,7 @@ def test_identity_follows_pixels_roles_and_nothing_else(tmp_path: Path, monkeypa
         opened = transfer_sets.open_set("cifar10-folder")
         images, _ = read(opened)
         division = transfer_sets.divide("cifar10-folder", opened.part, images.label, seed)
-        found = transfer_images.identity("cifar10-folder", images, opened, division, seed)
+        found = transfer_sets.identity("cifar10-folder", images, opened, division, seed)
         assert (found.train, found.search, found.query) == (10, 12, 12)
         assert (found.subset, found.classes) == ("cifar10-folder", ("bird", "cat"))
         return found.sha256

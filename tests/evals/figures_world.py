@@ -52,6 +52,7 @@ runs:
     <<: *common
     backbone: {arch: pixels, channels: 1}
     method: {name: supervised}
+    optim: {epochs: 0, batch_size: 4, lr: 0.1, schedule: {name: cosine}}
 """
 
 

@@ -416,7 +416,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("isd_repro.data.folder._identify", "isd_repro.evaluations.stream.stream"):
+    for name in ("isd_repro.data.image_folder._identify", "isd_repro.evaluations.stream.stream"):
         with monkeypatch.context() as patch:
             patch.setattr(name, interrupted)
             with pytest.raises(Preempted) as caught:

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isd_repro.config.params import FewLabel, Transfer
-from isd_repro.data import images as pictures
+from isd_repro.data import eval_loader as pictures
 from isd_repro.data import transfer_sets
-from isd_repro.data.images import Frame, StoreReader
+from isd_repro.data.eval_loader import Frame, StoreReader
 from isd_repro.data.labelled import drawn
-from isd_repro.data.prepared import Split, open_prepared
+from isd_repro.data.manifests import Split, open_prepared
 from isd_repro.evaluations import few_label as protocol
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.encoders import load_encoders

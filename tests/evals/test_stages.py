@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params, Store
 from isd_repro.data import manifests
-from isd_repro.data.manifests import Image, Manifest
-from isd_repro.data.prepared import open_prepared
+from isd_repro.data.manifests import Image, Manifest, open_prepared
 from isd_repro.data.store import StoreWriter
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.nn.backbones import build

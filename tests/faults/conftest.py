@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,9 @@ from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
 from tests.faults import chain, world
 from tests.faults.forks import Forks
+
+if TYPE_CHECKING:
+    from tests.faults.test_kills import Station
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +48,14 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """The fork server."""
     with Forks(tmp_path_factory.mktemp("forks")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def line(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Station]:
+    """Every stage before and after, undisturbed."""
+    from tests.faults.test_kills import stations
+
+    return stations(forks, tmp_path_factory.mktemp("line"))
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +92,20 @@ def done(finished: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "done"
     shutil.copytree(finished, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile whose run ended after two of three epochs, with two resume points."""
+    folder = tmp_path_factory.mktemp("stopped") / "profile"
+    shutil.copytree(prepared, folder)
+    world.stopped_at(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def state(stopped: Path, folder: Path) -> Path:
+    """That run's state, in a profile of one's own."""
+    shutil.copytree(stopped, folder, dirs_exist_ok=True)
+    (state,) = world.states(folder)
+    return state

@@ -27,13 +27,20 @@ class Wrong:
 
 WRONG = {
     "a wrong key": Wrong(("lr: 0.05", "lrr: 0.05"), ("runs.isd.optim.lrr: unknown key (did you mean 'lr'?)",), "lrr:"),
+    "a wrong key of a rule": Wrong(
+        ("{name: balanced, per_class: 8, seed: 0}", "{name: halves, tunning: 1, part: first, large: 1, rare_images: 1}"),
+        ("subsets.digits.rule.tunning: unknown key (did you mean 'tuning'?)", "subsets.digits.rule.tuning: Field required"),
+        "tunning:",
+    ),
     "a missing key": Wrong(("    label: ISD\n", ""), ("runs.isd.label: Field required",), "  isd:"),
     "a wrong value": Wrong(
         ("epochs: 3", "epochs: -3"), ("runs.isd.optim.epochs: Input should be greater than or equal to 0 (got -3)",), "epochs:"
     ),
     "a wrong type": Wrong(("epochs: 3", "epochs: many"), ("runs.isd.optim.epochs:", "(got 'many')"), "epochs:"),
     "a wrong choice": Wrong(("{name: cosine}", "{name: linear}"), ("runs.isd.optim.schedule", "'step', 'cosine'"), "schedule:"),
-    "an unknown subset": Wrong(("subset: digits", "subset: letters"), ("runs.isd.data.subset: 'letters' is none of ['digits']",)),
+    "an unknown subset": Wrong(
+        ("subset: digits", "subset: letters"), ("runs.isd.data.subset: 'letters' is none of ['digits']",), "subset:"
+    ),
     "a wrong method key": Wrong(
         ("tau_student: 0.1", "tau_studnet: 0.1"),
         ("runs.isd.method.tau_studnet: unknown key (did you mean 'tau_student'?)", "runs.isd.method.tau_student: Field required"),

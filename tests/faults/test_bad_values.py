@@ -22,6 +22,7 @@ TEXT = (ROOT / "params.yaml").read_text("utf-8")
         ("numerics: &numerics {seed: 0", "numerics: &numerics {seed: 18446744073709551616", "less than"),
         ("knn: {k: [1, 20]}", "knn: {k: []}", "at least 1 item"),
         ("store: {channels: 1}", "store: {channels: 3}", "its subset packs 3"),
+        ("root: .", "root: /tmp", "root: '/tmp' is absolute"),
         ("  isd:\n", "  isd-t0.1:\n", "pattern"),
         ('title: "Demo', 'title: !tag "Demo', "not YAML"),
     ],

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from rich.console import Console
-from torch import Tensor
 
-from isd_repro.config import reader as config
-from isd_repro.data import feed
-from isd_repro.data.prepare import prepare
 from isd_repro.nn import engine, products
 from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import checkpoint
 from tests.faults import world
-from tests.faults.test_resume import stopped_at
 
 CPU = f"cpu ({checkpoint.arithmetic()})"
 
@@ -63,7 +54,7 @@ def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> No
     assert 0 < abs(losses[0][0] - losses[0][1]) < 0.01 * losses[0][1], losses
     for path in world.outputs(folder).values():
         path.unlink() if path.is_file() else shutil.rmtree(path)
-    stopped_at(folder, 3)
+    world.stopped_at(folder, 3)
     world.train(folder)
     again = record_of(folder)
     assert len(again.attempts) == 2
@@ -92,54 +83,10 @@ def test_the_record_names_the_compiler_or_why_there_is_none(folder: Path, monkey
     world.edit(folder, ("precision: float32}", "precision: float32, engine: fast}"))
     world.edit(folder, ("view_student: {crop_min: 0.4, flip: 0.0}", colours))
     monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "aot_eager")
-    stopped_at(folder, 3)
+    world.stopped_at(folder, 3)
     monkeypatch.setattr(engine, "compiler_of", lambda device, numerics: "no-such")
     said = world.train(folder)
     assert "isd: warning: not compiled by no-such (" in said
     first, second = (attempt.device for attempt in record_of(folder).attempts)
     assert first == f"{CPU}, bank attention onednn on float32, compiled by aot_eager"
     assert second.startswith(f"{CPU}, bank attention onednn on float32, not compiled by no-such (")
-
-
-FAST = ("precision: float32}", "precision: float32, engine: fast}")
-DEVICE = f"{CPU}, bank attention onednn on float32"
-
-
-@pytest.fixture
-def jpegs(folder: Path) -> Path:
-    """A profile of engine `fast` whose images are kept as JPEGs."""
-    world.edit(folder, FAST, ("store: {channels: 1}", "store: {channels: 1, jpeg_quality: 90}"))
-    params, layout = config.load(folder / "params.yaml")
-    prepare("digits", params, layout, Console(quiet=True))
-    return folder
-
-
-def test_on_a_cpu_no_device_decodes(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "decoder", lambda: pytest.fail("asked for a decoder"))
-    assert "warning" not in world.train(jpegs)
-    assert [attempt.device for attempt in record_of(jpegs).attempts] == [DEVICE]
-
-
-def test_the_record_names_the_decoder_or_why_there_is_none(jpegs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run whose device decoded goes on in a process whose device cannot, and both say so."""
-    batches: list[int] = []
-
-    def decode(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor]:
-        batches.append(len(files))
-        return [torch.from_numpy(np.asarray(Image.open(io.BytesIO(file.numpy().tobytes())))[None].copy()) for file in files]
-
-    def fail(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor]:
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr(feed, "decodes_there", lambda device, numerics, store: numerics.engine == "fast" and store.keeps_jpegs)
-    monkeypatch.setattr(feed, "decoder", lambda: feed.Decoder("nvJPEG of a test", decode))
-    stopped_at(jpegs, 3)
-    assert len(batches) >= 4, "the trial and three steps"
-    assert set(batches) == {16}
-    monkeypatch.setattr(feed, "decoder", lambda: feed.Decoder("nvJPEG of a test", fail))
-    said = world.train(jpegs)
-    why = "JPEGs not decoded by nvJPEG of a test (RuntimeError: no such device)"
-    assert f"isd: warning: {why}; the CPU decodes them" in said
-    first, second = (attempt.device for attempt in record_of(jpegs).attempts)
-    assert first == f"{DEVICE}, JPEGs decoded by nvJPEG of a test"
-    assert second == f"{DEVICE}, {why}"

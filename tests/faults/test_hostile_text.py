@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from isd_repro.config import reader as config
-from isd_repro.records import MAX_RECORD, EvaluationRecord, ExternalRecord, read_record, unpack_labels, write_record
+from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels, write_record
 from isd_repro.report import text
 from isd_repro.runtime.errors import DataError, printable
 from tests.faults import chain, world
@@ -38,26 +38,19 @@ def wrong(tmp_path: Path, content: str | bytes, *words: str) -> str:
 
 
 UNREADABLE = {
-    "many wrong keys": (world.PARAMS + "".join(f"k{n}: 1\n" for n in range(20_000)), "and 19950 more"),
+    "many wrong keys": (world.PARAMS + "".join(f"k{n}: 1\n" for n in range(2_000)), "and 1950 more"),
     "a number of many digits": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}" + "9" * 5000), "cannot be read"),
-    "a number of some digits": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}" + "9" * 4000), "runs.isd.optim.epochs"),
     "a date that is none": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}2001-99-99"), "params.yaml:1"),
     "a tag that runs code": (
         world.PARAMS.replace(EPOCHS, EPOCHS[:-1] + '!!python/object/apply:os.system ["touch it-ran"]'),
         "not YAML",
     ),
-    "a tag that makes an object": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}!!python/name:os.system"), "not YAML"),
     "bytes": (world.PARAMS.replace("label: ISD", "label: !!binary aGk="), "runs.isd.label"),
     "a date": (world.PARAMS.replace("label: ISD", "label: 2001-01-01"), "runs.isd.label"),
     "a key twice": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}3\n      epochs: 4"), "epochs"),
-    "a run twice": (world.PARAMS + world.PARAMS[world.PARAMS.index("  isd:") :], "duplicate key"),
     "two documents": (world.PARAMS + "---\n" + world.PARAMS, "params.yaml"),
     "a null byte": (world.PARAMS.replace("label: ISD", 'label: "a\\0b"'), "cannot be seen"),
-    "a raw null byte": (world.PARAMS + "\0", "params.yaml"),
-    "half a character": (world.PARAMS.replace("label: ISD", 'label: "\\ud800"'), "params.yaml"),
     "a terminal's command": (world.PARAMS.replace("label: ISD", 'label: "\\e]0;x\\a"'), "runs.isd.label"),
-    "a list as a key": (world.PARAMS.replace("label: ISD", "? [a, b]\n    : c\n    label: ISD"), "params.yaml"),
-    "an alias of nothing": ("a: *nothing\n", "not YAML"),
 }
 
 
@@ -72,18 +65,11 @@ STRICT = {
     "epochs: true": ("epochs: 3", "runs.isd.optim.epochs", "valid integer (got True)"),
     'epochs: "5"': ("epochs: 3", "runs.isd.optim.epochs", "valid integer (got '5')"),
     "epochs: 3.0": ("epochs: 3", "runs.isd.optim.epochs", "valid integer (got 3.0)"),
-    "epochs: 1_0x": ("epochs: 3", "runs.isd.optim.epochs", "valid integer"),
-    'lr: "0.05"': ("lr: 0.05", "runs.isd.optim.lr", "valid number"),
-    "lr: false": ("lr: 0.05", "runs.isd.optim.lr", "valid number"),
     "label: 5": ("label: ISD", "runs.isd.label", "valid string"),
-    "label: null": ("label: ISD", "runs.isd.label", "valid string"),
     "mean: [true]": ("mean: [0.13]", "runs.isd.data.mean", "valid number (got True)"),
-    "mean: 0.13": ("mean: [0.13]", "runs.isd.data.mean", "valid tuple"),
     'bank_size: "32"': ("bank_size: 32", "runs.isd.method.bank_size", "valid integer"),
-    "width: 100000": ("width: 4", "runs.isd.backbone.width", "less than or equal to 1024"),
     "image_size: 1000000": ("image_size: 20", "runs.isd.data.image_size", "less than or equal to 4096"),
     "batch_size: 10000000000": ("batch_size: 16", "runs.isd.optim.batch_size", "less than 2147483648"),
-    "wandb: true": ('wandb: "off"', "tracking.wandb", "'offline'"),
 }
 
 
@@ -95,11 +81,6 @@ def test_a_value_of_another_type_is_not_bent_into_one(new: str, tmp_path: Path) 
     changed = world.PARAMS.replace(old, new)
     line = changed[: changed.index(new) + len(new)].count("\n") + 1
     wrong(tmp_path, changed, f"params.yaml:{line} {key}", says)
-
-
-def test_whole_numbers_are_fine_where_any_are(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(world.PARAMS.replace("lr: 0.05", "lr: 1"), "utf-8")
-    assert config.load(tmp_path / "params.yaml")[0].runs["isd"].optim.lr == 1.0
 
 
 def test_the_key_of_a_list_is_whole(tmp_path: Path) -> None:
@@ -151,19 +132,12 @@ def test_an_allocator_error_is_one_line(done: Path, monkeypatch: pytest.MonkeyPa
 
 EVIL = [
     "<script>alert(1)</script>",
-    "</title><img src=x onerror=alert(1)>",
     "\"' onmouseover='alert(1)",
     "{{ 7*7 }}<% 7*7 %><< 7*7 >>",
     "\\input{/etc/passwd}\\write18{id}",
     "[3cm] & \\\\ % $x_1^2$ ~#",
-    "^^5cinput{x}",
     "![x](http://evil.example/x.png) [y](javascript:alert(1))",
-    "| a | b |\n|---|---|",
-    '=HYPERLINK("http://evil.example")',
     "@SUM(1+1)*cmd|' /C calc'!A0",
-    "-2+3",
-    "-->]]><!--",
-    "&#60;b&#62; &amp;",
 ]
 
 
@@ -341,13 +315,4 @@ def test_json_that_is_no_record(bomb: str, tmp_path: Path) -> None:
     path = profile.layout.record("isd", "knn")
     path.write_text(bomb, "utf-8")
     with pytest.raises(DataError, match=r"knn\.json: not a EvaluationRecord"):
-        profile.records()
-
-
-def test_a_record_longer_than_any(tmp_path: Path) -> None:
-    profile = make(tmp_path)
-    path = profile.layout.record("isd", "knn")
-    with path.open("r+b") as file:
-        file.truncate(MAX_RECORD + 1)
-    with pytest.raises(DataError, match="at most 67,108,864 are read"):
         profile.records()

@@ -67,12 +67,9 @@ def bad_statistics(method: isd.Method, out: StepOutput) -> StepOutput:
 # step of the fault, step at which it is seen, what is said; log_every is 2 and an epoch 5 steps
 CASES: dict[str, tuple[int, Change, int, str]] = {
     "loss nan": (3, bad_loss(float("nan")), 4, r"a loss earlier in the epoch was nan|the loss is nan"),
-    "loss inf": (4, bad_loss(float("inf")), 4, r"the loss is inf"),
     "gradient": (8, bad_gradient, 8, r"no finite gradient in student\.backbone\.\S+, .* and \d+ more; no finite value in"),
     "gradient at the last step": (15, bad_gradient, 15, r"no finite gradient in student"),
-    "gradient at an epoch's end": (5, bad_gradient, 5, r"no finite gradient in student"),
     "bank": (10, bad_bank, 10, r"no finite value in bank\.rows"),
-    "bank, two steps before": (8, bad_bank, 10, r"the loss is nan|a loss earlier in the epoch was nan"),
     "statistics": (15, bad_statistics, 15, r"no finite value in teacher\.backbone\.\S+running_var"),
 }
 

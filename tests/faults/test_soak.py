@@ -94,7 +94,7 @@ def repository(folder: Path) -> dict[str, str]:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     shutil.rmtree(folder / "data")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
 
 
 def wait_for_epochs(folder: Path, count: int, running: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,6 @@ from tests.faults import world
 from tests.faults.test_interruptions import assert_equal_runs
 
 COMMAND = f"{sys.executable} -c 'from isd_repro.cli import main; main()'"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(world.ROOT)}
 
 
 @pytest.mark.parametrize(
@@ -29,25 +28,21 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(world.ROOT)}
 )
 def test_the_exit_code_stays(words: str, code: int, tmp_path: Path) -> None:
     """Only a result that cannot be written is a failure; what is said beside it is not."""
-    done = subprocess.run(
-        ["sh", "-c", f"exec {COMMAND} {words}"], cwd=tmp_path, env=ENV, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["sh", "-c", f"exec {COMMAND} {words}"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr
     if "/dev/full" in words and code:
         assert ("No space left" in done.stderr) == ("--version" in words)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
-def test_characters_that_a_stream_does_not_have_are_shown_in_others(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "Ünï漢−1.yaml").write_text(world.PARAMS, "utf-8")
-    script = f"{COMMAND} check *.yaml && {COMMAND} paper check && {COMMAND} check nothing−漢.yaml"
-    environment = {**ENV, "PYTHONIOENCODING": encoding}
+def test_characters_that_a_stream_does_not_have_are_shown_in_others(tmp_path: Path) -> None:
+    (tmp_path / "Ünï漢\N{MINUS SIGN}1.yaml").write_text(world.PARAMS, "utf-8")
+    script = f"{COMMAND} check *.yaml && {COMMAND} paper check && {COMMAND} check nothing\N{MINUS SIGN}漢.yaml"
+    environment = {**os.environ, "PYTHONIOENCODING": "gbk"}
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert b"1.yaml: ok" in done.stdout
-    assert b"error: nothing" in done.stderr
-    assert encoding == "ascii" or b"-1.yaml: ok\n" in done.stdout  # click writes UTF-8 where a stream is said to be ASCII
+    assert b"-1.yaml: ok\n" in done.stdout
+    assert b"error: nothing-" in done.stderr
 
 
 def test_a_failure_is_told_though_nobody_reads_the_result(tmp_path: Path) -> None:
@@ -61,7 +56,7 @@ def test_a_failure_is_told_though_nobody_reads_the_result(tmp_path: Path) -> Non
     os.close(reading)
     with os.fdopen(writing, "wb") as gone:
         done = subprocess.run(
-            [sys.executable, "-c", script], stdout=gone, stderr=subprocess.PIPE, env=ENV, cwd=tmp_path, text=True, check=False
+            [sys.executable, "-c", script], stdout=gone, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (4, "error: edited\nhint: look\n")
 
@@ -74,7 +69,7 @@ def test_no_file_takes_the_place_of_a_missing_stream(tmp_path: Path) -> None:
         "    file.write(b'weights')\n    os.write(1, b'a remark')\n    os.write(2, b'a warning')\n"
     )
     command = f'{sys.executable} -c "$SCRIPT" >&- 2>&-'
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**ENV, "SCRIPT": script}, check=True)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "SCRIPT": script}, check=True)
     assert (tmp_path / "checkpoint").read_bytes() == b"weights"
 
 

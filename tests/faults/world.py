@@ -18,6 +18,7 @@ from rich.console import Console
 from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
+from isd_repro.runtime import files
 from isd_repro.train.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,45 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return sorted(name for name in {*ours, *theirs} if name not in ours or name not in theirs or ours[name] != theirs[name])
 
 
+# --- the end of a process ------------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The end of a process, as far as one process can play it."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
+    """End at the given write of a resume point or output, before or after it lands."""
+    before_write, after_write, seen, due = files._remove_leftovers, files._sync_folder, 0, False
+
+    def begin(path: Path) -> None:
+        nonlocal seen, due
+        counts = path.suffix == ".pt" or not {".state", ".log"} & set(path.parts)
+        seen += counts
+        due = counts and seen == count
+        if due and not after:
+            raise Crash
+        before_write(path)
+
+    def end(folder: Path) -> None:
+        after_write(folder)
+        if due and after:
+            raise Crash
+
+    patch.setattr(files, "_remove_leftovers", begin)
+    patch.setattr(files, "_sync_folder", end)
+
+
+def stopped_at(folder: Path, write: int) -> Path:
+    """Train up to some whole-file write, crash before it, and give the state folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, write, after=False)
+        with pytest.raises(Crash):
+            train(folder)
+    (state,) = states(folder)
+    return state
+
+
 # --- real processes -----------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +221,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """`isd-repro pretrain isd` as a process of its own, with one thread; ended with the block."""
     start = [sys.executable, "-c", "from isd_repro.cli import main; main()", "pretrain", "isd"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = {**os.environ, "COLUMNS": "200"}
     with subprocess.Popen(start, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
         try:
             yield running

@@ -17,7 +17,7 @@ from isd_repro import checkpoints, tracking
 from isd_repro.checkpoints import read
 from isd_repro.config import reader as config
 from isd_repro.data import manifests, subsets
-from isd_repro.data.prepared import open_prepared
+from isd_repro.data.manifests import open_prepared
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.records import EvaluationRecord, ExternalRecord, PretrainRecord, read_record
 from isd_repro.runtime.errors import EXIT_CONFIG, EXIT_DATA, UserError

@@ -42,7 +42,7 @@ CASES = [
 
 
 def child(*words: str, **variables: str) -> str:
-    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **variables}
     command = [sys.executable, "-m", "tests.parity.triton_child", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -162,8 +162,7 @@ assert not hasattr(bank_triton, "tl")
 print(bank_attention._trial(512, torch.device("cpu")))
 """
     command = [sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.startswith(("ModuleNotFoundError: ", "ImportError: "))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -71,6 +72,13 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     heavy = ["torch", "torchvision", "numpy", "wandb", "dvc", "pandas", "matplotlib", "pydantic", "ruamel", "rich"]
     code = f"import isd_repro.cli, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    asked = {**os.environ, "COMP_WORDS": "isd-repro pre", "COMP_CWORD": "1", "_ISD_REPRO_COMPLETE": "complete_bash"}
+    code = "import sys; from isd_repro.cli import main; sys.argv[0] = 'isd-repro'; main()"
+    ended = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["prepare", "pretrain"]
 
 
 def test_packages_hold_no_logic_beside_methods() -> None:

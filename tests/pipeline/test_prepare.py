@@ -15,10 +15,10 @@ from rich.console import Console
 
 from isd_repro.config import params
 from isd_repro.config.layout import Layout
-from isd_repro.data import manifests, prepared
+from isd_repro.data import manifests
+from isd_repro.data.manifests import open_prepared
 from isd_repro.data.prepare import prepare
-from isd_repro.data.prepared import open_prepared
-from isd_repro.data.store import StoreWriter
+from isd_repro.data.store import Row, StoreWriter
 from isd_repro.runtime.errors import ConfigError, DataError
 from tests.data import trees
 
@@ -34,10 +34,10 @@ class Bench:
         self.text = io.StringIO()
         self.folder = self.layout.prepared("x")
 
-    def run(self, subset: params.Subset, name: str = "x", processes: int = 1) -> None:
+    def run(self, subset: params.Subset, name: str = "x", threads: int = 2) -> None:
         report = params.ReportConfig(title="t", caption="c")
         whole = params.Params(profile="demo", report=report, subsets={"x": subset}, runs={})
-        prepare(name, whole, self.layout, Console(file=self.text, width=60), processes)
+        prepare(name, whole, self.layout, Console(file=self.text, width=60), threads)
 
     def others(self) -> list[str]:
         return sorted(path.name for path in self.folder.parent.iterdir()) if self.folder.parent.exists() else []
@@ -139,7 +139,7 @@ def test_unreadable_images_are_left_out_and_counted(bench: Bench, tmp_path: Path
         bench.run(trees.subset(corrupt_share=0.03))
     bench.run(trees.subset(corrupt_share=0.04))
     found = open_prepared(bench.folder)
-    assert "left out 1 of 30 images as unreadable: train/n02/n02_3.JPEG" in bench.text.getvalue()
+    assert "left out 1 of 30 images as unreadable: train/n02/n02_3.JPEG (" in bench.text.getvalue()
     assert json.loads((bench.folder / "manifest.json").read_text())["dropped"] == ["train/n02/n02_3.JPEG"]
     assert len(found.store) == len(found.manifest.images) == 29
     for position, image in enumerate(found.manifest.images):
@@ -161,11 +161,11 @@ def test_a_failure_amid_packing_leaves_nothing(bench: Bench, monkeypatch: pytest
     add = StoreWriter.add
     seen = []
 
-    def failing(self: StoreWriter, content: bytes, height: int, width: int, channels: int) -> None:
+    def failing(self: StoreWriter, content: bytes, row: Row) -> None:
         seen.append(content)
         if len(seen) == 5:
             raise error
-        add(self, content, height, width, channels)
+        add(self, content, row)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "add", failing)
@@ -227,10 +227,10 @@ def test_an_external_store_is_found_through_the_environment(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subset = trees.subset(RULE, store=params.Store(resize="square", size=6, external=True))
-    monkeypatch.delenv(prepared.PACK_ROOT, raising=False)
+    monkeypatch.delenv(manifests.PACK_ROOT, raising=False)
     with pytest.raises(DataError, match="ISD_PACK_ROOT is not set"):
         bench.run(subset)
-    monkeypatch.setenv(prepared.PACK_ROOT, str(tmp_path / "packs"))
+    monkeypatch.setenv(manifests.PACK_ROOT, str(tmp_path / "packs"))
     bench.run(subset)
     assert sorted(path.name for path in bench.folder.iterdir()) == ["images.tsv", "manifest.json"]
     digest = open_prepared(bench.folder).identity.sha256
@@ -241,7 +241,7 @@ def test_an_external_store_is_found_through_the_environment(
     (tmp_path / "packs").rename(tmp_path / "moved")
     with pytest.raises(DataError, match=r"store\.npy: no such file"):
         open_prepared(bench.folder)
-    monkeypatch.setenv(prepared.PACK_ROOT, str(tmp_path / "moved"))
+    monkeypatch.setenv(manifests.PACK_ROOT, str(tmp_path / "moved"))
     found = open_prepared(bench.folder)
     assert found.store.read(torch.tensor([0]))[0].shape == (1, 3, 6, 6)
 

@@ -14,9 +14,9 @@ from torch import nn
 from isd_repro import methods
 from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Linear, Numerics, Optim, View
 from isd_repro.config.params import Store as Packing
-from isd_repro.data import images
+from isd_repro.data import eval_loader
 from isd_repro.data.loader import Batches
-from isd_repro.data.prepared import Split
+from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, StoreWriter
 from isd_repro.evaluations import extract as evals
 from isd_repro.evaluations import linear
@@ -30,7 +30,7 @@ from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import profile_options
 
-BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 5, 8, 19, 4, 3
+BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 3, 8, 19, 4, 2
 GROUPS = (1, 2, 4)
 CPU = torch.device("cpu")
 STRONG = View(
@@ -127,8 +127,8 @@ class Float64(nn.Module):
         super().__init__()
         self.inner = inner.double()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.inner(images.double())
+    def forward(self, eval_loader: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.inner(eval_loader.double())
         return features
 
 
@@ -138,8 +138,8 @@ def linear_heads(store: Store) -> dict[str, Any]:
     encoders = {name: Float64(backbones.build(BACKBONE, SIDE)).eval() for name in ("student", "teacher")}
     settings = Linear(epochs=3, batch_size=LINEAR_BATCH, lr=0.3, milestones=(2,), protocol="test")
     index = torch.arange(IMAGES)
-    frame = images.Frame(SIDE, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    batches = images.augmented(images.StoreReader(store), Split(index, index % CLASSES), frame, settings, CPU)
+    frame = eval_loader.Frame(SIDE, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    batches = eval_loader.augmented(eval_loader.StoreReader(store), Split(index, index % CLASSES), frame, settings, CPU)
     with torch.no_grad():
         known = {name: encoder(torch.randn(IMAGES, 3, SIDE, SIDE)) for name, encoder in encoders.items()}
         asked = {name: encoder(torch.randn(11, 3, SIDE, SIDE)) for name, encoder in encoders.items()}

@@ -46,7 +46,7 @@ def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
 @pytest.mark.parametrize("world", WORLDS)
 @each_case
 @each_method
-def test_five_steps_are_those_of_one_rank(found: Found, name: str, groups: int, world: int) -> None:
+def test_steps_are_those_of_one_rank(found: Found, name: str, groups: int, world: int) -> None:
     want, ours = found[1][0][f"{name}-{groups}"], found[world][0][f"{name}-{groups}"]
     assert len(want["curve"]) == cases.STEPS
     for row, expected in zip(ours["curve"], want["curve"], strict=True):
@@ -74,7 +74,7 @@ def test_groups_change_the_numbers(found: Found, name: str) -> None:
 @pytest.mark.parametrize("world", [1, 4])
 @each_method
 def test_a_run_resumes_on_another_number_of_ranks(found: Found, name: str, world: int) -> None:
-    """Three steps on two ranks, the rest on one or four."""
+    """Two steps on two ranks, the rest on one or four."""
     want, ours = found[1][0][f"{name}-2"], found[world][0][f"{name}-2-resumed"]
     assert len(ours["curve"]) == cases.STEPS
     for row, expected in zip(ours["curve"], want["curve"], strict=True):

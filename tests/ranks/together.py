@@ -35,7 +35,7 @@ class Together:
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        environment = {**os.environ, "COLUMNS": "200"}
         environment.pop("DVC_ROOT", None)
         self._server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT

@@ -162,3 +162,45 @@ def write_run(
                 provenance=provenance(4.2),
             )
         write_record(path, record)
+
+
+def write_counts(
+    where: Layout,
+    params: Params,
+    run: str,
+    right: Mapping[str, int],
+    *,
+    queries: int = 100,
+    metric: str = "1-NN",
+    encoders: tuple[Encoder, ...] = ("student",),
+    stored: bool = True,
+) -> None:
+    """A record in which so many queries of a group or class are answered rightly, and no others."""
+    identity = manifest(params, params.runs[run].data.subset, queries)
+    label = torch.arange(queries) % len(CLASSES)
+    groups = masks(label, identity.large)
+    predicted = (label + 1) % len(CLASSES)
+    for name, hits in right.items():
+        places = (groups[name] if name in groups else label == CLASSES.index(name)).nonzero().flatten()[:hits]
+        predicted[places] = label[places]
+    linear = metric.startswith("linear")
+    record = EvaluationRecord(
+        kind="linear" if linear else "knn",
+        profile=params.profile,
+        run=run,
+        protocol="paper" if linear else "1-NN, 20-NN exact float32, ties by lowest label",
+        settings={"k": [1, 20]},
+        manifest=identity,
+        encoder_sha256=sha(run),
+        features_sha256=None,
+        scores=tuple(score for encoder in encoders for score in score_groups(encoder, metric, predicted, label, groups)),
+        labels=pack_labels(label),
+        predictions={f"{encoder}/{metric}": pack_labels(predicted) for encoder in encoders} if stored else {},
+        provenance=provenance(),
+    )
+    write_record(where.record(run, record.kind), record)
+
+
+def with_k(params: Params, *k: int) -> Params:
+    """The same profile with other numbers of neighbours."""
+    return params.model_copy(update={"evaluation": params.evaluation.model_validate({"knn": {"k": k}})})

@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
-from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-import torch
 
-from isd_repro.config.layout import Layout
-from isd_repro.config.params import Hypothesis, Params, Trials
-from isd_repro.records import EvaluationRecord, pack_labels, score_groups, write_record
-from isd_repro.report import hypothesis, intervals, trials
+from isd_repro.config.params import Hypothesis, Trials
+from isd_repro.report import hypothesis, trials
 from isd_repro.runtime.errors import ConfigError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 
 ASKED = {"first": "ISD", "second": "MoCo", "group": "rare", "contradicted_below": 1.0, "draws": 3}
+MINUS = "\N{MINUS SIGN}"
 T_TWO = 4.302652729911275  # Student's 0.975 quantile with 2 degrees of freedom: sqrt(2) x / sqrt(1 - x^2) with x = 0.95
 
 
-def write(
-    layout: Layout, params: Params, run: str, right: dict[str, int], encoders: tuple[synthetic.Encoder, ...] = ("student",)
-) -> None:
+def write(profile: Profile, run: str, right: dict[str, int]) -> None:
     """A 1-NN record of 10 queries a class, of which so many are answered rightly; classes left out: none."""
-    identity = synthetic.manifest(params, params.runs[run].data.subset, 100)
-    label = torch.arange(100) % 10
-    predicted = (label + 1) % 10
-    for name, hits in right.items():
-        places = (label == identity.classes.index(name)).nonzero().flatten()[:hits]
-        predicted[places] = label[places]
-    groups = synthetic.masks(label, identity.large)
-    record = EvaluationRecord(
-        kind="knn",
-        profile=params.profile,
-        run=run,
-        protocol="1-NN exact float32, ties by lowest label",
-        settings={"k": [1]},
-        manifest=identity,
-        encoder_sha256=synthetic.sha(run),
-        features_sha256=None,
-        scores=tuple(score for encoder in encoders for score in score_groups(encoder, "1-NN", predicted, label, groups)),
-        labels=pack_labels(label),
-        predictions={f"{encoder}/1-NN": pack_labels(predicted) for encoder in encoders},
-        provenance=synthetic.provenance(),
-    )
-    write_record(layout.record(run, "knn"), record)
+    synthetic.write_counts(profile.layout, profile.params, run, right)
 
 
 def made(
     tmp_path: Path, runs: dict[str, tuple[str, str]], methods: dict[str, str], rules: dict[str, Any], **report: Any
 ) -> Profile:
-    params = synthetic.profile(runs, rules, methods, **report)
-    params = params.model_copy(update={"evaluation": params.evaluation.model_validate({"knn": {"k": [1]}})})
+    params = synthetic.with_k(synthetic.profile(runs, rules, methods, **report), 1)
     return Profile(params, synthetic.layout(tmp_path, params))
 
 
@@ -83,7 +55,7 @@ def fill(profile: Profile, ours: list[int], theirs: list[int]) -> None:
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     for at, pair in enumerate(zip(ours, theirs, strict=True), start=1):
         for method, hits in zip(("isd", "moco"), pair, strict=True):
-            write(profile.layout, profile.params, f"{method}-d{at}", {**dict.fromkeys(classes, 5), first: hits})
+            write(profile, f"{method}-d{at}", {**dict.fromkeys(classes, 5), first: hits})
 
 
 def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
@@ -128,7 +100,7 @@ def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own
     profile = made(tmp_path / "late", runs, methods, rules, hypothesis=ASKED, exploratory=("late",))
     fill(profile, [10, 9, 6], [2, 3, 5])
     classes = synthetic.manifest(profile.params, "d2", 100).classes
-    write(profile.layout, profile.params, "late", {**dict.fromkeys(classes, 5), rare(profile)[0]: 1})
+    write(profile, "late", {**dict.fromkeys(classes, 5), rare(profile)[0]: 1})
     report = profile.report()
     before, after = (
         [
@@ -139,23 +111,20 @@ def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own
         for each in (plain.report(), report)
     )
     assert before == after
-    (own,) = [table for table in report.tables if "decided after" in table.title]
+    own, differences = [table for table in report.tables if "decided after" in table.title]
     assert [row.label for row in own.rows] == ["MoCo, D2", "ISD, D2", "Labels, D2", "ISD, another way, D2"]
-    said = [finding.plain for block in report.blocks for finding in block.findings if "exploratory" in finding.lead]
     # of 80 rare queries 1 of the first class is right, against ISD's 9 and MoCo's 3; the other classes alike
-    assert [re.findall(r"(\S+) points on rare", one) for one in said] == [["\N{MINUS SIGN}2.5"], ["\N{MINUS SIGN}10.0"]]
-    assert said[0].startswith("ISD, another way, D2 against MoCo (1-NN, student), exploratory: ")
+    points = {row.label: row.cells[1].number for row in differences.rows}
+    assert points == {f"ISD, another way, D2 {MINUS} MoCo": f"{MINUS}2.5", f"ISD, another way, D2 {MINUS} ISD": f"{MINUS}10.0"}
 
 
-def test_the_pair_of_the_hypothesis_has_one_interval(tmp_path: Path) -> None:
-    """Its table gives Student's; the sentences of the draws would give a bootstrap's beside it."""
+def test_the_pair_of_the_hypothesis_has_one_table(tmp_path: Path) -> None:
     profile = draws(tmp_path)
     fill(profile, [10, 9, 6], [2, 3, 5])
-    said = [finding.plain for block in profile.report().blocks for finding in block.findings]
-    assert sum("95 %" in one for one in said) == 1
+    assert "d1-d3-against-MoCo" not in [table.id for table in profile.report().tables]
     without = profile.params.model_copy(update={"report": profile.params.report.model_copy(update={"hypothesis": None})})
-    other = [finding.plain for block in Profile(without, profile.layout).report().blocks for finding in block.findings]
-    assert any("ISD against MoCo" in one and "bootstrap interval" in one for one in other)
+    [table] = [one for one in Profile(without, profile.layout).report().tables if one.id == "d1-d3-against-MoCo"]
+    assert table.rows[1].cells[2].words == "+6.25"
 
 
 @pytest.mark.parametrize(
@@ -175,28 +144,20 @@ def test_the_rule(values: list[float], verdict: str) -> None:
     assert hypothesis.outcome(secondary, values) == "no verdict"
 
 
-def test_the_sentence_follows_the_rule_and_leads_the_page(tmp_path: Path) -> None:
-    profile = draws(tmp_path)
-    fill(profile, [6, 6, 7], [5, 5, 6])
-    report = profile.report()
-    said = report.blocks[0].findings[0].plain
-    assert said.startswith("ISD above MoCo on rare queries (1-NN, student): supported: +1.25 points on average over 3 of 3 draws")
-    assert dict(report.overview)["Main result"] == said
-    assert "over 8 classes" in said
-
-
-def test_too_few_draws_have_no_verdict(tmp_path: Path) -> None:
-    profile = draws(tmp_path)
+def test_the_sentence_follows_the_rule_has_the_profiles_reading_and_leads_the_page(tmp_path: Path) -> None:
+    reading = "Reproduced here, at this scale."
+    profile = draws(tmp_path, {**ASKED, "readings": {"supported": reading}})
+    assert profile.report().blocks[0].findings[0].body == "not known: no draw of 3 has both methods."
     fill(profile, [6, 6], [5, 5])
     said = profile.report().blocks[0].findings[0].body
     assert said.startswith("no verdict: +1.25 points on average over 2 of 3 draws")
     assert said.endswith("the rule asks for 3 draws or more.")
-
-
-def test_nothing_run_is_said(tmp_path: Path) -> None:
-    report = draws(tmp_path).report()
-    assert report.blocks[0].tables == ()
-    assert report.blocks[0].findings[0].body == "not known: no draw of 3 has both methods."
+    fill(profile, [6, 6, 7], [5, 5, 6])
+    report = profile.report()
+    said = report.blocks[0].findings[0].plain
+    assert said.startswith("ISD above MoCo on rare queries (1-NN, student): supported: +1.25 points on average over 3 of 3 draws")
+    assert f"over 8 classes. {reading} The rule" in said
+    assert dict(report.overview)["Main result"] == said
 
 
 def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -207,23 +168,7 @@ def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_methods_with_labels_are_references(tmp_path: Path) -> None:
     profile = draws(tmp_path)
     heads = [column.head for column in profile.report().tables[0].columns]
-    assert "ISD \N{MINUS SIGN} Labels" not in heads
-
-
-def test_resampled_clusters_against_all_resamples() -> None:
-    """Three clusters: all 27 resamples, each the sum over the number of values."""
-    clusters = [[1.0], [2.0, 6.0], [3.0, 0.0, 3.0]]
-    means = sorted(sum(sum(one) for one in drawn) / sum(len(one) for one in drawn) for drawn in product(clusters, repeat=3))
-    low, high = intervals.bootstrap(clusters)
-    assert means[0] <= low <= means[1]
-    assert means[-2] <= high <= means[-1] + 1e-12
-    assert intervals.bootstrap(clusters) == (low, high)
-
-
-def test_students_quantile_solves_its_own_law() -> None:
-    """With 1 degree of freedom the law is Cauchy's, with 2 it has a closed form."""
-    assert intervals.student_quantile(1) == pytest.approx(math.tan(math.pi * 0.475))
-    assert intervals.student_quantile(2) == pytest.approx(T_TWO)
+    assert f"ISD {MINUS} Labels" not in heads
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
@@ -242,7 +187,7 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     first = rare(profile)[0]
     for run, hits in {"isd-1": 5, "isd-2": 6, "isd-3": 6, "moco-1": 5, "moco-2": 4, "moco-3": 3}.items():
-        write(profile.layout, profile.params, run, {**dict.fromkeys(classes, hits), first: hits + 2})
+        write(profile, run, {**dict.fromkeys(classes, hits), first: hits + 2})
     asked = Trials(group="all", k=1)
     best = trials.chosen(profile.params, profile.records(), asked)
     assert {method: cell.runs for method, cell in best.items()} == {"isd": ("isd-2",), "moco": ("moco-1",)}
@@ -255,25 +200,18 @@ def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> Non
     first = rare(profile)[0]
     for run in profile.params.runs:
         ours = run.startswith("isd")
-        write(profile.layout, profile.params, run, {**dict.fromkeys(classes, 5 + ours), first: 5 + 3 * ours})
+        write(profile, run, {**dict.fromkeys(classes, 5 + ours), first: 5 + 3 * ours})
     spread = stdev([30.0, *[10.0] * 7])
     widths = [T_TWO * spread / math.sqrt(30 * 3), 2.306004135204166 * spread / math.sqrt(30 * 9)]
-    said = {one.lead: one.body for one in profile.report().blocks[0].findings}["Expected precision"]
-    assert f"{widths[0]:.2f} points with 3 draws and {widths[1]:.2f} points with 9 draws" in said
+    taken, precision = profile.report().tables[:2]
+    assert [row.label for row in taken.rows] == ["isd: ISD, trial 1", "moco: MOCO, trial 1"]
+    assert [cell.value for cell in precision.rows[0].cells] == pytest.approx([spread, *widths])
+    assert not [table for table in profile.report().tables if "differences" in table.id], "trials are not compared"
 
 
 def test_a_method_with_a_trial_missing_has_no_choice_yet(tmp_path: Path) -> None:
     profile = tried(tmp_path)
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     for run in ("isd-1", "isd-2", "isd-3", "moco-1"):
-        write(profile.layout, profile.params, run, dict.fromkeys(classes, 5))
-    leads = [one.lead for one in profile.report().blocks[0].findings]
-    assert leads == ["Taken, isd"]
-
-
-def test_trials_are_not_compared_with_each_other(tmp_path: Path) -> None:
-    profile = tried(tmp_path)
-    classes = synthetic.manifest(profile.params, "d1", 100).classes
-    for run in profile.params.runs:
-        write(profile.layout, profile.params, run, dict.fromkeys(classes, 5))
-    assert not [one.lead for block in profile.report().blocks for one in block.findings if " against " in one.lead]
+        write(profile, run, dict.fromkeys(classes, 5))
+    assert [row.label for row in profile.report().tables[0].rows] == ["isd: ISD, trial 1"]

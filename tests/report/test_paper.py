@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from isd_repro.cli import app
-from isd_repro.report import paper, published
+from isd_repro.report import paper, paper_checks
+from isd_repro.report.paper_checks import check
 from isd_repro.runtime.errors import ConfigError
-from isd_repro.stages.paper import check
 
 TREE: dict[str, Any] = YAML(typ="safe").load(paper.FILE.read_text("utf-8"))
 TABLES: dict[str, Any] = {table["id"]: table for table in TREE["tables"]}
@@ -55,10 +55,10 @@ def test_three_printed_numbers_do_not_add_up() -> None:
 
 
 def test_the_checks_find_the_same_three() -> None:
-    found = published.checks(paper.load())
+    found = paper_checks.checks(paper.load())
     assert len(found) == 11 + 20
     odd = {check.where: check for check in found if check.outcome != "adds up"}
-    assert {where: (check.outcome, float(check.printed), check.mended) for where, check in odd.items()} == {
+    assert {where: (check.outcome, float(check.printed), check.corrected) for where, check in odd.items()} == {
         "SimCLR, ResNet-50, 1,000 epochs, mean": ("does not add up", 68.6, "adds up"),
         "D1, Rare": ("within rounding", 1.7, None),
         "D10, Rare": ("does not add up", 1.7, "adds up"),
@@ -74,7 +74,7 @@ def test_outcomes_at_their_edges(tmp_path: Path, move: int, outcome: str) -> Non
     table = next(table for table in tree["tables"] if table["id"] == "unbalanced")
     table["rows"]["diff-d5"]["values"][0] = round(0.3 + 0.1 * move, 1)
     (tmp_path / "paper.yaml").write_text(json.dumps(tree))
-    (found,) = [check for check in published.checks(paper.read(tmp_path / "paper.yaml")) if check.where == "D5, All"]
+    (found,) = [check for check in paper_checks.checks(paper.read(tmp_path / "paper.yaml")) if check.where == "D5, All"]
     assert found.outcome == outcome
 
 
@@ -89,7 +89,7 @@ def test_gains_by_hand() -> None:
     for method in ("moco", "isd"):
         both = zip(levels[method, "all"], levels[method, "rare"], strict=True)
         levels[method, "large"] = [(38 * whole - 30 * rare) / 8 for whole, rare in both]
-    everything, rare, large = published.gains(paper.load().table("unbalanced"))
+    everything, rare, large = paper_checks.gains(paper.load().table("unbalanced"))
     for gain, group in ((everything, "all"), (rare, "rare"), (large, "large")):
         differences = [isd - moco for isd, moco in zip(levels["isd", group], levels["moco", group], strict=True)]
         assert gain.differences == pytest.approx(differences)
@@ -102,7 +102,7 @@ def test_gains_by_hand() -> None:
 
 def test_rounding_error_of_the_implied_group_at_its_worst() -> None:
     """Move every printed number of one draw by half a tenth, against us."""
-    large = published.gains(paper.load().table("unbalanced"))[2]
+    large = paper_checks.gains(paper.load().table("unbalanced"))[2]
 
     def implied(isd: tuple[float, float], moco: tuple[float, float]) -> float:
         return (38 * (isd[0] - moco[0]) - 30 * (isd[1] - moco[1])) / 8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isd_repro import methods
 from isd_repro.nn.bank import Bank
-from isd_repro.nn.health import gap, purity, spread
+from isd_repro.nn.health import cosine_distance, embedding_std, purity
 from isd_repro.train.monitor import Monitor, bank_purity
 from tests.conformance.problem import BATCH, Noise, build, steps, train
 
@@ -30,20 +30,20 @@ def slow_spread(rows: Tensor) -> float:
 
 def test_spread_is_the_slow_sum_one_on_a_sphere_and_zero_when_collapsed() -> None:
     rows = unit_rows(7, 5)
-    assert float(spread(rows)) == pytest.approx(slow_spread(rows), rel=1e-12)
-    assert float(spread(unit_rows(4000, 64))) == pytest.approx(1, abs=0.01)
-    assert float(spread(unit_rows(1, 64).expand(9, -1))) == pytest.approx(0, abs=1e-12)
+    assert float(embedding_std(rows)) == pytest.approx(slow_spread(rows), rel=1e-12)
+    assert float(embedding_std(unit_rows(4000, 64))) == pytest.approx(1, abs=0.01)
+    assert float(embedding_std(unit_rows(1, 64).expand(9, -1))) == pytest.approx(0, abs=1e-12)
     narrow = torch.cat([unit_rows(500, 8), torch.zeros(500, 56, dtype=torch.float64)], dim=1)  # 8 of 64 dimensions
-    assert float(spread(narrow)) == pytest.approx(math.sqrt(8 / 64), abs=0.02)
+    assert float(embedding_std(narrow)) == pytest.approx(math.sqrt(8 / 64), abs=0.02)
 
 
 def test_gap_is_the_slow_sum() -> None:
     student, teacher = unit_rows(6, 5), unit_rows(6, 5, seed=1)
     pairs = zip(student.tolist(), teacher.tolist(), strict=True)
     slow = sum(1 - sum(a * b for a, b in zip(one, other, strict=True)) for one, other in pairs) / 6
-    assert float(gap(student, teacher)) == pytest.approx(slow, rel=1e-12)
-    assert float(gap(student, student)) == pytest.approx(0, abs=1e-12)
-    assert float(gap(student, -student)) == pytest.approx(2, rel=1e-12)
+    assert float(cosine_distance(student, teacher)) == pytest.approx(slow, rel=1e-12)
+    assert float(cosine_distance(student, student)) == pytest.approx(0, abs=1e-12)
+    assert float(cosine_distance(student, -student)) == pytest.approx(2, rel=1e-12)
 
 
 def slow_purity(rows: Tensor, label: list[int], newest: list[int], nearest: int) -> float:

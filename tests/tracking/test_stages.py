@@ -51,7 +51,7 @@ def test_rows_and_pictures_stay_on_the_disk(finished: Path) -> None:
 
 def test_the_picture_of_neighbours_shows_what_was_found(finished: Path) -> None:
     """Its cells are the stored images, and a green frame stands exactly around those of the query's class."""
-    from isd_repro.data.prepared import open_prepared
+    from isd_repro.data.manifests import open_prepared
 
     layout = config.load(finished / "params.yaml")[1]
     prepared = open_prepared(layout.prepared("digits"))

@@ -16,8 +16,8 @@ from isd_repro.report.rendered import cells_of
 from isd_repro.report.verdicts import Number
 from tests.report.conftest import Profile
 from tests.report.conftest import profile as profile
+from tests.report.test_learning_curves import record as snapshots
 from tests.report.test_protocols import both as both
-from tests.report.test_trajectory import record as snapshots
 
 
 def judged(profile: Profile) -> list[Number]:

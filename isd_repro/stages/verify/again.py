@@ -12,10 +12,10 @@ from torch import nn
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import FewLabel, Linear
-from isd_repro.data import images
-from isd_repro.data.images import Frame, StoreReader
+from isd_repro.data import eval_loader
+from isd_repro.data.eval_loader import Frame, StoreReader
 from isd_repro.data.labelled import Labelled, labelled, percent
-from isd_repro.data.prepared import Prepared, Split
+from isd_repro.data.manifests import Prepared, Split
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity
@@ -75,7 +75,7 @@ def neighbours(
     """Features of both splits, and what their nearest neighbours answer. Raises as `replay.neighbours`."""
     device, reader = best_device(), StoreReader(opened.store)
     splits = {"search": opened.split("search"), "query": opened.split("query")}
-    views = {which: (images.centred(reader, split.index, frame, device), len(split)) for which, split in splits.items()}
+    views = {which: (eval_loader.centred(reader, split.index, frame, device), len(split)) for which, split in splits.items()}
     with walk.progress.task(title) as bar:
         bar.begin(sum(len(split) for split in splits.values()))
         return replay.neighbours(encoders, views, splits["search"].label, ks, device, bar.advance)
@@ -98,7 +98,7 @@ class _Heads:
     def linear(self, record: EvaluationRecord, search: Split) -> Answers:
         """The heads of stage `linear`."""
         settings = _settings(record)
-        batches = images.augmented(self.reader, search, self.subject.frame, settings, best_device())
+        batches = eval_loader.augmented(self.reader, search, self.subject.frame, settings, best_device())
         with self._timed("linear", settings, batches, len(search)) as advance:
             return replay.heads(
                 self.subject.encoders, self.given, self.label, self.classes, batches, settings, best_device(), advance
@@ -108,7 +108,7 @@ class _Heads:
         """Those of stage `few_label`, of every share."""
         settings, found = _settings(record), Answers({})
         for share, part in few.items():
-            batches = images.augmented(self.reader, part.split, self.subject.frame, settings, best_device())
+            batches = eval_loader.augmented(self.reader, part.split, self.subject.frame, settings, best_device())
             with self._timed(f"few labels, {share} %", settings, batches, len(part.at)) as advance:
                 one = replay.few_labels(
                     self.subject.encoders,

@@ -13,7 +13,7 @@ from isd_repro import methods
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
-from isd_repro.data.packing import rule_of
+from isd_repro.data.prepare import rule_of
 from isd_repro.report import account, cards, declared, page, rendered, verdicts
 from isd_repro.report.account import Account
 from isd_repro.report.faults import Fault

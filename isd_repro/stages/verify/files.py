@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from isd_repro.data import prepared
-from isd_repro.data.prepared import Prepared
+from isd_repro.data import manifests
+from isd_repro.data.manifests import Prepared
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.extract import load_features
 from isd_repro.records import EvaluationRecord
@@ -69,7 +69,7 @@ def _images(walk: Walk, name: str, found: RunRecords) -> Prepared | None:
             walk.notes.append(f"subset {subset}: no prepared images here ({walk.shown(folder)}), so its manifest is not read")
             return None
         try:
-            walk.subsets[subset] = prepared.open_prepared(folder)
+            walk.subsets[subset] = manifests.open_prepared(folder)
         except DataError as error:
             said = error.message.removeprefix(f"{folder / 'manifest.json'}: ")
             runs = [run for run, config in walk.params.runs.items() if config.data.subset == subset]

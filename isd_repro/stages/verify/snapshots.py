@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from isd_repro.config.layout import snapshot_name
-from isd_repro.data.prepared import Prepared
+from isd_repro.data.manifests import Prepared
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.records import CurvePoint, CurveRecord, Score, score_groups

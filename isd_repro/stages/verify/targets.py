@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from isd_repro.config.params import Transfer, TransferName
-from isd_repro.data import transfer_images, transfer_sets
-from isd_repro.data.images import Frame
-from isd_repro.data.transfer_images import TransferImages
-from isd_repro.data.transfer_sets import Division, Opened
+from isd_repro.data import transfer_sets
+from isd_repro.data.eval_loader import Frame
+from isd_repro.data.transfer_sets import Division, Opened, TransferImages
 from isd_repro.evaluations import replay
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.records import ManifestIdentity, TargetEvaluation
@@ -112,7 +111,7 @@ def _opened(walk: Walk, name: str, key: TransferName, seed: int) -> tuple[Target
             images(block)
             bar.advance(len(block))
     division = transfer_sets.divide(key, opened.part, images.label, seed)
-    found = Target(opened, images.label, division), transfer_images.identity(key, images, opened, division, seed)
+    found = Target(opened, images.label, division), transfer_sets.identity(key, images, opened, division, seed)
     walk.targets[key, channels, seed] = found
     return found
 

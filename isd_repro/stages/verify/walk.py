@@ -8,7 +8,7 @@ from typing import Any
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.data.prepared import Prepared
+from isd_repro.data.manifests import Prepared
 from isd_repro.report.faults import Fault
 from isd_repro.runtime.progress import Progress
 

@@ -19,7 +19,7 @@ from isd_repro.config.params import Linear, View
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
 from isd_repro.data.loader import generator_of
-from isd_repro.data.prepared import Split
+from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store
 from isd_repro.runtime import ranks
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from isd_repro.records import CurvePoint, CurveRecord, Score, write_record
-from isd_repro.report import figures, snapshots, trajectory
+from isd_repro.report import figures, learning_curves
 from isd_repro.report.paper import load as published
 from isd_repro.runtime.errors import ConfigError, DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
-from tests.report.test_beside import table_1
+from tests.report.test_paper_comparison import table_1
 
 EARLY = {("student", "all"): 100, ("teacher", "all"): 60, ("student", "rare"): 40, ("teacher", "rare"): 20}
 SIZES = {"all": 500, "rare": 400, "large": 100}
@@ -53,7 +53,7 @@ def save(profile: Profile, found: CurveRecord) -> None:
 
 def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
     save(profile, record(profile))
-    found = trajectory.load(profile.params, profile.layout, profile.records())
+    found = learning_curves.load(profile.params, profile.layout, profile.records())
     assert list(found) == ["isd"]
     drawn = figures.trajectories(profile.params, found, "small")
     assert drawn is not None
@@ -66,7 +66,7 @@ def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
 
 
 def test_no_record_is_no_figure(profile: Profile) -> None:
-    found = trajectory.load(profile.params, profile.layout, profile.records())
+    found = learning_curves.load(profile.params, profile.layout, profile.records())
     assert found == {}
     assert figures.trajectories(profile.params, found, "small") is None
 
@@ -97,7 +97,7 @@ def test_a_record_that_disagrees_is_refused(profile: Profile, change: Callable[[
     found = change(record(profile))
     write_record(profile.layout.record("isd", "trajectory"), found)
     with pytest.raises(DataError) as caught:
-        trajectory.load(profile.params, profile.layout, profile.records())
+        learning_curves.load(profile.params, profile.layout, profile.records())
     assert words in caught.value.message
     assert str(profile.layout.record("isd", "trajectory")) in caught.value.message
 
@@ -131,10 +131,10 @@ FIGURE_2 = {"moco-r18": "moco-r18-student", "isd-r18": "isd-r18-teacher"}  # eit
 
 
 def beside_the_paper(tmp_path: Path, rows: dict[str, str], **change: Any) -> Profile:
-    params, layout = table_1(tmp_path, **change)
-    wanted = params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
-    report = params.report.model_copy(update={"paper": (wanted,)})
-    return Profile(params.model_copy(update={"report": report}), layout)
+    profile = table_1(tmp_path, **change)
+    wanted = profile.params.report.paper[0].model_copy(update={"table": "teacher_student", "rows": rows})
+    report = profile.params.report.model_copy(update={"paper": (wanted,)})
+    return Profile(profile.params.model_copy(update={"report": report}), profile.layout)
 
 
 def test_the_papers_curves_are_those_of_the_file_and_called_the_papers(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_papers_curves_are_those_of_the_file_and_called_the_papers(tmp_path:
 @pytest.mark.parametrize("change", [{"optim": {"epochs": 100}}, {"backbone": {"arch": "resnet50"}}])
 def test_no_curve_of_the_paper_beside_another_protocol(tmp_path: Path, change: dict[str, dict[str, object]]) -> None:
     profile = beside_the_paper(tmp_path, FIGURE_2, **change)
-    assert snapshots.references(profile.params, profile.records(), "whole") == []
+    assert learning_curves.references(profile.params, profile.records(), "whole") == []
     assert "The paper's ISD" not in html.unescape(profile.files()["index.html"])
 
 
@@ -172,7 +172,7 @@ def test_no_curve_of_the_paper_beside_a_part_of_the_images(tmp_path: Path) -> No
     tree = profile.params.model_dump(mode="json")
     tree["subsets"]["whole"]["rule"] = {"name": "unbalanced", "large": 2, "rare_images": 5}
     part = Profile(type(profile.params).model_validate(tree), profile.layout)
-    assert snapshots.references(part.params, part.records(), "whole") == []
+    assert learning_curves.references(part.params, part.records(), "whole") == []
     tree["subsets"]["whole"]["source"]["dataset"] = "Tiny-ImageNet"
     other = Profile(type(profile.params).model_validate(tree), profile.layout)
     with pytest.raises(ConfigError, match="trained on Tiny-ImageNet"):

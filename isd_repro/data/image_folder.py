@@ -8,7 +8,6 @@ three channels (grey is repeated, CMYK and palettes are converted, transparency 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,19 +21,17 @@ import torch
 from torch import Tensor
 
 from isd_repro.config import params
-from isd_repro.data import opening, sources
-from isd_repro.data.images import PADDED, Reader, StoreReader
-from isd_repro.data.manifests import Image, Manifest
-from isd_repro.data.opening import UnreadableError
-from isd_repro.data.prepared import Prepared, open_prepared
-from isd_repro.data.sources import Listing, Located
-from isd_repro.data.store import Store, convert
+from isd_repro.data import sources
+from isd_repro.data.eval_loader import PADDED, Reader, StoreReader
+from isd_repro.data.manifests import Image, Manifest, Prepared, open_prepared
+from isd_repro.data.packing import in_order, name_of
+from isd_repro.data.sources import Listing, Located, UnreadableError, open_image
+from isd_repro.data.store import Store, convert, usable_cores
 from isd_repro.data.subsets import parse_list
 from isd_repro.runtime.errors import DataError, printable
 
-_CHUNK = 4096  # images whose hashes are asked for at a time
 _SHOWN = 5
-_MEND = "mend these files or take them out of the folder"
+_REPAIR = "repair these files or take them out of the folder"
 _WHERE = "name a folder with train/<class>/ and val/<class>/ of JPEG or PNG files, or Tiny-ImageNet's folder or zip"
 
 
@@ -107,10 +104,10 @@ class FileReader:
         try:
             payload = self._listing.fetch(located)
             if hashlib.sha256(payload).hexdigest() != self._digests[at]:  # these very bytes are decoded
-                raise DataError(f"{_name(located)}: changed while it was being read", "leave the images alone and run again")
+                raise DataError(f"{name_of(located)}: changed while it was being read", "leave the images alone and run again")
             return convert(self._listing.decode(payload), self._settings)
         except UnreadableError as error:
-            raise DataError(f"{_name(located)}: cannot be decoded ({error})", _MEND) from error
+            raise DataError(f"{name_of(located)}: cannot be decoded ({error})", _REPAIR) from error
 
 
 @contextmanager
@@ -138,17 +135,15 @@ def open_folder(
     """
     root = root.expanduser()
     with ExitStack() as stack:
-        if root.is_file():
-            listing = sources.tiny_imagenet_zip(stack.enter_context(opening.open_zip(root)), root)
-        elif root.is_dir():
-            listing = sources.tiny_imagenet(root)
-        else:
+        if not root.exists():
             raise DataError(f"{root}: no such folder or zip", _WHERE)
-        pool = ThreadPoolExecutor(max(1, workers or min(8, os.cpu_count() or 1)))
+        listing = stack.enter_context(sources.open_images(root))
+        threads = workers or usable_cores()
+        pool = ThreadPoolExecutor(threads)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         located, large, train, notes = _chosen(listing, listed)
         begin(len(located))
-        digests, sizes = _identify(listing, located, pool, advance)
+        digests, sizes = _identify(listing, located, threads, advance)
         manifest = _manifest(root, located, digests, large, train, listed)
         reader = FileReader(listing, located, (digests, sizes), channels, pool)
         prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # of a store, it is asked for pixels alone
@@ -187,33 +182,30 @@ def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...],
 
 
 def _identify(
-    listing: Listing, located: Sequence[Located], pool: ThreadPoolExecutor, advance: Callable[[int], object]
+    listing: Listing, located: Sequence[Located], threads: int, advance: Callable[[int], object]
 ) -> tuple[list[str], Tensor]:
     """Sha256 of each file's bytes, and its height and width from its header."""
 
-    def look(image: Located) -> tuple[str, int, int] | None:
+    def look(image: Located) -> tuple[str, int, int] | str:
         try:
             payload = listing.fetch(image)
-            with opening.open_image(payload) as opened:
+            with open_image(payload) as opened:
                 return hashlib.sha256(payload).hexdigest(), opened.height, opened.width
-        except UnreadableError:
-            return None
+        except UnreadableError as error:
+            return str(error)
 
-    digests: list[str] = []
-    sizes: list[tuple[int, int]] = []
+    found: list[tuple[str, int, int]] = []
     broken: list[str] = []
-    for start in range(0, len(located), _CHUNK):
-        chunk = located[start : start + _CHUNK]
-        for image, found in zip(chunk, pool.map(look, chunk), strict=True):
-            digest, height, width = found or ("", 0, 0)
-            broken += [] if found else [_name(image)]
-            digests.append(digest)
-            sizes.append((height, width))
-            advance(1)
+    for image, facts in zip(located, in_order(look, located, threads), strict=True):
+        if isinstance(facts, str):
+            broken.append(f"{name_of(image)} ({facts})")
+        else:
+            found.append(facts)
+        advance(1)
     if broken:
         shown = ", ".join(broken[:_SHOWN])
-        raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _MEND)
-    return digests, torch.tensor(sizes, dtype=torch.int64)
+        raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _REPAIR)
+    return [digest for digest, _, _ in found], torch.tensor([size for _, *size in found], dtype=torch.int64)
 
 
 def _manifest(
@@ -234,7 +226,3 @@ def _manifest(
         search=positions([at for at, image in enumerate(located) if image.split == "train"]),
         query=positions([at for at, image in enumerate(located) if image.split == "val"]),
     )
-
-
-def _name(image: Located) -> str:
-    return f"{image.split}/{image.cls}/{image.file}"

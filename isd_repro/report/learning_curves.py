@@ -1,0 +1,173 @@
+"""Teacher against student over training: scores by epoch, and the paper's figure beside them.
+
+Records of curves hold scores without predictions, so their numbers are recorded only, except for the last point: it is the run's
+exported encoder, and must be what the run's own records say. The paper's curves stand beside runs of its protocol and nowhere
+else: `report.paper` names the runs, each with one of the two rows of its method, and both encoders are shown. They were read off
+a figure, so no difference and no verdict stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from isd_repro.config.layout import Layout
+from isd_repro.config.params import Params
+from isd_repro.records import CurveRecord, Score
+from isd_repro.report import intervals, paper_comparison
+from isd_repro.report import paper as papers
+from isd_repro.report.cells import Cell, Column, Row, Table
+from isd_repro.report.faults import Fault, Sink, refuse
+from isd_repro.report.records import RECORDED, Records, RunRecords
+from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
+
+LAST = "last point's scores"
+_AGAIN = "run `trajectory` again"
+_NOTE = (
+    "Encoders kept during training, n = {n} queries (rare and large: a part of them). No predictions of them are stored, so these"
+    " numbers are recorded only (\N{DAGGER}); a run's last epoch is its own encoder, recomputed as elsewhere. One run each; 95 %"
+    " intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A curve that the paper prints: the run of ours that it stands beside, the row's name, and a cell of the paper by epoch."""
+
+    run: str
+    encoder: str
+    label: str
+    points: tuple[tuple[int, Cell], ...]
+
+
+def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, CurveRecord]:
+    """The trajectory records of a profile's runs, those that the sink was told of left out.
+
+    Raises:
+        DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
+            the run's other records; unless `sink` takes it.
+    """
+    found = {}
+    for name, run in records.runs.items():
+        record = run.trajectory
+        if record is None:
+            continue
+        wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
+        for key, ours, theirs in wrong:
+            sink(Fault(layout.record(name, "trajectory"), key, repr(ours), repr(theirs), _AGAIN, (name,)))
+        if not wrong:
+            found[name] = record
+    return found
+
+
+def _facts(name: str, params: Params, record: CurveRecord, run: RunRecords) -> list[tuple[str, object, object]]:
+    """What a record says and what it must say."""
+    epochs = [point.epoch for point in record.points]
+    facts: list[tuple[str, object, object]] = [
+        ("profile", record.profile, params.profile),
+        ("run", record.run, name),
+        ("epochs", epochs, sorted(set(epochs))),
+    ]
+    last = record.points[-1]
+    if run.manifest:
+        facts.append(("manifest.sha256", record.manifest.sha256, run.manifest.sha256))
+    if run.pretrain:
+        facts.append(("last point's encoder_sha256", last.encoder_sha256, run.pretrain.encoder_sha256))
+        facts.append(("last epoch", last.epoch, run.pretrain.config["optim"]["epochs"]))
+    if run.knn:
+        ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
+        theirs = {key: (score.correct, score.n) for key, score in run.knn.scores.items() if key in ours}
+        facts.append((LAST, {key: ours[key] for key in theirs}, theirs))
+    for point in record.points:
+        odd = [score.metric for score in point.scores if not 0 <= score.correct <= score.n or not score.n]
+        facts.append((f"scores of epoch {point.epoch} out of range", odd, []))
+    return facts
+
+
+def names_of(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
+    """Runs of a subset that have snapshots or stand beside the paper's, in the order of the parameters."""
+    beside = {one.run for one in paper}
+    return [name for name, run in params.runs.items() if run.data.subset == subset and (name in found or name in beside)]
+
+
+def by_epoch(record: CurveRecord, metric: str, group: str) -> dict[str, list[tuple[int, Score]]]:
+    """(epoch, score) by encoder; encoders without such a score are left out."""
+    found: dict[str, list[tuple[int, Score]]] = {encoder: [] for encoder in ENCODERS}
+    for point in record.points:
+        for score in point.scores:
+            if (score.metric, score.group) == (metric, group):
+                found[score.encoder].append((point.epoch, score))
+    return {encoder: points for encoder, points in found.items() if points}
+
+
+def references(params: Params, records: Records, subset: str) -> list[Reference]:
+    """The paper's curves that runs of a subset stand beside; those of other protocols are left out.
+
+    Raises:
+        ConfigError: `report.paper` names what the paper does not have, or runs on other images than the paper's.
+    """
+    found = []
+    for wanted in params.report.paper:
+        paper = papers.load()
+        table = paper.table(wanted.table)
+        if not table.curve:
+            continue
+        table = paper_comparison.resolve(params, paper, wanted)
+        for run, named in wanted.rows.items():
+            about = table.rows[named]
+            if params.runs[run].data.subset != subset or paper_comparison.obstacle(params, records, run, about):
+                continue
+            for key, row in table.rows.items():
+                if (row.method, row.arch) == (about.method, about.arch):
+                    cells = [
+                        (at.epoch or 0, paper_comparison.paper_cell(paper, table, key, name))
+                        for name, at in table.columns.items()
+                    ]
+                    points = tuple((epoch, cell) for epoch, cell in cells if cell.value is not None)
+                    found.append(Reference(run, row.encoder, f"{row.method}, ResNet-{(row.arch or '')[6:]}", points))
+    return found
+
+
+def curve_table(
+    params: Params, records: Records, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]
+) -> Table | None:
+    """First nearest-neighbour score of every run of a subset by epoch, each run's encoders together, the paper's below ours."""
+    metric = first_metric(params)
+    names = names_of(params, found, subset, paper)
+    ours = {point.epoch for name in names if name in found for point in found[name].points}
+    epochs = sorted(ours | {epoch for one in paper for epoch, _ in one.points})
+    rows = []
+    for name in names:
+        label = params.runs[name].label
+        for encoder in ENCODERS:
+            for group in GROUPS if name in found else ("all",):
+                points = dict(by_epoch(found[name], metric, group).get(encoder, [])) if name in found else {}
+                if points or name not in found:
+                    cells = tuple(_cell(records, name, (encoder, metric, group), points, epoch) for epoch in epochs)
+                    rows.append(Row(f"{label}, {encoder}, {group}", cells, name))
+            for one in paper:
+                if (one.run, one.encoder) == (name, encoder):
+                    theirs = dict(one.points)
+                    cells = tuple(theirs.get(epoch, Cell("none", (), encoder, metric, "all")) for epoch in epochs)
+                    rows.append(Row(f"The paper's {one.label}, {encoder}", cells))
+    if not rows:
+        return None
+    sizes = {score.n for name in names if name in found for point in found[name].points for score in point.scores}
+    halves = [(cell.high - cell.low) / 2 for row in rows for cell in row.cells if cell.low is not None and cell.high is not None]
+    notes = [_NOTE.format(n=f"{max(sizes):,}", low=min(halves), high=max(halves))] if halves else []
+    notes += ["The paper's figure: read off to about 0.15 points; no verdict."] if paper else []
+    title = f"Teacher and student over training: {subset}, {metric}"
+    columns = tuple(Column("Epoch", str(epoch)) for epoch in epochs)
+    return Table(f"trajectory-{subset}", title, "Run, encoder, queries", columns, tuple(rows), notes=tuple(notes), sortable=False)
+
+
+def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping[int, Score], epoch: int) -> Cell:
+    cell, score = Cell("not run", (run,), *key, detail="no snapshot of this epoch"), points.get(epoch)
+    if score is None:
+        return cell if not points else replace(cell, kind="none")
+    own = records.runs[run].knn
+    level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
+    low, high = intervals.wilson(score.correct, score.n)
+    return replace(
+        cell, kind="snapshot", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level, detail=""
+    )

@@ -1,0 +1,223 @@
+"""What follows from the paper's printed numbers alone: which do not add up, and what they say of two methods over draws.
+
+The command `paper check` prints it. It needs no profile, no data and no run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from isd_repro.report import intervals, paper, text
+from isd_repro.report.paper import DifferenceCheck, MeanCheck, Paper, PaperTable, Tolerance, Value
+
+HALF = Decimal("0.05")  # what rounding to one decimal can hide
+Agreement = Literal["adds up", "within rounding", "does not add up"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One printed mean or difference, recomputed.
+
+    Attributes:
+        table, where: the table's id, and row and column in words.
+        rule: what was recomputed, with its numbers.
+        printed, recomputed: percent or points; `recomputed` from the printed numbers, before rounding.
+        outcome: `adds up` where the recomputed value rounds to the printed one, `within rounding` where unrounded numbers could
+            have given both, else `does not add up`.
+        corrected: the same with the corrected numbers; None where nothing in it is corrected.
+        why: the reason of the correction.
+    """
+
+    table: str
+    where: str
+    rule: str
+    printed: Decimal
+    recomputed: Decimal
+    outcome: Agreement
+    corrected: Agreement | None
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        """The check in words, with the correction."""
+        first = f"{self.where}: {self.rule} = {text.decimal(float(self.recomputed), 2)}, printed {self.printed}: {self.outcome}"
+        return f"{first}; {self.why}" if self.why else first
+
+
+def checks(published: Paper) -> list[Check]:
+    """Every mean and every difference that the published tables print, in order."""
+    found: list[Check] = []
+    for table in published.tables:
+        for check in table.checks:
+            found += _means(table, check) if isinstance(check, MeanCheck) else _differences(table, check)
+    return found
+
+
+def _means(table: PaperTable, check: MeanCheck) -> Iterator[Check]:
+    for name, row in table.rows.items():
+        parts = [value for column in check.of if (value := table.value(name, column))]
+        mean = table.value(name, check.equals)
+        if mean is not None and len(parts) == len(check.of):
+            where = f"{row.label}, {table.columns[check.equals].head}"
+            yield _check(table, where, f"mean of {len(parts)}", parts, mean, [Decimal(1) / len(parts)] * len(parts))
+
+
+def _differences(table: PaperTable, check: DifferenceCheck) -> Iterator[Check]:
+    for draw in table.draws:
+        for column, about in table.columns.items():
+            first, second, difference = (
+                table.of_draw(name, draw, column) for name in (check.minuend, check.subtrahend, check.equals)
+            )
+            if first and second and difference:
+                rule = f"{check.minuend} {first.printed} {text.MINUS} {check.subtrahend} {second.printed}"
+                yield _check(table, f"{draw}, {about.head}", rule, [first, second], difference, [Decimal(1), Decimal(-1)])
+
+
+def _check(table: PaperTable, where: str, rule: str, parts: list[Value], whole: Value, weights: list[Decimal]) -> Check:
+    """A printed number against the weighted sum of others."""
+    hidden = HALF * (1 + sum(abs(weight) for weight in weights))
+
+    def outcome(numbers: list[Decimal], said: Decimal) -> tuple[Decimal, Agreement]:
+        total = sum((weight * number for weight, number in zip(weights, numbers, strict=True)), Decimal(0))
+        off = abs(total - said)
+        return total, "adds up" if off <= HALF else "within rounding" if off <= hidden else "does not add up"
+
+    recomputed, found = outcome([part.printed for part in parts], whole.printed)
+    misprints = [value for value in (*parts, whole) if value.corrected is not None]
+    again = outcome([part.value for part in parts], whole.value)[1] if misprints else None
+    words = "; ".join(f"{value.printed} must be {value.corrected}: {value.why}" for value in misprints)
+    return Check(table.id, where, rule, whole.printed, recomputed, found, again, words)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One method against another over the draws of a published table, in one group of queries.
+
+    Attributes:
+        head, group, metric: the group, and our number of it.
+        column: the paper's; empty where two printed groups imply this one.
+        tolerance: of the mean difference.
+        first, second: mean of either method, percent.
+        differences: by draw, points, in the table's order of draws; of corrected values.
+        paired: what they say of their mean.
+        hidden: points by which rounding alone can move one difference, at most.
+        hidden_mean: standard deviation that rounding alone gives the mean difference, if rounding errors are independent.
+    """
+
+    head: str
+    group: str
+    metric: str
+    column: str
+    tolerance: Tolerance | None
+    first: float
+    second: float
+    differences: tuple[float, ...]
+    paired: intervals.Paired
+    hidden: float
+    hidden_mean: float
+
+
+def gains(table: PaperTable) -> list[Gain]:
+    """The comparison that a table of draws prints, with the mean, interval and test that it does not; the implied group last."""
+    pair = table.difference
+    if pair is None:
+        return []
+    sides = {
+        column: [
+            [value.value for draw in table.draws if (value := table.of_draw(method, draw, column)) is not None]
+            for method in (pair.minuend, pair.subtrahend)
+        ]
+        for column in table.columns
+    }
+    found = [
+        _gain((about.head, about.group, about.metric or "", column, about.mean_difference), sides[column], (1.0,))
+        for column, about in table.columns.items()
+    ]
+    if rule := table.implied:
+        both = zip(sides[rule.whole], sides[rule.part], strict=True)
+        implied = [[rule.of(*values) for values in zip(whole, part, strict=True)] for whole, part in both]
+        rest = rule.classes - rule.part_classes
+        about = (rule.head, rule.group, table.columns[rule.whole].metric or "", "", rule.mean_difference)
+        found.append(_gain(about, implied, (rule.classes / rest, rule.part_classes / rest)))
+    return found
+
+
+def _gain(about: tuple[str, str, str, str, Tolerance | None], sides: list[list[Decimal]], weights: tuple[float, ...]) -> Gain:
+    differences = tuple(float(a - b) for a, b in zip(*sides, strict=True))
+    means = [float(sum(side, Decimal(0)) / len(side)) for side in sides]
+    deviation = 2 * float(HALF) / math.sqrt(12)  # of a rounding error, uniform on +-0.05
+    one = math.sqrt(2 * sum(weight * weight for weight in weights)) * deviation
+    hidden, hidden_mean = 2 * sum(weights) * float(HALF), one / math.sqrt(len(differences))
+    return Gain(*about, means[0], means[1], differences, intervals.paired(differences), hidden, hidden_mean)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def check(*, as_json: bool = False) -> None:
+    """Print which printed means and differences do not add up, what the draws say, and on what the sources disagree."""
+    published = paper.load()
+    found = checks(published)
+    if as_json:
+        sys.stdout.write(f"{json.dumps(_rounded(_tree(published, found)), indent=1, sort_keys=True, ensure_ascii=False)}\n")
+        return
+    odd = [check for check in found if check.outcome != "adds up"]
+    titles = {table.id: table.title for table in published.tables}
+    lines = [f"Computed: {len(found)} printed means and differences, {len(odd)} do not add up as printed."]
+    lines += [f"- {titles[check.table]}: {check.sentence}." for check in odd]
+    for table in published.tables:
+        if pair := table.difference:
+            lines += [
+                "",
+                f"Computed: {table.title}, {pair.minuend} {text.MINUS} {pair.subtrahend} in points, misprints corrected.",
+            ]
+            lines += [f"- {gain.head}: {_statistics(gain)}" for gain in gains(table)]
+    lines += ["", f"Read, not computed: {len(published.disagreements)} disagreements between sources."]
+    for item in published.disagreements:
+        said = "; ".join(f"{published.sources[source].name}: {words}" for source, words in item.says.items())
+        lines.append(f"- {item.about}. {said}. Verdict: {item.verdict} (confidence {item.confidence}).")
+    lines += ["", "Not in any source that was read:", *(f"- {words}" for words in published.absent)]
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+def _statistics(gain: Gain) -> str:
+    found = gain.paired
+    interval = (
+        "" if found.low is None or found.high is None else f", 95 % {text.signed(found.low, 2)} to {text.signed(found.high, 2)}"
+    )
+    deviation = "" if found.deviation is None else f", s.d. {found.deviation:.2f}"
+    return f"mean {text.signed(found.mean, 2)}{deviation}{interval}, n = {found.n}, sign-flip test {text.p_value(found.p)}"
+
+
+def _tree(published: Paper, found: list[Check]) -> dict[str, Any]:
+    numbers = [{"printed": float(check.printed), "recomputed": float(check.recomputed)} for check in found]
+    return {
+        "computed": {
+            "checks": [{**asdict(one), **of, "sentence": one.sentence} for one, of in zip(found, numbers, strict=True)],
+            "gains": {
+                table.id: [
+                    {**asdict(gain), "tolerance": gain.tolerance and float(gain.tolerance.points)} for gain in gains(table)
+                ]
+                for table in published.tables
+                if table.difference
+            },
+        },
+        "read": [item.model_dump(mode="json") for item in published.disagreements],
+        "absent": list(published.absent),
+        "sources": {name: source.model_dump() for name, source in published.sources.items()},
+    }
+
+
+def _rounded(tree: Any) -> Any:
+    """Floats to 6 decimals, so that sums in binary do not show."""
+    if isinstance(tree, dict):
+        return {key: _rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_rounded(value) for value in tree]
+    return round(tree, 6) if isinstance(tree, float) else tree

@@ -1,0 +1,117 @@
+"""The cells of our own numbers: a run's score, the mean over repetitions, the difference of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from isd_repro.report import intervals, text
+from isd_repro.report.cells import Cell, Kind
+from isd_repro.report.records import RECORDED, Key, Records, RunRecords
+
+
+def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
+    """The cell of one number, or of the reason why there is none."""
+    cell = Cell("none", (found.run,), encoder, metric, group)
+    evaluation = found.evaluation(metric)
+    known = [part for part in (found.knn, found.linear) if part]
+    encoders = {*(found.pretrain.encoders if found.pretrain else ()), *(key[0] for part in known for key in part.scores)}
+    if encoders and encoder not in encoders:
+        return replace(cell, detail=f"this method has no {encoder}")
+    if evaluation is None:
+        return replace(cell, kind="not run", detail=f"no {cell.part} record")
+    if group not in evaluation.masks:
+        return replace(cell, detail=f"the subset has no {group} queries")
+    score = evaluation.scores.get((encoder, metric, group))
+    if score is None:
+        return replace(cell, kind="not run", detail=f"the {cell.part} record has no such score")
+    low, high = intervals.wilson(score.correct, score.n)
+    level = evaluation.levels[encoder, metric, group]
+    return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
+
+
+def mark_best(cells: Sequence[Cell]) -> list[Cell]:
+    """Mark the largest of the checked values, ties included; a lone value has nothing to beat."""
+    values = [cell.value for cell in cells if cell.value is not None and cell.level != RECORDED]
+    if len(values) < 2:
+        return list(cells)
+    return [replace(cell, best=cell.value == max(values) and cell.level != RECORDED) for cell in cells]
+
+
+def with_n(head: str, cells: Sequence[Cell]) -> str:
+    """A head with the number of queries behind our numbers, where there are any and all have the same."""
+    sizes = {cell.n for cell in cells if cell.n is not None}
+    return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head
+
+
+def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
+    """The mean of several cells of one kind of number with its standard deviation; cells without a number are left out and told.
+
+    Args:
+        cells: one or more cells of the same encoder, metric and group; a single one is returned as it is.
+        what: the repetitions in the plural, `seeds` or `draws`.
+    """
+    like, runs = cells[0], tuple(run for cell in cells for run in cell.runs)
+    values = [cell.value for cell in cells if cell.value is not None]
+    if len(cells) == 1 or not values:
+        return replace(like, runs=runs)
+    mean, deviation = intervals.mean_and_deviation(values)
+    differences = all(cell.kind == "difference" for cell in cells if cell.value is not None)
+    kind: Kind = "difference" if differences else "mean"
+    missing = f"; {len(cells) - len(values)} more not run" if len(values) < len(cells) else ""
+    detail = f"mean of {len(values)} {what}{missing}"
+    level = RECORDED if any(cell.level == RECORDED for cell in cells) else ""
+    found = Cell(kind, runs, like.encoder, like.metric, like.group, mean, detail=detail, level=level)
+    found = replace(found, deviation=deviation, count=len(values))
+    if not differences or len(values) < 2:
+        return found
+    paired = intervals.paired(values)
+    return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {evidence(paired)}")
+
+
+def evidence(paired: intervals.Paired) -> str:
+    """Interval and test of a mean difference in words."""
+    interval = ""
+    if paired.low is not None and paired.high is not None:
+        interval = f"95 % bootstrap interval {text.signed(paired.low, 2)} to {text.signed(paired.high, 2)}; "
+    return f"{interval}sign-flip test over {paired.n} pairs {text.p_value(paired.p)}"
+
+
+def method_cell(records: Records, runs: Sequence[str], key: Key) -> Cell:
+    """A method's number on one subset: a run's score, or the mean over its seeds."""
+    cells = [score_cell(records.runs[run], *key) for run in runs]
+    return mean_cell(cells, "seeds") if cells else Cell("none", (), *key, detail="no such run")
+
+
+def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
+    """Points by which one method's number exceeds another's, taken before rounding."""
+    cell = Cell("difference", (*first.runs, *second.runs), first.encoder, first.metric, first.group)
+    if first.value is None or second.value is None:
+        kinds = {first.kind, second.kind}
+        return replace(cell, kind="not run" if "not run" in kinds else "none", detail="needs both runs")
+    sides = [text.listing(list(side.runs)) for side in (first, second)]
+    detail = f"{sides[0]} {text.MINUS} {sides[1]},{' means over seeds,' if len(cell.runs) > 2 else ''} before rounding"
+    pair = discordant(records, first, second)
+    if pair:
+        detail += (
+            f"; one training of each; only the first is right on {text.count(pair[0])} queries, only the second on"
+            f" {text.count(pair[1])} (McNemar's exact test over queries: {text.p_value(intervals.sign_test(*pair))})"
+        )
+    return replace(cell, value=first.value - second.value, detail=detail)
+
+
+def discordant(records: Records, first: Cell, second: Cell) -> tuple[int, int] | None:
+    """Queries that only the first run, and that only the second, answers rightly.
+
+    None where predictions are not stored, or where one side is a mean over seeds.
+    """
+    if len(first.runs) > 1 or len(second.runs) > 1:
+        return None
+    hits = []
+    for cell in (first, second):
+        evaluation = records.runs[cell.runs[0]].evaluation(cell.metric)
+        hits.append(evaluation.hits(cell.encoder, cell.metric, cell.group) if evaluation else None)
+    ours, theirs = hits
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    return int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
