@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --timeout 120
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help venv demo test test-slow test-gpu lint check format lock clean
+.PHONY: help venv demo test test-slow test-gpu rehearse lint check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-slow: venv ## the tests marked slow
 
 test-gpu: venv ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
+
+rehearse: venv ## the GPU day's script at toy size, on a CPU
+	@folder=$$(mktemp -d) && $(BIN)/python -m benchmarks.gpu_day --toy --out "$$folder" && rm -r "$$folder"
 
 lint: venv ## format, lint, types and the import contract
 	@$(BIN)/ruff format --check --quiet || { echo "make format fixes this"; exit 1; }

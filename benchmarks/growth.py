@@ -26,7 +26,6 @@ from isd_repro.data.store import Store, StoreWriter
 from isd_repro.interfaces import Setting
 from isd_repro.methods import isd
 from isd_repro.nn import backbones
-from isd_repro.report import figures
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 
@@ -120,6 +119,8 @@ def axis_of(found: Sequence[dict[str, Any]]) -> tuple[str, list[int]]:
 
 def svg(found: Sequence[dict[str, Any]]) -> str:
     """Seconds, and extra memory if measured, by size, as JSON has them; dashed: in proportion to the size."""
+    from isd_repro.report import figures  # needs packages that measuring does not
+
     name, sizes = axis_of(found)
     variant = found[0]["baseline"]
     panels = {found[0]["clock"]: [each["seconds"][variant] for each in found]}

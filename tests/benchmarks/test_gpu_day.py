@@ -1,9 +1,7 @@
-"""The day on a GPU, rehearsed at toy size: every step ends well and says what it found, and one that hangs stops no other."""
+"""The day on a GPU: a step that hangs or fails stops no other. `make rehearse` runs all of it at toy size."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,52 +9,40 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu_day, gpu_steps
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.slow
-def test_every_step_runs_at_toy_size(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "benchmarks.gpu_day", "--out", str(tmp_path), "--rehearse", "--skip", "tests"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text("utf-8").splitlines()]
-    assert [row for row in rows if "failed" in row or row.get("ok") is False] == []
-    ends = {row["step"]: row["how"] for row in rows if row["name"] == "end"}
-    assert ends == dict.fromkeys((name for group in gpu_day.PLAN for name in group if name != "tests"), "ok")
-    assert all(row["code"] == (75 if "asked to stop" in row["name"] else 0) for row in rows if "code" in row)
-    assert len(done.stdout) < 16_000
-    assert not list(tmp_path.glob(".*"))
+from benchmarks import cases, gpu_checks, gpu_day, harness
 
 
 def test_a_step_that_hangs_is_killed_and_one_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hangs(bench: Any) -> None:
-        bench.say("before", ms=1.0)
-        print("words")
+    def hangs(context: Any) -> None:
+        context.say("before", ms=1.0)
+        sys.stdout.write("words\n")
         time.sleep(60)
 
-    def fails(bench: Any) -> None:
+    def fails(context: Any) -> None:
+        with context.attempt("one of two"):
+            raise ZeroDivisionError("nothing")
         raise RuntimeError("no such kernel")
 
-    def works(bench: Any) -> None:
-        bench.attempt("an arm", lambda: 1 / 0)
-        bench.say("after", ms=2.0)
+    def measure(sizes: harness.Sizes, say: harness.Say) -> harness.Comparison:
+        return harness.compare("it", sizes, {"a": lambda: harness.Seconds(2), "b": lambda: harness.Seconds(1)})
 
     monkeypatch.setattr(gpu_day, "LEAST", 0.1)
-    monkeypatch.setattr(gpu_steps, "STEPS", {"env": hangs, "tests": fails, "loss": works})
-    day = gpu_day.Day(tmp_path, 60, rehearse=True)
-    assert day.run([{"env": 1.0, "tests": 9.0}, {"loss": 9.0}]) == 0
-    assert [(name, how) for name, how, _ in sorted(day.ends)] == [
-        ("env", "killed at its limit"),
-        ("loss", "ok"),
-        ("tests", "failed with 1"),
-    ]
-    rows = [json.loads(line) for line in day.results.read_text("utf-8").splitlines()]
-    assert {row["name"]: row.get("failed") for row in rows if row["step"] != "day" and row["name"] != "end"} == {
-        "before": None,
-        "failed": "RuntimeError: no such kernel",
-        "an arm": "ZeroDivisionError: division by zero",
-        "after": None,
-    }
+    monkeypatch.setattr(gpu_checks, "CHECKS", {"environment": hangs, "smoke": fails})
+    monkeypatch.setattr(cases, "cases", lambda toy: {"loss-d128": cases.Case(measure, harness.Sizes())})
+    day = gpu_day.Day(tmp_path, 60, toy=True)
+    assert day.run([{"environment": 1.0, "smoke": 9.0}, {"loss-d128": 9.0}]) == 1
+    ends = {"environment": "killed at its limit", "loss-d128": "ok", "smoke": "failed with 1"}
+    assert {name: how for name, how, _ in day.ends} == ends
+    text = "\n".join(gpu_day.summary(tmp_path, day.ends, 1.0))
+    assert "FAILED smoke: one of two: ZeroDivisionError: nothing" in text
+    assert "FAILED smoke: failed: RuntimeError: no such kernel" in text
+    assert "loss-d128: b 1000 ms, x2.00" in text
+    assert "environment: before: ms=1" in text
     assert "words" in (tmp_path / "log.txt").read_text("utf-8")
+
+
+def test_every_step_of_the_plan_exists() -> None:
+    names = [name for group in gpu_day.PLAN for name in group]
+    known = {name for subject in cases.SUBJECTS for name in subject.CUDA}  # type: ignore[attr-defined]
+    assert set(names) == {*gpu_checks.CHECKS, *known} - {"tracking"}
+    assert len(names) == len(set(names))
