@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from benchmarks import bank_loss, growth, harness, knn, linear_probe, loader, ta
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.runtime.files import write_atomic
 
-SUBJECTS = (bank_loss, views, training_step, knn, linear_probe, loader, tracking, growth)
+SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, tracking, growth)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ def cases(*, toy: bool = False) -> dict[str, Case]:
     """By name. The sizes are those of the device; `toy` makes small ones of all sizes that there are for any device."""
     found = {}
     for subject in SUBJECTS:
-        sizes: Mapping[str, Any] = subject.CUDA if harness.device_of().type == "cuda" else subject.CPU  # type: ignore[attr-defined]
+        sizes: Mapping[str, Any] = subject.CUDA if harness.device_of().type == "cuda" else subject.CPU
         if toy:
-            sizes = {name: subject.toy(each) for name, each in {**subject.CUDA, **subject.CPU}.items()}  # type: ignore[attr-defined]
-        found.update({name: Case(subject.measure, each) for name, each in sizes.items()})  # type: ignore[attr-defined]
+            sizes = {name: subject.toy(each) for name, each in {**subject.CUDA, **subject.CPU}.items()}
+        found.update({name: Case(subject.measure, each) for name, each in sizes.items()})
     return found
 
 
@@ -50,7 +50,7 @@ def changed(sizes: Any, settings: Mapping[str, str]) -> Any:
             values[name] = text == "true" if isinstance(before, bool) else type(before)(text)
         except ValueError as error:
             raise ConfigError(f"--set {name}: {text!r} is no {type(before).__name__}") from error
-    return type(sizes)(**{**vars(sizes), **values})
+    return replace(sizes, **values)
 
 
 def measure(case: Case, say: harness.Say) -> list[harness.Comparison]:
@@ -96,7 +96,7 @@ def run(
     wrong = []
     for name in known if every else names:
         sizes = changed(known[name].sizes, settings)
-        case = Case(known[name].measure, changed_only(sizes, only))
+        case = Case(known[name].measure, replace(sizes, only=only) if only else sizes)
         try:
             found = measure(case, say)
         except UserError as error:
@@ -111,8 +111,3 @@ def run(
             say(f"{name}: {keep(out, name, case, found)}")
     if wrong:
         raise UserError(f"variants failed or computed something else: {'; '.join(wrong)}", "their ratios mean nothing")
-
-
-def changed_only(sizes: Any, only: tuple[str, ...]) -> Any:
-    """Sizes that ask for these variants alone."""
-    return type(sizes)(**{**vars(sizes), "only": only}) if only else sizes

@@ -43,7 +43,7 @@ class Sizes(harness.Sizes):
 
 
 CPU = {"linear": Sizes()}
-CUDA = {"linear": Sizes(images=8192, side=224, repetitions=3)}
+CUDA = {"linear": Sizes(images=2048, side=224, repetitions=3)}
 
 
 def toy(sizes: Sizes) -> Sizes:

@@ -44,7 +44,7 @@ from isd_repro.data.store import Store, StoreWriter, convert
 from isd_repro.runtime.errors import ConfigError
 
 SHORT_SIDE, VIEW, PACKED, ORIGINAL = 256, 224, 90, 95  # sides in pixels, and qualities of JPEGs
-DISTINCT = 256  # images that are made; more files than that repeat them
+DISTINCT = 64  # images that are made; more files than that repeat them
 _CHECKED = 16  # images whose pixels are compared
 
 
@@ -60,7 +60,7 @@ class Sizes(harness.Sizes):
 
 
 CPU = {"loader": Sizes()}
-CUDA = {"loader": Sizes(images=2048, batch=256, threads=os.cpu_count() or 1, workers=True, repetitions=3)}
+CUDA = {"loader": Sizes(images=1024, batch=256, threads=os.cpu_count() or 1, workers=True, repetitions=3)}
 
 
 def toy(sizes: Sizes) -> Sizes:

@@ -12,7 +12,8 @@ The variants are a ladder. On a CPU:
 
 On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16`,
 `fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph, cuDNN's own choice of kernels, and
-BatchNorm in two groups. All variants start from the same weights and bank, and the check compares their losses on one batch.
+BatchNorm in two groups. All variants start from the same weights and bank, and the check compares their losses on one
+batch. The memory of a CUDA graph is allocated when it is captured, so its extra memory does not show it.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ CPU = {
     "views-64": Sizes(side=64),
     "views-224": Sizes(batch=64, side=224),
 }
-CUDA = {"views-224": Sizes(batch=256, side=224, source=256, teacher="strong", repetitions=9)}
+CUDA = {"views-224": Sizes(batch=256, side=224, source=256, teacher="strong")}
 
 
 def toy(sizes: Sizes) -> Sizes:
@@ -65,17 +65,17 @@ class Images:
 
     def __init__(self, batch: int, side: int, views: tuple[View, View], *, source: int = 1, count: int = 0) -> None:
         """`count` images of `source` pixels, no fewer than `batch` and `side`, from which every batch is drawn."""
-        draws, source = torch.Generator().manual_seed(0), max(source, side)
+        device, source = harness.device_of(), max(source, side)
+        draws = torch.Generator(device).manual_seed(0)
         parts = []
         for rows in torch.arange(max(count, batch)).split(256):
-            smooth = functional.interpolate(torch.rand(len(rows), 3, 4, 4, generator=draws), (source, source), mode="bicubic")
-            noise = 0.1 * torch.randn(len(rows), 3, source, source, generator=draws)
+            few = torch.rand(len(rows), 3, 4, 4, generator=draws, device=device)
+            noise = 0.1 * torch.randn(len(rows), 3, source, source, generator=draws, device=device)
+            smooth = functional.interpolate(few, (source, source), mode="bicubic")
             parts.append((255 * (smooth + noise)).clamp(0, 255).to(torch.uint8))
-        self.device = harness.device_of()
-        self.pixels, self.sizes = torch.cat(parts).to(self.device), torch.full((batch, 2), source)
-        self.batch, self.side, self.views = batch, side, views
-        self.shuffle = torch.randperm(batch, generator=draws).to(self.device)
-        self.step = 0
+        self.pixels, self.sizes, self.device = torch.cat(parts), torch.full((batch, 2), source), device
+        self.batch, self.side, self.views, self.step = batch, side, views, 0
+        self.shuffle = torch.randperm(batch, generator=draws, device=device)
 
     @cached_property
     def pil(self) -> list[Image.Image]:

@@ -232,7 +232,7 @@ def test_the_table_says_which_targets_were_met(tmp_path: Path) -> None:
 
 
 def test_every_target_is_of_a_comparison() -> None:
-    known = {name for subject in cases.SUBJECTS for name in {**subject.CPU, **subject.CUDA}}  # type: ignore[attr-defined]
+    known = {name for subject in cases.SUBJECTS for name in {**subject.CPU, **subject.CUDA}}
     assert {*table.CPU, *table.CUDA} <= known
     assert {path.stem for path in REPORTS.glob("*.json")} <= known
 

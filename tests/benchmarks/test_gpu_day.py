@@ -43,6 +43,6 @@ def test_a_step_that_hangs_is_killed_and_one_that_fails_is_told(tmp_path: Path, 
 
 def test_every_step_of_the_plan_exists() -> None:
     names = [name for group in gpu_day.PLAN for name in group]
-    known = {name for subject in cases.SUBJECTS for name in subject.CUDA}  # type: ignore[attr-defined]
+    known = {name for subject in cases.SUBJECTS for name in subject.CUDA}
     assert set(names) == {*gpu_checks.CHECKS, *known} - {"tracking"}
     assert len(names) == len(set(names))
