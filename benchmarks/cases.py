@@ -29,7 +29,7 @@ def cases(*, toy: bool = False) -> dict[str, Case]:
     for subject in SUBJECTS:
         sizes: Mapping[str, Any] = subject.CUDA if harness.device_of().type == "cuda" else subject.CPU
         if toy:
-            sizes = {name: subject.toy(each) for name, each in {**subject.CUDA, **subject.CPU}.items()}
+            sizes = {name: subject.toy(each) for name, each in {**subject.CPU, **subject.CUDA}.items()}
         found.update({name: Case(subject.measure, each) for name, each in sizes.items()})
     return found
 

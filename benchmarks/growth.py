@@ -77,9 +77,10 @@ def measure(sizes: Sizes, say: harness.Say) -> list[harness.Comparison]:
     """One comparison for each value."""
     found = []
     for value in sizes.values:
-        start: Any = replace(sizes.start, **{sizes.vary: value})
-        subject = {bank_loss.Sizes: bank_loss.measure, knn.Sizes: knn.measure, Epoch: _epoch}[type(start)]
-        found.append(subject(start, say))
+        changes: dict[str, Any] = {sizes.vary: value}
+        start = replace(sizes.start, **changes)
+        subjects: dict[type, Any] = {bank_loss.Sizes: bank_loss.measure, knn.Sizes: knn.measure, Epoch: _epoch}
+        found.append(subjects[type(start)](start, say))
     return found
 
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Comparison:
 
     what: str
     sizes: dict[str, Any]
-    seconds: dict[str, tuple[float, ...]]
+    seconds: Mapping[str, tuple[float, ...]]
     check: dict[str, float] = field(default_factory=dict)
     floor: dict[str, float] = field(default_factory=dict)
     memory_mib: dict[str, float] = field(default_factory=dict)
@@ -135,9 +136,9 @@ class Comparison:
             memory = f"   {self.memory_mib[name]:.1f} MiB extra" if name in self.memory_mib else ""
             found.append(f"  {name:<26} {spread(values, '.4g')} s{faster}{memory}")
         found += [f"  {name:<26} FAILED: {why}" for name, why in self.failed.items()]
-        for title, values in (("floor", self.floor), ("check", self.check)):
-            if values:
-                found.append(f"{title:<8} " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
+        for title, numbers in (("floor", self.floor), ("check", self.check)):
+            if numbers:
+                found.append(f"{title:<8} " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
         if self.how:
             found.append("how      " + "; ".join(f"{name}: {words}" for name, words in self.how.items()))
         return [*found, *([f"WRONG    {', '.join(self.wrong)}"] if self.wrong else [])]
@@ -198,14 +199,14 @@ def compare(
 
     for name in variants:
         if not sizes.only or name in sizes.only:
-            attempt(name, lambda name=name: prepare(name))
+            attempt(name, partial(prepare, name))
     for repetition in range(sizes.repetitions):
         if repetition and Clock.is_over():
             break
         names = list(seconds)
         start = repetition % max(1, len(names))
         for name in names[start:] + names[:start]:
-            attempt(name, lambda name=name: measure(name))
+            attempt(name, partial(measure, name))
         said = ", ".join(f"{name} {taken[-1]:.4g} s" for name, taken in seconds.items())
         say(f"{what}, repetition {repetition + 1}: {said}")
     place = describe(0.0)

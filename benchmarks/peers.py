@@ -50,6 +50,7 @@ def kornia_view(kornia: Any, view: View, size: int, mean: tuple[float, ...], std
 
 def lightly_loss(bank_KD: Tensor, tau: float) -> Callable[[Tensor, Tensor], Tensor]:
     """lightly's contrastive loss with its own memory bank, filled with these rows; each call also pushes the teacher's rows."""
-    loss: Any = importlib.import_module("lightly.loss").NTXentLoss(tau, memory_bank_size=tuple(bank_KD.shape)).to(bank_KD.device)
+    lightly: Any = module("lightly.loss")
+    loss = lightly.NTXentLoss(tau, memory_bank_size=tuple(bank_KD.shape)).to(bank_KD.device)
     loss.memory_bank.bank.copy_(bank_KD)
     return loss  # type: ignore[no-any-return]

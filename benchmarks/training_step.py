@@ -271,7 +271,7 @@ class Trainer:
         """One step, captured after three on a stream of its own; weights, bank and momenta are then put back."""
         batch = Batch(*(value.clone() for value in vars(batch_of(self.images, self.views())).values()))
         before = {name: value.clone() for name, value in self.method.state_dict().items()}
-        bank = getattr(self.method, "bank", None)
+        bank: Any = getattr(self.method, "bank", None)
         place = torch.arange(self.sizes.batch, device=self.images.device)
         start = place.clone()
 

@@ -8,6 +8,7 @@ the check compares their mean and standard deviation over the batch. Tests compa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -131,8 +132,8 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         found = {key: (value, limit) for key, value in zip(names, apart, strict=True)}
         if cuda and name.startswith("batched"):
             given = changes if "compiled" in name else augment.CHANGES
-            apply = lambda: [augment.apply(few, drawn, STRONG, sizes.side, given)]  # noqa: E731
-            ours = (_in_tf32(apply) if "TF32" in name else apply())[0].cpu()
+            with harness.tf32() if "TF32" in name else nullcontext():
+                ours = augment.apply(few, drawn, STRONG, sizes.side, given).cpu()
             gap = float((ours - augment.apply(few.cpu(), drawn, STRONG, sizes.side)).abs().max())
             found["largest difference from the CPU's, in 0..1"] = (gap, 5e-2 if "TF32" in name else 1e-3)
         return found
