@@ -6,6 +6,7 @@ from a packed store on the disk, both views, steps, and the check of every weigh
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -131,7 +132,7 @@ def svg(found: Sequence[dict[str, Any]]) -> str:
     def draw() -> Figure:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(3.6 * len(panels), 2.8), layout="constrained")
+        figure = Figure(figsize=(4.8 * len(panels), 2.9), layout="constrained")
         for ax, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             middle = [statistics.median(each) for each in values]
             low = [m - min(each) for m, each in zip(middle, values, strict=True)]
@@ -140,12 +141,21 @@ def svg(found: Sequence[dict[str, Any]]) -> str:
             ax.plot(sizes, [middle[-1] * size / sizes[-1] for size in sizes], lw=1, ls="--", color=figures.UNTRAINED)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
-            ax.set_ylim(min(map(min, values)) / 2, max(map(max, values)) * 2)
+            ticks = [10.0**power for power in range(*_decades(values))]
+            ax.set_ylim(ticks[0], ticks[-1])
+            ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
             ax.set_xticks(sizes, [_short(size) for size in sizes])
             ax.set(title=title, xlabel=SHOWN[name])
         return figure
 
     return figures.svg(draw, f"{variant.capitalize()} by {SHOWN[name]}")
+
+
+def _decades(values: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """Powers of ten around all values, the last one exclusive."""
+    low = math.floor(math.log10(min(map(min, values))))
+    return low, max(low + 1, math.ceil(math.log10(max(map(max, values))))) + 1
 
 
 def _short(size: int) -> str:
