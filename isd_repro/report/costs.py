@@ -89,6 +89,6 @@ def table(costs: Sequence[Cost]) -> CostTable:
 
 def _hours(members: Sequence[Cost]) -> tuple[str, str, str]:
     """Wall time, CPU-hours and GPU-hours of attempts that used one GPU or none."""
-    cpu = sum(cost.seconds * cost.threads for cost in members) / 3600
-    gpu = sum(cost.seconds for cost in members if cost.on_gpu) / 3600
+    cpu = sum(cost.seconds * cost.threads / 3600 for cost in members)
+    gpu = sum(cost.seconds / 3600 for cost in members if cost.on_gpu)
     return text.duration(sum(cost.seconds for cost in members)), f"{cpu:.3f}", f"{gpu:.3f}" if gpu else "0"

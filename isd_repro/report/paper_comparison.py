@@ -19,7 +19,7 @@ from isd_repro.report.records import RECORDED, Key, Records
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
 from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
-from isd_repro.report.tables import METRIC
+from isd_repro.report.tables import METRIC, one_seed
 from isd_repro.runtime.errors import ConfigError
 
 OURS, THEIRS, DIFFERENCE = "ours", "paper", "diff"
@@ -163,7 +163,17 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
         for at, about in enumerate(table.columns.values())
     ]
     title, notes = f"Compared with the paper: {table.title}", _notes(table)
-    found = [Table(f"paper-{table.id}", title, "Run", tuple(columns), tuple(rows), notes=notes, sortable=False)]
+    found = [
+        Table(
+            f"paper-{table.id}",
+            title,
+            one_seed(params, list(wanted.rows), "Run"),
+            tuple(columns),
+            tuple(rows),
+            notes=notes,
+            sortable=False,
+        )
+    ]
     if rest := [name for name in table.rows if name not in placed]:
         heads = tuple(Column("Paper", about.head) for about in table.columns.values())
         others = [
