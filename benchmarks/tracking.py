@@ -27,6 +27,7 @@ from isd_repro.methods import isd
 from isd_repro.nn import backbones
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.tracking import open_tracker, session
+from isd_repro.tracking.names import StageRun
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.monitor import Monitor
@@ -92,15 +93,9 @@ def _train(name: str, sizes: Sizes, source: _Source, folder: Path, losses: dict[
         method = isd.Method(options, lambda: backbones.build(backbone, sizes.side), Setting(10, sizes.batch))
     method = method.to(device=source.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress, bare = Progress(), name == "bare"
-    tracker = open_tracker(
-        folder / "metrics.jsonl",
-        tracking=Tracking(wandb="off" if bare or name.endswith("off") else "offline", project="isd-repro-bench"),
-        layout_root=folder,
-        run_id=f"bench-{time.monotonic_ns()}",
-        group="bench",
-        job_type="pretrain",
-        config={},
-    )
+    run = StageRun(f"bench-{time.monotonic_ns()}", "bench", "bench", "pretrain", (), {})
+    tracking = Tracking(wandb="off" if bare or name.endswith("off") else "offline", project="isd-repro-bench")
+    tracker = open_tracker(folder / "metrics.jsonl", run, tracking=tracking, root=folder)
     with patch.object(isd, "health", lambda *_: {}) if bare else nullcontext(), tracker as opened:
         monitor = Monitor(method, source, 0)
 
@@ -110,10 +105,10 @@ def _train(name: str, sizes: Sizes, source: _Source, folder: Path, losses: dict[
 
         hooks = loop.Hooks(save=lambda now: None, epoch=epoch, tick=lambda step, loss: None, stopped=lambda: False)
 
-        def run() -> None:
+        def work() -> None:
             loop.train(method, loop.optimizer_of(method, optim), source, optim, Numerics(), Efficiency(), progress, hooks)
 
-        seconds = harness.Seconds(harness.seconds_of(run, source.device))
+        seconds = harness.Seconds(harness.seconds_of(work, source.device))
     losses[name] = tuple(row["loss"] for row in progress.curve)
     return seconds
 

@@ -380,10 +380,10 @@ def wandb_publish(
     upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else only their digests.")] = False,
 ) -> None:
     """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
-    from isd_repro.stages import publish
+    from isd_repro.report import publish
 
     loaded, layout, console = _profile(params)
-    publish.publish(runs or [], loaded, layout, publish.Wish(anonymous=anonymous, upload=upload), console)
+    publish.publish(runs or [], loaded, layout, publish.Options(anonymous=anonymous, upload=upload), console)
 
 
 @wandb.command(name="dashboard")
@@ -393,7 +393,7 @@ def wandb_dashboard(
     anonymous: Anonymous = False,
 ) -> None:
     """Build the reviewers' workspace and report in W&B from the committed records."""
-    from isd_repro.stages.dashboard import dashboard
+    from isd_repro.report.dashboard import dashboard
 
     loaded, layout, console = _profile(params)
     dashboard(loaded, layout, dry_run, anonymous=anonymous, console=console)

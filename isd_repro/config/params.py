@@ -268,7 +268,7 @@ class Run(Frozen):
 # --- what a report says of itself, decides, and compares with the paper -----------------------------------------------
 
 
-class Beside(Frozen):
+class PaperRows(Frozen):
     """A table of the paper that runs of this profile stand beside, because they follow its protocol."""
 
     table: Words  # an id of isd_repro/report/paper.yaml
@@ -317,7 +317,7 @@ class ReportConfig(Frozen):
     hypothesis: Hypothesis | None = None
     trials: Trials | None = None
     exploratory: Many[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
-    paper: Many[Beside] = ()  # only where the profile runs the paper's protocol
+    paper: Many[PaperRows] = ()  # only where the profile runs the paper's protocol
 
 
 # --- the rest of a profile ----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def as_channels(pixels: Tensor, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """How an encoder sees an image in evaluation (paper.md 4: Resize 256 and CenterCrop 224 are 224 and 0.875).
+    """How an encoder sees an image in evaluation (the released Resize 256 and CenterCrop 224 are 224 and 0.875).
 
     Attributes:
         size: side of the window in pixels.
