@@ -53,6 +53,11 @@ class Balanced(Frozen):
     seed: Natural = 0
 
 
+# Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
+# images of that draw and gets more. Younger than the first manifests, so that it is not dumped where it is not given.
+PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
+
+
 class Unbalanced(Frozen):
     """`large` classes in full, the other chosen classes cut to `rare_images` (paper, unbalanced section)."""
 
@@ -61,6 +66,7 @@ class Unbalanced(Frozen):
     large: Count  # L, the number of large classes
     rare_images: Count  # n, images kept of each rare class
     large_classes: Many[Words] | None = None  # explicit choice instead of a draw
+    per_class: PerClass = None
     seed: Natural = 0
 
 
@@ -68,12 +74,13 @@ class Halves(Frozen):
     """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
 
     name: Literal["halves"]
-    tuning: Count  # classes set aside, drawn once by the seed
+    tuning: Natural  # classes set aside, drawn once by the seed
     part: Literal["tuning", "first", "second"]
     halving: Natural = 0  # which of the random halvings; part `tuning` does not depend on it
     large: Count
     large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
     rare_images: Count
+    per_class: PerClass = None
     seed: Natural = 0
 
 
