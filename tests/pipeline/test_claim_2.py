@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from isd_repro import config, params
+from isd_repro.config import params, reader
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_the_design_pairs_settings_evenly(script: ModuleType) -> None:
 
 
 def runs_of(profile: str) -> dict[str, params.Run]:
-    return config.load(ROOT / "pipelines" / profile / "params.yaml")[0].runs
+    return reader.load(ROOT / "pipelines" / profile / "params.yaml")[0].runs
 
 
 def test_cells_of_a_point_differ_in_loss_and_heads_alone() -> None:
@@ -60,7 +60,7 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
     runs = runs_of("claim-2-gate")
 
     def fields(name: str) -> dict[str, object]:
-        return runs[name].model_dump(exclude={"label"})
+        return runs[name].model_dump(exclude={"label"})  # type: ignore[no-any-return]
 
     for name in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
         half, full = fields(name), fields(f"{name}-float32")
