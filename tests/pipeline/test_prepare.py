@@ -226,7 +226,7 @@ def test_changed_pixels_are_found(bench: Bench) -> None:
 def test_an_external_store_is_found_through_the_environment(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subset = trees.subset(RULE, store=params.Store(resize="square", size=6, external=True))
+    subset = trees.subset(RULE, store=params.Store(resize="square", side=6, external=True))
     monkeypatch.delenv(manifests.PACK_ROOT, raising=False)
     with pytest.raises(DataError, match="ISD_PACK_ROOT is not set"):
         bench.run(subset)
