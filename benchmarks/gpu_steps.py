@@ -1253,7 +1253,7 @@ def loader(bench: Bench) -> None:
             contents.append(buffer.getvalue())
         for number in range(count):
             (folder / "train" / "a" / f"{number:06d}.JPEG").write_bytes(contents[number % distinct])
-        settings = params.Store(resize="short-side", size=256, jpeg_quality=90)
+        settings = params.Store(resize="short-side", side=256, jpeg_quality=90)
         (folder / "pack").mkdir()
 
         images = [convert(Image.open(io.BytesIO(content)), settings) for content in contents]

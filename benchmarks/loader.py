@@ -138,7 +138,7 @@ def _measure(folder: Path, sizes: Sizes, load: float, on_turn: Callable[[int, di
     stores: dict[Arm, Store] = {}
     kinds: tuple[tuple[Arm, int | None], ...] = (("jpeg", QUALITY), ("raw", None))
     for arm, quality in kinds:
-        settings = params.Store(resize="short-side", size=SHORT_SIDE, jpeg_quality=quality)
+        settings = params.Store(resize="short-side", side=SHORT_SIDE, jpeg_quality=quality)
         (folder / arm).mkdir()
         began = time.process_time()
         stores[arm] = _pack(folder / arm, files, settings, sizes.threads)

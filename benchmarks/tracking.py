@@ -28,6 +28,7 @@ from isd_repro.nn import backbones
 from isd_repro.provenance import describe
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.tracking import RunTracker, open_tracker, session
+from isd_repro.tracking.names import StageRun
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.monitor import Monitor
@@ -183,15 +184,9 @@ def _turn(arm: Arm, sizes: Sizes, source: _Source, folder: Path, device: torch.d
 
 
 def _tracker(arm: Arm, folder: Path) -> RunTracker:
-    return open_tracker(
-        folder / "metrics.jsonl",
-        tracking=Tracking(wandb="offline" if arm == "on" else "off", project="isd-repro-bench"),
-        layout_root=folder,
-        run_id=f"bench-{time.monotonic_ns()}",
-        group="bench",
-        job_type="pretrain",
-        config={},
-    )
+    run = StageRun(f"bench-{time.monotonic_ns()}", "bench", "bench", "pretrain", (), {})
+    tracking = Tracking(wandb="offline" if arm == "on" else "off", project="isd-repro-bench")
+    return open_tracker(folder / "metrics.jsonl", run, tracking=tracking, root=folder)
 
 
 @contextmanager

@@ -348,7 +348,7 @@ def data_audit(
     as_json: AsJson = False,
 ) -> None:
     """Say what lists hold, what they share, and what their large classes are confounded with."""
-    from isd_repro.stages.audit import audit
+    from isd_repro.data.audit import audit
 
     audit(lists, words, as_json=as_json)
 
@@ -356,7 +356,7 @@ def data_audit(
 @data.command(name="lists")
 def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
     """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
-    from isd_repro.stages.audit import lists
+    from isd_repro.data.audit import lists
 
     lists(folder)
 
@@ -380,10 +380,10 @@ def wandb_publish(
     upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else only their digests.")] = False,
 ) -> None:
     """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
-    from isd_repro.stages import publish
+    from isd_repro.report import publish
 
     loaded, layout, console = _profile(params)
-    publish.publish(runs or [], loaded, layout, publish.Wish(anonymous=anonymous, upload=upload), console)
+    publish.publish(runs or [], loaded, layout, publish.Options(anonymous=anonymous, upload=upload), console)
 
 
 @wandb.command(name="dashboard")
@@ -393,7 +393,7 @@ def wandb_dashboard(
     anonymous: Anonymous = False,
 ) -> None:
     """Build the reviewers' workspace and report in W&B from the committed records."""
-    from isd_repro.stages.dashboard import dashboard
+    from isd_repro.report.dashboard import dashboard
 
     loaded, layout, console = _profile(params)
     dashboard(loaded, layout, dry_run, anonymous=anonymous, console=console)

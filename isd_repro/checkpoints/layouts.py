@@ -30,7 +30,6 @@ class Rule:
 
     name: str
     marks: tuple[str, ...]  # each is found in some name
-    never: tuple[str, ...] = ()  # none is found in any name
     container: str = ""  # the key that holds the state dict; empty means any
     student: tuple[str, ...] = ("",)  # prefixes; the first one that any name has is the file's
     teacher: tuple[str, ...] = ()

@@ -104,7 +104,7 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
         which: the encoders to build.
         arch: a name to check against the shapes; for a resume point of `resnet-narrow` also the pooling grid (":2").
         teacher_bn: "own" running statistics, or with "student" the released evaluation's mix of the teacher's weights with
-            the student's statistics (paper.md 1.4, defect 6).
+            the student's statistics (as the released code does).
 
     Raises:
         ConfigError: an unknown `arch`, or `teacher_bn` without a teacher asked for.

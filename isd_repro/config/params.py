@@ -96,23 +96,37 @@ Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(d
 
 
 class Store(Frozen):
-    """How images are packed: `square` resizes to size x size, `short-side` keeps the aspect, `none` packs as they are."""
+    """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect, `none` packs as they are.
+
+    `side` was called `size`, a name that DVC leaves out when it asks its run cache whether a stage has run with the same
+    parameters. The old name is still read, and manifests, fingerprints and records still say it.
+    """
 
     resize: Literal["none", "square", "short-side"] = "none"
-    size: Pixels | None = None
+    side: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_old_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "size" not in given:
+            return given
+        if "side" in given:
+            raise ValueError("side and size are the same key; give side alone")
+        return {"side" if key == "size" else key: value for key, value in given.items()}
+
     @model_serializer(mode="wrap")
-    def _without_absent_jpeg(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_first_written(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Manifests and fingerprints of stores of pixels are those from before there were others."""
-        return {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
+        found = {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
+        return {"size" if key == "side" else key: value for key, value in found.items()}
 
     @model_validator(mode="after")
-    def _size_goes_with_resize(self) -> Store:
-        if (self.size is None) != (self.resize == "none"):
-            raise ValueError("size is needed by resize square and short-side, and by no other")
+    def _side_goes_with_resize(self) -> Store:
+        if (self.side is None) != (self.resize == "none"):
+            raise ValueError("side is needed by resize square and short-side, and by no other")
         return self
 
 
@@ -275,7 +289,7 @@ class Run(Frozen):
 # --- what a report says of itself, decides, and compares with the paper -----------------------------------------------
 
 
-class Beside(Frozen):
+class PaperRows(Frozen):
     """A table of the paper that runs of this profile stand beside, because they follow its protocol."""
 
     table: Words  # an id of isd_repro/report/paper.yaml
@@ -324,7 +338,7 @@ class ReportConfig(Frozen):
     hypothesis: Hypothesis | None = None
     trials: Trials | None = None
     exploratory: Many[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
-    paper: Many[Beside] = ()  # only where the profile runs the paper's protocol
+    paper: Many[PaperRows] = ()  # only where the profile runs the paper's protocol
 
 
 # --- the rest of a profile ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ With unit-norm teacher and student embeddings k and q of a query and the K ancho
 
     p_t(i) = softmax_i(k . x_i / tau_teacher),    p_s(i) = softmax_i(q . x_i / tau_student)
 
-(paper.md 1.1). A contrastive loss has a one-hot target instead: 1 on the other view of the query, 0 on every anchor. All in
+are the paper's. A contrastive loss has a one-hot target instead: 1 on the other view of the query, 0 on every anchor. All in
 float64: the numbers are few and are shown one by one.
 """
 

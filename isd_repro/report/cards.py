@@ -45,7 +45,7 @@ def _index(params: Params, records: Records, exported: dict[str, RunRecords]) ->
     yield "Rendered by `isd-repro report` from the records alone; `isd-repro verify` compares them with a fresh render.\n"
     yield from (f"- [{text.markdown(params.runs[name].label)}]({name}.md)" for name in exported)
     spent = costs.table(costs.of_profile(params, records))
-    yield f"\n## {spent.title}\n\n{spent.markdown()}"
+    yield f"\n## Cost\n\n{spent.markdown()}"
     yield " ".join(spent.notes)
 
 
@@ -139,7 +139,7 @@ def _made(params: Params, record: PretrainRecord, found: RunRecords) -> Iterator
         yield f"| `{key}` | {text.markdown(value)} |"
     yield f"\n{_origin(record.provenance)} Departures from the paper: {_deviations(params, record)}.\n"
     spent = costs.table(costs.of_run(found, record.label))
-    yield f"### {spent.title}\n\n{spent.markdown()}"
+    yield f"### Cost\n\n{spent.markdown()}"
     yield f"{' '.join(spent.notes)}\n"
 
 

@@ -1,7 +1,7 @@
 """Clusters of frozen features, and how pure they are.
 
 k-means on L2-normalised features with as many clusters as classes, as the paper's cluster figure has 1,000 on ImageNet; shown
-are random members of random clusters (paper.md 4, clusters). The paper prints no number beside it. Here each cluster has its
+are random members of random clusters. The paper prints no number beside it. Here each cluster has its
 purity, and the whole has the purity that the same cluster sizes reach when labels are dealt out at random: purity rises with
 the number of clusters and with the imbalance of classes, so alone it says little.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from isd_repro.config.params import Beside, ListFile, Params
+from isd_repro.config.params import ListFile, PaperRows, Params
 from isd_repro.report import paper_checks, text
 from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, Verdict
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
@@ -19,14 +19,14 @@ from isd_repro.report.records import RECORDED, Key, Records
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
 from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
-from isd_repro.report.tables import METRIC
+from isd_repro.report.tables import METRIC, one_seed
 from isd_repro.runtime.errors import ConfigError
 
 OURS, THEIRS, DIFFERENCE = "ours", "paper", "diff"
 ROUNDING = 1e-9  # a difference of exactly the tolerance is within
 
 
-def resolve(params: Params, paper: Paper, wanted: Beside) -> PaperTable:
+def resolve(params: Params, paper: Paper, wanted: PaperRows) -> PaperTable:
     """The table that runs stand beside, once every run's row is known to exist in it.
 
     Raises:
@@ -43,7 +43,7 @@ def resolve(params: Params, paper: Paper, wanted: Beside) -> PaperTable:
     return table
 
 
-def comparison_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: Beside) -> list[Table]:
+def comparison_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
     """A table of the paper with our numbers, then what it prints beside no run of ours or says by itself."""
     if table.difference:
         return [*_draw_tables(params, records, paper, table, wanted), published_table(table)]
@@ -142,7 +142,7 @@ def judged(ours: Cell, theirs: Cell, tolerance: Tolerance | None, why_not: str) 
 # --- tables whose rows are encoders -----------------------------------------------------------------------------------
 
 
-def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: Beside) -> list[Table]:
+def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
     """Three rows for each row of the paper that runs stand beside: ours, the paper's and the difference; then its other rows."""
     placed: dict[str, list[str]] = {}
     for run in params.runs:
@@ -162,8 +162,18 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
         Column("Accuracy, %", with_n(about.head, [one.cells[at] for one in rows]))
         for at, about in enumerate(table.columns.values())
     ]
-    title, notes = f"Beside the paper: {table.title}", _notes(table)
-    found = [Table(f"paper-{table.id}", title, "Run", tuple(columns), tuple(rows), notes=notes, sortable=False)]
+    title, notes = f"Compared with the paper: {table.title}", _notes(table)
+    found = [
+        Table(
+            f"paper-{table.id}",
+            title,
+            one_seed(params, list(wanted.rows), "Run"),
+            tuple(columns),
+            tuple(rows),
+            notes=notes,
+            sortable=False,
+        )
+    ]
     if rest := [name for name in table.rows if name not in placed]:
         heads = tuple(Column("Paper", about.head) for about in table.columns.values())
         others = [
@@ -256,7 +266,7 @@ def _computed(gain: Gain, value: float, detail: str) -> Cell:
     return Cell("computed", (), *_key(gain), value, detail=detail)
 
 
-def _draw_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: Beside) -> list[Table]:
+def _draw_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
     """Differences by draw with their mean and its verdict; then the levels, which have none."""
     pair = table.difference
     if pair is None:
@@ -289,7 +299,7 @@ def _difference_table(every: _Draws) -> Table:
             cells += [our, theirs, _without_verdict(our, theirs)]
         foot += _mean_cells(every, gain, ours)
     rows = tuple(Row(draw, tuple(cells)) for draw, cells in body.items())
-    title = f"Beside the paper: {first} {text.MINUS} {second}, 1-NN, points"
+    title = f"Compared with the paper: {first} {text.MINUS} {second}, 1-NN, points"
     return Table(f"paper-{every.table.id}", title, "Draw", tuple(columns), rows, (Row("Mean", tuple(foot)),), _notes(every.table))
 
 

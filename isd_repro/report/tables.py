@@ -66,6 +66,11 @@ def group_head(found: Iterable[RunRecords], group: str) -> str:
     return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
 
 
+def one_seed(params: Params, runs: Sequence[str], first: str) -> str:
+    """The head of a table's first column, which says so where no run is repeated with another seed."""
+    return f"{first} (one seed each)" if all(len(seeds) == 1 for seeds in repetitions(params, runs)) else first
+
+
 # --- one subset -------------------------------------------------------------------------------------------------------
 
 
@@ -77,16 +82,17 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     stated = [*found, *(external.found for external in externals)]
     metrics = {encoder: metrics_of(params, stated, encoder) for encoder in ENCODERS}
     title = params.subsets[subset].source.dataset
+    first = one_seed(params, runs_of(params, subset), "Run")
     notes = (describe(params, records, subset), *protocols(params, found))
     if len(groups) == 1:
         keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
         columns = tuple(Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys)
-        return [run_table(params, found, keys, Table(subset, f"{subset}: {title}", "Run", columns, notes=notes), externals)]
+        return [run_table(params, found, keys, Table(subset, f"{subset}: {title}", first, columns, notes=notes), externals)]
     tables = []
     for encoder in ENCODERS:
         keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
         columns = tuple(Column(group_head(found, group), head(metric)) for _, metric, group in keys)
-        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", "Run", columns, notes=notes)
+        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", first, columns, notes=notes)
         if keys:
             tables.append(run_table(params, found, keys, replace(blank, main=encoder == "student"), externals))
     return tables
@@ -222,8 +228,10 @@ def _differences(params: Params, records: Records, subset: str, pairs: Sequence[
             ]
             rows.append(Row(f"{first} {text.MINUS} {second}", (*differences, *sizes)))
     columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]
-    known = "" if most > 1 else " How far two trainings of one method differ is not known here, so a difference has no interval."
-    notes = (f"Before rounding.{known}",)
+    single = (
+        "One training of either: how far two trainings of one method differ is not known here, so no difference has an interval."
+    )
+    notes = ("Differences are taken before rounding.", *([single] if most == 1 else []))
     return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes) if rows else None
 
 
@@ -237,11 +245,12 @@ def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> lis
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
     images = f"the authors' lists {text.listing(lists)}" if lists else rule_text(params, subsets[0])
     notes = (f"Training images of each draw: {images}.", *protocols(params, found))
+    first = one_seed(params, [run.run for run in found], "Subset")
     tables: list[Table] = []
     for encoder in ENCODERS:
         for metric in metrics_of(params, found, encoder):
             title = f"{subsets[0]} to {subsets[-1]}, {head(metric)}, {encoder}: {dataset}"
-            blank = Table(f"{subsets[0]}-{subsets[-1]}-{encoder}-{metric}", title, "Subset", notes=notes, main=not tables)
+            blank = Table(f"{subsets[0]}-{subsets[-1]}-{encoder}-{metric}", title, first, notes=notes, main=not tables)
             tables.append(_draw_table(params, records, subsets, (encoder, metric), blank))
     return tables
 

@@ -17,7 +17,7 @@ from isd_repro.evaluations.extract import require_finite
 from isd_repro.report.clusters import scikit_learn
 from isd_repro.runtime.errors import DataError
 
-CLASSES = 10  # as on the paper's poster (paper.md 4, t-SNE); colours end there too
+CLASSES = 10  # as on the paper's poster; colours end there too
 PER_CLASS = 100  # images, at most
 PERPLEXITY = 30.0
 _FEWEST = 4  # images

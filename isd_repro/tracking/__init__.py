@@ -6,7 +6,7 @@ the parameter unless that is `off`. What the view missed, `isd-repro wandb publi
 """
 
 from isd_repro.tracking.metrics import read_metrics, truncate_metrics
-from isd_repro.tracking.run import RunTracker, open_stage, open_tracker
 from isd_repro.tracking.session import wanted_mode
+from isd_repro.tracking.tracker import RunTracker, open_stage, open_tracker
 
 __all__ = ["RunTracker", "open_stage", "open_tracker", "read_metrics", "truncate_metrics", "wanted_mode"]

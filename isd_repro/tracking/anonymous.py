@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.runtime.errors import UserError
-from isd_repro.tracking.replay import Item, Replay, Table
+from isd_repro.tracking.replay import Artifact, Replay, Table
 
 REMOVED = "[removed]"
 DROPPED = frozenset({"commit", "dirty", "written", "command", "host", "hostname", "user", "username", "email", "remote"})  # keys
@@ -69,10 +69,10 @@ class Scrubber:
             return [self.value(each) for each in value]
         return value
 
-    def item(self, item: Item) -> Item:
+    def artifact(self, one: Artifact) -> Artifact:
         """An artifact without them."""
-        texts = {name: self._file(name, content.decode()).encode() for name, content in item.texts.items()}
-        return replace(item, texts=texts, metadata=self.value(item.metadata))
+        texts = {name: self._file(name, content.decode()).encode() for name, content in one.texts.items()}
+        return replace(one, texts=texts, metadata=self.value(one.metadata))
 
     def _file(self, name: str, content: str) -> str:
         if name.endswith(".json"):
@@ -85,20 +85,19 @@ class Scrubber:
         Raises:
             UserError: the profile, a run or a subset is named after one of them; runs are found by their names.
         """
-        said = [replay.title, replay.group, *replay.tags, *(item.name for item in (*replay.needs, *replay.makes))]
-        for name in said:
+        run = replay.run
+        for name in [run.title, run.group, *run.tags, *(one.name for one in (*replay.needs, *replay.makes))]:
             if self.text(name) != name:
                 hint = "rename it in the parameters, or publish from another account and machine"
-                raise UserError(f"{replay.title}: the name {name!r} says who or where you are", hint)
+                raise UserError(f"{run.title}: the name {name!r} says who or where you are", hint)
+        tables = {key: Table(self.value(table.columns), self.value(table.rows)) for key, table in replay.tables.items()}
         return replace(
             replay,
-            config=self.value(replay.config),
+            run=replace(run, config=self.value(run.config)),
             rows=self.value(replay.rows),
             summary=self.value(replay.summary),
-            tables={
-                key: Table(self.value(list(table.columns)), self.value(list(table.rows))) for key, table in replay.tables.items()
-            },
+            tables=tables,
             pictures=[replace(picture, caption=self.text(picture.caption)) for picture in replay.pictures],
-            needs=[self.item(item) for item in replay.needs],
-            makes=[self.item(item) for item in replay.makes],
+            needs=[self.artifact(one) for one in replay.needs],
+            makes=[self.artifact(one) for one in replay.makes],
         )

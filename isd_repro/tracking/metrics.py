@@ -21,6 +21,7 @@ from isd_repro.runtime.errors import DataError
 AXES = ("epoch", "step")  # what a row is a row of; its other keys are values
 
 Row = dict[str, Any]
+_NOT_FINITE = "not_finite"
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -31,7 +32,7 @@ def read_metrics(path: Path) -> list[Row]:
     """
     rows: dict[tuple[Any, ...], Row] = {}
     for row in _rows(path):
-        rows[tuple(row.get(axis) for axis in AXES)] = row
+        rows[key_of(row)] = row
     return list(rows.values())
 
 
@@ -70,8 +71,19 @@ def line(row: Mapping[str, Any]) -> str:
     lost = {key: value for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     clean: Row = {key: None if key in lost else value for key, value in row.items()}
     if lost:
-        clean["not_finite"] = ", ".join(f"{key}={value}" for key, value in lost.items())
+        clean[_NOT_FINITE] = ", ".join(f"{key}={value}" for key, value in lost.items())
     return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is a row of: its epoch and step."""
+    return tuple(row.get(axis) for axis in AXES)
+
+
+def finite(row: Mapping[str, Any]) -> Row:
+    """The values of a row that are numbers or words, whether it was just measured or read from the file."""
+    kept = {key: value for key, value in row.items() if value is not None and key != _NOT_FINITE}
+    return {key: value for key, value in kept.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def open_for_append(path: Path) -> FileIO:

@@ -1,4 +1,4 @@
-"""What a stage of a run is called in W&B: the same on every machine, live or published later."""
+"""How a stage of a run stands in W&B: the same id, name, group, tags and config whether it is logged live or published later."""
 
 from __future__ import annotations
 
@@ -6,32 +6,77 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 
 ID_LENGTH = 8  # hex digits of what a stage was made from
+RUN_CONFIG = ("backbone", "method", "optim", "data", "numerics")
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """The W&B run of one stage.
+
+    Attributes:
+        id: title and identity; a resumed stage has the same id, and a changed configuration another one.
+        title: what W&B shows.
+        group: shared by all stages of one run.
+        job_type: the stage.
+        tags: what runs are filtered by.
+        config: parameters of the run and of the stage, versions and machine.
+    """
+
+    id: str
+    title: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+def describe(params: Params, layout: Layout, name: str, stage: str, *, identity: str, config: Mapping[str, object]) -> StageRun:
+    """Describe a stage of a run, or of a subset.
+
+    Every stage of a run has the run's own parameters in its config: those its encoder was trained with, which its record
+    states, else those of the profile.
+
+    Args:
+        params: the profile.
+        layout: where its files are.
+        name: a run or a subset.
+        stage: the command.
+        identity: hex digits of what the stage is made from: the fingerprint for `pretrain`, else `digest` of its inputs.
+        config: values of this stage, versions and machine.
+    """
+    group, title = f"{params.profile}-{name}", f"{params.profile}-{name}-{stage}"
+    run = params.runs.get(name)
+    tags, own = [f"profile:{params.profile}", f"stage:{stage}"], {}
+    if run is not None:
+        tags += [f"method:{run.method.name}", f"subset:{run.data.subset}"]
+        trained = _read_json(layout.record(name, "pretrain"))
+        fingerprint = identity if stage == "pretrain" else trained.get("fingerprint")
+        own = {**run.model_dump(mode="json", include=set(RUN_CONFIG)), **trained.get("config", {})}
+        own |= {"label": run.label, "subset": run.data.subset, "fingerprint": fingerprint}
+    identifier = allowed(f"{title}-{identity[:ID_LENGTH]}")
+    return StageRun(identifier, title, group, stage, tuple(tag[:64] for tag in tags), {**own, **config})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A record as plain JSON; a missing or damaged one says nothing here, and the stage that needs it reports it."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def allowed(name: str) -> str:
     """A run id with hyphens in place of the characters that W&B refuses."""
     return re.sub(r"[^a-z0-9-]+", "-", name.lower())
-
-
-def title(profile: str, name: str, stage: str) -> str:
-    """What a reader sees: `demo-isd-pretrain`."""
-    return f"{profile}-{name}-{stage}"
-
-
-def run_id(profile: str, name: str, stage: str, identity: str) -> str:
-    """The id: the title and what the stage was made from, so that a changed configuration is another run.
-
-    Args:
-        profile: the profile's name.
-        name: a run or a subset.
-        stage: the command.
-        identity: hex digits, the run's fingerprint for `pretrain`, else `digest` of what goes in.
-    """
-    return allowed(f"{title(profile, name, stage)}-{identity[:ID_LENGTH]}")
 
 
 def digest(parts: Mapping[str, object]) -> str:
@@ -41,21 +86,9 @@ def digest(parts: Mapping[str, object]) -> str:
 
 
 def evaluation_identity(encoder_sha256: str, settings: Mapping[str, object]) -> str:
-    """What `knn` and `linear` are made from: the encoder and the settings that were asked for."""
+    """What an evaluation is made from: the encoder and the settings that were asked for."""
     asked = {key: value for key, value in settings.items() if key != "best_epoch"}
     return digest({"encoder": encoder_sha256, "settings": asked})
-
-
-def group(profile: str, name: str) -> str:
-    """All stages of one run."""
-    return f"{profile}-{name}"
-
-
-def tags(params: Params, name: str, stage: str) -> list[str]:
-    """What runs are filtered by: profile and stage, and a run's method and subset; W&B allows 64 characters each."""
-    run = params.runs.get(name)
-    own = [f"method:{run.method.name}", f"subset:{run.data.subset}"] if run else []
-    return [tag[:64] for tag in (f"profile:{params.profile}", f"stage:{stage}", *own)]
 
 
 def image(key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import netrc
 import os
 import signal
 import threading
@@ -12,12 +13,18 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from isd_repro.config.params import Tracking
+from isd_repro.tracking.names import StageRun
 
 INIT_TIMEOUT = 30.0  # seconds that W&B may take to reach its server before the view falls back to offline
 FINISH_TIMEOUT = 60.0  # seconds that W&B may take to send what is left when a run ends
 
 Mode = Literal["auto", "online", "offline", "off"]
 Attempt = Literal["online", "offline"]
+
+_QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 _NEEDED = frozenset(
     f"WANDB_{name}"
@@ -53,7 +60,7 @@ def _say_unknown(value: str) -> None:
 
 
 @contextmanager
-def nameless(wanted: bool = True) -> Iterator[None]:
+def hide_identity(wanted: bool = True) -> Iterator[None]:
     """Within the block W&B's variables are gone but those it cannot work without: others name a user, a machine, a repository.
 
     W&B reads them once a process and sends some with each request, so what it has read is dropped on the way in and out.
@@ -92,33 +99,63 @@ def server() -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B's own lookup (environment, its settings, netrc) finds credentials; it never asks for them."""
+    """Whether W&B will find credentials: in the environment, in its settings, or in `.netrc`, where `wandb login` puts them."""
     try:
         import wandb
-        from wandb.sdk.lib import wbauth
 
-        host = wandb.setup().settings.base_url
-        return (
-            wbauth.authenticate_session(host=host, source="isd-repro", prompt=False, no_create=True, update_session=False)
-            is not None
-        )
-    except Exception:  # noqa: BLE001 - the lookup is not a public function: without it, the variable decides
-        return bool(os.environ.get("WANDB_API_KEY"))
+        settings = wandb.setup().settings
+        if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
+            return True
+        places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+        found = [path for path in (Path(place).expanduser() for place in places) if path.is_file()]
+        host = urlsplit(settings.base_url).netloc
+        return any(netrc.netrc(path).authenticators(host) is not None for path in found)
+    except Exception as error:  # noqa: BLE001 - of a lookup that fails W&B says more when it is needed
+        _log.debug("no W&B key can be read: %s", brief(error))
+        return False
 
 
-def start(mode: Attempt, options: Mapping[str, Any], **settings: Any) -> Any:
-    """`wandb.init` with bounded waits and without console capture; raises whatever W&B raises."""
+def prepare(folder: Path, staging: Path | None = None) -> None:
+    """Set what W&B reads when it is first used. Its own choice of folders is the home, which may be missing or read-only.
+
+    Args:
+        folder: W&B writes below `<folder>/wandb`.
+        staging: where copies of artifacts wait, and W&B keeps its cache and logs; None is a folder in there.
+    """
+    os.environ.update(_QUIET)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+        os.environ.setdefault(name, str(staging or folder / "wandb" / "artifacts"))
+
+
+def start(mode: Attempt, run: StageRun, tracking: Tracking, folder: Path, **settings: Any) -> Any:
+    """`wandb.init` with bounded waits and without console capture; raises whatever W&B raises.
+
+    Args:
+        mode: online or offline.
+        run: the W&B run; one that W&B has already is continued.
+        tracking: project and entity.
+        folder: W&B writes below `<folder>/wandb`.
+        settings: of W&B, beside the ones that every run has.
+    """
     import wandb
 
-    given = {
-        "init_timeout": INIT_TIMEOUT,
-        "finish_timeout": FINISH_TIMEOUT,
-        "console": "off",
-        "silent": True,
-        "x_save_requirements": False,
-        **settings,
-    }
-    return wandb.init(mode=mode, settings=wandb.Settings(**given), **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
+    return wandb.init(
+        mode=mode,
+        settings=wandb.Settings(**limits, console="off", silent=True, x_save_requirements=False, **settings),
+        project=tracking.project,
+        entity=tracking.entity,
+        id=run.id,
+        name=run.title,
+        group=run.group,
+        job_type=run.job_type,
+        tags=list(run.tags),
+        config=dict(run.config),
+        allow_val_change=True,
+        resume="allow",
+        dir=str(folder),
+    )
 
 
 def release() -> None:

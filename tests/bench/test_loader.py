@@ -47,7 +47,7 @@ def test_a_wrong_pixel_is_counted(tmp_path: Path) -> None:
     stores: dict[Arm, Store] = {}
     kinds: tuple[tuple[Arm, int | None, int], ...] = (("raw", None, 0), ("jpeg", loader.QUALITY, 1))
     for arm, quality, shift in kinds:
-        settings = params.Store(resize="short-side", size=256, jpeg_quality=quality)
+        settings = params.Store(resize="short-side", side=256, jpeg_quality=quality)
         pixels = convert(image, settings)
         pixels[:, 7, 9] ^= 1 - shift
         (tmp_path / arm).mkdir()

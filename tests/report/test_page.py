@@ -117,7 +117,7 @@ def test_tables_speak_to_a_screen_reader(profile: Profile) -> None:
 
 def test_the_overview_comes_first(profile: Profile) -> None:
     files = profile.files()
-    for name, table in (("index.html", "<table"), ("table.md", "| Run |")):
+    for name, table in (("index.html", "<table"), ("table.md", "| Run (one seed each) |")):
         content = files[name]
         assert content.index("At a glance") < content.index(table)
     assert json.loads(files["cells.json"])["at_a_glance"][0][0] == "What was run"

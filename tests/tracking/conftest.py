@@ -32,14 +32,14 @@ linear_runs: [isd]
 def wandb_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B with short waits, and nothing left of it afterwards: it remembers server and key for the life of a process."""
     from wandb.sdk.artifacts.artifact_instance_cache import artifact_instance_cache_by_client_id
-    from wandb.sdk.lib import wbauth
 
-    monkeypatch.delenv("WANDB_MODE")
+    for name in ("MODE", "SILENT", "ERROR_REPORTING", "DATA_DIR", "CACHE_DIR", "ARTIFACT_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "")  # so that it is put back afterwards, whatever W&B's start makes of it
+        monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setattr(session, "INIT_TIMEOUT", 3.0)
     monkeypatch.setattr(session, "FINISH_TIMEOUT", 5.0)
     session._say_unknown.cache_clear()
     yield
-    wbauth.unauthenticate_session(update_settings=False)
     session.release()
     for artifact in list(artifact_instance_cache_by_client_id.values()):  # they leave their folders to the garbage collector
         if artifact._tmp_dir is not None:

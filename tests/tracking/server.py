@@ -150,6 +150,45 @@ class Server:
         }
         return {"model": {**project, "bucket": bucket}}
 
+    def _Run(self, values: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs.get(values["name"])
+        if run is None:
+            return {"project": {"run": None}}
+        found = {
+            "projectId": 1,
+            "id": _id("Run", run.id),
+            "tags": run.fields.get("tags") or [],
+            "name": run.id,
+            "displayName": run.fields.get("displayName"),
+            "sweepName": None,
+            "state": "finished",
+            "config": json.dumps(run.config),
+            "group": run.fields.get("groupName"),
+            "jobType": run.fields.get("jobType"),
+            "commit": None,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "heartbeatAt": "2026-01-01T00:00:00Z",
+            "description": "",
+            "notes": None,
+            "systemMetrics": "{}",
+            "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(run.history),
+            "user": {"name": "u", "username": "u"},
+            "historyKeys": {"lastStep": max((row["_step"] for row in run.history), default=-1)},
+        }
+        return {"project": {"run": found}}
+
+    _RunHistoryKeys = _Run
+
+    def _RunParquetHistory(self, values: dict[str, Any]) -> dict[str, Any]:
+        rows = self.runs[values["runName"]].history
+        return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": rows}}}}
+
+    def _HistoryPage(self, values: dict[str, Any]) -> dict[str, Any]:
+        rows = [row for row in self.runs[values["run"]].history if values["minStep"] <= row["_step"] < values["maxStep"]]
+        return {"project": {"run": {"history": [json.dumps(row) for row in rows]}}}
+
     def _UpsertBucket(self, values: dict[str, Any]) -> dict[str, Any]:
         new = values["name"] not in self.runs
         run = self.runs.setdefault(values["name"], SentRun(values["name"], values["project"]))
@@ -264,14 +303,26 @@ class Server:
             }
         }
 
-    def _UpsertReviewView(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _GetProjects(self, values: dict[str, Any]) -> dict[str, Any]:
+        names = {run.project for run in self.runs.values()} | {"isd-repro"}
+        facts = {"entityName": ENTITY, "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+        edges = [{"node": {"__typename": "Project", "id": "p", "name": name, **facts}} for name in sorted(names)]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": page, "edges": edges}}
+
+    def _upsertView(self, values: dict[str, Any]) -> dict[str, Any]:
         identity = values.get("id") or _id("View", f"{len(self.views)}")
         known = next((view for view in self.views if view["id"] == identity), None)
         if known is None:
-            self.views.append({**values, "id": identity})
-        else:
-            known |= {**values, "id": identity}
-        return {"upsertView": {"view": {"id": identity, "name": values["name"]}, "inserted": known is None}}
+            self.views.append(known := {})
+        known |= {**values, "id": identity, "project": {"name": values["projectName"], "entityName": values["entityName"]}}
+        return {"upsertView": {"view": known, "inserted": False}}
+
+    _UpsertView2 = _upsertView
+
+    def _View(self, values: dict[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view["name"].strip("nw-v") == values["viewName"].strip("nw-v")]
+        return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
 
     @staticmethod
     def _edge(edges: list[str], label: str) -> None:

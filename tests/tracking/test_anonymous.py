@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from isd_repro.config import reader as config
+from isd_repro.report.dashboard import dashboard
+from isd_repro.report.publish import Options, publish, replays
 from isd_repro.runtime.errors import UserError
-from isd_repro.stages.dashboard import dashboard
-from isd_repro.stages.publish import Wish, publish
 from isd_repro.tracking import media
 from isd_repro.tracking.anonymous import REMOVED, Scrubber, secrets
-from isd_repro.tracking.publish import neutral_folder
-from isd_repro.tracking.view import wandb_image
+from isd_repro.tracking.live_view import wandb_image
+from isd_repro.tracking.publisher import Publisher, neutral_folder
 from tests.tracking.server import Server
 
 USER, HOST, REPOSITORY, AUTHOR = "jqdoe17", "gpubox-42", "secret-isd", "j.q.doe@example.org"
@@ -99,7 +99,7 @@ def found_in(content: bytes, known: dict[str, bytes]) -> set[str]:
 
 def run_publish(folder: Path, *, anonymous: bool) -> None:
     params, layout = config.load(folder / "params.yaml")
-    publish([], params, layout, Wish(anonymous=anonymous), Console(quiet=True))
+    publish([], params, layout, Options(anonymous=anonymous), Console(quiet=True))
 
 
 def test_the_bytes_that_a_server_gets(known: dict[str, bytes], online: Server) -> None:
@@ -109,7 +109,7 @@ def test_the_bytes_that_a_server_gets(known: dict[str, bytes], online: Server) -
     finally:
         shutil.rmtree(neutral_folder(folder), ignore_errors=True)
     content = online.bytes()
-    assert len(online.runs) == 6
+    assert len(online.runs) == 7
     assert b"tau_student" in content
     assert {run.project for run in online.runs.values()} == {"isd-repro-anonymous"}
     assert found_in(content, known) == set()
@@ -147,7 +147,11 @@ def test_a_picture_is_its_pixels(known: dict[str, bytes], tmp_path: Path) -> Non
 
 def test_the_same_search_finds_them_without_the_switch(known: dict[str, bytes], online: Server) -> None:
     """Otherwise the search would prove nothing."""
-    run_publish(Path(known["folder"].decode()), anonymous=False)
+    params, layout = config.load(Path(known["folder"].decode()) / "params.yaml")
+    publisher = Publisher(params.tracking, layout.root)
+    for replay in replays(["isd"], params, layout, Options()):
+        if replay.run.job_type in {"knn", "report"}:
+            publisher.send(replay)
     assert {"commit", "author", "host"} <= found_in(online.bytes(), known)
 
 
@@ -163,7 +167,7 @@ def test_the_offline_files_and_artifacts(known: dict[str, bytes], wandb_on: None
         contents = {path: path.read_bytes() for path in [*runs, *staged]}
     finally:
         shutil.rmtree(staging)
-    assert sum(path.suffix == ".wandb" for path in runs) == 6
+    assert sum(path.suffix == ".wandb" for path in runs) == 7
     assert any(b"student/1-NN" in contents[path] for path in staged)
     assert any(str(staging).encode() in content for content in contents.values())
     for path, content in contents.items():

@@ -12,10 +12,10 @@ from rich.console import Console
 from isd_repro.config import reader as config
 from isd_repro.config.layout import snapshot_name
 from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record
+from isd_repro.report.dashboard import dashboard
 from isd_repro.report.image_figures import Asked, figures
-from isd_repro.stages.dashboard import dashboard
+from isd_repro.report.publish import Options, publish
 from isd_repro.stages.few_label import few_label
-from isd_repro.stages.publish import Wish, publish
 from isd_repro.stages.trajectory import trajectory
 from isd_repro.stages.transfer import transfer
 from isd_repro.tracking import read_metrics
@@ -57,7 +57,7 @@ def plain(run: SentRun, key: str) -> list[dict[str, Any]]:
 
 def test_every_protocol_is_published_with_what_it_is_made_from(wide: Path, online: Server) -> None:
     params, layout = config.load(wide / "params.yaml")
-    publish([], params, layout, Wish(), QUIET)
+    publish([], params, layout, Options(), QUIET)
     found = {run.fields["displayName"].removeprefix("tiny-isd-"): run for run in online.runs.values()}
     few = read_record(layout.record("isd", "few_label"), EvaluationRecord)
     scores = {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in few.scores}
@@ -84,7 +84,7 @@ def test_every_protocol_is_published_with_what_it_is_made_from(wide: Path, onlin
     results = {f"tiny-isd-{name}:v0" for name in ("knn", "linear", "few_label", "transfer", "trajectory")}
     assert set(found["tiny-tiny-report"].used) == results
     before = online.writes()
-    publish([], params, layout, Wish(), QUIET)
+    publish([], params, layout, Options(), QUIET)
     assert online.writes() == before
 
 
@@ -101,10 +101,10 @@ def test_ids_are_those_of_the_live_runs(wide: Path, online: Server) -> None:
     assert tables["few_label"] == {"tables/per-class"}
     assert tables["transfer"] == {"tables/per-class-cifar10-folder"}
     rows = {name: len(run.history) for name, run in live.items()}
-    publish([], params, layout, Wish(), QUIET)
+    publish([], params, layout, Options(), QUIET)
     assert {name: len(online.runs[name].history) for name in live} == rows
     assert {run.fields["jobType"] for name, run in online.runs.items() if name not in live} == {
-        "prepare", "pretrain", "extract", "knn", "linear", "report",
+        "prepare", "pretrain", "extract", "knn", "linear", "report", "summary",
     }  # fmt: skip
 
 
@@ -114,19 +114,10 @@ def test_the_dashboard_draws_them(wide: Path, tmp_path: Path) -> None:
     text = (tmp_path / "spec.json").read_text("utf-8")
     logged = {"student/few-50pct-last/all", "teacher/cifar10-folder", "images/clusters", "images/anchors"}
     assert all(json.dumps(key) in text for key in logged)
-    report = json.loads(text)["report"]["spec"]["blocks"]
-    titles = [block["children"][0]["text"] for block in report if block["type"] == "heading"]
-    assert {"Student and teacher over training", "Few labels", "Transfer"} <= set(titles)
-    at = next(at for at, block in enumerate(report) if block["children"][0].get("text") == "Student and teacher over training")
-    assert "student/1-NN/all" in str(report[at + 1])
-    assert "teacher/1-NN/all" in str(report[at + 1])
-    assert "'trajectory'" in str(report[at + 1])
-    cost = next(block["content"] for block in report if "All recorded parts" in str(block.get("content")))
-    assert cost.splitlines()[0] == "| Run | pretrain | knn | linear | few_label | transfer | trajectory | Machine |"
-    layout.record("isd", "trajectory").unlink()
-    layout.record("isd", "transfer").unlink()
-    dashboard(params, layout, tmp_path / "less.json", anonymous=False, console=QUIET)
-    assert "no transfer and trajectory record" in (tmp_path / "less.json").read_text("utf-8")
+    blocks = json.loads(text)["report"]["blocks"]
+    at = next(at for at, block in enumerate(blocks) if block.get("heading") == "Scores: trajectory")
+    assert {"kind": "lines", "title": "1-NN, all", "keys": ["student/1-NN/all", "teacher/1-NN/all"]} in blocks[at + 1]["panels"]
+    assert "'trajectory'" in blocks[at + 1]["runs"][0]["filter"]
 
 
 def test_what_figures_keeps_is_what_it_drew(wide: Path) -> None:

@@ -22,7 +22,7 @@ from isd_repro.stages.knn import knn
 from isd_repro.stages.linear import linear
 from isd_repro.tracking import read_metrics
 from isd_repro.train.pretrain import pretrain
-from tests.tracking.reading import history, offline_runs
+from tests.tracking.reading import head, history, offline_runs
 
 QUIET = Console(quiet=True)
 
@@ -99,13 +99,15 @@ def test_every_stage_is_a_wandb_run_with_names_of_its_own(profile: Path, monkeyp
     found = offline_runs(profile)
     assert set(found) == {"tiny-digits-prepare", *(f"tiny-isd-{stage}" for stage in ("pretrain", "extract", "knn", "linear"))}
     record = json.loads(layout.record("isd", "pretrain").read_text("utf-8"))
-    head = next(one["run"] for one in found["tiny-isd-pretrain"] if one["type"] == "run")
-    assert head["run_id"] == f"tiny-isd-pretrain-{record['fingerprint'][:8]}"
-    assert (head["run_group"], head["job_type"]) == ("tiny-isd", "pretrain")
-    assert head["tags"] == ["profile:tiny", "stage:pretrain", "method:isd", "subset:digits"]
-    config_of = head["config"]["update"]
-    assert config_of["method"]["tau_student"] == 0.1
-    assert config_of["provenance"]["machine"]["cores"] >= 1
+    live = head(found["tiny-isd-pretrain"])
+    assert live["run_id"] == f"tiny-isd-pretrain-{record['fingerprint'][:8]}"
+    assert (live["run_group"], live["job_type"]) == ("tiny-isd", "pretrain")
+    assert live["tags"] == ["profile:tiny", "stage:pretrain", "method:isd", "subset:digits"]
+    for title in sorted(set(found) - {"tiny-digits-prepare"}):
+        config_of = head(found[title])["config"]["update"]
+        assert config_of["method"]["tau_student"] == 0.1
+        assert config_of["provenance"]["machine"]["cores"] >= 1
+        assert (config_of["fingerprint"], config_of["subset"]) == (record["fingerprint"], "digits")
     rows = history(found["tiny-isd-pretrain"])
     assert rows[0]["images/views._type"] == "image-file"
     assert [{key: row[key] for key in ("epoch", "loss", "purity")} for row in rows[1:]] == [

@@ -1,0 +1,293 @@
+"""`wandb publish`: what the disk knows of a profile's runs, sent to W&B with its lineage.
+
+Everything comes from committed records, from `runs/<run>/metrics.jsonl` and from the rows and pictures that stages keep under
+`runs/.log/`. Records alone are enough: where the rest is not here, curves come from the record. A run that never reached its
+record is found in `.state/` and published as failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from isd_repro.config.layout import Layout
+from isd_repro.config.params import Params
+from isd_repro.config.reader import find_run
+from isd_repro.evaluations import scores as shown
+from isd_repro.evaluations import summary
+from isd_repro.provenance import Provenance
+from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
+from isd_repro.report import image_pages, page, records
+from isd_repro.report.records import RunRecords
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.tracking import media, names, read_metrics, session
+from isd_repro.tracking.anonymous import Scrubber, secrets
+from isd_repro.tracking.metrics import Row
+from isd_repro.tracking.publisher import Publisher, project_of
+from isd_repro.tracking.replay import Artifact, Replay, Table
+
+REPORT_FILES = ("cells.csv", "cells.json", "index.html", "table.md", "table.tex")
+ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show commits and commands
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to publish."""
+
+    anonymous: bool = False
+    upload: bool = False
+
+
+def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Options, console: Console) -> None:
+    """Send runs, all of the profile's where none is named, and then the report.
+
+    Raises:
+        ConfigError: no such run.
+        DataError: a record is damaged.
+        UserError: W&B cannot be used, or did not take a run; what was sent before stays and is not sent again.
+    """
+    for name in chosen:
+        find_run(params, name)
+    scrubber = Scrubber(secrets(layout.root)) if options.anonymous else None
+    counts = {"sent": 0, "known": 0}
+    with session.hide_identity(options.anonymous):
+        tracking = project_of(params.tracking, anonymous=options.anonymous)
+        publisher = Publisher(tracking, layout.root, anonymous=options.anonymous)
+        for replay in replays(chosen or list(params.runs), params, layout, options):
+            outcome = publisher.send(scrubber.replay(replay) if scrubber else replay)
+            counts[outcome] += 1
+            words = {"sent": "sent", "known": "already there"}[outcome] + (" (failed run)" if replay.failed else "")
+            console.print(f"{replay.run.title}: {words}", highlight=False, markup=False, soft_wrap=True)
+    if not sum(counts.values()):
+        raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
+    where = "offline, `wandb sync` sends them" if publisher.mode == "offline" else tracking.project
+    console.print(f"{counts['sent']} sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
+
+
+def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Options) -> Iterator[Replay]:
+    """Every stage of the chosen runs that left something, sources before what is made from them; the report last."""
+    assembled = page.assemble(params, records.load(params, layout), layout)
+    builder = _Builder(params, layout, options)
+    manifests: set[str] = set()
+    results: list[Artifact] = []
+    for name in chosen:
+        found = assembled.records.runs[name]
+        if found.manifest and found.manifest.sha256 not in manifests:
+            manifests.add(found.manifest.sha256)
+            yield builder.prepare(found.manifest)
+        yield from builder.pretrain(name, found.pretrain)
+        evaluations = evaluations_of(found)
+        yield from builder.evaluations(name, evaluations)
+        yield from builder.figures(name)
+        results += (own := [builder.result(name, record) for record in evaluations])
+        if found.pretrain is not None:
+            yield builder.summary(name, found.pretrain, evaluations, own)
+    if results:
+        yield builder.report(assembled, results)
+
+
+def evaluations_of(found: RunRecords) -> list[AnyEvaluation]:
+    """The record of every evaluation of a run, in the order in which they are made."""
+    return [record for record in found.every.values() if not isinstance(record, PretrainRecord)]
+
+
+def rows_of(record: AnyEvaluation) -> list[Row]:
+    """What an evaluation scored, in percent: by epoch where it scored several, else one row without an epoch."""
+    if isinstance(record, CurveRecord):
+        return [{"epoch": point.epoch, **shown.row(point.scores)} for point in record.points]
+    if isinstance(record, TargetsRecord):
+        return [{key: value for one in record.evaluations for key, value in one.row().items()}]
+    return [dict(shown.row(record.scores))]
+
+
+def _encoder_of(record: AnyEvaluation) -> str:
+    """The encoder that was evaluated; the last of several."""
+    return record.points[-1].encoder_sha256 if isinstance(record, CurveRecord) else record.encoder_sha256
+
+
+class _Builder:
+    """Makes replays and artifacts of one profile."""
+
+    def __init__(self, params: Params, layout: Layout, options: Options) -> None:
+        self.params, self.layout, self.options = params, layout, options
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, manifest: ManifestIdentity) -> Replay:
+        """The images of a subset."""
+        config = {"manifest": manifest.model_dump(mode="json", exclude={"classes"})}
+        rows = self._log_rows(manifest.subset, "prepare")
+        return self._replay(manifest.subset, "prepare", manifest.sha256, config, rows=rows, makes=[self._manifest(manifest)])
+
+    def pretrain(self, name: str, record: PretrainRecord | None) -> Iterator[Replay]:
+        """A finished pretraining, or what one that was stopped has left."""
+        pictures = self._pictures(name, "pretrain")
+        if record is not None:
+            yield self._replay(
+                name,
+                "pretrain",
+                record.fingerprint,
+                {**record.config, **_provenance(record.provenance)},
+                rows=_curve(self.layout.metrics(name), record),
+                summary={"steps": record.steps, "seconds": record.provenance.seconds},
+                pictures=pictures,
+                needs=[self._manifest(record.manifest)],
+                makes=[self._encoder(name, record.encoder_sha256)],
+            )
+        state = _state_of(name, self.params.profile, self.layout)
+        if state is not None and (record is None or state[0].name != record.fingerprint):
+            folder, config = state
+            rows = read_metrics(folder / "metrics.jsonl")
+            yield self._replay(name, "pretrain", folder.name, config, rows=rows, pictures=pictures, failed=True)
+
+    def evaluations(self, name: str, found: Sequence[AnyEvaluation]) -> Iterator[Replay]:
+        """Features, and the scores of every evaluation."""
+        own = [record for record in found if isinstance(record, EvaluationRecord) and record.features_sha256]
+        if own:
+            sha256, manifest = own[0].encoder_sha256, own[0].manifest
+            config = {"encoder_sha256": sha256, "manifest": manifest.sha256}
+            needs = [self._manifest(manifest), self._encoder(name, sha256)]
+            rows, made = self._log_rows(name, "extract"), self._features(name, own[0])
+            yield self._replay(name, "extract", sha256, config, rows=rows, needs=needs, makes=[made])
+        for record in found:
+            encoder = _encoder_of(record)
+            with_features = isinstance(record, EvaluationRecord) and record.features_sha256
+            needs = [self._encoder(name, encoder), *([self._features(name, own[0])] if with_features else [])]
+            yield self._replay(
+                name,
+                record.kind,
+                names.evaluation_identity(encoder, record.settings),
+                {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
+                rows=self._rows(name, record),
+                summary={"seconds": record.provenance.seconds},
+                tables=_tables(record),
+                pictures=self._pictures(name, record.kind),
+                needs=needs,
+                makes=[self.result(name, record)],
+            )
+
+    def summary(self, name: str, record: PretrainRecord, found: Sequence[AnyEvaluation], results: list[Artifact]) -> Replay:
+        """The whole run in one row: all its parameters and all its final scores, for comparing runs."""
+        config = {**record.config, **{one.kind: {**one.settings, "protocol": one.protocol} for one in found}}
+        final: Row = dict(record.curve[-1]) if record.curve else {}
+        for one in found:
+            if not isinstance(one, CurveRecord):
+                final |= rows_of(one)[-1]
+        seconds = record.provenance.seconds + sum(one.provenance.seconds for one in found)
+        return self._replay(
+            name,
+            "summary",
+            record.fingerprint,
+            config,
+            summary={**final, "steps": record.steps, "seconds": seconds},
+            needs=results,
+        )
+
+    def figures(self, name: str) -> Iterator[Replay]:
+        """Pictures of clusters and anchors, where `isd-repro figures` has drawn them here."""
+        rows, pictures = self._log_rows(name, "figures"), self._pictures(name, "figures")
+        path = self.layout.encoder(name).parent / "figures" / "figures.json"
+        if rows and pictures and path.is_file():
+            facts = json.loads(path.read_text("utf-8"))
+            identity = names.digest(facts["files"])
+            yield self._replay(name, "figures", identity, image_pages.config(facts), rows=rows, pictures=pictures)
+
+    def report(self, assembled: page.Report, results: list[Artifact]) -> Replay:
+        """The tables that the results make."""
+        kept = ANONYMOUS_FILES if self.options.anonymous else REPORT_FILES
+        texts = {name: content for name, content in page.render(assembled).items() if name in kept}
+        made = Artifact(self._artifact_name("report"), "report", texts=texts)
+        identity = names.digest({one.name: sorted(one.digests.items()) for one in results})
+        return self._replay(self.params.profile, "report", identity, {}, needs=results, makes=[made])
+
+    def _replay(self, name: str, stage: str, identity: str, config: dict[str, Any], **rest: Any) -> Replay:
+        run = names.describe(self.params, self.layout, name, stage, identity=identity, config=config)
+        return Replay(replace(run, tags=(*run.tags, "failed")) if rest.get("failed") else run, **rest)
+
+    # --- artifacts ----------------------------------------------------------------------------------------------------
+
+    def result(self, name: str, record: AnyEvaluation) -> Artifact:
+        """Scores and predictions: the record itself."""
+        path = self.layout.record(name, record.kind)
+        digests = {"encoder": _encoder_of(record)}
+        if isinstance(record, EvaluationRecord) and record.features_sha256:
+            digests["features"] = record.features_sha256
+        texts, metadata = {path.name: path.read_bytes()}, {"scores": rows_of(record)[-1]}
+        return Artifact(self._artifact_name(name, record.kind), "result", texts=texts, digests=digests, metadata=metadata)
+
+    def _manifest(self, manifest: ManifestIdentity) -> Artifact:
+        facts = manifest.model_dump(mode="json", exclude={"classes"})
+        return Artifact(self._artifact_name(manifest.subset), "manifest", digests={"manifest": manifest.sha256}, metadata=facts)
+
+    def _encoder(self, name: str, sha256: str) -> Artifact:
+        return self._file(name, "encoder", self.layout.encoder(name), sha256)
+
+    def _features(self, name: str, record: EvaluationRecord) -> Artifact:
+        return self._file(name, "features", self.layout.features(name), record.features_sha256 or "")
+
+    def _file(self, name: str, kind: str, path: Path, sha256: str) -> Artifact:
+        uploads = {path.name: path} if self.options.upload and path.is_file() else {}
+        named = self._artifact_name(name, kind)
+        return Artifact(named, kind, digests={path.name: sha256}, uploads=uploads, metadata={"sha256": sha256})
+
+    def _artifact_name(self, *parts: str) -> str:
+        return "-".join((self.params.profile, *parts))
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _log_rows(self, name: str, stage: str) -> list[Row]:
+        path = self.layout.log(name, stage) / "metrics.jsonl"
+        return read_metrics(path) if path.is_file() else []
+
+    def _rows(self, name: str, record: AnyEvaluation) -> list[Row]:
+        """What the stage logged where it is here and ends as its record says, else the record's own rows."""
+        logged, stated = self._log_rows(name, record.kind), rows_of(record)
+        return logged if logged and stated[-1].items() <= logged[-1].items() else stated
+
+    def _pictures(self, name: str, stage: str) -> list[media.Picture]:
+        return list(media.kept(self.layout.log(name, stage) / "media"))
+
+
+def _curve(path: Path, record: PretrainRecord) -> list[Row]:
+    """Rows of the run's own `metrics.jsonl` where it is here and belongs to the record, else the record's curve."""
+    curve = [dict(row) for row in record.curve]
+    rows = read_metrics(path) if path.is_file() else []
+    same = [(row["epoch"], row["loss"]) for row in curve] == [(row.get("epoch"), row.get("loss")) for row in rows]
+    return rows if same else curve
+
+
+def _tables(record: AnyEvaluation) -> dict[str, Table]:
+    if isinstance(record, CurveRecord):
+        return {}
+    every = record.evaluations if isinstance(record, TargetsRecord) else (record,)
+    return {summary.class_key(one): Table(*summary.class_rows(one)) for one in every}
+
+
+def _provenance(found: Provenance) -> dict[str, Any]:
+    return {"provenance": found.model_dump(mode="json", exclude={"seconds"})}
+
+
+def _state_of(name: str, profile: str, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
+    """The latest unfinished state of a run that no process is working on, and its config."""
+    found: list[tuple[float, Path, dict[str, Any]]] = []
+    for path in layout.state("x").parent.glob("*/run.json"):
+        rows = path.with_name("metrics.jsonl")
+        try:
+            owner = json.loads(path.read_text("utf-8"))
+        except ValueError:  # cut off by a kill: it is written once more when the run resumes
+            continue
+        if (owner.get("profile"), owner.get("run")) == (profile, name) and rows.is_file():
+            found.append((rows.stat().st_mtime, path.parent, owner["config"]))
+    for _, folder, config in sorted(found, key=lambda entry: entry[0], reverse=True):
+        try:
+            with files.exclusive(folder / "lock", f"{folder}: this run is being trained"):
+                return folder, config
+        except UserError:
+            continue  # it is being trained, and its live view shows it
+    return None

@@ -1,0 +1,79 @@
+"""What W&B already has of a run, from its server or from the files that it keeps on this machine; so nothing is sent twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isd_repro.tracking import session
+from isd_repro.tracking.metrics import Row, finite, key_of
+
+PUBLISHED = "published"  # key of a run's summary: digest of all that was sent
+COST = frozenset({"images_per_second", "memory_mib", "seconds"})  # differ each time an epoch is computed
+_MEDIA = ("images/", "tables/")
+_READING = 60.0  # seconds that W&B's reader may take for one file
+
+
+@dataclass
+class History:
+    """Rows, pictures and tables that W&B has.
+
+    Attributes:
+        rows: by epoch and step, several rows of the same epoch merged.
+        media: keys of pictures and tables.
+        digest: of everything that was published, empty where nothing was.
+    """
+
+    rows: dict[tuple[Any, ...], Row] = field(default_factory=dict)
+    media: set[str] = field(default_factory=set)
+    digest: str = ""
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether all values of a row are there; what it cost to compute may differ."""
+        there = self.rows.get(key_of(row), {})
+        return all(there.get(key) == value for key, value in finite(row).items() if key not in COST)
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Add a row of W&B's history or summary; its pictures and tables are nested or flattened to `<key>._type`."""
+        names = {key.partition(".")[0] for key in item}
+        self.media |= {key for key in names if key.startswith(_MEDIA)}
+        self.rows.setdefault(key_of(item), {}).update(item)
+
+
+def on_server(run: Any) -> History:
+    """The history of a run that W&B resumed; raises whatever W&B raises."""
+    import wandb
+
+    found = History()
+    if run.resumed:
+        stored = wandb.Api(timeout=int(session.INIT_TIMEOUT)).run(f"{run.entity}/{run.project}/{run.id}")
+        if stored.lastHistoryStep >= 0:
+            for row in stored.scan_history(use_cache=False):
+                found.add(row)
+        summary = dict(run.summary)
+        found.add(dict.fromkeys(summary))
+        found.digest = str(summary.get(PUBLISHED, ""))
+    return found
+
+
+def on_disk(folder: Path, run_id: str, project: str) -> History:
+    """The history in W&B's own files of this run, which `wandb sync` sends or has sent."""
+    found = History()
+    for path in sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        # a killed process leaves a file without an end, or without anything; what can be read is what can be sent
+        lines = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_READING).stdout.splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        if project not in {record["run"].get("project") for record in records if record["type"] == "run"}:
+            continue
+        for record in records:
+            if record["type"] == "history":
+                found.add(record["history"]["item"])
+            elif record["type"] == "summary":
+                found.digest = record["summary"].get("update", {}).get(PUBLISHED, found.digest)
+    return found

@@ -1,0 +1,210 @@
+"""Sends what the disk knows of a stage to W&B: once, whatever was sent before and whoever sent it.
+
+A stage has the same run id live and afterwards. A run that W&B already has is resumed and gets only the epochs, pictures
+and tables that it lacks; its summary keeps the digest of what was published, so that a second publish from any machine finds
+nothing to do. Artifacts are content-addressed: files are referenced by sha256 and the same content is the same version.
+Unlike the live view this raises: whoever publishes wants to know that it did not work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from isd_repro.config.params import Tracking
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import UserError
+from isd_repro.tracking import history, names, session
+from isd_repro.tracking.history import PUBLISHED, History
+from isd_repro.tracking.live_view import MINIMA, define_metrics, wandb_image, wandb_table
+from isd_repro.tracking.metrics import Row, finite
+from isd_repro.tracking.replay import Artifact, Replay
+from isd_repro.tracking.session import Attempt, brief
+
+Outcome = Literal["sent", "known"]
+
+# The publishing machine is not the one that made the results, and `config` says what that was: W&B need not look at this one.
+_QUIET = {
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "disable_git": True,
+    "disable_code": True,
+    "program": "isd-repro",
+    "host": "published",
+    "finish_timeout_raises": True,
+}
+_NAMELESS = {"username": "", "email": "", "run_notes": "", "git_remote_url": "", "git_commit": ""}
+
+
+def mode_of(tracking: Tracking) -> Attempt:
+    """Online with a key, offline where `WANDB_MODE` or the parameter asks for it.
+
+    Raises:
+        UserError: W&B is not installed, is switched off by `WANDB_MODE`, or has no key.
+    """
+    if not session.installed():
+        raise UserError("wandb is not installed", "install the extra `tracking` of isd-repro")
+    mode = session.wanted_mode("auto" if tracking.wandb == "off" else tracking.wandb)
+    if mode == "off":
+        name = "WANDB_DISABLED" if os.environ.get("WANDB_DISABLED") else "WANDB_MODE"
+        raise UserError(f"{name}={os.environ.get(name)} switches W&B off", "unset it, or set WANDB_MODE to offline")
+    if mode == "offline":
+        return "offline"
+    if not session.has_key():
+        hint = "`wandb login` stores one; with WANDB_MODE=offline, `wandb sync` sends the runs later"
+        raise UserError("no W&B key is configured", hint)
+    return "online"
+
+
+def project_of(tracking: Tracking, *, anonymous: bool) -> Tracking:
+    """Where things go: anonymous ones into a project of their own, never beside runs that name their maker."""
+    return tracking.model_copy(update={"project": f"{tracking.project}-anonymous"}) if anonymous else tracking
+
+
+class Publisher:
+    """Sends replays to one project.
+
+    Attributes:
+        mode: `online`, or `offline` for `wandb sync`; an offline run has artifacts that it makes and none that it needs.
+        notes: folder of what earlier calls noted about this server, entity and project.
+    """
+
+    def __init__(self, tracking: Tracking, root: Path, *, anonymous: bool = False) -> None:
+        self._folder = session.folder_of(root)
+        session.prepare(self._folder, neutral_folder(self._folder) if anonymous else None)
+        self.mode: Attempt = mode_of(tracking)
+        self._tracking = tracking
+        self._settings = {**_QUIET, **(_NAMELESS if anonymous else {})}
+        self.notes = notes_folder(self._folder, tracking, self.mode)
+
+    def send(self, replay: Replay) -> Outcome:
+        """Send one stage, or find that it is all there.
+
+        Raises:
+            UserError: W&B did not take it; what is on the disk is as it was, and the next attempt goes on from there.
+        """
+        title, note, digest = replay.run.title, self.notes / replay.run.id, replay.digest()
+        with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: it is already being published"):
+            noted = read_note(note)
+            if noted.get(PUBLISHED) == digest:
+                return "known"
+            try:
+                sent = self._send(replay, digest, noted)
+            except Exception as error:
+                session.release()
+                hint = "run the same command again; it goes on where it stopped"
+                raise UserError(f"{title}: W&B did not take it ({brief(error)})", hint) from error
+            # an offline run cannot be asked later: `wandb clean` removes it once it is sent
+            write_note(note, {PUBLISHED: digest, "rows": list(replay.rows), "media": _media(replay)})
+        return "sent" if sent else "known"
+
+    def _send(self, replay: Replay, digest: str, noted: Mapping[str, Any]) -> bool:
+        """Whether there was anything to send."""
+        there = History()
+        if self.mode == "offline":
+            there = history.on_disk(self._folder, replay.run.id, self._tracking.project)
+            for row in noted.get("rows", ()):
+                there.add(finite(row))
+            there.media |= set(noted.get("media", ()))
+        if there.digest == digest:
+            return False
+        stage = replace(replay.run, config={**replay.run.config, "artifacts": _lineage(replay)})
+        run = session.start(self.mode, stage, self._tracking, self._folder, **self._settings)
+        if self.mode == "online":
+            there = history.on_server(run)
+        new = there.digest != digest
+        if new:
+            self._log(run, replay, there)
+            self._artifacts(run, replay)
+            run.summary.update({**_final(replay.rows), **replay.summary, PUBLISHED: digest})
+        run.finish(exit_code=int(replay.failed))
+        return new
+
+    def _log(self, run: Any, replay: Replay, there: History) -> None:
+        define_metrics(run, replay.rows[0] if replay.rows else {})
+        missing = [row for row in replay.rows if not there.has(row)]
+        for row in missing:
+            run.log(finite(row))
+        for picture in replay.pictures:
+            if missing or names.image(picture.key) not in there.media:
+                run.log({names.image(picture.key): wandb_image(picture)})
+        for key, table in replay.tables.items():
+            if missing or names.table(key) not in there.media:
+                run.log({names.table(key): wandb_table(table.columns, table.rows)})
+
+    def _artifacts(self, run: Any, replay: Replay) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = [_artifact(one, Path(folder)) for one in replay.makes]
+            for artifact in [_artifact(one, Path(folder)) for one in replay.needs] if self.mode == "online" else []:
+                run.use_artifact(artifact)
+            for artifact in made:
+                logged = run.log_artifact(artifact)
+                if self.mode == "online":
+                    logged.wait(timeout=int(session.FINISH_TIMEOUT))
+
+
+def _media(replay: Replay) -> list[str]:
+    return [*(names.image(picture.key) for picture in replay.pictures), *map(names.table, replay.tables)]
+
+
+def _final(rows: Sequence[Row]) -> Row:
+    """What a summary says of the rows: the last one's values, and of some keys the least of all, as `define_metrics` asks for."""
+    found = finite(rows[-1]) if rows else {}
+    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in MINIMA}
+    return found | {key: {"min": min(given), "last": given[-1]} for key, given in values.items() if given}
+
+
+def _lineage(replay: Replay) -> dict[str, Any]:
+    """What goes in and out by name: an offline run has no other way to say what it needs."""
+    return {side: {one.name: one.type for one in each} for side, each in (("in", replay.needs), ("out", replay.makes))}
+
+
+def _artifact(one: Artifact, folder: Path) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(one.name, one.type, metadata=dict(one.metadata))
+    for name, sha256 in sorted(one.digests.items()):
+        artifact.add_reference(f"sha256://{sha256}/{name}", name=f"{name}.reference", checksum=False)
+    for name, content in sorted(one.texts.items()):
+        path = folder / hashlib.sha256(one.name.encode()).hexdigest()[:16] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        artifact.add_file(str(path), name=name)
+    for name, path in sorted(one.uploads.items()):
+        artifact.add_file(str(path), name=name)
+    return artifact
+
+
+def neutral_folder(folder: Path) -> Path:
+    """Where anonymous artifacts wait to be sent: W&B writes this path into what it sends, so it may name nobody."""
+    base = next((path for path in (Path("/var/tmp"), Path(tempfile.gettempdir())) if os.access(path, os.W_OK)), folder)  # noqa: S108
+    return base / f"isd-repro-{names.digest({'folder': str(folder.resolve())})[:12]}"
+
+
+def notes_folder(folder: Path, tracking: Tracking, mode: Attempt) -> Path:
+    """Where is noted what was sent to one server, entity and project; without it W&B is asked."""
+    server = session.server() if mode == "online" else "offline"
+    entity = tracking.entity or os.environ.get("WANDB_ENTITY")
+    target = names.digest({"server": server, "entity": entity, "project": tracking.project})
+    return folder / "wandb" / "published" / target[:16]
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """A note; one that is torn says nothing."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_note(path: Path, values: Mapping[str, Any]) -> None:
+    """Keep small facts for the next call."""
+    files.write_atomic(path, (json.dumps(dict(values), sort_keys=True) + "\n").encode())
