@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from isd_repro.records import EvaluationRecord, read_record, unpack_labels
 
+from isd_repro.records import EvaluationRecord, read_record, unpack_labels
 from isd_repro.report.within_class import Contrast, within_class
 
 ROOT = Path(__file__).parents[2]
