@@ -311,7 +311,7 @@ def _profile(images: Path, *, toy: bool) -> dict[str, Any]:
                 "source": {"name": "image-folder", "dataset": "images at hand", "root_env": "GPU_DAY_ROOT"},
                 "rule": rule,
                 "search_per_class": min(counts.values()),
-                "store": {"resize": "square", "size": 64},
+                "store": {"resize": "square", "side": 64},
             }
         },
         "runs": {

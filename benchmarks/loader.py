@@ -161,7 +161,7 @@ def _pack(folder: Path, files: Sequence[Path], quality: int | None, threads: int
 
 
 def _settings(quality: int | None) -> params.Store:
-    return params.Store(resize="short-side", size=SHORT_SIDE, jpeg_quality=quality)
+    return params.Store(resize="short-side", side=SHORT_SIDE, jpeg_quality=quality)
 
 
 # --- variants -------------------------------------------------------------------------------------------------------------

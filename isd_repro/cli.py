@@ -348,7 +348,7 @@ def data_audit(
     as_json: AsJson = False,
 ) -> None:
     """Say what lists hold, what they share, and what their large classes are confounded with."""
-    from isd_repro.stages.audit import audit
+    from isd_repro.data.audit import audit
 
     audit(lists, words, as_json=as_json)
 
@@ -356,7 +356,7 @@ def data_audit(
 @data.command(name="lists")
 def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
     """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
-    from isd_repro.stages.audit import lists
+    from isd_repro.data.audit import lists
 
     lists(folder)
 

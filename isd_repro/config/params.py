@@ -53,6 +53,11 @@ class Balanced(Frozen):
     seed: Natural = 0
 
 
+# Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
+# images of that draw and gets more. Younger than the first manifests, so that it is not dumped where it is not given.
+PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
+
+
 class Unbalanced(Frozen):
     """`large` classes in full, the other chosen classes cut to `rare_images` (paper, unbalanced section)."""
 
@@ -61,6 +66,7 @@ class Unbalanced(Frozen):
     large: Count  # L, the number of large classes
     rare_images: Count  # n, images kept of each rare class
     large_classes: Many[Words] | None = None  # explicit choice instead of a draw
+    per_class: PerClass = None
     seed: Natural = 0
 
 
@@ -68,12 +74,13 @@ class Halves(Frozen):
     """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
 
     name: Literal["halves"]
-    tuning: Count  # classes set aside, drawn once by the seed
+    tuning: Natural  # classes set aside, drawn once by the seed
     part: Literal["tuning", "first", "second"]
     halving: Natural = 0  # which of the random halvings; part `tuning` does not depend on it
     large: Count
     large_by: Literal["draw", "name"] = "draw"  # drawn, or the first by name, as in the authors' lists
     rare_images: Count
+    per_class: PerClass = None
     seed: Natural = 0
 
 
@@ -89,23 +96,37 @@ Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(d
 
 
 class Store(Frozen):
-    """How images are packed: `square` resizes to size x size, `short-side` keeps the aspect, `none` packs as they are."""
+    """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect, `none` packs as they are.
+
+    `side` was called `size`, a name that DVC leaves out when it asks its run cache whether a stage has run with the same
+    parameters. The old name is still read, and manifests, fingerprints and records still say it.
+    """
 
     resize: Literal["none", "square", "short-side"] = "none"
-    size: Pixels | None = None
+    side: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_old_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "size" not in given:
+            return given
+        if "side" in given:
+            raise ValueError("side and size are the same key; give side alone")
+        return {"side" if key == "size" else key: value for key, value in given.items()}
+
     @model_serializer(mode="wrap")
-    def _without_absent_jpeg(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_first_written(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Manifests and fingerprints of stores of pixels are those from before there were others."""
-        return {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
+        found = {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
+        return {"size" if key == "side" else key: value for key, value in found.items()}
 
     @model_validator(mode="after")
-    def _size_goes_with_resize(self) -> Store:
-        if (self.size is None) != (self.resize == "none"):
-            raise ValueError("size is needed by resize square and short-side, and by no other")
+    def _side_goes_with_resize(self) -> Store:
+        if (self.side is None) != (self.resize == "none"):
+            raise ValueError("side is needed by resize square and short-side, and by no other")
         return self
 
 

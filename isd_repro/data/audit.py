@@ -1,4 +1,4 @@
-"""What lists of unbalanced subsets hold, and what their large and rare classes are confounded with.
+"""`data audit` and `data lists`: what lists of unbalanced subsets hold and confound, and whether they are the published ones.
 
 Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
 drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
-from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from isd_repro.data.subsets import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_list
 from isd_repro.runtime.errors import DataError
@@ -98,10 +104,6 @@ class Report:
     distinct_classes: int
     distinct_large: int
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return asdict(self)
-
 
 def find_lists(paths: Sequence[Path]) -> list[Path]:
     """Files as given, and of a folder those called *.txt, D2 before D10; `DataError` where there is none."""
@@ -119,8 +121,8 @@ def find_lists(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def audit(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
-    """Look at lists one by one and two by two.
+def inspect_lists(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
+    """What each list holds and what each two share.
 
     Args:
         paths: list files in the authors' format.
@@ -152,27 +154,6 @@ def read_words(path: Path) -> dict[str, str]:
             raise DataError(f"{path}:{number}: expected class, tab and name, found {line!r}", "Tiny-ImageNet ships a words.txt")
         found[cls] = name.strip()
     return found
-
-
-@dataclass(frozen=True)
-class Published:
-    """One of the ten published lists as a folder has it: `published`, `different` or `missing`."""
-
-    name: str
-    state: str
-    sha256: str | None
-    expected: str
-
-
-def check_published(folder: Path) -> list[Published]:
-    """Compare D1.txt to D10.txt of a folder with the sha256 values of the published files; the folder need not exist."""
-    rows = []
-    for name, expected in LIST_SHA256.items():
-        path = folder / f"{name}.txt"
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        state = "missing" if found is None else "published" if found == expected else "different"
-        rows.append(Published(name, state, found, expected))
-    return rows
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
@@ -234,3 +215,84 @@ def _overlap(one: tuple[str, AuthorsList], two: tuple[str, AuthorsList], biggest
         rare_images=sum(cls in rare for cls, _ in images),
         expected=sum(n[cls] * m[cls] for cls in rare) / biggest,
     )
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+_LEGEND = """\
+last large: place of the last large class among the sorted class names; chance: probability that as many classes drawn at
+random all lie among the names up to it. Where these are WordNet ids, animals among the large and the rare classes are counted;
+the chance beside them is of so many large animals or more. A low chance means that rare classes differ from large ones in more
+than size."""
+
+
+def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> None:
+    """Print what the lists hold, what each two share, and what "large" and "rare" are confounded with.
+
+    Raises:
+        DataError: a file is missing or no list.
+    """
+    report = inspect_lists(find_lists(paths), read_words(words) if words else None)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(report), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        return
+    heads = ["list", "published as", "images", "classes", "large", "images of each", "rare", "images of each", "last large"]
+    heads += ["chance", "animals, large", "animals, rare", "chance"]
+    rows = []
+    for one in report.lists:
+        counts = [one.images, one.classes, len(one.large), _span(one.large.values()), one.rare_classes, _span(one.rare)]
+        animals = [one.animals.large, one.animals.rare, f"{one.animals.chance:.2g}"] if one.animals else ["-"] * 3
+        rows.append([one.name, one.published or "no", *counts, one.last_large, f"{one.chance:.2g}", *animals])
+    together = ["together", "", "", report.distinct_classes, report.distinct_large]
+    _print_table(heads, [*rows, together + [""] * (len(heads) - len(together))])
+    sys.stdout.write(_LEGEND + "\n")
+    if report.overlaps:
+        heads = ["lists", "classes in both", "large", "rare", "images in both", "of rare classes", "expected of these"]
+        pairs = [(f"{row.first} {row.second}", row) for row in report.overlaps]
+        _print_table(
+            heads,
+            [[n, o.classes, o.large, o.rare, o.images, o.rare_images, f"{o.expected:.1f}"] for n, o in pairs],
+        )
+    names = [[one.name, cls, name] for one in report.lists for cls, name in one.names.items()]
+    if names:
+        _print_table(["list", "large class", "name"], names)
+
+
+def lists(folder: Path) -> None:
+    """Compare D1.txt to D10.txt of a folder with the published files and print the state of each.
+
+    Raises:
+        DataError: one is missing, or has other bytes than the published one.
+    """
+    out = Console(file=sys.stdout, highlight=False)
+    wrong = []
+    for name, expected in LIST_SHA256.items():
+        path = folder / f"{name}.txt"
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        state = "published" if found == expected else "different" if found else "missing"
+        wrong += [] if state == "published" else [f"{name}.txt {state}"]
+        shown = f", sha256 {found}" if state == "different" else ""
+        out.print(f"{name}.txt: {state}{shown}", markup=False, soft_wrap=True)
+    if wrong:
+        hint = f"the published lists are in {LISTS_ORIGIN} on GitHub; copy them as they are"
+        found = f"{len(wrong)} of {len(LIST_SHA256)} lists are not the published ones: {', '.join(wrong)}"
+        raise DataError(f"{folder}: {found}", hint)
+
+
+def _span(values: Collection[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """In a pipe nothing is cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, head in enumerate(heads):
+        table.add_column(head, justify="left" if at == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(str, row))
+    out = Console(file=sys.stdout, highlight=False)
+    if not out.is_terminal:
+        wide = out.options.update(width=10_000, max_width=10_000)
+        out.width = max(out.width, Measurement.get(out, wide, table).maximum)
+    out.print(table)

@@ -1,4 +1,4 @@
-"""Views of a whole batch at once, on any device, with torchvision's law for each image.
+"""Views of a whole batch at once, on any device, each image by the distribution of torchvision's transforms.
 
 Crop, resize and flip are two batched matrix products with per-image antialiased triangle weights; the colour operations
 act on floats in 0..1. All draws come from one explicit CPU generator, so that a view depends on the seed and the step and
@@ -27,7 +27,7 @@ _GRAY = (0.2989, 0.587, 0.114)
 
 
 class _Rows:
-    """Mixin of what is drawn for a batch: every field has one row an image, or is such a thing itself, or is missing."""
+    """Mixin of what is drawn for a batch: every field has one row an image, or is such a mixin itself, or is None."""
 
     def at(self, rows: Tensor) -> Self:
         """What was drawn for these images alone."""
@@ -67,7 +67,7 @@ class Softness(_Rows):
 
 @dataclass(frozen=True)
 class Drawn(_Rows):
-    """Everything random of one view of a batch; None where the law has no such part."""
+    """Everything random of one view of a batch; None where the settings have no such part."""
 
     crop: Crop
     colours: Colours | None
@@ -75,48 +75,50 @@ class Drawn(_Rows):
     softness: Softness | None
 
 
-def view(pixels: Tensor, sizes: Tensor, law: View, size: int, generator: Generator) -> Tensor:
+def view(pixels: Tensor, sizes: Tensor, settings: View, size: int, generator: Generator) -> Tensor:
     """One augmented view of each image.
 
     Args:
         pixels: uint8, B x C x H x W, padded at the bottom and right.
         sizes: int64, B x 2, true height and width of each image.
-        law: what to draw.
+        settings: what to draw.
         size: side of the view in pixels.
         generator: a CPU generator, advanced by the same amount whatever the images show.
 
     Returns:
         Float32 in 0..1, B x C x size x size, on the device of `pixels`.
     """
-    return apply(pixels, draw(sizes, law, generator), law, size)
+    return apply(pixels, draw(sizes, settings, generator), settings, size)
 
 
-def draw(sizes: Tensor, law: View, generator: Generator) -> Drawn:
+def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
     """Draw a view of a batch (sizes: int64, B x 2); what one image gets depends on its place and on its own size alone."""
     count = len(sizes)
-    crop = draw_crop(sizes.cpu(), law, generator)
-    colours = None if law.jitter is None else _draw_colours(count, law.jitter, generator)
-    gray = torch.rand(count, generator=generator) < law.grayscale if law.grayscale > 0 else None
-    return Drawn(crop, colours, gray, None if law.blur is None else _draw_softness(count, law.blur, generator))
+    crop = draw_crop(sizes.cpu(), settings, generator)
+    colours = None if settings.jitter is None else _draw_colours(count, settings.jitter, generator)
+    gray = torch.rand(count, generator=generator) < settings.grayscale if settings.grayscale > 0 else None
+    return Drawn(crop, colours, gray, None if settings.blur is None else _draw_softness(count, settings.blur, generator))
 
 
-def apply(pixels: Tensor, drawn: Drawn, law: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
+def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
     """Make a view of images as it was drawn for them; types and shapes as `view`, `changes` as `CHANGES`, the default."""
     images = resample(pixels, drawn.crop, size)
     if drawn.colours is not None:
         images = _recolour(images, drawn.colours, changes or CHANGES)
     if drawn.gray is not None:
         images = torch.where(to_device(drawn.gray, images.device)[:, None, None, None], _luma(images).expand_as(images), images)
-    if drawn.softness is not None and law.blur is not None:
-        images = _soften(images, drawn.softness, law.blur)
+    if drawn.softness is not None and settings.blur is not None:
+        images = _soften(images, drawn.softness, settings.blur)
     return images
 
 
-def draw_crop(sizes: Tensor, law: View, generator: Generator) -> Crop:
-    """RandomResizedCrop's law: up to ten draws of area and aspect, else the largest central window; and a fair flip."""
+def draw_crop(sizes: Tensor, settings: View, generator: Generator) -> Crop:
+    """As torchvision's RandomResizedCrop: up to ten draws of area and aspect, else the largest central window; and a flip."""
     count = len(sizes)
     height, width = sizes[:, :1].double(), sizes[:, 1:].double()
-    share = law.crop_min + (law.crop_max - law.crop_min) * torch.rand(count, _ATTEMPTS, generator=generator, dtype=torch.float64)
+    share = settings.crop_min + (settings.crop_max - settings.crop_min) * torch.rand(
+        count, _ATTEMPTS, generator=generator, dtype=torch.float64
+    )
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
     aspect = torch.exp(low + (high - low) * torch.rand(count, _ATTEMPTS, generator=generator, dtype=torch.float64))
     area = height * width * share
@@ -125,7 +127,7 @@ def draw_crop(sizes: Tensor, law: View, generator: Generator) -> Crop:
     first = fits.int().argmax(dim=1, keepdim=True)
     found = fits.any(dim=1)
     at = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    flip = torch.rand(count, generator=generator) < law.flip
+    flip = torch.rand(count, generator=generator) < settings.flip
 
     height, width = height[:, 0], width[:, 0]
     narrow, broad = width / height < ASPECT[0], width / height > ASPECT[1]
@@ -199,17 +201,17 @@ def _by_channel(images: Tensor, values: tuple[float, ...]) -> Tensor:
     return torch.cat([images.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
 
-def jitter(images: Tensor, law: Jitter, generator: Generator) -> Tensor:
-    """ColorJitter's law: the four operations in an order drawn for each image, on a share `law.p` of the images."""
-    return _recolour(images, _draw_colours(len(images), law, generator), CHANGES)
+def jitter(images: Tensor, settings: Jitter, generator: Generator) -> Tensor:
+    """As torchvision's ColorJitter: the four operations in a drawn order, on a share `settings.p` of the images."""
+    return _recolour(images, _draw_colours(len(images), settings, generator), CHANGES)
 
 
-def _draw_colours(count: int, law: Jitter, generator: Generator) -> Colours:
-    chosen = torch.rand(count, generator=generator) < law.p
+def _draw_colours(count: int, settings: Jitter, generator: Generator) -> Colours:
+    chosen = torch.rand(count, generator=generator) < settings.p
     order = torch.rand(count, 4, generator=generator).argsort(dim=1)
-    spread = torch.tensor([law.brightness, law.contrast, law.saturation, law.hue])
+    reach = torch.tensor([settings.brightness, settings.contrast, settings.saturation, settings.hue])
     centre_of = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    return Colours(chosen, order, centre_of + spread * (2 * torch.rand(count, 4, generator=generator) - 1))
+    return Colours(chosen, order, centre_of + reach * (2 * torch.rand(count, 4, generator=generator) - 1))
 
 
 def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Tensor:
@@ -224,22 +226,24 @@ def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Te
     return images
 
 
-def blur(images: Tensor, law: Blur, generator: Generator) -> Tensor:
-    """Gaussian blur of a share `law.p` of the images, reflected at the border, cut at three sigma_max."""
-    return _soften(images, _draw_softness(len(images), law, generator), law)
+def blur(images: Tensor, settings: Blur, generator: Generator) -> Tensor:
+    """Gaussian blur of a share `settings.p` of the images, reflected at the border, cut at three sigma_max."""
+    return _soften(images, _draw_softness(len(images), settings, generator), settings)
 
 
-def _draw_softness(count: int, law: Blur, generator: Generator) -> Softness:
-    chosen = torch.rand(count, generator=generator) < law.p
-    return Softness(chosen, law.sigma_min + (law.sigma_max - law.sigma_min) * torch.rand(count, generator=generator))
+def _draw_softness(count: int, settings: Blur, generator: Generator) -> Softness:
+    chosen = torch.rand(count, generator=generator) < settings.p
+    return Softness(
+        chosen, settings.sigma_min + (settings.sigma_max - settings.sigma_min) * torch.rand(count, generator=generator)
+    )
 
 
-def _soften(images: Tensor, drawn: Softness, law: Blur) -> Tensor:
+def _soften(images: Tensor, drawn: Softness, settings: Blur) -> Tensor:
     chosen, size = torch.nonzero(drawn.chosen).flatten(), images.shape[3]
     if not len(chosen):
         return images
     sigma, rows = (to_device(each, images.device) for each in (drawn.sigma[chosen], chosen))
-    kernel_BSS = blur_matrix(sigma, size, radius_of(law.sigma_max, size))
+    kernel_BSS = blur_matrix(sigma, size, radius_of(settings.sigma_max, size))
     images = images.clone()
     channels, right = images.shape[1], kernel_BSS.transpose(1, 2)
     if channels > 1:

@@ -137,7 +137,7 @@ def augmented(
 
     Each of several ranks makes the views of its own `ranks.rows` of a batch, the same bits as alone, and has all labels.
     """
-    law = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
+    crop_and_flip = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = order(len(split), settings, epoch)
@@ -145,18 +145,18 @@ def augmented(
             draws = generator_of(settings.seed, "linear", epoch, step)
             following = chosen[step + 1] if step + 1 < len(chosen) else batch[:0]
             following = following[ranks.rows(len(following))]
-            views = _view(reader, split.index[batch], split.index[following], law, frame.size, draws, device)
+            views = _view(reader, split.index[batch], split.index[following], crop_and_flip, frame.size, draws, device)
             yield augment.normalise(views, frame.mean, frame.std), split.label[batch]
 
     return batches
 
 
 def _view(
-    reader: Reader, index: Tensor, following: Tensor, law: View, size: int, draws: torch.Generator, device: torch.device
+    reader: Reader, index: Tensor, following: Tensor, crop_and_flip: View, size: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
-    """`augment.view` of a law that only crops and flips: all windows are drawn first, so parts and ranks change no draw."""
+    """`augment.view` that only crops and flips: all windows are drawn first, so parts and ranks change no draw."""
     sizes = reader.sizes[index]
-    crop = augment.draw_crop(sizes, law, draws)
+    crop = augment.draw_crop(sizes, crop_and_flip, draws)
     mine, found = ranks.rows(len(index)), []
     for part in parts(sizes, reader.channels):
         at = mine[(mine >= part.start) & (mine < part.stop)]

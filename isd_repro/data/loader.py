@@ -80,8 +80,8 @@ class Batches:
             parts = self._padded(pixels, chosen).split([len(at) for at in rows])
             drawn = [each.at(at) for each, at in zip(drawn, rows, strict=True)]
             chosen = chosen[rows[0]]
-        laws = (self.data.view_student, self.data.view_teacher)
-        views = [self._view(*each) for each in zip(parts, drawn, laws, strict=True)]
+        settings = (self.data.view_student, self.data.view_teacher)
+        views = [self._view(*each) for each in zip(parts, drawn, settings, strict=True)]
         label = self.split.label[chosen]
         return Batch(views[0], views[1], *(augment.to_device(each, self.device) for each in (chosen, label, shuffle)))
 
@@ -99,7 +99,7 @@ class Batches:
         """What both views of the whole batch draw, and the shuffle of its teacher side."""
         sizes = self.store.sizes[self.split.index[self._chosen(step)]]
         draws = generator_of(self.seed, "step", step)
-        drawn = [augment.draw(sizes, law, draws) for law in (self.data.view_student, self.data.view_teacher)]
+        drawn = [augment.draw(sizes, view, draws) for view in (self.data.view_student, self.data.view_teacher)]
         return drawn, torch.randperm(self.batch_size, generator=draws)
 
     def _rows(self, shuffle: Tensor) -> list[Tensor]:
@@ -118,8 +118,8 @@ class Batches:
         height, width = (int(side) for side in self.store.sizes[self.split.index[chosen]].amax(dim=0))
         return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
-    def _view(self, pixels: Tensor, drawn: Drawn, law: View) -> Tensor:
-        images = augment.apply(pixels, drawn, law, self.data.image_size, self._changes)
+    def _view(self, pixels: Tensor, drawn: Drawn, settings: View) -> Tensor:
+        images = augment.apply(pixels, drawn, settings, self.data.image_size, self._changes)
         return augment.normalise(images, self.data.mean, self.data.std)
 
 

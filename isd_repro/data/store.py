@@ -52,9 +52,9 @@ class StoreInfo(Frozen):
 
     def key(self, manifest_sha256: str) -> str:
         """Folder name of an external store: equal manifests and settings share one."""
-        size = "" if self.settings.size is None else f"-{self.settings.size}"
+        side = "" if self.settings.side is None else f"-{self.settings.side}"
         jpeg = "" if self.settings.jpeg_quality is None else f"-q{self.settings.jpeg_quality}"
-        return f"{manifest_sha256}-{self.settings.resize}{size}-c{self.settings.channels}{jpeg}"
+        return f"{manifest_sha256}-{self.settings.resize}{side}-c{self.settings.channels}{jpeg}"
 
 
 def file_of(settings: params.Store) -> str:
@@ -77,19 +77,19 @@ def convert(image: Image.Image, settings: params.Store) -> Pixels:
 
     Args:
         image: any PIL image.
-        settings: `square` gives size x size; `short-side` gives the short side `size` pixels and the long side
-            int(size * long / short), as torchvision's Resize does, up or down; `none` keeps the size.
+        settings: `square` gives side x side; `short-side` gives the short side `side` pixels and the long side
+            int(side * long / short), as torchvision's Resize does, up or down; `none` keeps the size.
 
     Returns:
         uint8, channels x height x width.
     """
     image = image.convert("RGB" if settings.channels == 3 else "L")
-    if settings.size is not None:
+    if settings.side is not None:
         width, height = image.size
-        target = (settings.size, settings.size)
+        target = (settings.side, settings.side)
         if settings.resize == "short-side":
             short = min(width, height)
-            target = (int(settings.size * width / short), int(settings.size * height / short))
+            target = (int(settings.side * width / short), int(settings.side * height / short))
         if target != image.size:
             image = image.resize(target, Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)

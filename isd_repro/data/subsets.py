@@ -104,8 +104,11 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
             _unbalanced_classes(available, rule, where) if rule.name == "unbalanced" else _part(available, rule, where)
         )
         rare = [cls for cls in classes if cls not in large]
-        train = [position for cls in large for position in groups["train", cls]]
-        train += _draw(groups, "train", rare, rule.rare_images, rule.seed, "rare", where)
+        if rule.per_class is None:
+            train = [position for cls in large for position in groups["train", cls]]
+            train += _draw(groups, "train", rare, rule.rare_images, rule.seed, "rare", where)
+        else:
+            train = _draw(groups, "train", classes, rule.per_class, rule.seed, "rare", where)
     else:
         classes = _classes(available, rule.classes, rule.seed, where)
         per_class = rule.per_class if rule.name == "balanced" else None
@@ -143,6 +146,11 @@ def _permutation(n: int, seed: int, *purpose: str) -> list[int]:
     digest = hashlib.sha256("/".join((str(seed), *purpose)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return [int(value) for value in torch.randperm(n, generator=generator)]
+
+
+def rare_order(images: int, seed: int, cls: str) -> list[int]:
+    """The order in which a rare class's images, sorted by file name, are drawn: the first n are trained on."""
+    return _permutation(images, seed, "rare", cls)
 
 
 def _draw(

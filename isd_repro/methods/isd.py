@@ -8,17 +8,18 @@ unit-norm student embedding q and teacher embedding k,
 
 and the teacher is the exponential moving average of the student.
 Source: Tejankar et al., ICCV 2021, arXiv 2012.09259; UMBCvision/ISD at 4bdd603, train_isd.py (heads `none`) and
-train_isd_plus.py (heads `mlp`). Deviations: DEV-01, DEV-02, DEV-03, DEV-24.
+train_isd_plus.py (heads `mlp`). Heads `moco` are no recipe of the paper's: with them the loss alone differs from MoCo v2.
+Deviations: DEV-01, DEV-02, DEV-03, DEV-24.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from isd_repro.config.fields import Frozen, Unit
@@ -26,7 +27,7 @@ from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank, BankInit
 from isd_repro.nn.bank_attention import attend
-from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.nn.heads import Projected, contrastive, mlp, unit
 from isd_repro.nn.health import health
 
 
@@ -38,7 +39,19 @@ class Config(Frozen):
     momentum: Unit  # EMA factor of the teacher, per step
     bank_size: PositiveInt  # K, in images
     bank_init: BankInit = "unit"
-    heads: Literal["none", "mlp"] = "none"  # none: predictor on pooled features; mlp: projector and predictor
+    # none: predictor on pooled features; mlp: projector and predictor; moco: MoCo v2's projector and no predictor
+    heads: Literal["none", "mlp", "moco"] = "none"
+    # D; none means the width of the pooled features, a quarter of it with heads `mlp`. Younger than the first records, so
+    # that it is not dumped where it is not given.
+    dim: Annotated[PositiveInt | None, Field(exclude_if=lambda dim: dim is None)] = None
+
+    @model_validator(mode="after")
+    def _dim_goes_with_a_projector(self) -> Config:
+        if self.heads == "none" and self.dim is not None:
+            raise ValueError(
+                "heads none compares the pooled features themselves, so dim cannot be chosen; remove it or set heads"
+            )
+        return self
 
 
 def isd_loss(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
@@ -67,14 +80,13 @@ class Method(nn.Module):
         self.config = config
         network = backbone()
         width = network.features
+        embedding = config.dim or (width // 4 if config.heads == "mlp" else width)
+        self.predictor: nn.Module
         if config.heads == "none":
             self.student = Projected(network, nn.Identity())
             self.predictor = mlp(width, width, width, bias=False)
-            embedding = width
         else:
-            embedding = width // 4
-            self.student = Projected(network, mlp(width, 2 * width, embedding))
-            self.predictor = mlp(embedding, 2 * width, embedding)
+            self.student, self.predictor = contrastive(network, width, config.heads, embedding)
         self.teacher = ema.teacher_of(self.student)
         self.bank = Bank(config.bank_size, embedding, setting.batch_size, config.bank_init, setting.bank_dtype)
         self.fast = setting.fast

@@ -22,7 +22,7 @@ from isd_repro.interfaces import BackboneFactory, Batch, Setting, StepOutput
 from isd_repro.nn import ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import attend
-from isd_repro.nn.heads import Projected, mlp, unit
+from isd_repro.nn.heads import contrastive, unit
 from isd_repro.nn.health import health
 
 
@@ -32,8 +32,9 @@ class Config(Frozen):
     tau: PositiveFloat
     momentum: Unit  # EMA factor of the teacher, per step
     bank_size: PositiveInt  # K, in images
-    dim: PositiveInt = 128  # D of the embedding of heads `moco`
-    heads: Literal["moco", "isd"] = "moco"  # isd: the projector and predictor of ISD's `mlp`, for ISD with a hard target
+    dim: PositiveInt = 128  # D of the embedding; heads `isd` do not read it
+    # mlp: ISD's projector and predictor, for ISD with a hard target; isd: the same, with a quarter of the encoder's width for D
+    heads: Literal["moco", "mlp", "isd"] = "moco"
 
 
 def logits_of(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
@@ -63,14 +64,8 @@ class Method(nn.Module):
         self.config = config
         network = backbone()
         width = network.features
-        if config.heads == "moco":
-            embedding = config.dim
-            self.student = Projected(network, mlp(width, width, embedding, batchnorm=False))
-            self.predictor: nn.Module = nn.Identity()
-        else:
-            embedding = width // 4
-            self.student = Projected(network, mlp(width, 2 * width, embedding))
-            self.predictor = mlp(embedding, 2 * width, embedding)
+        embedding = width // 4 if config.heads == "isd" else config.dim
+        self.student, self.predictor = contrastive(network, width, "moco" if config.heads == "moco" else "mlp", embedding)
         self.teacher = ema.teacher_of(self.student)
         self.bank = Bank(config.bank_size, embedding, setting.batch_size, dtype=setting.bank_dtype)
         self.fast = setting.fast

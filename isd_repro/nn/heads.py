@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,21 @@ def mlp(inputs: int, hidden: int, outputs: int, *, batchnorm: bool = True, bias:
     """Linear, BatchNorm unless told otherwise, ReLU, Linear; `bias` is that of the first layer."""
     norm = [nn.BatchNorm1d(hidden)] if batchnorm else []
     return nn.Sequential(nn.Linear(inputs, hidden, bias=bias), *norm, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+
+
+def contrastive(backbone: nn.Module, features: int, heads: Literal["mlp", "moco"], dim: int) -> tuple[Projected, nn.Module]:
+    """The student and its predictor, for either loss.
+
+    Args:
+        backbone: gives B x `features`.
+        features: the backbone's width.
+        heads: `mlp` is ISD's projector and predictor with BatchNorm (train_isd_plus.py); `moco` is MoCo v2's projector
+            Linear, ReLU, Linear (moco/builder.py, `mlp=True`), and no predictor.
+        dim: D, dimensions of the embedding.
+    """
+    if heads == "moco":
+        return Projected(backbone, mlp(features, features, dim, batchnorm=False)), nn.Identity()
+    return Projected(backbone, mlp(features, 2 * features, dim)), mlp(dim, 2 * features, dim)
 
 
 def unit(embedding_BD: Tensor) -> Tensor:

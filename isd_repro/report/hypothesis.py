@@ -17,12 +17,17 @@ from isd_repro.report.records import Key, Records
 from isd_repro.report.repetitions import families, methods, under_test
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import ENCODERS, first_metric, groups_of, metrics_of
+from isd_repro.report.within_class import within_class
 from isd_repro.runtime.errors import ConfigError
 
 NOTE = (
     "Differences in points. Over draws: Student's interval of the mean. Over classes: bootstrap of the mean by classes, all draws"
     " of a class together, with the runs as given; a class counts where it is of the group. Draws that share classes are not"
     " independent, which the first does not know."
+)
+WITHIN = (
+    "Within classes: each class that is rare in some draws and large in others is compared with itself; the interval is Student's"
+    " over these classes."
 )
 OVER_DRAWS, OVER_CLASSES = "95 %, over draws", "95 %, over classes"
 Outcome = Literal["supported", "contradicted", "undecided", "no verdict"]
@@ -36,7 +41,7 @@ class Comparison:
     Attributes:
         draws: the subsets compared, with the difference of each in points, seeds averaged within it.
         first, second: mean scores in percent.
-        classes: differences by class, one for each draw in which it is of the group; empty without stored predictions.
+        classes: by class, both methods' scores in each draw in which it is of the group; empty without stored predictions.
         runs: all runs behind it.
         queries: what is compared, where it is not the queries of one group.
     """
@@ -45,7 +50,7 @@ class Comparison:
     draws: dict[str, float]
     first: float
     second: float
-    classes: dict[str, list[float]]
+    classes: dict[str, list[tuple[float, float]]]
     runs: tuple[str, ...]
     queries: str = ""
 
@@ -61,9 +66,14 @@ class Comparison:
         return list(self.draws.values())
 
     @property
+    def by_class(self) -> dict[str, list[float]]:
+        """The differences by class."""
+        return {name: [one - two for one, two in pairs] for name, pairs in self.classes.items()}
+
+    @property
     def over_classes(self) -> Interval:
         """The interval from resampling classes; None where fewer than two are known."""
-        return intervals.bootstrap(list(self.classes.values())) if len(self.classes) > 1 else None
+        return intervals.bootstrap(list(self.by_class.values())) if len(self.classes) > 1 else None
 
 
 Runs = dict[str, list[str]]  # of one method, by subset
@@ -81,7 +91,7 @@ def compared(params: Params, records: Records, asked: Hypothesis, key: Key) -> C
 def _compare(records: Records, subsets: Sequence[str], first: Runs, second: Runs, key: Key) -> Comparison | None:
     draws: dict[str, float] = {}
     levels: list[tuple[float, float]] = []
-    classes: dict[str, list[float]] = defaultdict(list)
+    classes: dict[str, list[tuple[float, float]]] = defaultdict(list)
     runs: list[str] = []
     for subset in subsets:
         ours, theirs = (method_cell(records, side.get(subset, ()), key) for side in (first, second))
@@ -92,7 +102,7 @@ def _compare(records: Records, subsets: Sequence[str], first: Runs, second: Runs
         runs += [*ours.runs, *theirs.runs]
         mine, other = (by_class(records, side.runs, key) for side in (ours, theirs))
         for name in mine.keys() & other.keys():
-            classes[name].append(mine[name] - other[name])
+            classes[name].append((mine[name], other[name]))
     if not draws:
         return None
     one, two = (fmean(side) for side in zip(*levels, strict=True))
@@ -185,6 +195,33 @@ def contrasts(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return found
 
 
+def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
+    """Rare less large within the classes that are rare in some draws and large in others, of both methods and their difference."""
+    by_key = {done.key: done for done in comparisons if not done.queries}
+    rows = []
+    for (encoder, metric, group), rare in by_key.items():
+        large = by_key.get((encoder, metric, "large"))
+        if group != "rare" or large is None:
+            continue
+        difference = within_class(rare.by_class, large.by_class)
+        first, second = (
+            within_class(*({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large)))
+            for at in (0, 1)
+        )
+        if first is None or second is None or difference is None or difference.classes < 2:
+            continue
+        values = [first.mean, second.mean, difference.mean, None, None, None, difference.low, difference.high, None, None, None]
+        shown = [text.decimal, text.decimal, *[text.signed] * 9]
+        detail = f"over {difference.classes} classes that are rare in some draws and large in others"
+        blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
+        cells = [
+            blank.having(value=value, words=text.ABSENT if value is None else show(value, 2))
+            for value, show in zip(values, shown, strict=True)
+        ]
+        rows.append(Row(f"Rare less large within {difference.classes} classes, {metric}, {encoder}", tuple(cells)))
+    return rows
+
+
 def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: Sequence[Comparison], draws: int) -> Table:
     """A row for each comparison of a pair of methods."""
     rows = []
@@ -192,9 +229,12 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
         rows.append(Row(done.name, statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)))
+    within = _within_classes(comparisons)
+    rows += within
     n = f"n = {len(comparisons[0].draws)} of {draws} draws, those that have both methods; seeds averaged within a draw first."
     columns = statistic_columns(*pair, (OVER_DRAWS, OVER_CLASSES))
-    return Table(name, title, "Queries", columns, tuple(rows), notes=(n, NOTE), sortable=False)
+    notes = (n, NOTE, *([WITHIN] if within else []))
+    return Table(name, title, "Queries", columns, tuple(rows), notes=notes, sortable=False)
 
 
 def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Column, ...]:

@@ -27,10 +27,19 @@ NUMERICS = Numerics()  # tests of both engines set the other one
 BACKBONE = BackboneConfig(arch="resnet-narrow", width=4, channels=1)
 OPTIM = Optim(epochs=EPOCHS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))
 
+# Networks that a method can have and the first run with it has not.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "isd-moco": {"heads": "moco", "dim": 6},
+    "isd-none": {"heads": "none"},
+    "moco-mlp": {"heads": "mlp", "dim": 6},
+}
+
 
 @cache
 def profile_options(name: str) -> dict[str, Any]:
-    """The `method` block of the first run that uses a method, with a bank of two batches."""
+    """The `method` block of the first run that uses a method, with a bank of two batches; a variant's with its keys."""
+    if name in VARIANTS:
+        return {**profile_options(name.partition("-")[0]), **VARIANTS[name]}
     for path in (ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))):
         for run in config.load(path)[0].runs.values():
             if run.method.name == name:
@@ -42,8 +51,8 @@ def profile_options(name: str) -> dict[str, Any]:
 def build(
     name: str, *, seed: int = 0, groups: int = 1, options: dict[str, Any] | None = None, batch_size: int = BATCH
 ) -> nn.Module:
-    """A method on a narrow ResNet, as `pretrain` builds it."""
-    module = methods.load(name)
+    """A method or one of its variants on a narrow ResNet, as `pretrain` builds it."""
+    module = methods.load(name.partition("-")[0])
     values = module.Config.model_validate(profile_options(name) if options is None else options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -38,7 +38,7 @@ def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(problem, "NUMERICS", Numerics(engine=request.param))
 
 
-each_method = pytest.mark.parametrize("name", methods.names())
+each_method = pytest.mark.parametrize("name", [*methods.names(), *problem.VARIANTS])
 
 
 def loss_of(method: nn.Module, batch: Batch) -> Tensor:
@@ -57,6 +57,22 @@ def has_teacher(method: nn.Module) -> bool:
 def test_a_method_without_a_run_is_no_silent_gap() -> None:
     with pytest.raises(AssertionError, match="add a run with method simclr to a params"):
         profile_options("simclr")
+
+
+def test_isd_says_its_dim_only_where_it_is_given() -> None:
+    """So the fingerprints of runs from before there was the key stay what they are."""
+    given = {"tau_student": 0.1, "tau_teacher": 0.1, "momentum": 0.9, "bank_size": 16, "heads": "mlp"}
+    config_of = methods.load("isd").Config.model_validate
+    assert config_of(given).model_dump() == {**given, "bank_init": "unit"}
+    assert config_of({**given, "dim": 6}).model_dump() == {**given, "bank_init": "unit", "dim": 6}
+    with pytest.raises(ValueError, match="heads none compares the pooled features themselves"):
+        config_of({**given, "heads": "none", "dim": 6})
+
+
+@pytest.mark.parametrize(("heads", "dim"), [("none", 32), ("mlp", 8), ("moco", 32)])
+def test_without_dim_isds_embedding_has_the_width_of_its_heads(heads: str, dim: int) -> None:
+    method = build("isd", options={**profile_options("isd"), "heads": heads})
+    assert method.bank.rows.shape == (2 * BATCH, dim)  # type: ignore[union-attr]
 
 
 # --- seeds --------------------------------------------------------------------------------------------------------------

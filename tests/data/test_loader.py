@@ -142,7 +142,7 @@ def test_a_split_smaller_than_a_batch_is_refused(store: Store) -> None:
 # --- JPEGs, read ahead ---
 
 PHOTOS = 26
-SETTINGS = Packing(resize="short-side", size=32, jpeg_quality=90)
+SETTINGS = Packing(resize="short-side", side=32, jpeg_quality=90)
 STRONG = View(crop_min=0.2, jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8), grayscale=0.2)
 COLOUR = Data(subset="toy", image_size=24, view_student=STRONG, view_teacher=View(crop_min=0.2))
 

@@ -82,6 +82,9 @@ def test_a_missing_variable_or_folder_is_named(monkeypatch: pytest.MonkeyPatch, 
     check("ISD_TEST_ROOT=.*absent: no such folder", "Tiny images")
     (tmp_path / "absent").mkdir()
     check("has no folder 'train'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISD_TEST_ROOT", "absent")
+    check("ISD_TEST_ROOT=absent is a relative path", f"ISD_TEST_ROOT={tmp_path / 'absent'}")
 
 
 def test_a_file_where_a_folder_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

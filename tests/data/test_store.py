@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
@@ -71,7 +72,7 @@ def test_positions_outside_are_refused_and_none_is_fine(ragged: bool, tmp_path: 
 
 def test_square_is_antialiased_bilinear() -> None:
     image = noise(40, 60)
-    found = convert(image, params.Store(resize="square", size=10))
+    found = convert(image, params.Store(resize="square", side=10))
     wanted = F.resize(image, [10, 10], InterpolationMode.BILINEAR, antialias=True)
     assert found.shape == (3, 10, 10)
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
@@ -80,7 +81,7 @@ def test_square_is_antialiased_bilinear() -> None:
 @pytest.mark.parametrize(("height", "width"), [(41, 60), (60, 41), (30, 30), (5, 9), (16, 33)])
 def test_short_side_is_torchvisions_resize(height: int, width: int) -> None:
     image = noise(height, width)
-    found = convert(image, params.Store(resize="short-side", size=16))
+    found = convert(image, params.Store(resize="short-side", side=16))
     wanted = F.resize(image, [16], InterpolationMode.BILINEAR, antialias=True)
     assert min(found.shape[1:]) == 16
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
@@ -140,9 +141,9 @@ def test_an_external_key_tells_settings_apart(tmp_path: Path) -> None:
     settings = [
         params.Store(),
         params.Store(channels=1),
-        params.Store(resize="square", size=8),
-        params.Store(resize="short-side", size=8),
-        params.Store(resize="square", size=9),
+        params.Store(resize="square", side=8),
+        params.Store(resize="short-side", side=8),
+        params.Store(resize="square", side=9),
     ]
     keys = {info.model_copy(update={"settings": one}).key("abc") for one in settings}
     assert len(keys) == len(settings)
@@ -169,8 +170,8 @@ def pack_jpegs(folder: Path, settings: params.Store, count: int = len(SHAPES)) -
 def expected(seed: int, settings: params.Store) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """By Pillow alone: resized, written as JPEG, read again; channels x height x width."""
     image = picture(*SHAPES[seed], seed).convert("RGB" if settings.channels == 3 else "L")
-    if settings.size is not None:
-        scale = settings.size / min(image.size)
+    if settings.side is not None:
+        scale = settings.side / min(image.size)
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling=2)
@@ -242,10 +243,13 @@ def test_a_jpeg_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_said_of_stores_of_pixels_is_as_before() -> None:
     """Manifests and fingerprints from before there were JPEGs must stay what they are."""
-    plain = params.Store(resize="short-side", size=256, external=True)
+    plain = params.Store(resize="short-side", side=256, external=True)
     before = {"resize": "short-side", "size": 256, "channels": 3, "external": True}
     assert plain.model_dump(mode="json") == json.loads(plain.model_dump_json()) == before
     assert plain.model_dump(mode="json", exclude={"external"}) == {key: before[key] for key in ("resize", "size", "channels")}
+    assert params.Store.model_validate(before) == plain, "the old name of side is still read"
+    with pytest.raises(ValidationError, match="give side alone"):
+        params.Store.model_validate({**before, "side": 256})
     jpeg = plain.model_copy(update={"jpeg_quality": 90})
     assert jpeg.model_dump(mode="json") == {**before, "jpeg_quality": 90}
     info = StoreInfo(settings=plain, images=1, bytes=1, sha256="", index_sha256="")

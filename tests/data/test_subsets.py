@@ -94,6 +94,31 @@ def test_halves_share_no_class_with_each_other_nor_with_the_tuning_classes() -> 
     assert len(seen) > 4, "every halving is the same"
 
 
+def test_without_tuning_classes_two_halves_have_every_class() -> None:
+    first, second = (select(IMAGES, trees.subset(halves(tuning=0, part=part)), "x") for part in ("first", "second"))
+    assert sorted((*first.classes, *second.classes)) == sorted(COUNTS)
+
+
+@pytest.mark.parametrize("rule", [halves(seed=3, halving=2), unbalanced(seed=3)], ids=lambda rule: str(rule.name))
+def test_a_balanced_control_holds_the_rare_images_and_changes_nothing_else(rule: params.Halves | params.Unbalanced) -> None:
+    control = rule.model_copy(update={"per_class": 9})
+    cut, even = (select(IMAGES, trees.subset(one, search=4, query=6), "x") for one in (rule, control))
+    assert (even.classes, even.large) == (cut.classes, cut.large)
+    assert counts(even.train, "train") == dict.fromkeys(even.classes, 9)
+    rare = [{key for key in names(IMAGES, one.train) if key[1] not in cut.large} for one in (cut, even)]
+    assert len(rare[0]) == rule.rare_images * (len(cut.classes) - len(cut.large))
+    assert rare[0] < rare[1]
+    assert even.search.tolist() == cut.search.tolist()
+    assert even.query.tolist() == cut.query.tolist()
+
+
+def test_a_rule_without_a_balanced_control_does_not_mention_it() -> None:
+    """So the manifests and fingerprints from before there was one stay what they are."""
+    for rule in (halves(), unbalanced()):
+        assert "per_class" not in rule.model_dump(mode="json")
+        assert rule.model_copy(update={"per_class": 9}).model_dump(mode="json")["per_class"] == 9
+
+
 def test_large_by_name_changes_the_large_classes_and_nothing_else() -> None:
     draw, name = (select(IMAGES, trees.subset(halves(large_by=by, halving=1)), "x") for by in ("draw", "name"))
     assert draw.classes == name.classes
@@ -175,6 +200,7 @@ def test_classes_of_one_size_are_drawn_independently() -> None:
         (trees.subset(halves(large=4)), "4 large classes of 4 in part 'first' of 12 leave no rare one"),
         (trees.subset(halves(tuning=12)), "1 large classes of 0 in part 'first' of 12 leave no rare one"),
         (trees.subset(params.Balanced(name="balanced", per_class=21)), "class n00 has 20 train images, 21 train images"),
+        (trees.subset(halves(per_class=33)), "train images, 33 rare images are wanted"),
         (trees.subset(search=21), "class n00 has 20 train images, 21 search images"),
         (trees.subset(query=11), "class n00 has 10 val images, 11 query images"),
         (trees.subset(unbalanced(classes=12, large=1, large_classes=("n11",), rare_images=25)), "has 20 train images, 25 rare"),

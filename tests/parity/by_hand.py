@@ -15,6 +15,7 @@ from isd_repro.interfaces import Batch
 
 State = dict[str, Tensor]
 EPS, BN_MOMENTUM = 1e-5, 0.1
+MOCO_HEADS = ("moco", "isd-moco")  # kinds whose projector has no BatchNorm and is followed by no predictor
 
 
 class Backbone(nn.Module):
@@ -88,7 +89,7 @@ class Hand:
     """A method's whole state and its optimiser's, moved by `step`."""
 
     state: State  # every tensor of the method, the bank's rows included
-    kind: str  # isd-none, isd-mlp, moco, moco-isd, byol, supervised
+    kind: str  # the loss, or the loss and the heads it has
     options: dict[str, float]
     groups: int
     pointer: int = 0
@@ -102,7 +103,7 @@ class Hand:
         hidden = backbone(self.state, f"{who}.backbone", images, self.groups)
         if self.kind == "isd-none":
             return hidden
-        return mlp(self.state, f"{who}.projector", hidden, self.groups, norm=self.kind != "moco")
+        return mlp(self.state, f"{who}.projector", hidden, self.groups, norm=self.kind not in MOCO_HEADS)
 
     def step(self, batch: Batch, lr: float, sgd_momentum: float, weight_decay: float) -> None:
         """Student, teacher's weights, shuffled teacher, old bank, enqueue, SGD: in this order."""
@@ -125,7 +126,7 @@ class Hand:
         if self.kind == "supervised":
             logits = hidden @ self.state["classifier.weight"].T + self.state["classifier.bias"]
             return -log_softmax(logits)[torch.arange(len(logits)), batch.label].mean()
-        student = unit(hidden if self.kind == "moco" else mlp(self.state, "predictor", hidden, self.groups))
+        student = unit(hidden if self.kind in MOCO_HEADS else mlp(self.state, "predictor", hidden, self.groups))
         teacher = self.teach(batch)
         if self.kind == "byol":
             return (2 - 2 * (student * teacher).sum(1)).mean()

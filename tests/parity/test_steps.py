@@ -32,8 +32,11 @@ ISD = {"name": "isd", "tau_student": 0.3, "tau_teacher": 0.1, "momentum": 0.6, "
 METHODS: dict[str, dict[str, Any]] = {
     "isd-none": {**ISD, "heads": "none", "bank_init": "reference"},
     "isd-mlp": {**ISD, "heads": "mlp", "bank_init": "unit"},
+    "isd-moco": {**ISD, "heads": "moco", "bank_init": "unit", "dim": 5},
+    "isd-mlp-5": {**ISD, "heads": "mlp", "bank_init": "unit", "dim": 5},
     "moco": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "dim": 5},
     "moco-isd": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "heads": "isd"},
+    "moco-mlp": {"name": "moco", "tau": 0.2, "momentum": 0.6, "bank_size": 16, "heads": "mlp", "dim": 5},
     "byol": {"name": "byol", "momentum": 0.6},
     "supervised": {"name": "supervised"},
 }

@@ -20,8 +20,8 @@ from tests.data import trees
 from tests.pipeline.test_prepare import Bench
 
 FILES = trees.images({"n01": 14, "n02": 15, "n03": 13}, val=3, ragged=True)
-RAW = params.Store(resize="short-side", size=6, external=True)
-JPEG = params.Store(resize="short-side", size=6, external=True, jpeg_quality=85)
+RAW = params.Store(resize="short-side", side=6, external=True)
+JPEG = params.Store(resize="short-side", side=6, external=True, jpeg_quality=85)
 BOTH = pytest.mark.parametrize("store", [RAW, JPEG], ids=["raw", "jpeg"])
 
 

