@@ -14,6 +14,7 @@ import os
 import pickle
 import sys
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -191,6 +192,7 @@ def open_images(root: Path) -> Iterator[Listing]:
     Raises:
         DataError: see `open_source`.
     """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of EXIF data, which nothing uses
     if root.is_dir():
         yield _list_images(root, _Folder(root))
         return
