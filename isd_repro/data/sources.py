@@ -11,10 +11,14 @@ import importlib
 import io
 import itertools
 import os
+import pickle
 import sys
+import tarfile
+import warnings
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,19 +28,18 @@ import numpy as np
 from PIL import Image
 
 from isd_repro.config import params
-from isd_repro.runtime import files
+from isd_repro.runtime import files as paths
 from isd_repro.runtime.errors import DataError, UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 DIGITS_TRAIN = 400  # images of each digit that are train; the other 100 are val
 _SHOWN = 8  # kinds of files in a note
-_ANNOTATIONS = "val/val_annotations.txt"
 _EXTRA_FOLDERS = ("__MACOSX", "@eaDir")  # made by macOS and by Synology's file servers
 _EXPECTED = {
-    "image-folder": "a folder with train/<class>/ and val/<class>/ of JPEG or PNG files",
+    "image-folder": "a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files",
     "tiny-imagenet": "tiny-imagenet-200.zip, or a folder with its train and val",
-    "cifar10": "the folder that holds cifar-10-batches-py",
-    "cifar100": "the folder that holds cifar-100-python",
+    "cifar10": "a folder with CIFAR-10 as its authors publish it",
+    "cifar100": "a folder with CIFAR-100 as its authors publish it",
 }
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # by content; others of PIL's start programs or have a long record of holes
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG of 16 bits, by its version
@@ -86,11 +89,11 @@ def open_source(source: params.Source) -> Iterator[Listing]:
         yield digits()
         return
     expected = f"set it to the images of {source.dataset}: {_EXPECTED[source.name]}"
-    root = files.named_path(source.root_env, expected)
-    if not (root.is_dir() or (root.is_file() and source.name == "tiny-imagenet")):
+    root = paths.named_path(source.root_env, expected)
+    if not (root.is_dir() or (root.is_file() and not source.name.startswith("cifar"))):
         raise DataError(f"{source.root_env}={root}: no such folder", expected)
     if source.name in ("cifar10", "cifar100"):
-        yield cifar(root, source)
+        yield cifar(root, source.name)
     else:
         with open_images(root) as listing:
             yield listing
@@ -98,18 +101,38 @@ def open_source(source: params.Source) -> Iterator[Listing]:
 
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
+LABELS_ENV = "ISD_VAL_LABELS"  # names a list of the classes of validation images, for layouts that bring none
+_TRAIN = ("train",)  # names of the splits' folders in any case; the first that is there counts
+_VAL = ("val", "valid", "validation", "test")
+_INSIDE = ("", "ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/")  # where train may be: at the top, or as Kaggle ships ImageNet
+_TINY = "val_annotations.txt"
+_KAGGLE = "LOC_val_solution.csv"
+_DEVKIT = "ILSVRC2012_devkit_t12/data/"
+_NO_CLASSES = f"""\
+put {_KAGGLE} (Kaggle) or ILSVRC2012_devkit_t12 (image-net.org, unpacked) beside the images' folder, or set {LABELS_ENV} \
+to a list with file and class on each line, or with the class of each image in the order of the files' names"""
+_UNPACK = """\
+unpack them: mkdir train val; tar -xf ILSVRC2012_img_val.tar -C val; tar -xf ILSVRC2012_img_train.tar -C train; \
+cd train && for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done"""
+_ELSEWHERE = (  # what people have in place of train and val: a pattern of names, what it is, what to do
+    ("ILSVRC2012_img_*.tar", "the tar files of image-net.org", _UNPACK),
+    ("*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
+    ("data/*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
+    ("*.tar", "tar files, perhaps WebDataset shards", "unpack the images to train/<class>/ and val/<class>/"),
+    ("cifar-10*", "CIFAR-10 in its own form", "set the subset's source.name to cifar10"),
+    ("cifar-100*", "CIFAR-100 in its own form", "set the subset's source.name to cifar100"),
+    ("stl10_binary", "STL-10 in its own form", "write the images to train/<class>/ and val/<class>/"),
+)
+
 
 class _Tree(Protocol):
     """A folder or a zip."""
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
-        """Name of each entry of a folder and whether it is a folder itself."""
+        """Name of each entry of a folder and whether it is a folder itself; "." is the top."""
 
     def read(self, file: str) -> bytes:
         """A file's bytes; `UnreadableError` where they are damaged, `DataError` where they are gone."""
-
-    def has(self, path: str) -> bool:
-        """Whether there is such a file or folder."""
 
 
 class _Folder:
@@ -134,52 +157,42 @@ class _Folder:
             found = f"{self._root / file}: cannot be read ({error.strerror})"
             raise DataError(found, "repair the image folder") from error
 
-    def has(self, path: str) -> bool:
-        return (self._root / path).exists()
-
 
 class _Zip:
-    """A zip, from the folder inside it that has `train`."""
-
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
-        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-        prefixes = [name[: f"/{name}".index("/train/")] for name in names if "/train/" in f"/{name}"]
-        self._prefix = min(prefixes, key=lambda text: (text.count("/"), text), default="")
         self._folders: dict[str, dict[str, bool]] = {}
-        for name in names:
-            if name.startswith(self._prefix):
-                path = PurePosixPath(name.removeprefix(self._prefix))
-                is_folder = name.endswith("/")
-                for part in (path, *path.parents):
-                    if part.name:
-                        self._folders.setdefault(str(part.parent), {})[part.name] = is_folder
-                    is_folder = True
+        for name in archive.namelist():
+            is_folder = name.endswith("/")
+            for path in (PurePosixPath(name), *PurePosixPath(name).parents):
+                if path.name:
+                    self._folders.setdefault(str(path.parent), {})[path.name] = is_folder
+                is_folder = True
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
-        yield from sorted(self._folders.get(folder, {}).items())
+        yield from sorted(self._folders.get(str(PurePosixPath(folder)), {}).items())
 
     def read(self, file: str) -> bytes:
         try:
-            return self._archive.read(self._prefix + file)
+            return self._archive.read(file)
         except Exception as error:  # a damaged zip can make zipfile and zlib raise anything
             raise UnreadableError(str(error)) from error
-
-    def has(self, path: str) -> bool:
-        parent, _, name = path.rpartition("/")
-        return name in self._folders.get(parent or ".", {})
 
 
 @contextmanager
 def open_images(root: Path) -> Iterator[Listing]:
-    """A folder or a zip of images: train/<class>/ and val/<class>/, or Tiny-ImageNet as it is published.
+    """A folder or a zip of images, in any of the layouts that data sets come in.
 
-    A class may keep its images in a folder `images`, and val/images/ may hold all validation images, with their classes in
-    val/val_annotations.txt. Other files are passed over and counted in a note, hidden ones without.
+    train/<class>/ holds the training images, and val/<class>/ (or valid, validation, test; in any case) the validation images.
+    A class may keep its images in a folder `images`. All validation images may lie in one folder, val/ or val/images/, where
+    a file says their classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of
+    ILSVRC 2012, or a list that the environment variable ISD_VAL_LABELS names. Other files are passed over and counted in a
+    note, hidden ones without.
 
     Raises:
         DataError: see `open_source`.
     """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of EXIF data, which nothing uses
     if root.is_dir():
         yield _list_images(root, _Folder(root))
         return
@@ -192,49 +205,95 @@ def open_images(root: Path) -> Iterator[Listing]:
 
 
 def _list_images(root: Path, tree: _Tree) -> Listing:
+    train, val = _find_splits(root, tree)
     images: list[Located] = []
     classes: set[tuple[str, str]] = set()
     passed: Counter[str] = Counter()
-    for split in ("train", "val"):
-        if not tree.has(split):
-            raise DataError(f"{root}: has no folder {split!r}", "name the folder that holds train and val")
-        labels = _read_annotations(root, tree) if split == "val" and tree.has(_ANNOTATIONS) else None
-        for cls, is_folder in tree.entries(split):
-            if not is_folder or cls.startswith(".") or cls in _EXTRA_FOLDERS:
-                passed[_kind(f"{split}/{cls}", is_folder=is_folder)] += 1
-            elif labels is None:
-                classes.add((split, cls))
-                located = [Located(split, sys.intern(cls), file, ref) for file, ref in _files(tree, f"{split}/{cls}", passed)]
-                images += located
-            elif cls == "images":
-                images += _annotated(root, tree, labels, passed)
-                classes |= {("val", one) for one in labels.values()}
-            else:
-                passed["folders"] += 1
-    kinds = [(kind, count) for kind, count in passed.most_common() if kind]
-    shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
-    note = f"{sum(count for _, count in kinds)} files or folders under train and val were passed over: {shown}"
-    return Listing(
-        _checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, (note,) if kinds else ()
-    )
+    for cls in _class_folders(tree, train, passed):
+        classes.add(("train", cls))
+        images += [Located("train", sys.intern(cls), file, ref) for file, ref in _files(tree, f"{train}/{cls}", passed)]
+    flat = _flat_folder(tree, val)
+    if flat is None:
+        for cls in _class_folders(tree, val, passed):
+            classes.add(("val", cls))
+            images += [Located("val", sys.intern(cls), file, ref) for file, ref in _files(tree, f"{val}/{cls}", passed)]
+    else:
+        if flat != val:
+            passed["folders"] += sum(name != "images" for name in _class_folders(tree, val, passed))
+        found = dict(_files(tree, flat, passed))
+        labels = _labels(root, tree, flat, sorted(found), sorted({cls for _, cls in classes}))
+        classes |= {("val", cls) for cls in labels.values()}
+        images += [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
+    notes = [] if val.lower().endswith("val") else [f"the validation images are those of {val}"]
+    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
+    if kinds:
+        shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+        notes.append(f"{sum(count for _, count in kinds)} files or folders under train and val were passed over: {shown}")
+    return Listing(_checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, tuple(notes))
+
+
+def _find_splits(root: Path, tree: _Tree) -> tuple[str, str]:
+    """The folders of training and of validation images."""
+    top = sorted(name for name, is_folder in tree.entries(".") if is_folder and _is_class(name))
+    nested = [base for base in _INSIDE if not base or base.partition("/")[0] in top] + [f"{name}/" for name in top[:_SHOWN]]
+    for base in nested:
+        folders = _folders_of(tree, base)
+        train, val = ([folders[name] for name in names if name in folders] for names in (_TRAIN, _VAL))
+        if train and val:
+            return f"{base}{train[0]}", f"{base}{val[0]}"
+        if train:
+            found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join(_VAL)}"
+            raise DataError(found, "put the validation images beside it, in val/<class>/")
+    if root.is_dir():
+        for pattern, what, hint in _ELSEWHERE:
+            if any(root.glob(pattern)):
+                raise DataError(f"{root}: holds {what}, and no folder 'train'", hint)
+    shown = f"; its folders are {', '.join(top[:_SHOWN])}" if top else ""
+    raise DataError(f"{root}: has no folder 'train'{shown}", "name the folder that holds train and val")
+
+
+def _folders_of(tree: _Tree, base: str) -> dict[str, str]:
+    """Folders inside `base` by their names in lower case; nothing where there is no such folder."""
+    at = "."
+    for part in PurePosixPath(base).parts:
+        if (part, True) not in tree.entries(at):
+            return {}
+        at = part if at == "." else f"{at}/{part}"
+    return {name.lower(): name for name, is_folder in sorted(tree.entries(at), reverse=True) if is_folder}
+
+
+def _class_folders(tree: _Tree, split: str, passed: Counter[str]) -> Iterator[str]:
+    for name, is_folder in tree.entries(split):
+        if is_folder and _is_class(name):
+            yield name
+        else:
+            passed[_kind(f"{split}/{name}", is_folder=is_folder)] += 1
 
 
 def _files(tree: _Tree, folder: str, passed: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Name and path of each image in a class's folder, and in a folder `images` inside it."""
+    """Name and path of each image in a folder, and in a folder `images` inside it."""
     for name, is_folder in tree.entries(folder):
         path = f"{folder}/{name}"
-        if is_folder and name == "images" and folder.count("/") == 1:
+        if is_folder and name == "images" and not folder.endswith("/images"):
             yield from _files(tree, path, passed)
-        elif not is_folder and name.lower().endswith(SUFFIXES) and not name.startswith("."):
+        elif not is_folder and _is_image(name):
             yield name, path
         else:
             passed[_kind(path, is_folder=is_folder)] += 1
 
 
+def _is_class(folder: str) -> bool:
+    return not folder.startswith(".") and folder not in _EXTRA_FOLDERS
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
 def _kind(path: str, *, is_folder: bool) -> str:
     """What a note calls an entry that is no image; "" where nobody has to know: hidden files and Tiny-ImageNet's own lists."""
     name = PurePosixPath(path)
-    if name.name.startswith(".") or name.name in _EXTRA_FOLDERS or path.endswith("_boxes.txt") or path == _ANNOTATIONS:
+    if name.name.startswith(".") or name.name in (*_EXTRA_FOLDERS, _TINY) or path.endswith("_boxes.txt"):
         return ""
     if is_folder:
         return "folders"
@@ -242,32 +301,106 @@ def _kind(path: str, *, is_folder: bool) -> str:
     return suffix if suffix.isprintable() and 1 < len(suffix) < 10 else "others"
 
 
-def _read_annotations(root: Path, tree: _Tree) -> dict[str, str]:
-    """File name -> class, from Tiny-ImageNet's annotations; columns beyond the second are a bounding box."""
-    again = "unpack the zip again"
-    try:
-        text = tree.read(_ANNOTATIONS).decode("utf-8")
-    except (UnreadableError, UnicodeDecodeError) as error:
-        raise DataError(f"{root}: {_ANNOTATIONS} cannot be read ({error})", again) from error
-    classes = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        cells = line.split("\t")
-        if len(cells) < 2:
-            raise DataError(f"{root}: {_ANNOTATIONS}:{number}: expected file and class, found {line!r}", again)
-        classes[cells[0]] = cells[1]
-    return classes
+# --- the classes of validation images that lie in one folder ------------------------------------------------------------
 
 
-def _annotated(root: Path, tree: _Tree, labels: dict[str, str], passed: Counter[str]) -> list[Located]:
-    """The images of val/images with the classes that the annotations give them."""
-    found = dict(_files(tree, "val/images", passed))
-    unknown, absent = sorted(found.keys() - labels.keys()), sorted(labels.keys() - found.keys())
+def _flat_folder(tree: _Tree, val: str) -> str | None:
+    """The folder that holds all validation images; None where each class has its own."""
+    names = dict(tree.entries(val))
+    if "images" in names and (_TINY in names or [name for name, is_folder in names.items() if is_folder] == ["images"]):
+        return f"{val}/images"
+    own = [name for name, is_folder in names.items() if is_folder and _is_class(name)]
+    return val if not own and any(map(_is_image, names)) else None
+
+
+def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Class of each of these validation images, from the first file of classes that there is.
+
+    Args:
+        root: for messages.
+        tree: the images.
+        flat: the folder of the validation images.
+        files: names of the images in it, sorted.
+        classes: of the training images, sorted.
+    """
+    val = flat.removesuffix("/images")
+    base = val.rpartition("/")[0]
+    places = dict.fromkeys((f"{base}/" if base else "", *(f"{part}/" for part in PurePosixPath(base).parts[:1]), ""))
+    listed = os.environ.get(LABELS_ENV, "")
+    if listed:
+        path = paths.named_path(LABELS_ENV, _NO_CLASSES)
+        where, found = str(path), _parse_list(path, path.read_text("utf-8", errors="replace"), files, classes)
+    elif (_TINY, False) in tree.entries(val):
+        where = f"{val}/{_TINY}"
+        found = _parse_table(root, where, _text(root, tree, where), "\t")
+    else:
+        for place in places:
+            names = dict(tree.entries(place or "."))
+            if names.get(_KAGGLE) is False:
+                where = f"{place}{_KAGGLE}"
+                rows = _parse_table(root, where, _text(root, tree, where), ",")
+                found = {f"{file}.JPEG": boxes.split(" ")[0] for file, boxes in rows.items() if file != "ImageId"}
+                break
+            if names.get(_DEVKIT.partition("/")[0]):
+                where = f"{place}{_DEVKIT}ILSVRC2012_validation_ground_truth.txt"
+                wnid = _read_synsets(root, tree, f"{place}{_DEVKIT}meta.mat")
+                numbers = _text(root, tree, where).split()
+                found = {f"ILSVRC2012_val_{at:08d}.JPEG": wnid.get(number, "") for at, number in enumerate(numbers, start=1)}
+                break
+        else:
+            raise DataError(
+                f"{root}: {flat} holds {len(files)} images in one folder, and no file says their classes", _NO_CLASSES
+            )
+    unknown = [file for file in files if file not in found]
+    absent = sorted(found.keys() - set(files))
     if unknown:
-        raise DataError(f"{root}: val/images/{unknown[0]} has no class in {_ANNOTATIONS}", "unpack the zip again")
+        raise DataError(f"{root}: {flat}/{unknown[0]} has no class in {where}", "unpack the images and their classes again")
     if absent:
-        message = f"{_ANNOTATIONS} names {len(absent)} images that are absent, first {absent[0]}"
-        raise DataError(f"{root}: {message}", "unpack the zip again")
-    return [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
+        message = f"{where} names {len(absent)} images that are absent, first {absent[0]}"
+        raise DataError(f"{root}: {message}", "unpack the images again")
+    return found
+
+
+def _text(root: Path, tree: _Tree, file: str) -> str:
+    try:
+        return tree.read(file).decode("utf-8")
+    except (UnreadableError, UnicodeDecodeError) as error:
+        raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the images again") from error
+
+
+def _parse_table(root: Path, where: str, text: str, separator: str) -> dict[str, str]:
+    """First column -> second; columns beyond are bounding boxes."""
+    rows = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        cells = line.split(separator)
+        if len(cells) < 2:
+            raise DataError(f"{root}: {where}:{number}: expected file and class, found {line!r}", "unpack the images again")
+        rows[cells[0]] = cells[1]
+    return rows
+
+
+def _parse_list(path: Path, text: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """A list of `file class`, or of classes in the order of the files' names; a class may be its number, counted from 0."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if all(len(cells) == 1 for cells in lines) and len(lines) == len(files):
+        lines = [[file, cells[0]] for file, cells in zip(files, lines, strict=True)]
+    wrong = next((at for at, cells in enumerate(lines, start=1) if len(cells) != 2), 0)
+    if wrong:
+        found = f"{path}:{wrong}: expected file and class, or one class for each of {len(files)} images, found {lines[wrong - 1]}"
+        raise DataError(found, "a line is `ILSVRC2012_val_00000001.JPEG n01751748`")
+    known = set(classes)
+    number = {str(at): cls for at, cls in enumerate(classes)}
+    return {file: cls if cls in known else number.get(cls, cls) for file, cls in lines}
+
+
+def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
+    """ILSVRC2012_ID -> WordNet id, from the development kit's meta.mat; the first 1,000 synsets are the classes."""
+    scipy: Any = importlib.import_module("scipy.io")
+    try:
+        rows = scipy.loadmat(io.BytesIO(tree.read(file)), squeeze_me=True)["synsets"]
+        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
+    except (UnreadableError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the development kit again") from error
 
 
 def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -> tuple[Located, ...]:
@@ -362,23 +495,102 @@ def digits() -> Listing:
     )
 
 
-def cifar(root: Path, source: params.Source) -> Listing:
-    """CIFAR-10 or CIFAR-100 as torchvision reads it from disk, its test split as val; 32 x 32 RGB."""
-    datasets: Any = importlib.import_module("torchvision.datasets")
-    kind = datasets.CIFAR10 if source.name == "cifar10" else datasets.CIFAR100
-    images: list[Located] = []
-    pixels: list[Any] = []
-    for split in ("train", "val"):
+@dataclass(frozen=True)
+class _CifarForm:
+    """One form of CIFAR: a folder, or the archive that it is published in."""
+
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    names: str  # file of the classes
+    label: str | int  # key of the labels in a pickle, or the bytes before an image's pixels, of which the last is the label
+    names_key: str = ""
+
+
+_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+_BATCHES_BIN = tuple(f"{name}.bin" for name in _BATCHES)
+_CIFAR = {
+    "cifar10": (
+        _CifarForm(
+            "cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES, "test_batch", "batches.meta", "labels", "label_names"
+        ),
+        _CifarForm("cifar-10-batches-bin", "cifar-10-binary.tar.gz", _BATCHES_BIN, "test_batch.bin", "batches.meta.txt", 1),
+    ),
+    "cifar100": (
+        _CifarForm("cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_labels", "fine_label_names"),
+        _CifarForm("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), "test.bin", "fine_label_names.txt", 2),
+    ),
+}
+
+
+def cifar(root: Path, name: str) -> Listing:
+    """CIFAR-10 or CIFAR-100 in its Python or its binary form, unpacked or not; its test split as val; 32 x 32 RGB.
+
+    The forms hold the same images in the same order, so that all of them make the same manifest.
+
+    Raises:
+        DataError: none of the forms is there, or a file is damaged.
+    """
+    for form in _CIFAR[name]:
         try:
-            part = kind(str(root), train=split == "train", download=False)
-        except (RuntimeError, OSError) as error:
-            hint = f"set it to the images of {source.dataset}: {_EXPECTED[source.name]}"
-            raise DataError(f"{source.root_env}={root}: {error}", hint) from error
-        for row, target in enumerate(part.targets):
-            images.append(Located(split, part.classes[target], f"{split}_{row:05d}.png", len(pixels)))
-            pixels.append(part.data[row])
+            if (root / form.folder).is_dir():
+                return _read_cifar(root, form, lambda file, form=form: (root / form.folder / file).read_bytes())  # type: ignore[misc]
+            if (root / form.archive).is_file():
+                with tarfile.open(root / form.archive) as archive:
+                    members = {member.name: member for member in archive}
+                    content = {
+                        file: archive.extractfile(members[f"{form.folder}/{file}"]).read()  # type: ignore[union-attr]
+                        for file in (*form.train, form.test, form.names)
+                    }
+                return _read_cifar(root, form, content.__getitem__)
+        except (OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError, tarfile.TarError, zlib.error) as error:
+            message = f"{root}: {form.folder} or {form.archive} is damaged ({type(error).__name__}: {error})"
+            raise DataError(message, "fetch the archive again") from error
+    forms = ", ".join(f"{form.folder} and {form.archive}" for form in _CIFAR[name])
+    raise DataError(f"{root}: has none of {forms}", "fetch one of the archives from its authors; nothing is downloaded here")
+
+
+def _read_cifar(root: Path, form: _CifarForm, read: Callable[[str], bytes]) -> Listing:
+    images: list[Located] = []
+    pixels: list[bytes] = []
+    content = read(form.names)
+    binary = isinstance(form.label, int)
+    names = content.decode().split() if binary else _unpickle(content)[form.names_key]
+    for split, files in (("train", form.train), ("val", (form.test,))):
+        row = 0
+        for file in files:
+            for label, planes in _rows(read(file), form.label):
+                images.append(Located(split, names[label], f"{split}_{row:05d}.png", len(pixels)))
+                pixels.append(planes.reshape(3, 32, 32).transpose(1, 2, 0).tobytes())
+                row += 1
     return Listing(
         images=_checked(root, images, set()),
-        fetch=lambda image: bytes(pixels[int(image.ref)].tobytes()),
+        fetch=lambda image: pixels[int(image.ref)],
         decode=lambda payload: Image.frombytes("RGB", (32, 32), payload),
     )
+
+
+def _rows(content: bytes, label: str | int) -> Iterator[tuple[int, Any]]:
+    """Label and 3,072 values, plane by plane, of each image of a file."""
+    if isinstance(label, int):
+        rows = np.frombuffer(content, np.uint8).reshape(-1, label + 3072)
+        yield from zip(rows[:, label - 1].tolist(), rows[:, label:], strict=True)
+    else:
+        found = _unpickle(content)
+        yield from zip(found[label], np.asarray(found["data"], np.uint8).reshape(-1, 3072), strict=True)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes NumPy arrays and plain Python values, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        arrays = module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer")
+        if arrays or (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of CIFAR")
+
+
+def _unpickle(content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.tracking import session
-from isd_repro.tracking.metrics import Row, finite, key_of
+from isd_repro.tracking.metrics import AXES, Row, finite, key_of
 
 PUBLISHED = "published"  # key of a run's summary: digest of all that was sent
 COST = frozenset({"images_per_second", "memory_mib", "seconds"})  # differ each time an epoch is computed
@@ -27,14 +27,18 @@ class History:
         rows: by epoch and step, several rows of the same epoch merged.
         media: keys of pictures and tables.
         digest: of everything that was published, empty where nothing was.
+        until: all rows of earlier epochs are there, too.
     """
 
     rows: dict[tuple[Any, ...], Row] = field(default_factory=dict)
     media: set[str] = field(default_factory=set)
     digest: str = ""
+    until: float = 0
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Whether all values of a row are there; what it cost to compute may differ."""
+        if row.get(AXES[0], self.until) < self.until:
+            return True
         there = self.rows.get(key_of(row), {})
         return all(there.get(key) == value for key, value in finite(row).items() if key not in COST)
 
@@ -43,6 +47,16 @@ class History:
         names = {key.partition(".")[0] for key in item}
         self.media |= {key for key in names if key.startswith(_MEDIA)}
         self.rows.setdefault(key_of(item), {}).update(item)
+
+
+def of_summary(run: Any) -> History:
+    """What a run that W&B resumed has, by its summary: rows arrive in order, and a kill takes the last ones."""
+    found = History()
+    if run.resumed:
+        last = dict(run.summary)
+        found.add({key: value.get("last") if hasattr(value, "get") else value for key, value in last.items()})
+        found.until = last.get(AXES[0], 0)
+    return found
 
 
 def on_server(run: Any) -> History:

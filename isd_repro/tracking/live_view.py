@@ -58,9 +58,9 @@ class LiveView:
     def _look_back(self, run: StageRun, tracking: Tracking) -> None:
         """Find out what earlier attempts have sent. Where that fails nothing is sent again; `publish` sends what is missing."""
         try:
-            found = (
-                history.on_disk(self._offline_in, run.id, tracking.project) if self._offline_in else history.on_server(self._run)
-            )
+            found = history.of_summary(self._run)
+            if self._offline_in:
+                found = history.on_disk(self._offline_in, run.id, tracking.project)
         except Exception as error:  # noqa: BLE001 - as above
             _log.info("W&B does not say what it has of %s (%s)", run.title, brief(error))
         else:

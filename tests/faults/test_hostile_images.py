@@ -182,6 +182,17 @@ def test_a_decompression_bomb_is_unreadable(width: int, height: int) -> None:
         decode_file(png(width, height))
 
 
+def test_corrupt_exif_data_are_no_ones_concern(tmp_path: Path) -> None:
+    """Nothing turns images by their EXIF orientation, so a warning of it, without the file's name, would help nobody."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x0f\x01\x02\0\xff\0\0\0\xff\xff\0\0"
+    whole = trees.jpeg(1)
+    content = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + whole[20:]  # in place of the JFIF header
+    root = trees.write_plain(tmp_path / "images", FILES | {("train", "n01", "odd.JPEG"): content})
+    result = prepare(tmp_path, root)
+    assert result.code == 0, result
+    assert "EXIF" not in result.err
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "TIFF", "ICO", "PPM"])
 def test_other_formats_are_not_opened(kind: str) -> None:
     """An EPS file under an image's name would make PIL start Ghostscript."""

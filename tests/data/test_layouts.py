@@ -1,0 +1,210 @@
+"""Layouts that image sets come in: each lists the same images, and what cannot be read is answered with what to do."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isd_repro.data.sources import Listing, cifar, open_images
+from isd_repro.runtime.errors import DataError
+from tests.data import trees
+
+FILES = trees.images({"n01": 3, "n02": 4}, val=2)
+FLAT = {file: cls for split, cls, file in FILES if split == "val"}
+KAGGLE = "ImageId,PredictionString\n" + "".join(f"{file[:-5]},{cls} 1 2 3 4 {cls} 5 6 7 8 \n" for file, cls in FLAT.items())
+
+
+def write(root: Path, content: Mapping[str, bytes | str]) -> Path:
+    for name, value in content.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(value.encode() if isinstance(value, str) else value)
+    return root
+
+
+def flat(base: str = "", val: str = "val") -> dict[str, bytes]:
+    """ImageNet as it is downloaded: classes in train, and all validation images in one folder."""
+    train = {f"{base}train/{cls}/{file}": content for (split, cls, file), content in FILES.items() if split == "train"}
+    return train | {f"{base}{val}/{file}": content for (split, _, file), content in FILES.items() if split == "val"}
+
+
+def plain(train: str = "train", val: str = "val") -> dict[str, bytes]:
+    return {f"{train if split == 'train' else val}/{cls}/{file}": content for (split, cls, file), content in FILES.items()}
+
+
+def listed(root: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ISD_VAL_LABELS", str(write(root.parent, {"labels.txt": text}) / "labels.txt"))
+    return write(root, flat())
+
+
+def devkit(root: Path) -> Path:
+    """The development kit of ILSVRC 2012 with two synsets, whose numbers are not in the order of their WordNet ids."""
+    from scipy.io import savemat
+
+    renamed = {file: f"ILSVRC2012_val_{at:08d}.JPEG" for at, file in enumerate(FLAT, start=1)}
+    images = {f"{name.rpartition('/')[0]}/{renamed.get(Path(name).name, Path(name).name)}": one for name, one in flat().items()}
+    synsets = np.array([(1, "n02", 0), (2, "n01", 0)], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    buffer = io.BytesIO()
+    savemat(buffer, {"synsets": synsets})
+    folder = "ILSVRC2012_devkit_t12/data"
+    truth = "".join(f"{1 if cls == 'n02' else 2}\n" for cls in FLAT.values())
+    return write(
+        root, {**images, f"{folder}/meta.mat": buffer.getvalue(), f"{folder}/ILSVRC2012_validation_ground_truth.txt": truth}
+    )
+
+
+Make = Callable[[Path, pytest.MonkeyPatch], Path]
+LAYOUTS: dict[str, Make] = {
+    "train/<class>, val/<class>": lambda root, _: write(root, plain()),
+    "test in place of val": lambda root, _: write(root, plain(val="test")),
+    "capitalised": lambda root, _: write(root, plain("Train", "Validation")),
+    "one folder deeper": lambda root, _: write(root, plain("imagenette2/train", "imagenette2/val")),
+    "Tiny-ImageNet": lambda root, _: trees.write_official(root, FILES),
+    "Tiny-ImageNet's zip": lambda root, _: trees.write_zip(root.with_suffix(".zip"), trees.official(FILES)),
+    "a zip without a top folder": lambda root, _: trees.write_zip(root.with_suffix(".zip"), plain(), prefix=""),
+    "Kaggle's ImageNet": lambda root, _: write(root, flat("ILSVRC/Data/CLS-LOC/") | {"LOC_val_solution.csv": KAGGLE.encode()}),
+    "flat val with Kaggle's classes": lambda root, _: write(root, flat() | {"LOC_val_solution.csv": KAGGLE.encode()}),
+    "flat val/images with a list": lambda root, patch: write(
+        listed(root, "".join(f"{file} {cls}\n" for file, cls in FLAT.items()), patch), flat()
+    ),
+    "flat val with classes by number": lambda root, patch: listed(
+        root, "".join(f"{file} {int(cls == 'n02')}\n" for file, cls in FLAT.items()), patch
+    ),
+    "flat val with a class for each image in order": lambda root, patch: listed(
+        root, "".join(f"{FLAT[file]}\n" for file in sorted(FLAT)), patch
+    ),
+}
+
+
+def content(listing: Listing) -> trees.Files:
+    return {(image.split, image.cls, image.file): listing.fetch(image) for image in listing.images}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_lists_the_same_images(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_images(LAYOUTS[layout](tmp_path / "images", monkeypatch)) as listing:
+        assert content(listing) == FILES
+        assert [(image.split, image.cls, image.file) for image in listing.images] == sorted(FILES)
+        assert listing.decode(listing.fetch(listing.images[0])).size == (9, 7)
+
+
+def test_the_development_kit_names_the_classes(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    with open_images(devkit(tmp_path)) as listing:
+        found = {(image.split, image.cls): listing.fetch(image) for image in listing.images}
+    for split, cls in found:
+        assert found[split, cls] in [one for key, one in FILES.items() if key[:2] == (split, cls)]
+
+
+WRONG: dict[str, tuple[Make, str, str]] = {
+    "flat val without classes": (
+        lambda root, _: write(root, flat()),
+        "val holds 4 images in one folder, and no file says their classes",
+        "LOC_val_solution.csv (Kaggle) or ILSVRC2012_devkit_t12",
+    ),
+    "a list of other images": (
+        lambda root, patch: listed(root, "".join(f"x{file} n01\n" for file in FLAT), patch),
+        "has no class in .*labels.txt",
+        "unpack",
+    ),
+    "a list of too many": (
+        lambda root, patch: listed(root, "gone.JPEG n01\n" + "".join(f"{file} {cls}\n" for file, cls in FLAT.items()), patch),
+        "names 1 images that are absent, first gone.JPEG",
+        "unpack",
+    ),
+    "a list of too few classes": (
+        lambda root, patch: listed(root, "n01\nn02\n", patch),
+        "labels.txt:1: expected file and class, or one class for each of 4 images",
+        "ILSVRC2012_val_00000001.JPEG n01751748",
+    ),
+    "no val": (lambda root, _: write(root, plain(val="train")), "has a folder 'train' and none of val, valid", "val/<class>/"),
+    "the tar files": (lambda root, _: write(root, {"ILSVRC2012_img_train.tar": ""}), "tar files of image-net.org", "tar -xf"),
+    "parquet": (lambda root, _: write(root, {"data/train-00000-of-00001.parquet": ""}), "parquet files", "train/<class>/"),
+    "shards": (lambda root, _: write(root, {"shard-000000.tar": ""}), "WebDataset shards", "unpack"),
+    "CIFAR-10": (lambda root, _: write(root, {"cifar-10-batches-py/test_batch": ""}), "CIFAR-10 in its own form", "cifar10"),
+    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its own form", "train/<class>/"),
+    "something else": (
+        lambda root, _: write(root, {"cats/1.JPEG": ""}),
+        "no folder 'train'; its folders are cats",
+        "name the folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", WRONG)
+def test_what_cannot_be_read_is_answered_with_what_to_do(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, message, hint = WRONG[layout]
+    with pytest.raises(DataError, match=message) as caught, open_images(make(tmp_path / "images", monkeypatch)):
+        pass
+    assert hint in caught.value.hint
+
+
+# --- CIFAR --------------------------------------------------------------------------------------------------------------
+
+CLASSES = ["cat", "ant"]
+ARCHIVES = {
+    "cifar-10-batches-py": "cifar-10-python.tar.gz",
+    "cifar-10-batches-bin": "cifar-10-binary.tar.gz",
+    "cifar-100-python": "cifar-100-python.tar.gz",
+    "cifar-100-binary": "cifar-100-binary.tar.gz",
+}
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 2, 3072), dtype=np.uint8)  # by file: five of train and test
+
+
+def cifar10(root: Path, *, binary: bool) -> Path:
+    files = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    if binary:
+        rows = [b"".join(bytes([label]) + row.tobytes() for label, row in enumerate(part)) for part in PIXELS]
+        content = {f"{file}.bin": part for file, part in zip(files, rows, strict=True)}
+        return write(root / "cifar-10-batches-bin", {**content, "batches.meta.txt": "cat\nant\n\n"})
+    pickles = [pickle.dumps({"data": part, "labels": [0, 1]}) for part in PIXELS]
+    meta = pickle.dumps({"label_names": CLASSES})
+    return write(root / "cifar-10-batches-py", {**dict(zip(files, pickles, strict=True)), "batches.meta": meta})
+
+
+def cifar100(root: Path, *, binary: bool) -> Path:
+    parts = {"train": PIXELS[:5].reshape(10, 3072), "test": PIXELS[5]}
+    if binary:
+        rows = {name: b"".join(bytes([9, at % 2]) + row.tobytes() for at, row in enumerate(part)) for name, part in parts.items()}
+        files: dict[str, bytes | str] = {f"{name}.bin": content for name, content in rows.items()}
+        return write(root / "cifar-100-binary", {**files, "fine_label_names.txt": "cat\nant\n"})
+    found: dict[str, Any] = {
+        name: pickle.dumps({"data": part, "fine_labels": [at % 2 for at in range(len(part))]}) for name, part in parts.items()
+    }
+    return write(root / "cifar-100-python", {**found, "meta": pickle.dumps({"fine_label_names": CLASSES})})
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_forms_of_cifar_hold_the_same_images(name: str, binary: bool, packed: bool, tmp_path: Path) -> None:
+    folder = (cifar10 if name == "cifar10" else cifar100)(tmp_path / "made", binary=binary)
+    if packed:
+        with tarfile.open(tmp_path / ARCHIVES[folder.name], "w:gz") as made:
+            made.add(folder, folder.name)
+    listing = cifar(tmp_path if packed else tmp_path / "made", name)
+    wanted = {("train", CLASSES[at % 2], f"train_{at:05d}.png"): PIXELS[at // 2, at % 2] for at in range(10)}
+    wanted |= {("val", CLASSES[at], f"val_{at:05d}.png"): PIXELS[5, at] for at in range(2)}
+    rows = {key: row.reshape(3, 32, 32).transpose(1, 2, 0).tobytes() for key, row in wanted.items()}
+    assert content(listing) == rows
+    payload = listing.fetch(listing.images[0])
+    assert np.array_equal(np.asarray(listing.decode(payload)).tobytes(), payload)
+
+
+def test_cifar_that_is_absent_damaged_or_no_array_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has none of cifar-10-batches-py and cifar-10-python\.tar\.gz") as caught:
+        cifar(tmp_path, "cifar10")
+    assert "nothing is downloaded" in caught.value.hint
+    folder = cifar10(tmp_path, binary=False)
+    whole = (folder / "test_batch").read_bytes()
+    for content in (whole[:100], b"", pickle.dumps(print), pickle.dumps({"labels": [0, 1]})):
+        (folder / "test_batch").write_bytes(content)
+        with pytest.raises(DataError, match=r"cifar-10-batches-py or cifar-10-python\.tar\.gz is damaged"):
+            cifar(tmp_path, "cifar10")
