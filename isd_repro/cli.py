@@ -324,21 +324,21 @@ def figures(
 
 @data.command(name="pack")
 def data_pack(
-    subsets: Annotated[list[str], typer.Argument(help="Subsets with an external store, as named in the parameters.")],
+    subsets: Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")],
     params: ParamsFile = DEFAULT,
     threads: Annotated[
         int | None,
         typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode; default: one for each core."),
     ] = None,
 ) -> None:
-    """Pack images under ISD_PACK_ROOT as `prepare` does; stopped or killed, it continues where it was."""
+    """Prepare subsets with a chosen number of threads. An external pack that was interrupted continues where it was."""
     from isd_repro import provenance
-    from isd_repro.data.prepare import pack
+    from isd_repro.data.prepare import prepare
 
     provenance.remember_code()
     loaded, layout, console = _profile(params)
     for name in subsets:
-        pack(name, loaded, layout, console, threads)
+        prepare(name, loaded, layout, console, threads)
 
 
 @data.command(name="audit")

@@ -1,8 +1,8 @@
-"""Images on their way to an encoder: any reader in, normalised float batches out.
+"""Images for an encoder under evaluation: normalised float batches from a packed store or from a folder of files.
 
-A reader is a packed store or a folder of files; both give the same pixels for the same images, so both give the same bits.
+Both readers give the same pixels for the same images, and so the same bits.
 Images of one batch are padded to a common size. Where that would take more than `PADDED` bytes, which no packed profile
-does, the batch is worked on in parts; how it is cut depends on its images alone.
+does, the batch is computed in parts; where it is cut depends on its images alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images read from where they lie: a folder or a zip of files, hashed once and decoded whenever they are asked for.
+"""Images of a folder or a zip that no `prepare` has packed: hashed once and decoded whenever they are needed.
 
 The manifest is the one that `prepare` would make of all these images, so its hash is the same; the pixels are those of a
 store packed with resize `none`. Any image that PIL decodes is converted as the store does it: to RGB for an encoder of
@@ -32,12 +32,12 @@ from isd_repro.runtime.errors import DataError, printable
 
 _SHOWN = 5
 _REPAIR = "repair these files or take them out of the folder"
-_WHERE = "name a folder with train/<class>/ and val/<class>/ of JPEG or PNG files, or Tiny-ImageNet's folder or zip"
+_WHERE = "name a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files; docs/data.md lists other layouts"
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """What an evaluation outside the pipeline reads.
+    """Images for an evaluation outside the pipeline.
 
     Attributes:
         prepared: manifest, roles and groups.
@@ -84,7 +84,7 @@ class FileReader:
         return torch.from_numpy(batch), sizes
 
     def ahead(self, index: Tensor) -> None:
-        """Start decoding the first of these positions, at most `PADDED` bytes; what is waiting and not among them is let go."""
+        """Start decoding the first of these positions, at most `PADDED` bytes; other waiting ones are cancelled."""
         wanted = list(dict.fromkeys(index.tolist()))
         for at in self._waiting.keys() - set(wanted):
             self._waiting.pop(at).cancel()
@@ -146,7 +146,7 @@ def open_folder(
         digests, sizes = _identify(listing, located, threads, advance)
         manifest = _manifest(root, located, digests, large, train, listed)
         reader = FileReader(listing, located, (digests, sizes), channels, pool)
-        prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # of a store, it is asked for pixels alone
+        prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # nothing but pixels is read of it
         pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
         yield ImageSet(prepared, reader, pixels, (*listing.notes, *notes))
 

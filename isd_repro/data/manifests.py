@@ -65,7 +65,7 @@ class Manifest:
         images: sorted by (split, class, file), none twice.
         train: sorted positions in `images` that pretraining sees, int64.
         search: sorted positions of the labelled train images that evaluation searches, int64.
-        query: sorted positions of the validation images that evaluation asks, int64.
+        query: sorted positions of the validation images that evaluation classifies, int64.
     """
 
     dataset: str
@@ -165,10 +165,10 @@ def read(folder: Path) -> Manifest:
         for letter, name in ROLES.items()
     }
     claimed = header.identity
-    strangers = {image.cls for image in images}.symmetric_difference(claimed.classes)
-    strangers |= set(claimed.large).difference(claimed.classes)
-    if strangers or tuple(sorted(set(claimed.classes))) != claimed.classes:
-        first = min(strangers, default="their order")
+    differing = {image.cls for image in images}.symmetric_difference(claimed.classes)
+    differing |= set(claimed.large).difference(claimed.classes)
+    if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
+        first = min(differing, default="their order")
         raise DataError(f"{path}: its classes are not those of {HEADER}, first difference: {first}", _AGAIN)
     manifest = Manifest(
         dataset=claimed.dataset,
@@ -232,7 +232,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the stages after `prepare` read."""
+    """A prepared subset as the stages after `prepare` read it."""
 
     manifest: Manifest
     store: Store

@@ -32,7 +32,7 @@ from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import ConfigError, DataError, printable
+from isd_repro.runtime.errors import DataError, printable
 from isd_repro.tracking import open_stage
 
 _EVERY = 10_000  # images between two lines where there is no terminal
@@ -81,14 +81,6 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
         tracker.log(row)
     roles = f"train {len(manifest.train)}, search {len(manifest.search)}, query {len(manifest.query)}"
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
-
-
-def pack(name: str, params: Params, layout: Layout, console: Console, threads: int | None) -> None:
-    """As `prepare`, of a subset whose store is external; `ConfigError` where it is not: there would be nothing to resume."""
-    if not config.find_subset(params, name).store.external:
-        hint = "set store.external and ISD_PACK_ROOT, or run `isd-repro prepare`, which packs it inside the profile"
-        raise ConfigError(f"{layout.file}: subsets.{name}.store.external: false, so that there is no pack to write", hint)
-    prepare(name, params, layout, console, threads)
 
 
 def rule_of(subset: Subset) -> dict[str, object]:

@@ -227,7 +227,7 @@ def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path
     (profile / "params.yaml").write_text(
         "profile: tiny\nreport: {title: t, caption: c}\nruns: {}\nsubsets:\n"
         "  x: {source: {name: image-folder, dataset: Tiny, root_env: ISD_TEST_ROOT}, rule: {name: all}, store: "
-        f"{store}}}\n  y: {{source: {{name: digits, dataset: D}}, rule: {{name: all}}}}\n"
+        f"{store}}}\n"
     )
     words = ["--params", str(profile / "params.yaml")]
     done = CliRunner().invoke(cli.app, ["data", "pack", "x", "--threads", "1", *words])
@@ -238,5 +238,3 @@ def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "which is used again" in done.output
     assert bytes_of(packs) == before
-    done = CliRunner().invoke(cli.app, ["data", "pack", "y", *words])
-    assert "subsets.y.store.external: false" in str(done.exception)
