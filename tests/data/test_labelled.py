@@ -69,14 +69,6 @@ def test_shares_nest_seeds_differ_and_classes_do_not_know_each_other() -> None:
     assert kept == {at for at in drawn(label, 0.1, 0) if int(label[at]) < 3}
 
 
-def test_a_draw_is_no_prefix_and_every_image_has_a_chance() -> None:
-    label = torch.zeros(20, dtype=torch.int64)
-    found = Counter(at for seed in range(200) for at in drawn(label, 0.25, seed))
-    assert sum(found.values()) == 1000
-    assert min(found[at] for at in range(20)) > 25  # 50 expected, deviation 6
-    assert max(found.values()) < 80
-
-
 def test_a_list_is_read_by_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISD_TEST_LISTS", str(tmp_path))
     wanted = ["cat_4.JPEG", "ant_21.JPEG", "ant_2.JPEG", "bee_9.JPEG"]

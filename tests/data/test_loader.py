@@ -92,13 +92,6 @@ def test_an_epoch_shows_no_image_twice_and_epochs_leave_out_different_ones(store
     assert set().union(*orders) == set(range(TRAIN))
 
 
-def test_a_batch_that_is_the_whole_split_covers_it(store: Store) -> None:
-    index = torch.arange(IMAGES)
-    batches = Batches(store, Split(index, index), DATA, IMAGES, 0, CPU)
-    assert batches.steps_per_epoch == 1
-    assert sorted(batches.at(3).index.tolist()) == list(range(IMAGES))
-
-
 def test_views_are_of_the_images_that_the_batch_names(store: Store) -> None:
     """With views that change nothing, both are the normalised pixels themselves."""
     batches = make(store, data=WHOLE)
@@ -112,25 +105,12 @@ def test_views_are_of_the_images_that_the_batch_names(store: Store) -> None:
         assert sorted(batch.shuffle.tolist()) == list(range(BATCH))
 
 
-def test_the_two_views_are_drawn_apart(store: Store) -> None:
-    data = DATA.model_copy(update={"view_teacher": DATA.view_student})
-    batch = make(store, data=data).at(0)
-    assert (batch.view_student != batch.view_teacher).flatten(1).any(1).all()
-
-
 def test_each_view_follows_its_own_law(store: Store) -> None:
     """The student's is the whole image, the teacher's is not."""
     data = WHOLE.model_copy(update={"view_teacher": View(crop_min=0.2, crop_max=0.3)})
     batch, plain = make(store, data=data).at(0), make(store, data=WHOLE).at(0)
     assert torch.equal(batch.view_student, plain.view_student)
     assert not torch.equal(batch.view_teacher, plain.view_teacher)
-
-
-def test_generators_of_different_keys_differ() -> None:
-    keys = [(0, "epoch", 1), (0, "step", 1), (1, "step", 0), (0, "step", 11), (10, "step", 1), (1, "step", 1)]
-    draws = {key: int(torch.randint(2**62, (1,), generator=generator_of(*key))) for key in keys}
-    assert len(set(draws.values())) == len(keys)
-    assert draws[keys[0]] == int(torch.randint(2**62, (1,), generator=generator_of(*keys[0])))
 
 
 def test_a_split_smaller_than_a_batch_is_refused(store: Store) -> None:

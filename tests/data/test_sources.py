@@ -91,11 +91,6 @@ def test_a_name_that_a_table_cannot_hold(root: Path) -> None:
     check("control or undecodable characters")
 
 
-def test_the_same_name_twice_in_a_class(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    trees.write_plain(root, {("train", "n01/images", "n01_0.JPEG"): trees.jpeg(1)})
-    check("n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG", name="tiny-imagenet")
-
-
 def test_annotations_and_images_must_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = trees.write_official(tmp_path, FILES)
     monkeypatch.setenv("ISD_TEST_ROOT", str(root))

@@ -136,20 +136,6 @@ def test_verify_hashes_every_byte(tmp_path: Path) -> None:
         Store(tmp_path, store.info).verify()
 
 
-def test_an_external_key_tells_settings_apart(tmp_path: Path) -> None:
-    info = pack(tmp_path, [noise(4, 4)], params.Store())
-    settings = [
-        params.Store(),
-        params.Store(channels=1),
-        params.Store(resize="square", side=8),
-        params.Store(resize="short-side", side=8),
-        params.Store(resize="square", side=9),
-    ]
-    keys = {info.model_copy(update={"settings": one}).key("abc") for one in settings}
-    assert len(keys) == len(settings)
-    assert all(key.startswith("abc-") for key in keys)
-
-
 # --- JPEGs ---
 
 SHAPES = [(40, 61), (61, 40), (33, 33), (40, 50), (90, 33)]
@@ -196,19 +182,6 @@ def test_every_number_of_workers_reads_what_pillow_reads(channels: int, workers:
     assert store.read(torch.empty(0, dtype=torch.int64))[0].shape[:2] == (0, channels)
     with pytest.raises(IndexError, match=r"0\.\.4"):
         store.read(torch.tensor([5]))
-
-
-def test_quality_decides_size_and_nearness(tmp_path: Path) -> None:
-    found = {}
-    for quality in (30, 95):
-        settings = params.Store(jpeg_quality=quality)
-        (tmp_path / str(quality)).mkdir()
-        store = Store(tmp_path / str(quality), pack_jpegs(tmp_path / str(quality), settings, 1))
-        want = np.asarray(picture(*SHAPES[0], 0)).transpose(2, 0, 1).astype(int)
-        found[quality] = (store.info.bytes, float(np.abs(store.read(torch.tensor([0]))[0][0].numpy() - want).mean()))
-    assert found[30][0] < found[95][0]
-    assert found[30][1] > found[95][1]
-    assert found[95][1] < 3
 
 
 def test_a_flipped_byte_is_found_by_its_hash_and_a_broken_jpeg_is_named(tmp_path: Path) -> None:
