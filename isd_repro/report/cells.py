@@ -149,8 +149,13 @@ class Row:
 
     @property
     def blank(self) -> bool:
-        """Whether it has nothing to show, as a row of differences has while there are no runs."""
-        return not any(cell.plain for cell in self.cells)
+        """Whether it can have no number: a teacher's row of a method without one, differences while there are no runs."""
+        return not any(cell.plain for cell in self.cells if cell.kind != "none")
+
+    @property
+    def scored(self) -> bool:
+        """Whether any of its cells has a number."""
+        return any(cell.value is not None for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -169,8 +174,14 @@ class Table:
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows above the foot that show anything."""
-        return tuple(row for row in self.rows if not row.blank)
+        """The rows above the foot that have a number; where none has, those that can."""
+        rows = tuple(row for row in self.rows if not row.blank)
+        return tuple(row for row in rows if row.scored) or rows
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the rows that are left out because nothing of them was run."""
+        return tuple(row.label for row in self.rows if not row.blank and row not in self.shown)
 
     @property
     def spans(self) -> list[tuple[str, int]]:

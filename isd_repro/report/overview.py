@@ -1,50 +1,101 @@
-"""What a reader wants to know in a minute: what was reproduced, at which scale, with what uncertainty, and what was not."""
+"""The first lines of a page: its result in one sentence, and what was run, how large, how certain and what is missing."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
-from isd_repro.config.params import Params
-from isd_repro.report import text
-from isd_repro.report.cells import Cell, Finding, Table
+from isd_repro.config.params import Hypothesis, Params
+from isd_repro.report import hypothesis, intervals, text, trials
+from isd_repro.report.cells import Cell, Table
 from isd_repro.report.footnotes import verified
 from isd_repro.report.records import Records
-from isd_repro.report.repetitions import families, repetitions, runs_of, under_test
-from isd_repro.report.tables import rule_text
+from isd_repro.report.repetitions import families, methods, repetitions, runs_of, under_test
+from isd_repro.report.scores import method_cell
+from isd_repro.report.tables import first_metric, groups_of, rule_text
 
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet-narrow": "narrow ResNet", "pixels": "raw pixels"}
 Fact = tuple[str, str]
 
 
-def at_a_glance(params: Params, records: Records, tables: Sequence[Table], findings: Sequence[Finding]) -> list[Fact]:
+def result(params: Params, records: Records) -> str:
+    """What the profile shows, in one sentence; empty where nothing has been scored."""
+    if params.report.hypothesis:
+        return _difference(params, records, params.report.hypothesis)
+    if asked := params.report.trials:
+        best = [(params.runs[cell.runs[0]].label, cell.value) for cell in trials.chosen(params, records, asked).values()]
+        chosen = text.listing([f"{label} ({text.one_decimal(value or 0)} %)" for label, value in best])
+        return f"Chosen among the trials by {asked.k}-NN accuracy on {asked.group} queries: {chosen}." if best else ""
+    for subsets in families(params):
+        subject, others = under_test(params, subsets)
+        second = next((name for name in others if "MoCo" in name), others[0] if others else None)
+        if subject is None or second is None:
+            continue
+        if len(subsets) == 1:
+            return _levels(params, records, subsets[0], (subject, second))
+        groups = groups_of(params, records, subsets[0])
+        asked = Hypothesis(
+            first=subject, second=second, group="rare" if "rare" in groups else "all", k=params.evaluation.knn.k[0]
+        )
+        return _difference(params, records, asked)
+    return ""
+
+
+def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
+    """One method less another over repeated draws."""
+    done = hypothesis.compared(params, records, asked, (asked.encoder, f"{asked.k}-NN", asked.group))
+    if done is None:
+        return ""
+    mean, interval = fmean(done.values), intervals.student_interval(done.values)
+    side = "above" if mean > 0 else "below"
+    between = f", 95 % interval {text.signed(interval[0], 2)} to {text.signed(interval[1], 2)}" if interval else ""
+    verdict = hypothesis.outcome(asked, done.values)
+    judged = "" if verdict == "no verdict" else f"; verdict by the rule set before the runs: {verdict}"
+    return (
+        f"{asked.first} is {text.decimal(abs(mean), 2)} points {side} {asked.second} on {asked.group} queries ({asked.k}-NN,"
+        f" {asked.encoder}; mean of {len(done.values)} draws{between}){judged}."
+    )
+
+
+def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]) -> str:
+    """Both methods' accuracy on one subset, and what stands behind it."""
+    runs, metric = methods(params, [subset]), first_metric(params)
+    said, behind = [], ""
+    for group in groups_of(params, records, subset)[:2]:
+        cells = [method_cell(records, runs[name][subset], ("student", metric, group)) for name in pair]
+        if all(cell.value is not None for cell in cells):
+            values = [f"{text.one_decimal(cell.value or 0)} %" for cell in cells]
+            said.append(f"{text.listing(values)} on {group} queries")
+            seeds = [cell.count or 1 for cell in cells]
+            behind = (
+                f"means of {seeds[0]} and {seeds[1]} seeds" if max(seeds) > 1 else "one training each, so the seed may decide"
+            )
+    return f"{text.listing(list(pair))} reach {text.listing(said)} ({metric}, student; {behind})." if said else ""
+
+
+def facts(params: Params, records: Records, tables: Sequence[Table]) -> list[Fact]:
     """A few facts as (question, answer), all computed."""
-    facts = [
+    found = [
         ("What was run", _run(params, records)),
         ("At which scale", _scale(params, records)),
         ("How certain", _certainty(params, records, tables)),
         ("Beside the paper", _verdicts(params, tables)),
+        ("Not done", _missing(params, records)),
     ]
-    result = _result(params, tables, findings)
-    missing = _missing(params, records)
-    return facts + ([("Main result", result)] if result else []) + ([("Not done", missing)] if missing else [])
-
-
-def _trained(params: Params, records: Records) -> list[str]:
-    return [name for name, found in records.runs.items() if found.pretrain and params.runs[name].optim.epochs]
+    return [(question, answer) for question, answer in found if answer]
 
 
 def _run(params: Params, records: Records) -> str:
-    evaluated = [name for name, found in records.runs.items() if found.knn or found.linear]
+    evaluated = [name for name, found in records.runs.items() if found.evaluations]
     if not evaluated:
         return f"Nothing yet: none of {len(params.runs)} runs has a record."
+    trained = sum(bool(found.pretrain and params.runs[name].optim.epochs) for name, found in records.runs.items())
     recomputed, recorded = verified(records)
     checked = "all" if not recorded else f"{text.count(recomputed)} of"
-    total = text.count(recomputed + recorded)
-    trained = len(_trained(params, records))
     return (
-        f"{len(evaluated)} of {len(params.runs)} runs have scores, {trained} of them trained; {checked} {total} scores were"
-        " recomputed from stored predictions."
+        f"{len(evaluated)} of {len(params.runs)} runs have scores, {trained} of them trained; {checked}"
+        f" {text.count(recomputed + recorded)} scores were recomputed from stored predictions."
     )
 
 
@@ -54,41 +105,45 @@ def _scale(params: Params, records: Records) -> str:
         config = params.subsets[subsets[0]]
         manifest = next(filter(None, (records.runs[run].manifest for subset in subsets for run in runs_of(params, subset))), None)
         if manifest:
-            images = (
-                f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes,"
-                f" {text.count(manifest.query)} queries"
-            )
+            counts = f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes"
+            images = f"{counts}, {text.count(manifest.query)} queries"
         else:
             images = "the authors' lists" if config.rule.name == "list" else rule_text(params, subsets[0])
         draws = f"{len(subsets)} draws of " if len(subsets) > 1 else ""
         said.append(f"{draws}{config.source.dataset} ({images})")
     trained = [run for run in params.runs.values() if run.optim.epochs]
     networks = dict.fromkeys(NETWORKS[run.backbone.arch] for run in trained)
-    sizes = sorted({run.data.image_size for run in trained})
-    epochs = sorted({run.optim.epochs for run in trained})
+    sizes, epochs = sorted({run.data.image_size for run in trained}), sorted({run.optim.epochs for run in trained})
     spans = [str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}" for values in (sizes, epochs) if values]
     budget = f"; {text.listing(list(networks))} at {spans[0]} px, {spans[1]} epochs" if spans else ""
     return f"{text.listing(said)}{budget}."
 
 
-def _certainty(params: Params, records: Records, tables: Sequence[Table]) -> str:
-    scores = [cell for cell in _cells(tables) if cell.kind == "score"]
-    if not scores:
-        return "Nothing to be uncertain of yet."
-    halves = sorted((cell.high - cell.low) / 2 for cell in scores if cell.low is not None and cell.high is not None)
-    seeds = max(
-        (sum(bool(records.runs[name].knn) for name in names) for names in repetitions(params, list(params.runs))), default=1
-    )
-    draws = max((cell.count or 1 for table in tables for row in table.foot for cell in row.cells), default=1)
-    behind = "one run stands behind each score" if seeds < 2 else f"up to {seeds} seeds stand behind a mean"
-    over = f"; means are over up to {draws} seeds or draws, with their standard deviation" if draws > 1 else ""
-    spread = "" if seeds > 1 or draws > 1 else ", so nothing is known of the spread over seeds and draws"
-    width = f"{text.one_decimal(halves[0])} to {text.one_decimal(halves[-1])}"
-    return f"95 % intervals over queries of \N{PLUS-MINUS SIGN} {width} points; {behind}{over}{spread}."
-
-
 def _cells(tables: Sequence[Table]) -> list[Cell]:
     return [cell for table in tables for row in (*table.rows, *table.foot) for cell in row.cells]
+
+
+def _certainty(params: Params, records: Records, tables: Sequence[Table]) -> str:
+    halves = sorted(
+        (cell.high - cell.low) / 2
+        for cell in _cells(tables)
+        if cell.kind == "score" and cell.low is not None and cell.high is not None
+    )
+    if not halves:
+        return ""
+    seeds = max((sum(bool(records.runs[name].evaluations) for name in names) for names in _repeated(params)), default=1)
+    draws = max((cell.count or 1 for table in tables for row in table.foot for cell in row.cells), default=1)
+    behind = f"up to {seeds} seeds stand behind a mean" if seeds > 1 else "one run stands behind each score"
+    if draws > 1:
+        behind += f"; means are over up to {draws} seeds or draws, with their standard deviation"
+    elif seeds < 2:
+        behind += ", so nothing is known of the variation over seeds and draws"
+    width = f"{text.one_decimal(halves[0])} to {text.one_decimal(halves[-1])}"
+    return f"95 % intervals over queries of \N{PLUS-MINUS SIGN} {width} points; {behind}."
+
+
+def _repeated(params: Params) -> list[list[str]]:
+    return repetitions(params, list(params.runs))
 
 
 def _verdicts(params: Params, tables: Sequence[Table]) -> str:
@@ -106,44 +161,10 @@ def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     return said
 
 
-def _result(params: Params, tables: Sequence[Table], findings: Sequence[Finding]) -> str:
-    """What the profile asks for, else by how much the method under test exceeds the others."""
-    if params.report.hypothesis:
-        return " ".join(finding.plain for finding in findings[:1])
-    if params.report.trials:
-        taken = [row for table in tables if table.id == "trials-taken" for row in table.rows]
-        return "".join(f"Taken: {'; '.join(f'{row.label}, {row.cells[0].plain} %' for row in taken)}." if taken else "")
-    subject = next(filter(None, (under_test(params, subsets)[0] for subsets in families(params))), None)
-    rivals = {name for subsets in families(params) for name in under_test(params, subsets)[1]}
-    said = []
-    for table in tables:
-        for row in table.rows if table.id.endswith("-differences") else ():
-            if row.label in {f"{subject} {text.MINUS} {other}" for other in rivals}:
-                points = [f"{cell.number} on {cell.group}" for cell in row.cells if cell.kind == "difference"]
-                said.append(f"{row.label} ({table.columns[0].head}): {text.listing(points)} queries.")
-        rows = table.rows if "-against-" in table.id else ()
-        said += [f"{table.title}, {row.label}: {row.cells[2].number} points on average." for row in rows]
-    return " ".join(said[:3])
-
-
 def _missing(params: Params, records: Records) -> str:
-    parts = []
-    absent = [name for name, found in records.runs.items() if not found.knn and not found.linear]
-    if absent:
-        names = f"all {len(absent)} runs" if len(absent) == len(params.runs) else text.listing(absent)
-        parts.append(f"not run: {names}")
-    asked = (
-        ("linear evaluation", params.linear_runs, "linear"),
-        ("few labels", params.few_label_runs, "few_label"),
-        ("transfer", params.transfer_runs, "transfer"),
-        ("snapshots", params.trajectory_runs, "trajectory"),
-    )
-    for words, wanted, part in asked:
-        lacking = [name for name in wanted if getattr(records.runs[name], part) is None and name not in absent]
-        parts += [f"{words} of {text.listing(lacking)}"] if lacking else []
-    never = [words for words, wanted, _ in asked if not wanted]
-    parts += [f"outside this profile: {text.listing(never)}"] if never else []
-    alone = all(len(names) == 1 for names in repetitions(params, list(params.runs)))
-    parts += ["no run is repeated with another seed"] if alone else []
+    absent = [name for name, found in records.runs.items() if not found.evaluations]
+    names = f"all {len(absent)} runs" if len(absent) == len(params.runs) else text.listing(absent)
+    parts = [f"not run: {names}"] if absent else []
+    parts += ["no run is repeated with another seed"] if all(len(names) == 1 for names in _repeated(params)) else []
     said = "; ".join(parts)
     return f"{said[:1].upper()}{said[1:]}." if said else ""

@@ -71,6 +71,7 @@ class Report:
     params: Params
     records: Records
     folder: str  # where commands are run, relative to the repository
+    result: str  # one sentence; empty where nothing has been scored
     overview: tuple[tuple[str, str], ...]  # what a reader wants to know in a minute
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...]
@@ -104,11 +105,12 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
             name, differences = subsets[0], ours.difference_table(params, records, subsets[0])
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
+    if tried := params.report.trials:
+        blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]
     asked = [*ours.few_label_tables(params, records), *ours.target_tables(params, records)]
     blocks += [Block(table.title, (table,), ()) for table in asked]
     every = [table for block in blocks for table in block.tables]
-    said = [finding for block in blocks for finding in block.findings]
     blocks += _trajectories(params, records, learning_curves.load(params, layout, records, sink))
     if curves := figures.losses(params, records):
         blocks.append(Block("Training loss", (), (), (curves,)))
@@ -116,7 +118,8 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
         params=params,
         records=records,
         folder=run_details.working_folder(layout),
-        overview=tuple(overview.at_a_glance(params, records, every, said)),
+        result=overview.result(params, records),
+        overview=tuple(overview.facts(params, records, every)),
         blocks=tuple(blocks),
         footnotes=tuple(footnotes(params, records)),
         runs={name: run_details.run_facts(params, found) for name, found in records.runs.items()},
@@ -125,7 +128,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
 
 
 def _asked(params: Params, records: Records) -> list[Block]:
-    """What the profile exists to say: a comparison over its draws, or which of its trials are taken."""
+    """What the profile exists to say: a comparison over its draws."""
     blocks = []
     if wanted := params.report.hypothesis:
         table, said = hypothesis.hypothesis_table(params, records, wanted), hypothesis.finding(params, records, wanted)
@@ -134,8 +137,6 @@ def _asked(params: Params, records: Records) -> list[Block]:
         pairs = [done for key in keys if (done := hypothesis.compared(params, records, wanted, key))]
         drawn = figures.differences(pairs, wanted.first, wanted.second, wanted.contradicted_below) if pairs else None
         blocks.append(Block("The hypothesis", (table,) if table else (), (said,), _present(drawn)))
-    if tried := params.report.trials:
-        blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     return blocks
 
 
@@ -299,7 +300,7 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         spent=costs.table(costs.of_profile(report.params, report.records)),
         style=template_text("style.css"),
         script=template_text("script.js"),
-        cell_facts=lambda cell: run_details.cell_facts(report.records, cell),
+        cell_facts=lambda cell: run_details.cell_facts(report.records, cell, report.folder),
         part_rows=run_details.part_rows,
         image_rows=run_details.image_rows,
         flatten=text.flatten,
@@ -325,6 +326,7 @@ def _cells_json(report: Report) -> dict[str, Any]:
         "profile": report.params.profile,
         "title": report.params.report.title,
         "working_folder": report.folder,
+        "result": report.result,
         "at_a_glance": [list(fact) for fact in report.overview],
         "cells": list(export.flat(report.tables, report.runs)),
         "findings": [finding.plain for block in report.blocks for finding in block.findings],

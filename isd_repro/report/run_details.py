@@ -12,13 +12,15 @@ from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, Tar
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Printed
 from isd_repro.report.records import Records, RunRecords
+from isd_repro.report.scores import score_cell
 
 DEVIATION = re.compile(r"\bDEV-\d+\b")
 
 
-def command(run: str, part: str) -> str:
-    """The command that makes one part of a run's record."""
-    return f"isd-repro {part.replace('_', '-')} {run}"
+def command(run: str, part: str, folder: str = ".") -> str:
+    """The command that makes one part of a run's record, in the profile's folder or with its path."""
+    where = "" if folder == "." else f" -p {folder}/params.yaml"
+    return f"isd-repro {part.replace('_', '-')} {run}{where}"
 
 
 def working_folder(layout: Layout) -> str:
@@ -106,7 +108,7 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
+def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str]]:
     """What a reader of one cell is told before the provenance of its runs."""
     rows: list[tuple[str, str]] = []
     if cell.kind in ("score", "snapshot") and cell.low is not None and cell.high is not None:
@@ -117,7 +119,7 @@ def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
         signed = cell.kind in ("difference", "against") or cell.words.startswith(("+", text.MINUS))
         rows.append(("Value", text.signed(cell.value, 2) if signed else text.decimal(cell.value, 2)))
     if cell.deviation is not None:
-        rows.append(("Spread", f"standard deviation {cell.deviation:.2f} points, n = {cell.count} seeds or draws"))
+        rows.append(("s.d.", f"standard deviation {cell.deviation:.2f} points, n = {cell.count} seeds or draws"))
     if cell.kind == "difference" and cell.low is not None and cell.high is not None:
         rows.append(
             ("95 % interval", f"{text.signed(cell.low, 2)} to {text.signed(cell.high, 2)} points (bootstrap of the mean)")
@@ -127,9 +129,14 @@ def cell_facts(records: Records, cell: Cell) -> list[tuple[str, str]]:
     if cell.detail:
         rows.append(("Why" if cell.value is None else "How", cell.detail))
     rows += _paper_facts(cell.paper) if cell.paper else []
-    if cell.runs and cell.kind != "none":
-        commands = "; ".join(command(run, cell.part) for run in dict.fromkeys(cell.runs))
-        rows.append(("Made by", f"{commands}; or everything with dvc repro"))
+    runs = list(dict.fromkeys(cell.runs))
+    if len(runs) > 1:
+        values = {run: score_cell(records.runs[run], cell.encoder, cell.metric, cell.group).value for run in runs}
+        known = [f"{run} {text.decimal(value, 2)}" for run, value in values.items() if value is not None]
+        rows += [("Values", ", ".join(known))] if known else []
+    if runs and cell.kind != "none":
+        each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
+        rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}; or everything with dvc repro"))
     if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].every:
         record = records.runs[cell.runs[0]].every[cell.part]
         rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []

@@ -54,7 +54,4 @@
     });
   });
   dialog.addEventListener("click", function (event) { if (event.target === dialog) dialog.close(); });
-  window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("main details").forEach(function (block) { block.open = true; });
-  });
 })();
