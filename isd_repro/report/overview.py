@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Literal
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import hypothesis, intervals, text, trials
@@ -34,11 +35,9 @@ def result(params: Params, records: Records) -> str:
             continue
         if len(subsets) == 1:
             return _levels(params, records, subsets[0], (subject, second))
-        groups = groups_of(params, records, subsets[0])
-        asked = Hypothesis(
-            first=subject, second=second, group="rare" if "rare" in groups else "all", k=params.evaluation.knn.k[0]
-        )
-        return _difference(params, records, asked)
+        group: Literal["rare", "all"] = "rare" if "rare" in groups_of(params, records, subsets[0]) else "all"
+        stated = Hypothesis(first=subject, second=second, group=group, k=params.evaluation.knn.k[0])
+        return _difference(params, records, stated)
     return ""
 
 
