@@ -174,14 +174,31 @@ class Table:
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows above the foot that have a number; where none has, those that can."""
+        """The rows above the foot that have a number; where none has, or beside the paper's, those that can."""
         rows = tuple(row for row in self.rows if not row.blank)
-        return tuple(row for row in rows if row.scored) or rows
+        beside_paper = any(cell.kind == "paper" for row in rows for cell in row.cells)
+        return tuple(row for row in rows if row.scored or beside_paper) or rows
 
     @property
     def absent(self) -> tuple[str, ...]:
         """Names of the rows that are left out because nothing of them was run."""
         return tuple(row.label for row in self.rows if not row.blank and row not in self.shown)
+
+    @property
+    def groups(self) -> list[tuple[Row, tuple[Row, ...]]]:
+        """The rows above the foot, a method's mean over seeds before its seeds; a row that stands alone has none."""
+        means = {run: row for row in self.foot for run in row.cells[0].runs}
+        found: dict[str, tuple[Row, list[Row]]] = {}
+        for row in self.shown:
+            mean = means.get(row.run)
+            found.setdefault(mean.label if mean else row.label + row.run, (mean or row, []))[1].extend([row] if mean else [])
+        return [(row, tuple(seeds)) for row, seeds in found.values()]
+
+    @property
+    def last(self) -> tuple[Row, ...]:
+        """The rows of the foot that are no method's mean over seeds."""
+        means = {row.label for row, seeds in self.groups if seeds}
+        return tuple(row for row in self.foot if row.label not in means)
 
     @property
     def spans(self) -> list[tuple[str, int]]:

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from isd_repro.report import text
 from isd_repro.report.output import report, show
+from isd_repro.report.run_details import cell_facts
+from isd_repro.report.scores import mean_cell, score_cell
 from isd_repro.runtime.errors import UserError
 from tests.report import synthetic
 from tests.report.conftest import ODD, Profile
@@ -77,11 +79,11 @@ def test_every_number_opens_its_provenance(profile: Profile) -> None:
     html = profile.files()["index.html"]
     cells = read(html).cells
     assert len(cells) == sum(
-        bool(cell.runs) and cell.kind != "none" for t in report_of.tables for row in t.rows for cell in row.cells
+        bool(cell.runs) and cell.kind != "none" for t in report_of.tables for row in t.shown for cell in row.cells
     )
     first = next(cell for cell in cells if cell["data-runs"] == "isd")
     facts = dict(json.loads(first["data-facts"] or ""))
-    score = report_of.tables[0].rows[3].cells[0]
+    score = report_of.tables[0].shown[3].cells[0]
     assert facts["Score"] == f"{score.value:.2f} %: {score.correct} of 500 queries"
     assert facts["Verification"] == "recomputed from stored predictions"
     assert facts["Made by"].startswith("isd-repro knn isd;")
@@ -98,13 +100,13 @@ def test_tables_speak_to_a_screen_reader(profile: Profile) -> None:
     """A caption for each table, a scope for each head, a sort state and a name for each button, and a place to hear of it."""
     html = profile.files()["index.html"]
     tables = re.findall(r"<table.*?</table>", html, flags=re.DOTALL)
-    assert len(tables) == 4  # the last is of costs and has nothing to sort
+    assert len(tables) == 4
     for table in tables:
         assert len(re.findall(r"<caption", table)) == 1
         heads = re.findall(r"<th\b[^>]*>", table)
         assert heads
         assert all(re.search(r'scope="(col|row|colgroup)"', head) for head in heads)
-        if table is tables[-1]:
+        if "sortable" not in table.partition(">")[0]:
             assert "<button" not in table
             continue
         sorted_by = [head for head in heads if 'scope="col"' in head]
@@ -115,12 +117,30 @@ def test_tables_speak_to_a_screen_reader(profile: Profile) -> None:
     assert re.search(r'<p class="heard" role="status" id="sorted">', html)
 
 
-def test_the_overview_comes_first(profile: Profile) -> None:
-    files = profile.files()
-    for name, table in (("index.html", "<table"), ("table.md", "| Run (one seed each) |")):
-        content = files[name]
-        assert content.index("At a glance") < content.index(table)
-    assert json.loads(files["cells.json"])["at_a_glance"][0][0] == "What was run"
+def test_the_result_comes_first_and_its_figure_before_the_table(profile: Profile) -> None:
+    files, result = profile.files(), profile.report().result
+    assert result.startswith("ISD and MoCo v2 reach ")
+    page, markdown = files["index.html"], files["table.md"]
+    assert page.index("ISD and MoCo v2 reach") < page.index("<figure") < page.index("<table")
+    assert markdown.index("ISD and MoCo v2 reach") < markdown.index("| Run (one seed each) |")
+    tree = json.loads(files["cells.json"])
+    assert (tree["result"], tree["at_a_glance"][0][0]) == (result, "What was run")
+
+
+def test_a_mean_lists_the_values_behind_it(profile: Profile) -> None:
+    records = profile.records()
+    cells = [score_cell(records.runs[run], "student", "1-NN", "all") for run in ("moco", "isd")]
+    facts = dict(cell_facts(records, mean_cell(cells, "seeds"), "pipelines/x"))
+    assert facts["Values"] == f"moco {cells[0].value:.2f}, isd {cells[1].value:.2f}"
+    assert facts["Made by"].startswith("isd-repro knn RUN -p pipelines/x/params.yaml for each of these runs;")
+
+
+def test_rows_without_a_number_are_named_and_not_shown(profile: Profile) -> None:
+    student, teacher = profile.report().tables[:2]
+    assert [row.label for row in student.shown] == ["Untrained", "Raw pixels", "MoCo v2", "ISD"]
+    assert student.absent == (ODD,)
+    assert [row.label for row in teacher.shown] == ["MoCo v2", "ISD"], "the others have no teacher"
+    assert "Not run: BYOL" in profile.files()["index.html"]
 
 
 def test_labels_are_escaped_in_every_format(profile: Profile) -> None:
@@ -247,7 +267,7 @@ def test_stage_writes_and_prints(profile: Profile, capsys: pytest.CaptureFixture
     lines = printed.rstrip().splitlines()
     assert lines[-1] == "reports/synthetic/tables/index.html"
     assert {path.name for path in profile.layout.report.iterdir()} == set(profile.files())
-    for row in profile.report().tables[0].rows:
+    for row in profile.report().tables[0].shown:
         (line,) = [line for line in lines if line.strip().startswith(f"{row.label} ") and text.MINUS not in line]
         for cell in row.cells:
             assert cell.plain in line

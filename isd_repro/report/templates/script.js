@@ -3,8 +3,8 @@
   // Sorting: best first, worst first, then the order of the params again. Cells without a number stay last.
   var said = document.getElementById("sorted");
   document.querySelectorAll("table.sortable").forEach(function (table) {
-    var body = table.tBodies[0], given = Array.from(body.rows);
-    table.querySelectorAll("th button").forEach(function (button) {
+    var given = Array.from(table.tBodies);
+    table.querySelectorAll("thead button").forEach(function (button) {
       var head = button.parentElement, column = Number(head.dataset.column);
       button.addEventListener("click", function () {
         var now = head.getAttribute("aria-sort");
@@ -12,15 +12,26 @@
         table.querySelectorAll("th[aria-sort]").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
         head.setAttribute("aria-sort", next);
         said.textContent = next === "none" ? "Rows in their given order." : "Sorted by " + (button.getAttribute("aria-label") || button.textContent) + ", " + next + ".";
-        var rows = given.slice(), sign = next === "ascending" ? 1 : -1;
-        if (next !== "none") rows.sort(function (a, b) {
-          var x = a.cells[column].dataset.value, y = b.cells[column].dataset.value;
+        var bodies = given.slice(), sign = next === "ascending" ? 1 : -1;
+        if (next !== "none") bodies.sort(function (a, b) {
+          var x = a.rows[0].cells[column].dataset.value, y = b.rows[0].cells[column].dataset.value;
           if (x === "" || y === "") return (x === "") - (y === "");
           return sign * (column ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true }));
         });
-        rows.forEach(function (row) { body.appendChild(row); });
+        bodies.forEach(function (body) { table.insertBefore(body, table.tFoot); });
       });
     });
+  });
+
+  // The seeds behind a mean unfold.
+  document.querySelectorAll("button.unfold").forEach(function (button) {
+    function toggle() {
+      var open = button.getAttribute("aria-expanded") !== "true";
+      button.setAttribute("aria-expanded", String(open));
+      Array.from(button.closest("tbody").rows).slice(1).forEach(function (row) { row.hidden = !open; });
+    }
+    button.addEventListener("click", toggle);
+    toggle();
   });
 
   // Provenance: a cell is a link to its run, so it works without this; with it the facts open in a dialog.
