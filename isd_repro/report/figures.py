@@ -19,7 +19,7 @@ from isd_repro.config.params import Params, Run
 from isd_repro.records import CurveRecord
 from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
-from isd_repro.report.hypothesis import Comparison
+from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.learning_curves import Reference, by_epoch, names_of
 from isd_repro.report.records import Records
 from isd_repro.report.repetitions import method_name, methods
@@ -172,6 +172,42 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
     what = "Every run is a dot, with a bar at the mean" if many else "One run each, with its 95 % interval over queries"
     name, title = f"scores-{where.replace(' ', '-')}", f"{where}: {metric} accuracy of the student, percent"
     return Figure(name, title, f"{what}. The axis does not start at zero.", draw)
+
+
+def class_gains(params: Params, records: Records, subsets: Sequence[str], first: str, second: str) -> Figure | None:
+    """One method's accuracy less another's, a bar a class, sorted; None where no subset has predictions of both.
+
+    A class is large on some draws and rare on others, so it can have a bar for each; a bar is the mean over draws.
+    """
+    metric, runs = f"{params.evaluation.knn.k[0]}-NN", methods(params, subsets)
+    found: dict[tuple[str, str], list[float]] = {}
+    for subset in subsets:
+        for group in ("rare", "large") if "rare" in groups_of(params, records, subset) else ("all",):
+            sides = [by_class(records, runs[name].get(subset, ()), ("student", metric, group)) for name in (first, second)]
+            for name in sides[0].keys() & sides[1].keys():
+                found.setdefault((name, group), []).append(sides[0][name] - sides[1][name])
+    bars = sorted(((fmean(values), *key) for key, values in found.items()), key=lambda bar: (-bar[0], bar[1:]))
+    if not bars:
+        return None
+    marks = {"large": UNTRAINED, "rare": COLOURS["isd"], "all": COLOURS["isd"]}
+
+    def draw() -> Canvas:
+        names = [_shorten(name, 12) for _, name, _ in bars] if len(bars) <= 50 else []
+        room = max((5 * len(name) + 12 for name in names), default=8)
+        figure, (ax,) = canvas(1, 180 + room, left=44, legend=1, labels=room)
+        ax.bar(range(len(bars)), [gain for gain, *_ in bars], color=[marks[group] for *_, group in bars], width=0.75)
+        ax.axhline(0, color=INK, lw=1)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_xlim(-0.6, len(bars) - 0.4)
+        ax.grid(visible=False, axis="x")
+        ax.set_title(f"{first} less {second}, points by class ({metric}, student)")
+        shown = dict.fromkeys(group for group in ("rare", "large") if any(bar[2] == group for bar in bars))
+        _legend(figure, [(f"{group} classes", {"color": marks[group], "lw": 5}) for group in shown] or [("classes", {})], 4)
+        return figure
+
+    ahead = sum(gain > 0 for gain, *_ in bars)
+    caption = f"{first} is ahead on {ahead} of {len(bars)} classes{', means over draws' if len(subsets) > 1 else ''}."
+    return Figure(f"classes-{subsets[0]}", f"{first} less {second} by class, points of {metric} accuracy", caption, draw)
 
 
 def losses(params: Params, records: Records) -> Figure | None:

@@ -12,7 +12,7 @@ from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.footnotes import verified
 from isd_repro.report.records import Records
-from isd_repro.report.repetitions import families, methods, repetitions, runs_of, under_test
+from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import first_metric, groups_of, rule_text
 
@@ -29,14 +29,13 @@ def result(params: Params, records: Records) -> str:
         chosen = text.listing([f"{label} ({text.one_decimal(value or 0)} %)" for label, value in best])
         return f"Chosen among the trials by {asked.k}-NN accuracy on {asked.group} queries: {chosen}." if best else ""
     for subsets in families(params):
-        subject, others = under_test(params, subsets)
-        second = next((name for name in others if "MoCo" in name), others[0] if others else None)
-        if subject is None or second is None:
+        pair = rivals(params, subsets)
+        if pair and len(subsets) == 1:
+            return _levels(params, records, subsets[0], pair)
+        if pair is None:
             continue
-        if len(subsets) == 1:
-            return _levels(params, records, subsets[0], (subject, second))
         group: Literal["rare", "all"] = "rare" if "rare" in groups_of(params, records, subsets[0]) else "all"
-        stated = Hypothesis(first=subject, second=second, group=group, k=params.evaluation.knn.k[0])
+        stated = Hypothesis(first=pair[0], second=pair[1], group=group, k=params.evaluation.knn.k[0])
         return _difference(params, records, stated)
     return ""
 

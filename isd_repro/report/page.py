@@ -32,7 +32,7 @@ from isd_repro.report.figures import Figure
 from isd_repro.report.footnotes import footnotes, verified
 from isd_repro.report.records import Records
 from isd_repro.report.rendered import stamped
-from isd_repro.report.repetitions import families
+from isd_repro.report.repetitions import families, rivals
 from isd_repro.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
             name, differences = subsets[0], ours.difference_table(params, records, subsets[0])
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
+        pair = rivals(params, subsets)
+        if gains := figures.class_gains(params, records, subsets, *pair) if pair else None:
+            blocks.append(Block("Gains by class", (), (), (gains,)))
     if tried := params.report.trials:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]

@@ -99,3 +99,10 @@ def under_test(params: Params, subsets: Sequence[str]) -> tuple[str | None, list
     of_isd = [name for name, runs in trained.items() if params.runs[next(iter(runs.values()))[0]].method.name == "isd"]
     subject = next(iter(of_isd or trained), None)
     return subject, [name for name in trained if name != subject]
+
+
+def rivals(params: Params, subsets: Sequence[str]) -> tuple[str, str] | None:
+    """The method under test and the one that it is first of all compared with: MoCo, else the first other."""
+    subject, others = under_test(params, subsets)
+    second = next((name for name in others if "MoCo" in name), others[0] if others else None)
+    return (subject, second) if subject and second else None
