@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 from html.parser import HTMLParser
@@ -12,16 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from isd_repro.config import reader as config
-from isd_repro.config.layout import Layout
 from isd_repro.report.figures import embedding
-from isd_repro.report.image_figures import Asked, figures
-from isd_repro.runtime.errors import ConfigError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import load_tensors
-from tests.evals.figures_world import CLASSES, QUERY, World, make_world
+from tests.report.figures_world import CLASSES, QUERY, World, make_world
 
 
 @pytest.fixture
@@ -108,14 +102,6 @@ def test_cluster_numbers_follow_from_each_other(world: World) -> None:
     assert found["assignment_sha256"] == hashlib.sha256(packed).hexdigest()
 
 
-def test_as_many_clusters_as_classes_unless_told(world: World) -> None:
-    found = world.draw("raw", clusters=2, members=3)[0]["clusters"]
-    assert found["k"] == 3
-    assert [len(row["members"]) for row in found["shown"]] == [3, 3]
-    with pytest.raises(ConfigError, match="26 clusters asked of 25 images"):
-        world.draw("raw", k=26)
-
-
 def test_the_drawing_shows_every_point_once_in_its_class(world: World) -> None:
     facts = world.draw("isd")[0]
     drawn = facts["tsne"]
@@ -196,15 +182,3 @@ def test_names_of_strangers_are_words_and_no_markup(world: World, name: str) -> 
     for _, attributes in parsed.tags:
         assert not any(key.startswith("on") for key in attributes)
         assert str(attributes.get("href", "clusters.html")) in {"clusters.html", "anchors.html", "tsne.svg", "figures.json"}
-
-
-def test_the_terminal_shows_a_folder_as_it_is_named(world: World) -> None:
-    folder = world.layout.folder / "[bold]x"
-    folder.mkdir()
-    for name in ("data", "runs", "params.yaml"):
-        (folder / name).symlink_to(world.layout.folder / name)
-    params, layout = config.load(folder / "params.yaml")
-    text = io.StringIO()
-    elsewhere = Layout(folder, folder, layout.profile)
-    figures("raw", params, elsewhere, Asked(), Console(file=text, force_terminal=False, width=40))
-    assert text.getvalue().splitlines()[-1] == str(folder / "runs" / "raw" / "figures")

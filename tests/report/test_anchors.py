@@ -34,30 +34,10 @@ def test_probabilities_entropy_and_mass_by_hand(tau: float) -> None:
         assert float(spread.top[row]) == pytest.approx(1.0)  # five anchors, all among the ten
 
 
-def test_mass_of_the_top_ten_of_many() -> None:
-    draw = torch.Generator().manual_seed(0)
-    probability = torch.softmax(3 * torch.randn(4, 50, generator=draw, dtype=torch.float64), dim=1)
-    found = anchors.spread(probability)
-    for row in range(4):
-        assert float(found.top[row]) == pytest.approx(sum(sorted(probability[row].tolist())[-10:]))
-
-
-def test_the_ends_of_entropy() -> None:
-    even = anchors.spread(torch.full((1, 64), 1 / 64, dtype=torch.float64))
-    assert float(even.entropy) == pytest.approx(math.log(64))
-    one_hot = anchors.spread(torch.eye(3, dtype=torch.float64))
-    assert one_hot.entropy.tolist() == [0.0, 0.0, 0.0]
-
-
 def test_nearest_first_and_the_lower_position_of_equals() -> None:
     found = anchors.nearest(anchors.cosine(torch.tensor(QUERY), torch.tensor(BANK)), 4)
     assert found[0].tolist() == [1, 4, 0, 2]  # 1 and 4 are the query's own direction
     assert found[1].tolist() == [0, 3, 2, 1]  # two at a right angle, one of them zero; then -0.316, then -0.716 twice
-
-
-def test_equals_keep_the_order_of_the_bank() -> None:
-    found = anchors.nearest(torch.tensor([[0.5, 0.9] * 500], dtype=torch.float64), 1000)
-    assert found[0].tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
 
 
 def test_a_bank_of_any_size_is_one_bank() -> None:

@@ -17,8 +17,8 @@ from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import load_tensors, save_tensors
-from tests.evals.figures_world import CLASSES, NARROW, World, make_manifest, make_world
 from tests.evals.test_stages import write_encoder, write_prepared
+from tests.report.figures_world import CLASSES, NARROW, World, make_manifest, make_world
 
 
 @pytest.fixture
@@ -60,11 +60,6 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
     assert "t-SNE epoch 20: " in told
 
 
-def test_no_snapshot_is_no_fault(world: World) -> None:
-    (world.layout.folder / "runs" / "isd" / "snapshots").mkdir()
-    assert len(world.draw("isd")[0]["tsne"]["panels"]) == 1
-
-
 @pytest.mark.parametrize("change", [{"run": "moco"}, {"fingerprint": "other"}, {"manifest": "0" * 64}])
 def test_a_snapshot_of_another_run_is_refused(world: World, change: dict[str, str]) -> None:
     path = snapshot(world, "00001", seed=1, **change)
@@ -73,13 +68,6 @@ def test_a_snapshot_of_another_run_is_refused(world: World, change: dict[str, st
     assert path.name in error.value.message
     assert next(iter(change)) in error.value.message
     assert not world.folder("isd").exists()
-
-
-def test_a_damaged_snapshot_is_named(world: World) -> None:
-    path = snapshot(world, "00001", seed=1)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"epoch-00001\.safetensors: damaged"):
-        world.draw("isd")
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------------
