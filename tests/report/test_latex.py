@@ -12,6 +12,7 @@ import pytest
 from isd_repro.config import reader as config
 from isd_repro.report import page, records
 from isd_repro.report.cells import Cell, Column, Row, Table
+from isd_repro.report.templating import panels
 from tests.report.conftest import Profile
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,9 @@ def test_structure(path: Path) -> None:
     floats = re.findall(r"\\begin\{table\}.*?\\end\{table\}", tex, flags=re.DOTALL)
     assert len(floats) == len(tables)
     for block, table in zip(floats, tables, strict=True):
-        panels = TABULAR.findall(block)
-        assert sum(len(columns) for columns, _ in panels) == len(table.columns)
-        for columns, body in panels:
+        parts = TABULAR.findall(block)
+        assert sum(len(columns) for columns, _ in parts) == len(table.columns)
+        for columns, body in parts:
             rows = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
             assert len(rows) == 1 + len(table.shown) + len(table.foot)
             assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(columns)}
@@ -66,10 +67,10 @@ def test_panels_are_cut_between_shared_heads() -> None:
     columns = tuple(Column(span, f"{at}") for span in "ABC" for at in range(4))
     rows = (Row("one", tuple(Cell("score", value=float(at)) for at in range(12))),)
     table = Table("t", "T", "Run", columns, rows)
-    parts = page._panels(table)
+    parts = panels(table)
     assert [[column.span for column in part.columns] for part in parts] == [["A"] * 4, ["B"] * 4, ["C"] * 4]
     assert [[cell.value for cell in part.rows[0].cells] for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert page._panels(Table("t", "T", "Run", columns[:10], ())) == [Table("t", "T", "Run", columns[:10], ())]
+    assert panels(Table("t", "T", "Run", columns[:10], ())) == [Table("t", "T", "Run", columns[:10], ())]
 
 
 def compiled(folder: Path, tex: str) -> str:

@@ -1,0 +1,108 @@
+"""The templates of pages, Markdown and LaTeX, and what they need to write numbers and names safely."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isd_repro.report import run_details, text
+from isd_repro.report.cells import Cell, Table
+from isd_repro.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def environment(kind: str) -> Environment:
+    """Templates of one format: HTML and SVG escape by themselves, LaTeX has delimiters of its own.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise UserError("the report needs jinja2, which is not installed", "pip install 'isd-repro[report]'") from error
+    signs = {"block": ("<%", "%>"), "variable": ("<<", ">>"), "comment": ("<#", "#>")} if kind == "latex" else {}
+    delimiters = {
+        f"{what}_{end}_string": sign for what, pair in signs.items() for end, sign in zip(("start", "end"), pair, strict=True)
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=kind == "html",  # noqa: S701 - the filters `md` and `tex` escape Markdown and LaTeX
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **delimiters,  # type: ignore[arg-type]
+    )
+    environment.filters.update(
+        tex=text.latex,
+        texcell=_tex_cell,
+        texlegend=_tex_legend,
+        panels=panels,
+        md=text.markdown,
+        mdpart=text.markdown_part,
+        count=text.count,
+        duration=text.duration,
+        one_decimal=text.one_decimal,
+        linked=run_details.linked,
+        unbroken=lambda words: re.sub(r"\b([pn]) ([=<]) ", "\\1\u00a0\\2\u00a0", words),
+        listing=text.listing,
+    )
+    return environment
+
+
+def template_text(name: str) -> str:
+    """A file of the templates' folder as it stands."""
+    return (TEMPLATES / name).read_text("utf-8")
+
+
+def data_uri(svg: str) -> str:
+    """A chart as the address of an image, which no other chart on the page can disturb."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def _tex_cell(cell: Cell) -> str:
+    number = text.latex(cell.number)
+    shown = f"\\textbf{{{number}}}" if cell.best else number
+    return f"{shown} {{\\scriptsize {text.latex(cell.aside)}}}".strip() if cell.aside else shown
+
+
+def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
+    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge.
+
+    A shared head of more than `most` columns is cut into parts of `most`.
+    """
+    if len(table.columns) <= most:
+        return [table]
+    cuts, at = [0], 0
+    for width in (min(most, whole - start) for _, whole in table.spans for start in range(0, whole, most)):
+        if at + width - cuts[-1] > wide and at > cuts[-1]:
+            cuts.append(at)
+        at += width
+    parts = [slice(start, end) for start, end in zip(cuts, [*cuts[1:], at], strict=True)]
+    return [
+        replace(
+            table,
+            columns=table.columns[part],
+            rows=tuple(replace(row, cells=row.cells[part]) for row in table.shown),
+            foot=tuple(replace(row, cells=row.cells[part]) for row in table.foot),
+        )
+        for part in parts
+    ]
+
+
+def _tex_legend(table: Table) -> str:
+    """The end of a caption: what the scores of a table are."""
+    scored = any(cell.kind in ("score", "external", "mean") for row in (*table.rows, *table.foot) for cell in row.cells)
+    words = (
+        r" Accuracy in percent $\pm$ half the 95\,\% Wilson interval over queries of one run; s.d.: standard deviation over n"
+        " seeds or draws; bold: best, even within the intervals."
+    )
+    return words if scored else ""
