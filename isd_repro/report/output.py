@@ -72,6 +72,8 @@ def _print(assembled: Report, layout: Layout) -> None:
             out.print(_safe(out, finding.plain), markup=False, soft_wrap=not out.is_terminal)
         if block.findings:
             out.print()
+    if assembled.result:
+        out.print(_safe(out, assembled.result), markup=False, soft_wrap=not out.is_terminal)
     path = layout.report / "index.html"
     if path.is_file():
         shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
