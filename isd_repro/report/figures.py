@@ -25,7 +25,7 @@ from isd_repro.report.records import Records
 from isd_repro.report.repetitions import method_name, methods
 from isd_repro.report.scores import score_cell
 from isd_repro.report.tables import GROUPS, groups_of
-from isd_repro.report.text import visible
+from isd_repro.report.text import class_name, visible
 from isd_repro.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
     marks = {"large": UNTRAINED, "rare": COLOURS["isd"], "all": COLOURS["isd"]}
 
     def draw() -> Canvas:
-        names = [_shorten(name, 12) for _, name, _ in bars] if len(bars) <= 50 else []
+        names = [_shorten(class_name(name), 30) for _, name, _ in bars] if len(bars) <= 50 else []
         room = max((5 * len(name) + 12 for name in names), default=8)
         figure, (ax,) = canvas(1, 180 + room, left=44, legend=1, labels=room)
         ax.bar(range(len(bars)), [gain for gain, *_ in bars], color=[marks[group] for *_, group in bars], width=0.75)

@@ -103,7 +103,11 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Data set", f"{manifest['dataset']}, subset {manifest['subset']}"),
         ("Rule", ", ".join(f"{key} {value}" for key, value in text.flatten(manifest["rule"]) if value != "null")),
         ("Sizes", ", ".join(f"{text.count(manifest[role])} {role}" for role in ("train", "search", "query"))),
-        ("Classes", f"{len(manifest['classes'])}" + (f", large: {', '.join(manifest['large'])}" if manifest["large"] else "")),
+        (
+            "Classes",
+            f"{len(manifest['classes'])}"
+            + (f", large: {', '.join(map(text.class_name, manifest['large']))}" if manifest["large"] else ""),
+        ),
         ("Manifest", f"sha256 {manifest['sha256']}"),
     ]
 

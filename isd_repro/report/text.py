@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from isd_repro.runtime.errors import is_visible
@@ -121,3 +123,15 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(tree, dict) and tree:
         return [pair for key in sorted(tree) for pair in flatten(tree[key], f"{prefix}.{key}" if prefix else str(key))]
     return [(prefix, tree if isinstance(tree, str) else json.dumps(tree, sort_keys=True))]
+
+
+@cache
+def _class_names() -> dict[str, str]:
+    lines = (Path(__file__).parent / "class_names.tsv").read_text("utf-8").splitlines()[1:]
+    return dict(tuple(line.split("\t")) for line in lines)
+
+
+def class_name(name: str) -> str:
+    """`n02124075 (Egyptian cat)`: a class with its WordNet name, where that is known."""
+    word = _class_names().get(name)
+    return f"{name} ({word})" if word else name

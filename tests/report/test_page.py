@@ -134,6 +134,11 @@ def test_a_mean_lists_the_values_behind_it(profile: Profile) -> None:
     assert facts["Made by"].startswith("isd-repro knn RUN -p pipelines/x/params.yaml for each of these runs;")
 
 
+def test_a_class_has_its_wordnet_name_where_it_is_known() -> None:
+    assert text.class_name("n01770393") == "n01770393 (scorpion)"
+    assert text.class_name("7") == "7"
+
+
 def test_rows_without_a_number_are_named_and_not_shown(profile: Profile) -> None:
     student, teacher = profile.report().tables[:2]
     assert [row.label for row in student.shown] == ["Untrained", "Raw pixels", "MoCo v2", "ISD"]
