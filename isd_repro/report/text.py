@@ -128,7 +128,8 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
 @cache
 def _class_names() -> dict[str, str]:
     lines = (Path(__file__).parent / "class_names.tsv").read_text("utf-8").splitlines()[1:]
-    return dict(tuple(line.split("\t")) for line in lines)
+    pairs = (line.partition("\t") for line in lines)
+    return {identity: word for identity, _, word in pairs}
 
 
 def class_name(name: str) -> str:
