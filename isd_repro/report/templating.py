@@ -80,7 +80,7 @@ def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
     A shared head of more than `most` columns is cut into parts of `most`.
     """
     if len(table.columns) <= most:
-        return [table]
+        return [replace(table, rows=table.shown)]
     cuts, at = [0], 0
     for width in (min(most, whole - start) for _, whole in table.spans for start in range(0, whole, most)):
         if at + width - cuts[-1] > wide and at > cuts[-1]:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pytest
 
 from isd_repro.report import figures, intervals
-from isd_repro.report.hypothesis import Comparison
+from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.runtime.errors import UserError
 from tests.report.conftest import ODD, Profile
 
@@ -51,6 +51,16 @@ def test_scores_stand_at_their_values_and_intervals(profile: Profile) -> None:
     assert ends == [[pytest.approx(cell.low), pytest.approx(cell.high)] for _, cell in known]
 
 
+def test_a_class_has_a_bar_at_its_gain_and_the_largest_comes_first(profile: Profile) -> None:
+    records = profile.records()
+    drawn = figures.class_gains(profile.params, records, ["small"], "ISD", "MoCo v2")
+    assert drawn is not None
+    heights = [bar.get_height() for bar in drawn.draw().axes[0].patches]
+    assert heights == sorted(heights, reverse=True)
+    sides = [by_class(records, [run], ("student", "1-NN", "all")) for run in ("isd", "moco")]
+    assert sorted(heights) == pytest.approx(sorted(sides[0][name] - sides[1][name] for name in sides[0]))
+
+
 def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> None:
     draws = {"d1": 1.0, "d2": 3.0, "d3": 2.5}
     one = Comparison(("student", "1-NN", "rare"), draws, 50.0, 48.0, {}, ())
@@ -69,7 +79,7 @@ def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> N
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
     drawn = profile.report().figures
     first = {figure.name: figure.svg() for figure in drawn}
-    assert set(first) == {"scores-small", "loss-curves"}
+    assert set(first) == {"scores-small", "classes-small", "loss-curves"}
     with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
         assert {figure.name: figure.svg() for figure in drawn} == first
     for text in first.values():
