@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
-from isd_repro.config import reader as config
-from isd_repro.data.prepare import prepare
 from isd_repro.nn import products
 from tests.faults import world
 
@@ -135,23 +132,3 @@ def test_a_subset_that_is_not_prepared(folder: Path, capsys: pytest.CaptureFixtu
     code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert (code, "data/prepared/digits" in error, "prepare" in error) == (4, True, True)
     assert world.written(folder) == set()
-
-
-def test_a_cut_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = max((folder / "data").rglob("*"), key=lambda path: path.stat().st_size)
-    store.write_bytes(store.read_bytes()[:-1])
-    code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert (code, f"{store.name}: has" in error) == (4, True)
-
-
-def test_images_that_changed_since_pretraining(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(undisturbed / "runs", folder / "runs", dirs_exist_ok=True)
-    assert world.command(folder, "extract", "isd", capsys=capsys)[0] == 0
-    features = folder / "runs" / "isd" / "features.safetensors"
-    features.unlink()
-    world.edit(folder, ("seed: 0}\n    search", "seed: 1}\n    search"))
-    params, layout = config.load(folder / "params.yaml")
-    prepare("digits", params, layout, Console(quiet=True))
-    code, error = world.command(folder, "extract", "isd", capsys=capsys)
-    assert (code, "manifest" in error, "\nhint: " in error) == (4, True, True)
-    assert not features.exists()

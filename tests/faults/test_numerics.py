@@ -149,13 +149,6 @@ def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) ->
     assert monitor.is_finite(module)
 
 
-def test_the_norm_of_the_gradient() -> None:
-    module = nn.Linear(2, 1)
-    assert monitor.gradient_norm(module) == 0.0
-    module.weight.grad, module.bias.grad = torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])
-    assert monitor.gradient_norm(module) == pytest.approx(7.0)
-
-
 # --- collapse ---------------------------------------------------------------------------------------------------------------
 
 
