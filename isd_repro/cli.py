@@ -6,10 +6,9 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Never
+from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
@@ -51,29 +50,6 @@ RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the param
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 DEFAULT = Path("params.yaml")
-
-
-class Protocol(StrEnum):
-    """Which evaluations."""
-
-    knn = "knn"
-    linear = "linear"
-    all = "all"
-
-
-class Which(StrEnum):
-    """Which encoders."""
-
-    student = "student"
-    teacher = "teacher"
-    both = "both"
-
-
-class Statistics(StrEnum):
-    """Whose BatchNorm statistics."""
-
-    own = "own"
-    student = "student"
 
 
 def _version(wanted: bool) -> None:
@@ -253,20 +229,26 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="Instead of --data: a prepared subset of the pipeline.")] = None,
     listed: Annotated[Path | None, typer.Option("--list", help="One of the authors' lists: its classes and groups.")] = None,
-    protocol: Annotated[Protocol, typer.Option(help="Which numbers; linear says first how long it takes.")] = Protocol.knn,
-    which: Annotated[Which, typer.Option(help="Which encoder of the file.")] = Which.student,
-    arch: Annotated[str, typer.Option(help="Architecture, where it is not to be read from the shapes.")] = "auto",
-    teacher_bn: Annotated[Statistics, typer.Option(help="BatchNorm statistics that the teacher runs with.")] = Statistics.own,
+    protocol: Annotated[
+        Literal["knn", "linear", "all"], typer.Option(help="Evaluations; linear prints an estimate of its time first.")
+    ] = "knn",
+    which: Annotated[Literal["student", "teacher", "both"], typer.Option(help="Which encoder of the file.")] = "student",
+    arch: Annotated[str, typer.Option(help="Architecture, where the shapes of the tensors do not tell it.")] = "auto",
+    teacher_bn: Annotated[
+        Literal["own", "student"], typer.Option(help="BatchNorm statistics that the teacher runs with.")
+    ] = "own",
     image_size: Annotated[int | None, typer.Option(help="Side in pixels; default: the file's, else 224.")] = None,
     crop_ratio: Annotated[float | None, typer.Option(help="Size / resized short side; default: the file's, else 0.875.")] = None,
     mean: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.229,0.224,0.225.")] = None,
     k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
     linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, for their deviation.")] = 1,
-    linear_epochs: Annotated[int | None, typer.Option(help="Other than the paper's 40; the record names it.")] = None,
+    linear_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the linear protocol; the paper has 40, and the record names another number.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
-    per_class: Annotated[bool, typer.Option(help="Accuracy class by class, too.")] = False,
+    per_class: Annotated[bool, typer.Option(help="Print the accuracy of each class, too.")] = False,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write a record; `report` shows records/<name>/external.json.")] = None,
     label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
@@ -280,10 +262,10 @@ def evaluate(
         data=data,
         prepared=prepared,
         listed=listed,
-        protocol=protocol.value,
-        which=which.value,
+        protocol=protocol,
+        which=which,
         arch=arch,
-        teacher_bn=teacher_bn.value,
+        teacher_bn=teacher_bn,
         image_size=image_size,
         crop_ratio=crop_ratio,
         mean=numbers("--mean", mean),
