@@ -106,7 +106,7 @@ def _remove_leftovers(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(_PARTIAL)}")
     for other in path.parent.iterdir():
         if pattern.fullmatch(other.name):
-            with suppress(OSError, Timeout), FileLock(other, timeout=0):
+            with suppress(OSError, Timeout), FileLock(other, timeout=0, fallback_to_soft=False):
                 other.unlink(missing_ok=True)
 
 
