@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from isd_repro.runtime.files import named_path
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -77,7 +79,8 @@ class Layout:
 
 def state_root(usual: Path = Path()) -> Path:
     """The folder `.state`; `usual` holds it where no environment variable says otherwise."""
-    return Path(os.environ.get("ISD_STATE_ROOT") or os.environ.get("DVC_ROOT") or usual) / ".state"
+    named = named_path("ISD_STATE_ROOT", "") if os.environ.get("ISD_STATE_ROOT") else None
+    return (named or Path(os.environ.get("DVC_ROOT") or usual)) / ".state"
 
 
 def snapshot_name(epoch: int) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from isd_repro import cli
 from isd_repro.config import reader as config
-from isd_repro.runtime.errors import EXIT_FAILURE, ConfigError
+from isd_repro.config.layout import state_root
+from isd_repro.runtime.errors import EXIT_FAILURE, ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text("utf-8")
@@ -57,3 +58,10 @@ def test_a_system_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert message.startswith("error: ")
     assert "reports" in message
     assert "Traceback" not in message
+
+
+def test_a_relative_folder_for_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC runs a stage in the profile's folder, where it would be another one."""
+    monkeypatch.setenv("ISD_STATE_ROOT", "state")
+    with pytest.raises(DataError, match="ISD_STATE_ROOT=state is a relative path"):
+        state_root()
