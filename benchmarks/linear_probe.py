@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import harness
-from isd_repro.config.params import BackboneConfig, Linear
+from isd_repro.config.params import BackboneConfig
+from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.linear import Task

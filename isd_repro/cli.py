@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Never
 
 import typer
 
-from isd_repro import __version__
+from isd_repro import __version__, evaluations
 from isd_repro.runtime import launcher, signals, streams
 from isd_repro.runtime.errors import EXIT_FAILURE, EXIT_INTERRUPTED, Preempted, UserError, printable
 
@@ -82,7 +83,16 @@ def _profile(file: Path) -> tuple[Params, Layout, Console]:
 # --- stages -------------------------------------------------------------------------------------------------------------
 
 
-_HOMES = {"prepare": "isd_repro.data.prepare", "pretrain": "isd_repro.train.pretrain"}  # of the stages' functions
+def _function(stage: str) -> Callable[[str, Params, Layout, Console], None]:
+    """What does the work of a stage for one run."""
+    homes = {"prepare": "data.prepare", "pretrain": "train.pretrain", "extract": "evaluations.stage"}
+    if stage in homes:
+        module = import_module(f"isd_repro.{homes[stage]}")
+        found: Callable[[str, Params, Layout, Console], None] = getattr(module, stage)
+        return found
+    from isd_repro.evaluations.stage import run_evaluation
+
+    return partial(run_evaluation, stage)
 
 
 def _stage(stage: str, names: list[str], file: Path) -> None:
@@ -105,7 +115,7 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
             agreed = ranks.anywhere
             console.quiet = launcher.rank() > 0
         stop = stack.enter_context(signals.stop_on_signal()) if stage == "pretrain" else None
-        function = getattr(import_module(_HOMES.get(stage, f"isd_repro.stages.{stage}")), stage)
+        function = _function(stage)
         for name in names:
             if stop is not None and agreed(stop()):  # the signal came when the run before had nothing left to save
                 raise Preempted(
@@ -133,34 +143,17 @@ def extract(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
     _stage("extract", runs, params)
 
 
-@app.command(rich_help_panel=STAGES)
-def knn(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Score runs by their nearest neighbours."""
-    _stage("knn", runs, params)
+def _evaluation(kind: str) -> None:
+    """The command of one evaluation; its help is the first line of the evaluation's file."""
+
+    def command(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
+        _stage(kind, runs, params)
+
+    app.command(kind.replace("_", "-"), rich_help_panel=STAGES, help=evaluations.description(kind))(command)
 
 
-@app.command(rich_help_panel=STAGES)
-def linear(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Score runs by a linear classifier on the frozen encoder."""
-    _stage("linear", runs, params)
-
-
-@app.command(rich_help_panel=STAGES)
-def trajectory(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Score the encoders kept during training, epoch by epoch."""
-    _stage("trajectory", runs, params)
-
-
-@app.command(rich_help_panel=STAGES)
-def few_label(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Score runs by a linear classifier that sees few labels."""
-    _stage("few_label", runs, params)
-
-
-@app.command(rich_help_panel=STAGES)
-def transfer(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Score runs by classifiers on the features of other data sets."""
-    _stage("transfer", runs, params)
+for _each in evaluations.names():
+    _evaluation(_each)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -194,12 +187,12 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every number of a report against its record and files; exit code 4 where one differs."""
-    from isd_repro.stages.verify import Asked
-    from isd_repro.stages.verify import verify as walk
+    from isd_repro.verify import Options
+    from isd_repro.verify import verify as check_numbers
 
     loaded, layout, console = _profile(params)
-    asked = Asked(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
-    walk(loaded, layout, asked, console)
+    options = Options(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
+    check_numbers(loaded, layout, options, console)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -254,8 +247,7 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
 ) -> None:
     """Score any checkpoint on labelled images as the paper does, without a pipeline."""
-    from isd_repro.evaluations.request import Request, numbers
-    from isd_repro.stages.evaluate import evaluate as run
+    from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 
     request = Request(
         ckpt=ckpt,
@@ -280,7 +272,7 @@ def evaluate(
         per_class=per_class,
         as_json=as_json,
     )
-    run(request, _console())
+    evaluate_checkpoint(request, _console())
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -349,7 +341,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """List every tensor and what an evaluation does with it; exit code 4 where the file would not load."""
-    from isd_repro.stages.inspect import inspect as account
+    from isd_repro.checkpoints.inspection import show as account
 
     account(file, as_json=as_json)
 

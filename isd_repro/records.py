@@ -26,6 +26,7 @@ from isd_repro.runtime.files import write_atomic
 MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
+CHOSEN = ("best_epoch", "chosen", "correct_by_seed")  # keys of a record's settings that say what was chosen on the way
 METRIC = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,60}$"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
 
@@ -111,6 +112,11 @@ class EvaluationRecord(Frozen):
     labels: str  # packed class index of every query
     predictions: dict[str, str]  # "<encoder>/<metric>" -> packed predicted class of every query
     provenance: Provenance
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The settings that were asked for, without what the evaluation chose."""
+        return {key: value for key, value in self.settings.items() if key not in CHOSEN}
 
 
 class TargetEvaluation(EvaluationRecord):
@@ -212,8 +218,9 @@ def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
 
 
-def score_groups(encoder: str, metric: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
-    """Scores of every group that has queries; `groups` maps a name to a boolean mask over the queries."""
+def score_groups(key: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
+    """Scores of `<encoder>/<metric>` in every group that has queries; `groups` maps a name to a boolean mask over the queries."""
+    encoder, metric = key.split("/")
     hit = predicted == label
     rows = []
     for group, mask in groups.items():

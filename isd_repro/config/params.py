@@ -6,18 +6,21 @@ enter the fingerprint. `efficiency` and `tracking` change no number and enter ne
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from isd_repro.config.fields import Count, Frozen, Many, Name, Natural, Pixels, Positive, Unit, Words
-from isd_repro.config.protocol_params import Evaluation as Evaluation
-from isd_repro.config.protocol_params import FewLabel as FewLabel
-from isd_repro.config.protocol_params import Knn as Knn
-from isd_repro.config.protocol_params import Linear as Linear
-from isd_repro.config.protocol_params import Transfer as Transfer
-from isd_repro.config.protocol_params import TransferName as TransferName
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -367,7 +370,7 @@ class Params(Frozen):
     profile: Name
     root: Words = "."
     report: ReportConfig
-    evaluation: Evaluation = Evaluation()
+    evaluation: Any = Field(default=None, validate_default=True)  # a block for each evaluation, checked by its file
     efficiency: Efficiency = Efficiency()
     tracking: Tracking = Tracking()
     subsets: dict[Name, Subset]
@@ -377,6 +380,12 @@ class Params(Frozen):
     transfer_runs: Many[Name] = ()  # and `transfer`
     trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores
     runs: dict[Name, Run]
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _of_the_files(cls, blocks: Any) -> Any:
+        """The evaluations know what they take; their package is above this one, and is imported when a profile is read."""
+        return blocks if isinstance(blocks, Frozen) else import_module("isd_repro.evaluations").settings(blocks or {})
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.config.params import Linear, View
+from isd_repro.config.params import View
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
 from isd_repro.data.loader import generator_of
@@ -45,6 +45,29 @@ class Reader(Protocol):
 
     def ahead(self, index: Tensor) -> None:
         """These positions will be read next; a hint that changes nothing but speed."""
+
+
+class ViewSettings(Protocol):
+    """How an evaluation augments the images that it learns from.
+
+    Attributes:
+        batch_size: images of a step.
+        crop_min: smallest share of an image's area that a crop takes.
+        flip: probability of a horizontal flip.
+        seed: of the order and of every draw.
+    """
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102 - the class says it
+
+    @property
+    def crop_min(self) -> float: ...  # noqa: D102
+
+    @property
+    def flip(self) -> float: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
 
 class StoreReader:
@@ -124,14 +147,14 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
     return images
 
 
-def order(count: int, settings: Linear, epoch: int) -> Sequence[Tensor]:
+def order(count: int, settings: ViewSettings, epoch: int) -> Sequence[Tensor]:
     """Positions of each batch of one epoch of the linear protocol: all of them once, a function of (seed, epoch)."""
     shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
     return list(shuffled.split(settings.batch_size))
 
 
 def augmented(
-    reader: Reader, split: Split, frame: Frame, settings: Linear, device: torch.device
+    reader: Reader, split: Split, frame: Frame, settings: ViewSettings, device: torch.device
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
     """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch).
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isd_repro.config.params import FewLabel
 from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
@@ -57,13 +56,14 @@ def percent(fraction: float) -> str:
     return f"{round(100 * fraction, 10):g}"
 
 
-def labelled(prepared: Prepared, fraction: float, settings: FewLabel) -> Labelled:
+def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> Labelled:
     """The labelled images of a prepared subset's search set.
 
     Args:
         prepared: the subset.
         fraction: share of the images.
-        settings: the environment variable that names a folder of lists, and the seed of a draw.
+        lists_env: the environment variable that names a folder of lists; empty or unset: drawn.
+        seed: of the draw.
 
     Raises:
         DataError: the folder or its list is missing, names images that the search set lacks, or leaves a class without any.
@@ -71,12 +71,12 @@ def labelled(prepared: Prepared, fraction: float, settings: FewLabel) -> Labelle
     search = prepared.split("search")
     images = [prepared.manifest.images[at] for at in search.index.tolist()]
     list_sha256 = None
-    if settings.lists_env and os.environ.get(settings.lists_env):
-        path = files.named_path(settings.lists_env, ORIGIN) / f"{percent(fraction)}percent.txt"
+    if lists_env and os.environ.get(lists_env):
+        path = files.named_path(lists_env, ORIGIN) / f"{percent(fraction)}percent.txt"
         at, list_sha256 = _listed(path, [image.file for image in images])
         source = path.name
     else:
-        at, source = drawn(search.label, fraction, settings.seed), "drawn"
+        at, source = drawn(search.label, fraction, seed), "drawn"
     chosen = torch.tensor(at, dtype=torch.int64)
     bare = sorted(set(search.label.tolist()) - set(search.label[chosen].tolist()))
     if bare:

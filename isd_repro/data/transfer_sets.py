@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor
 
 from isd_repro.config.params import Store as StoreSettings
-from isd_repro.config.params import TransferName
 from isd_repro.data import augment
 from isd_repro.data.eval_loader import Frame
 from isd_repro.data.loader import generator_of
@@ -32,6 +31,9 @@ from isd_repro.records import ManifestIdentity
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
 
+TransferName = Literal[
+    "food101", "cifar10", "cifar100", "sun397", "cars", "dtd", "pets", "caltech101", "flowers102", "aircraft", "cifar10-folder"
+]
 Part = Literal["train", "val", "test", "pool"]  # "pool": neither train nor test until it is divided
 Metric = Literal["top1", "mean-per-class"]
 ROOT = "ISD_TRANSFER_ROOT"

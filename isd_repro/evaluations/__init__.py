@@ -1,1 +1,137 @@
-"""Evaluation of frozen encoders: features, nearest neighbours and the linear protocol; knows no method and no data source."""
+"""One file per evaluation; the file's name is the evaluation's name, and there is no other registry.
+
+An evaluation is a file here that defines `evaluate`. docs/new-evaluation.md says what else it holds. Files without `evaluate` are
+what several evaluations share. Listing them imports none, so the command line can name them at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isd_repro.config.fields import Frozen
+
+
+@cache
+def _files() -> dict[str, ast.Module]:
+    """The parsed files that define `evaluate`, by name."""
+    texts = {path.stem: path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")}
+    found = {name: text for name, text in texts.items() if "\ndef evaluate(" in text}
+    order = sorted(found, key=lambda name: ("\nOWN_TABLE = True" in found[name], name))
+    return {name: ast.parse(found[name]) for name in order}
+
+
+def names() -> tuple[str, ...]:
+    """Every evaluation there is: those that share a table first."""
+    return tuple(_files())
+
+
+def description(name: str) -> str:
+    """The first line of an evaluation's docstring."""
+    return (ast.get_docstring(_files()[name]) or name).splitlines()[0]
+
+
+def load(name: str) -> ModuleType:
+    """The module of an evaluation."""
+    return import_module(f"{__name__}.{name}")
+
+
+def settings(blocks: object) -> Frozen:
+    """The `evaluation` block of a profile, one attribute for each evaluation; pydantic's `ValidationError` where it is wrong."""
+    return _model().model_validate(blocks)
+
+
+@cache
+def _model() -> type[Frozen]:
+    from pydantic import Field, create_model
+
+    from isd_repro.config.fields import Frozen
+
+    configs: dict[str, Any] = {name: load(name).Config for name in names()}
+    fields: dict[str, Any] = {name: (config, Field(default_factory=config)) for name, config in configs.items()}
+    return create_model("Evaluation", __base__=Frozen, **fields)
+
+
+def asked(name: str, evaluation: Any) -> dict[str, Any]:
+    """What a profile's settings ask of an evaluation, as its record says it."""
+    own = getattr(load(name), "settings", None)
+    found: dict[str, Any] = own(evaluation) if own else getattr(evaluation, name).model_dump(mode="json")
+    return found
+
+
+def changes(name: str, evaluation: Any, stated: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that a profile asks for now and a record was made with, by key, where they differ.
+
+    A key that the record lacks, as it came later, counts where the profile gives it another value than its default.
+    """
+    now, default, fields = asked(name, evaluation), asked(name, settings({})), load(name).Config.model_fields
+    then = {**default, **{key: value for key, value in stated.items() if key in now or key in fields}}
+    keys = [*now, *(key for key in then if key not in now)]
+    return {key: (now.get(key), then.get(key)) for key in keys if now.get(key) != then.get(key)}
+
+
+def problem(name: str, stated: Mapping[str, Any]) -> str:
+    """What is wrong with the settings of a record, in words; "" where its readers can rely on them."""
+    from pydantic import ValidationError
+
+    if name not in names():
+        return f"no evaluation {name!r}: known are {', '.join(names())}"
+    try:
+        load(name).Config.model_validate({key: value for key, value in stated.items() if key in load(name).Config.model_fields})
+    except ValidationError as error:
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    own = getattr(load(name), "problem", None)
+    return str(own(stated)) if own else ""
+
+
+def columns(evaluation: Any, name: str) -> tuple[str, ...]:
+    """The metrics that a profile's settings make an evaluation give, in the order of its columns."""
+    return tuple(load(name).columns(getattr(evaluation, name)))
+
+
+@cache
+def kind_of(metric: str) -> str:
+    """The evaluation that gives a metric; "" where none does."""
+    found = (name for name in names() if re.fullmatch(load(name).METRICS, metric))
+    return next(found, "")
+
+
+def head(metric: str) -> str:
+    """A metric as the head of a column."""
+    name = kind_of(metric)
+    heads = getattr(load(name), "head", None) if name else None
+    return str(heads(metric)) if heads else metric
+
+
+def title(name: str) -> str:
+    """What a heading calls an evaluation."""
+    return str(load(name).TITLE)
+
+
+def note(name: str) -> str:
+    """What a reader of an evaluation's numbers should know; "" where there is nothing."""
+    return str(getattr(load(name), "NOTE", ""))
+
+
+def own_table(name: str) -> bool:
+    """Whether an evaluation's numbers stand in a table of their own, rather than beside others'."""
+    return bool(getattr(load(name), "OWN_TABLE", False))
+
+
+def in_order(metrics: Sequence[str], evaluation: Any) -> list[str]:
+    """Metrics in the order of the evaluations' files and columns; those that no setting asks for come last in each."""
+    planned = [metric for name in names() for metric in columns(evaluation, name)]
+    kinds = [*names(), ""]
+
+    def key(metric: str) -> tuple[int, int, list[int], str]:
+        place = planned.index(metric) if metric in planned else len(planned)
+        return kinds.index(kind_of(metric)), place, [int(number) for number in re.findall(r"\d+", metric)], metric
+
+    return sorted(dict.fromkeys(metrics), key=key)

@@ -65,10 +65,10 @@ def check_manifest(path: Path, recorded: str, prepared: str) -> None:
         )
 
 
-def check_run(path: Path, identity: EncoderIdentity, run: str) -> None:
-    """`DataError` where the encoder file at `path` is a copy from the folder of another run."""
-    if identity.run != run:
-        raise DataError(f"{path}: is of run {identity.run!r}, not {run!r}", "run `pretrain` for this run")
+def check_run(path: Path, said: str, run: str) -> None:
+    """`DataError` where the file at `path` says that it is of another run, as after a copy from that run's folder."""
+    if said != run:
+        raise DataError(f"{path}: is of run {said!r}, not {run!r}", "run `pretrain` for this run, and what follows it")
 
 
 def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

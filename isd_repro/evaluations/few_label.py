@@ -1,32 +1,115 @@
-"""Few labels: what `evals.linear` answers after learning from a labelled part of the search set, top-5 beside top-1.
+"""Score runs by a linear classifier that sees few labels.
 
-A top-5 answer is stored as one class a query: the true one where it is among the five largest logits, else the first guess,
-which then is wrong. So top-5 is recomputed from the stored answers as top-1 is.
+The head is that of `linear`, with its settings, trained on a share of the labelled images alone; top-5 accuracy stands beside
+top-1.  # DEV-18
 """
 
 from __future__ import annotations
 
-import torch
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from isd_repro.evaluations.linear import Outcome
+from isd_repro.config.fields import Frozen, Many, Natural, Words
+from isd_repro.data.labelled import Labelled, labelled, percent
+from isd_repro.evaluations import linear
+from isd_repro.evaluations.linear import among_five, probe
+from isd_repro.evaluations.subject import Outcome, Subject
+
+TITLE = "Few labels"
+TRAINS = True  # `verify` repeats it where it is asked to
+METRICS = r"few-[0-9.]{1,9}pct-(last|best)(-top5)?"
+OWN_TABLE = True
 
 
-def answers(outcome: Outcome, label: Tensor, percent: str) -> dict[str, Tensor]:
-    """Answers to all queries by metric, int64, Q.
+class Config(Frozen):
+    """Which images are labelled; the settings of the head are those of `linear`."""
 
-    Args:
-        outcome: what the head reached.
-        label: true classes of the queries, int64, Q.
-        percent: of labelled images, as metrics name it.
-    """
-    found = {}
-    for name, first, among in (("last", outcome.last, outcome.last5), ("best", outcome.best, outcome.best5)):
-        found[f"few-{percent}pct-{name}"] = first
-        found[f"few-{percent}pct-{name}-top5"] = among_five(first, among, label)
-    return found
+    fractions: Annotated[Many[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = (0.01, 0.1)
+    lists_env: Words = ""  # environment variable naming a folder with 1percent.txt and so on; empty or unset: drawn
+    seed: Natural = 0  # of the draw
 
 
-def among_five(first: Tensor, among: Tensor, label: Tensor) -> Tensor:
-    """The label where it is among the guesses (Q x 5), else the first guess; int64, Q."""
-    return torch.where((among == label[:, None]).any(dim=1), label, first)
+def protocol(evaluation: Any) -> str:
+    """That of the head."""
+    return f"linear, {evaluation.linear.protocol}, on the labelled images alone"
+
+
+def columns(config: Config) -> list[str]:
+    """Metrics in the order of their columns."""
+    ends = [f"{which}{top}" for which in ("last", "best") for top in ("", "-top5")]
+    return [f"few-{percent(fraction)}pct-{end}" for fraction in config.fractions for end in ends]
+
+
+def head(metric: str) -> str:
+    """A metric as the head of a column: `few-10pct-best` is `10 % of labels, best epoch`."""
+    found = re.fullmatch(r"few-(.+)pct-(last|best)(-top5)?", metric)
+    return f"{found[1]} % of labels, {found[2]} epoch{', top-5' if found[3] else ''}" if found else metric
+
+
+def settings(evaluation: Any) -> dict[str, Any]:
+    """The settings of the head, and which images are labelled."""
+    own: Config = evaluation.few_label
+    head_settings: dict[str, Any] = evaluation.linear.model_dump(mode="json")
+    return {**head_settings, "fractions": list(own.fractions), "draw_seed": own.seed}
+
+
+def inputs(subject: Subject, config: Config) -> dict[str, Any]:
+    """The labelled images by their hash: two runs must share them to stand in one table."""
+    return {"labelled": {share: part.facts() for share, part in _parts(subject, config).items()}}
+
+
+def missing(config: Config, stated: Mapping[str, Any]) -> str:
+    """Which list of labelled images a record was made with and is not to be had here; "" where none is missing."""
+    lists = [part["source"] for part in stated["labelled"].values() if part["source"] != "drawn"]
+    if not lists or (config.lists_env and os.environ.get(config.lists_env)):
+        return ""
+    where = f"set {config.lists_env}" if config.lists_env else "evaluation.few_label.lists_env names no variable"
+    return f"list {lists[0]} is not here ({where})"
+
+
+class _Labelled(Frozen):
+    """What a record says of the labelled images of one share."""
+
+    images: Annotated[int, Field(ge=1, lt=2**53)]
+    source: Words
+    sha256: str
+    list_sha256: str | None
+
+
+def problem(stated: Mapping[str, Any]) -> str:
+    """Whether a record says of every share which images were labelled."""
+    try:
+        parts = TypeAdapter(dict[str, _Labelled]).validate_python(stated.get("labelled"))
+        fractions = TypeAdapter(tuple[float, ...]).validate_python(stated.get("fractions"))
+    except ValidationError as error:
+        return "; ".join(f"labelled.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    shares = {percent(fraction) for fraction in fractions}
+    return "" if shares == parts.keys() else f"labelled images of {sorted(parts)} %, fractions {sorted(shares)} %"
+
+
+def evaluate(subject: Subject, config: Config) -> Outcome:
+    """Train and score a linear head on every encoder, once for each share of labelled images."""
+    head_settings, label = subject.config(linear.Config), subject.split("query").label
+    predictions: dict[str, Tensor] = {}
+    best: dict[str, dict[str, int]] = {}
+    for share, part in _parts(subject, config).items():
+        subject.progress.say(f"{subject.name} few labels: {len(part.at)} images, {share} %, {part.source}")
+        results = probe(subject, head_settings, part.split, part.at, title=f"few labels, {share} %")
+        best[share] = {name: result.best_epoch for name, result in results.items()}
+        for name, result in results.items():
+            for which, first, among in (("last", result.last, result.last5), ("best", result.best, result.best5)):
+                metric = f"{name}/few-{share}pct-{which}"
+                predictions |= {metric: first, f"{metric}-top5": among_five(first, among, label)}
+    return Outcome(predictions, {"best_epoch": best})
+
+
+def _parts(subject: Subject, config: Config) -> dict[str, Labelled]:
+    """The labelled images by share in percent."""
+    return {
+        percent(fraction): labelled(subject.prepared, fraction, config.lists_env, config.seed) for fraction in config.fractions
+    }

@@ -1,4 +1,6 @@
-"""Nearest-neighbour classification by one exact cosine search in float32 (paper.md 4, NN / 20-NN).
+"""Score runs by their nearest neighbours.
+
+Classification by one exact cosine search in float32 (paper, section 4: NN and 20-NN).
 
 Neighbours are ordered by (similarity descending, label ascending, position ascending), so that permuting the bank changes no
 prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04
@@ -15,25 +17,77 @@ once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from isd_repro.config.fields import Count, Frozen, Many
+from isd_repro.data import contact_sheet
 from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.extract import UNUSABLE, require_finite
+from isd_repro.evaluations.features import UNUSABLE, require_finite
+from isd_repro.evaluations.subject import Outcome, Pictures, Subject
 from isd_repro.runtime.errors import ConfigError, DataError
+
+TITLE = "Nearest neighbours"
+METRICS = r"[1-9][0-9]*-NN"
+QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
 
 QUERY_ROWS = 1024
 BANK_ROWS = 2048
 QUERY_BYTES = 2**26
-GROUPS = 64  # columns whose residues are looked at together
+GROUPS = 64  # columns whose residues are compared together
 _FEW = 16  # groups of one row that are cheaper to gather than to rank
 VOTE_ROWS = 4096
 _ZERO = 1e-12  # a vector shorter than this is not lengthened to 1
 _ROWS = 256  # bank rows normalised at a time
 _RANKED = 64  # rows whose every column is ranked by key at a time
 _LOW = 0xFFFFFFFF  # the half of a key that holds the rank
+
+
+class Config(Frozen):
+    """Settings of the evaluation."""
+
+    k: Annotated[Many[Count], Field(min_length=1)] = (1, 20)  # numbers of neighbours
+
+
+def protocol(evaluation: Any) -> str:
+    """How neighbours are found and vote, as tables print it."""
+    return f"{', '.join(columns(evaluation.knn))} exact float32, ties by lowest label"
+
+
+def columns(config: Config) -> list[str]:
+    """Metrics in the order of their columns."""
+    return [f"{k}-NN" for k in config.k]
+
+
+def evaluate(subject: Subject, config: Config) -> Outcome:
+    """Classify the queries by their nearest search images, for every k and encoder."""
+    _check_k(max(config.k), subject.manifest.search)
+    search, query, label = subject.features["search"], subject.features["query"], subject.split("search").label
+    near = {name: nearest(bank, label, query[name], max(config.k), subject.device) for name, bank in search.items()}
+    predictions = {f"{name}/{k}-NN": vote(label[found[:, :k]]) for name, found in near.items() for k in config.k}
+
+    def pictures() -> Pictures:
+        return {f"nearest-{name}": _picture(name, found, subject) for name, found in near.items()}
+
+    return Outcome(predictions, pictures=pictures)
+
+
+def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]:
+    """Some queries, spread over the classes, each in a row with its nearest search images."""
+    query, search = subject.split("query"), subject.split("search")
+    count = min(QUERIES, len(near))
+    rows = torch.arange(count) * len(near) // count
+    shown = near[rows, :NEIGHBOURS]
+    pictures = subject.reader.read(torch.cat([query.index[rows][:, None], search.index[shown]], dim=1).flatten())
+    pixels = contact_sheet.thumbnails(*pictures)
+    right = (search.label[shown] == query.label[rows, None]).long()
+    marks = torch.cat([torch.full((count, 1), -1), right], dim=1)
+    caption = f"Queries (first column) and their nearest search images under the {encoder}; green has the query's class."
+    return contact_sheet.sheet(list(pixels.unflatten(0, (count, -1))), marks), caption
 
 
 def predict(bank: Tensor, label: Tensor, query: Tensor, ks: Sequence[int], device: torch.device) -> dict[int, Tensor]:
@@ -113,8 +167,8 @@ def vote(labels: Tensor) -> Tensor:
 def _check_k(k: int, images: int) -> bool:
     if not 1 <= k <= images:
         raise ConfigError(
-            f"evaluation.knn.k: {k} neighbours asked of a search set of {images} images",
-            "lower k, or raise search_per_class of the subset",
+            f"k = {k}: the search set has {images} images",
+            "lower evaluation.knn.k, or --k of `evaluate`, or add labelled images (search_per_class of the subset)",
         )
     return True
 

@@ -1,107 +1,167 @@
-"""The paper's linear protocol on frozen features (paper.md 4, Linear).
+"""Score runs by a linear classifier on the frozen encoder.
 
-A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), mean and unbiased variance per dimension
-over the labelled training images under the evaluation transform. One linear layer is trained on z of augmented views by SGD
-and scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does: that
-number is optimistic, so the last epoch's stands beside it.  # DEV-05
+The protocol of the paper (section 4, Linear): one linear layer is trained by SGD on standardised features of augmented views and
+scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does. That number is
+optimistic, so that of the last epoch stands beside it.  # DEV-05
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
-from isd_repro.config.params import Linear
+from isd_repro.config.fields import Count, Frozen, Many, Natural, Positive, Unit, Words
+from isd_repro.data import eval_loader
+from isd_repro.data.manifests import Split
+from isd_repro.evaluations import linear_head
 from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.extract import require_finite
-from isd_repro.runtime import ranks
-from isd_repro.runtime.errors import ConfigError, DataError, UserError
+from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
+from isd_repro.evaluations.linear_head import HeadResult, PaperHead, Rider, Task
+from isd_repro.evaluations.subject import Outcome, Subject, Views
+from isd_repro.runtime.errors import ConfigError
 
-EPS = 1e-5
-TOP = 5  # classes that a query's answer may be among for `top5`
-
-TrainBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch from 0 -> (images B x C x H x W, labels B) in order
-OnEpoch = Callable[[Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Standardise:
-    """x -> (x / |x| - mean) / scale, both of D numbers."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Features B x D in, B x D out."""
-        return (functional.normalize(features, dim=1) - self.mean) / self.scale
+TITLE = "Linear"
+NOTE = "The best linear epoch is chosen on the queries that it is scored on, so it is optimistic."
+TRAINS = True  # `verify` repeats it where it is asked to
+METRICS = r"linear-(last|best|clean)(-top5)?"
+_TIMED = 32  # images whose forward pass sets the expected time
+_EXTRA = ("seeds", "clean", "top5")  # keys that add numbers and change none
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the heads learn from and are asked.
+class Config(Frozen):
+    """The paper's protocol by default; a shortened one must be named as such."""
 
-    Attributes:
-        search: features of the labelled training images under the evaluation transform by encoder, N x D.
-        query: features of the queries by encoder, Q x D.
-        query_label: classes of the queries, int64, Q.
-        classes: number of classes.
-        train_batches: augmented views of the labelled training images, the same for every encoder; on one of several ranks those
-            of its `ranks.rows` of each batch, and all labels.
+    epochs: Count = 40
+    batch_size: Count = 256
+    lr: Positive = 0.01
+    sgd_momentum: Unit = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    milestones: Many[Count] = (15, 30)
+    factor: Positive = 0.1
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.08
+    flip: Unit = 0.5
+    seed: Natural = 0
+    protocol: Words = "paper"  # the name that tables print; `paper` only with the paper's values
+    # Keys that came after the first records are left out of a record where they have their default.
+    seeds: Annotated[Count, Field(exclude_if=lambda value: value == 1)] = 1  # heads on one pass, to see their range
+    clean: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # also choose on images held out of training
+    top5: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # top-5 accuracy, too
+
+
+def protocol(evaluation: Any) -> str:
+    """The name that the settings give it."""
+    return str(evaluation.linear.protocol)
+
+
+def columns(config: Config) -> list[str]:
+    """Metrics in the order of their columns."""
+    found = ["linear-last", "linear-best", *(["linear-clean"] if config.clean else [])]
+    return [f"{metric}{end}" for metric in found for end in ("", *(["-top5"] if config.top5 else []))]
+
+
+def head(metric: str) -> str:
+    """A metric as the head of a column."""
+    base = metric.removesuffix("-top5")
+    words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
+    return words[base] + (", top-5" if base != metric else "")
+
+
+def evaluate(subject: Subject, config: Config) -> Outcome:
+    """Train and score a linear head on every encoder; several ranks share the forward passes and their views."""
+    split, label = subject.split("search"), subject.split("query").label
+    further: dict[tuple[str, int], PaperHead] = {}
+    clean: dict[str, CleanProbe] = {}
+
+    def riders(task: Task) -> list[Rider]:
+        for name in subject.encoders:
+            for seed in (seed for seed in range(config.seeds) if seed != config.seed and config.seeds > 1):
+                other = config.model_copy(update={"seed": seed})
+                further[name, seed] = PaperHead(name, f"{name} seed {seed}", task, other, subject.device)
+            if config.clean:
+                features, order = task.search[name], lambda epoch: eval_loader.order(len(split), config, epoch)
+                clean[name] = CleanProbe(name, features, split.label, subject.classes, order, config, subject.device)
+        return [*further.values(), *clean.values()]
+
+    results = probe(subject, config, split, on_row=subject.on_row, riders=riders)
+    predictions: dict[str, Tensor] = {}
+
+    def add(name: str, metric: str, first: Tensor, among: Tensor) -> None:
+        predictions[f"{name}/{metric}"] = first
+        if config.top5:
+            predictions[f"{name}/{metric}-top5"] = among_five(first, among, label)
+
+    chosen: dict[str, Any] = {"best_epoch": {name: result.best_epoch for name, result in results.items()}}
+    notes: list[str] = []
+    for name, result in results.items():
+        add(name, "linear-last", result.last, result.last5)
+        add(name, "linear-best", result.best, result.best5)
+        if config.clean:
+            out = clean[name].outcome(subject.features["query"][name])
+            add(name, "linear-clean", out.predicted, out.among)
+            facts = {"lr": out.lr, "epoch": out.epoch, "held_correct": out.held_correct, "held": out.held}
+            chosen.setdefault("chosen", {"share": SHARE, "factors": list(FACTORS)})[name] = facts
+            how = f"chosen with {100.0 * out.held_correct / out.held:.1f} % of {out.held} held-out images"
+            notes.append(f"{name} linear-clean: learning rate {out.lr:g} and epoch {out.epoch}, {how}")
+    if further:
+        every = {(name, config.seed): one for name, one in results.items()}
+        every |= {key: one.outcome() for key, one in further.items()}
+        chosen["correct_by_seed"], lines = _by_seed(every, label)
+        notes += lines
+    return Outcome(predictions, chosen, tuple(notes))
+
+
+def probe(
+    subject: Subject,
+    config: Config,
+    split: Split,
+    rows: Tensor | None = None,
+    *,
+    title: str = "linear",
+    on_row: Callable[[Mapping[str, float]], None] = lambda row: None,
+    riders: Callable[[Task], Sequence[Rider]] = lambda task: (),
+) -> dict[str, HeadResult]:
+    """Train the heads on a labelled split, having said how long that takes; results by encoder.
+
+    Args:
+        subject: what is evaluated.
+        config: the protocol.
+        split: the labelled images.
+        rows: their positions in the search split, int64; None where they are all of it.
+        title: of the progress bar.
+        on_row: takes the losses and scores of every epoch.
+        riders: makes further heads on the same pass.
     """
+    check_protocol(config)
+    views = subject.augmented(split, config)
+    seconds = pace(subject.encoders, views, subject.device) * config.epochs * len(split)
+    subject.progress.say(f"{subject.name} {title}: {config.epochs} epochs of {len(split)} images, about {duration(seconds)}")
+    search, query = subject.features["search"], subject.features["query"]
+    task = Task(
+        search={name: values if rows is None else values[rows] for name, values in search.items()},
+        query=query,
+        query_label=subject.split("query").label,
+        classes=subject.classes,
+        train_batches=views,
+    )
+    with subject.progress.task(f"{subject.name} {title}: epochs") as bar:
+        bar.begin(config.epochs)
 
-    search: Mapping[str, Tensor]
-    query: Mapping[str, Tensor]
-    query_label: Tensor
-    classes: int
-    train_batches: TrainBatches
+        def on_epoch(row: Mapping[str, float]) -> None:
+            bar.advance()
+            on_row(row)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one encoder's head reached.
-
-    Attributes:
-        last: predicted class of every query after the last epoch, int64, Q.
-        best: the same after the epoch with most correct queries, the first of equals.
-        best_epoch: that epoch, counted from 1.
-        head: the head after the last epoch.
-        last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
-    """
-
-    last: Tensor
-    best: Tensor
-    best_epoch: int
-    head: nn.Linear
-    last5: Tensor
-    best5: Tensor
+        return linear_head.train(subject.encoders, task, config, subject.device, on_epoch, riders(task))
 
 
-class Rider(Protocol):
-    """One more head on the same pass of a backbone over the views.
-
-    Attributes:
-        name: the encoder whose features it learns from.
-    """
-
-    name: str
-
-    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
-        """One step on one batch: raw features B x D and classes B on the device; epoch and step are counted from 0."""
-
-    def close_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Called after each epoch, counted from 1; rows for `on_epoch`."""
-
-
-def check_protocol(settings: Linear) -> None:
+def check_protocol(settings: Config) -> None:
     """`ConfigError` where settings call themselves `paper` and are not the paper's; the seed is free."""
-    paper = Linear(seed=settings.seed).model_dump()
-    given = settings.model_dump()
+    paper = Config(seed=settings.seed).model_dump(exclude=set(_EXTRA))
+    given = settings.model_dump(exclude=set(_EXTRA))
     other = [f"{key} {given[key]} (paper {paper[key]})" for key in paper if given[key] != paper[key]]
     if settings.protocol == paper["protocol"] and other:
         raise ConfigError(
@@ -110,145 +170,55 @@ def check_protocol(settings: Linear) -> None:
         )
 
 
-def rate(settings: Linear, epoch: int) -> float:
-    """Learning rate of an epoch counted from 0: multiplied by `factor` once that many epochs as a milestone says are done."""
-    return settings.lr * settings.factor ** sum(epoch >= milestone for milestone in settings.milestones)
+def shortened(epochs: int | None) -> Config:
+    """The paper's protocol, or with another number of epochs its milestones moved in proportion, and named so."""
+    paper = Config()
+    if epochs is None or epochs == paper.epochs:
+        return paper
+    milestones = sorted({max(1, round(milestone * epochs / paper.epochs)) for milestone in paper.milestones})
+    return Config(epochs=epochs, milestones=tuple(milestones), protocol=f"paper's, with {epochs} epochs for {paper.epochs}")
 
 
-def standardise(search: Tensor) -> Standardise:
-    """Statistics of the L2-normalised training features (N x D, N at least 2)."""
-    if len(search) < 2:
-        raise DataError(f"linear evaluation needs at least 2 labelled images, found {len(search)}", "raise search_per_class")
-    var, mean = torch.var_mean(functional.normalize(search, dim=1), dim=0, correction=1)
-    return Standardise(mean=mean, scale=(var + EPS).sqrt())
+def among_five(first: Tensor, among: Tensor, label: Tensor) -> Tensor:
+    """A top-5 prediction as one class a query: the label where it is among the guesses (Q x 5), else the first guess; int64, Q.
 
-
-def new_head(features: int, classes: int, seed: int) -> nn.Linear:
-    """`nn.Linear` with its default initial law, drawn from a generator of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, features, classes)
-    nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
-    bound = 1 / math.sqrt(features)
-    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
-    return head
-
-
-def train(
-    encoders: Mapping[str, nn.Module],
-    task: Task,
-    settings: Linear,
-    device: torch.device,
-    on_epoch: OnEpoch = lambda row: None,
-    riders: Sequence[Rider] = (),
-) -> dict[str, Outcome]:
-    """Train and score one head per encoder; all heads see the same views and start from the same seed.
-
-    Several ranks share the backbones' passes; every rank then has the features of the whole batch, and the same heads.
-
-    Args:
-        encoders: backbones, moved to `device` and left in eval mode, otherwise unchanged.
-        task: features, labels and views.
-        settings: rates, epochs and seed; batch size, crop and flip are the business of `task.train_batches`.
-        device: where backbones and heads run.
-        on_epoch: called after each epoch with epoch (from 1), lr, and loss and top1 (percent) of each encoder.
-        riders: further heads, which change nothing for the others.
-
-    Raises:
-        UserError: a loss that is not finite, or a rank is gone.
-        DataError: features that are not finite, or too few.
+    So top-5 accuracy is recomputed from a stored class of every query, as top-1 accuracy is.
     """
-    for encoder in encoders.values():
-        encoder.to(device).eval()
-    probes = {name: _Probe(name, name, task, settings, device) for name in encoders}
-    heads: list[Rider] = [*probes.values(), *riders]
-    with exact(device):
-        for epoch in range(settings.epochs):
-            for step, (images, labels) in enumerate(task.train_batches(epoch)):
-                batch, label = images.to(device, torch.float32), labels.to(device)
-                for name, encoder in encoders.items():
-                    with torch.no_grad():
-                        features = ranks.whole(encoder(batch), len(label))
-                    for head in heads:
-                        if head.name == name:
-                            head.learn(features, label, epoch, step)
-            row: dict[str, float] = {"epoch": epoch + 1, "lr": rate(settings, epoch)}
-            for head in heads:
-                row |= head.close_epoch(epoch + 1)
-            on_epoch(row)
-    return {name: probe.outcome() for name, probe in probes.items()}
+    return torch.where((among == label[:, None]).any(dim=1), label, first)
 
 
-def rider(name: str, title: str, task: Task, settings: Linear, device: torch.device) -> _Probe:
-    """The protocol once more for encoder `name` on the same views, with rates, weight decay and first head of these settings."""
-    return _Probe(name, title, task, settings, device)
+def pace(encoders: Mapping[str, nn.Module], views: Views, device: torch.device) -> float:
+    """Seconds that one image of the protocol takes, from one batch of views and the forward passes of some of them."""
+    started = time.perf_counter()
+    batch, label = next(iter(views(0)))
+    viewed = (time.perf_counter() - started) / len(label)
+    some = batch[:_TIMED].to(device, torch.float32)
+    with exact(device), torch.inference_mode():
+        for encoder in encoders.values():
+            encoder.to(device).eval()(some[:1])
+        started = time.perf_counter()
+        for encoder in encoders.values():
+            encoder(some).cpu()
+    return viewed + (time.perf_counter() - started) / len(some)
 
 
-class _Probe:
-    """The paper's protocol for one encoder: its head, and the best that the head has reached."""
-
-    def __init__(self, name: str, title: str, task: Task, settings: Linear, device: torch.device) -> None:
-        require_finite(task.search[name], f"search features of encoder {name!r}")
-        require_finite(task.query[name], f"query features of encoder {name!r}")
-        found = standardise(task.search[name])
-        self.name, self.title = name, title
-        self.law = Standardise(found.mean.to(device), found.scale.to(device))
-        self.query = self.law(task.query[name].to(device))
-        self.query_label = task.query_label
-        self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(self.query)
-        self.settings, self.sgd = settings, sgd(self.head, settings, settings.lr)
-        self.loss = torch.zeros((), device=device)
-        self.seen = 0
-        self.last = self.best = torch.empty(0, dtype=torch.int64)
-        self.last5 = self.best5 = torch.empty(0, 0, dtype=torch.int64)
-        self.best_epoch, self.best_correct = 0, -1
-
-    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
-        """One SGD step on one batch of views."""
-        loss = descend(self.head, self.sgd, self.law(features), label, rate(self.settings, epoch))
-        self.loss += loss * len(label)
-        self.seen += len(label)
-
-    def close_epoch(self, epoch: int) -> dict[str, float]:
-        """Score the queries; the epoch's loss and top1 by encoder."""
-        loss = float(self.loss) / max(self.seen, 1)
-        if not self.seen or not math.isfinite(loss):
-            what = f"loss {loss}" if self.seen else "no batch"
-            raise UserError(f"linear head of encoder {self.title!r}: {what} in epoch {epoch}", "lower evaluation.linear.lr")
-        self.last, self.last5 = answers(self.head, self.query)
-        correct = int((self.last == self.query_label).sum())
-        if correct > self.best_correct:
-            self.best, self.best5, self.best_correct, self.best_epoch = self.last, self.last5, correct, epoch
-        self.loss.zero_()
-        self.seen = 0
-        return {f"{self.title}/loss": loss, f"{self.title}/top1": 100.0 * correct / max(len(self.query_label), 1)}
-
-    def outcome(self) -> Outcome:
-        """Both results, as they are reported."""
-        return Outcome(self.last, self.best, self.best_epoch, self.head.cpu(), self.last5, self.best5)
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def sgd(head: nn.Linear, settings: Linear, lr: float) -> torch.optim.SGD:
-    """The protocol's optimiser for one head."""
-    return torch.optim.SGD(head.parameters(), lr=lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
-
-
-def descend(head: nn.Linear, optimiser: torch.optim.SGD, z: Tensor, label: Tensor, lr: float) -> Tensor:
-    """One step on standardised features B x D; the mean loss of the batch before it."""
-    loss = functional.cross_entropy(head(z), label)
-    optimiser.zero_grad()
-    loss.backward()
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.step()
-    return loss.detach()
-
-
-def answers(head: nn.Linear, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted class of every row of z (N x D), and the classes of its largest logits; on the CPU, N and N x min(5, C)."""
-    first, among = [], []
-    with torch.inference_mode():
-        for part in z.split(4096):
-            logits = head(part)
-            first.append(logits.argmax(dim=1).cpu())
-            among.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
-    return torch.cat(first), torch.cat(among)
+def _by_seed(results: Mapping[tuple[str, int], HeadResult], label: Tensor) -> tuple[dict[str, Any], list[str]]:
+    """Correct queries of every seed by encoder and metric, and their mean and range in words."""
+    correct: dict[str, dict[str, dict[str, int]]] = {}
+    for (name, seed), out in sorted(results.items()):
+        for metric, predicted in (("linear-last", out.last), ("linear-best", out.best)):
+            correct.setdefault(name, {}).setdefault(metric, {})[str(seed)] = int((predicted == label).sum())
+    lines = []
+    for name, metrics in correct.items():
+        for metric, by_seed in metrics.items():
+            shares = [100.0 * count / max(len(label), 1) for count in by_seed.values()]
+            mean = sum(shares) / len(shares)
+            lines.append(f"{name} {metric} of {len(shares)} seeds: mean {mean:.2f} %, {min(shares):.2f} to {max(shares):.2f}")
+    return correct, lines

@@ -1,4 +1,4 @@
-"""An evaluation's numbers as tables for a reader: scores by encoder and group, and classes one by one."""
+"""An evaluation's numbers for a reader: lines, tables by encoder and group, and accuracy by class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from isd_repro.records import EvaluationRecord, Score, unpack_labels
+from isd_repro.records import EvaluationRecord, Score, TargetEvaluation, unpack_labels
 from isd_repro.runtime.errors import printable
 
 WORDS = {
@@ -20,6 +20,16 @@ WORDS = {
     "linear-clean": "linear, clean (chosen on held-out train images)",
 }
 _TOP5 = "-top5"
+
+
+def line(run: str, score: Score) -> str:
+    """One plain line: `isd student 1-NN all 78.3 % (n=1000)`."""
+    return f"{run} {score.encoder} {score.metric} {score.group} {score.top1:.1f} % (n={score.n})"
+
+
+def row(scores: Iterable[Score]) -> dict[str, float]:
+    """Top-1 accuracy in percent under `<encoder>/<metric>/<group>`."""
+    return {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in scores}
 
 
 def score_table(scores: Sequence[Score]) -> Table:
@@ -57,8 +67,8 @@ def per_class(predictions: Mapping[str, Tensor], label: Tensor, classes: Sequenc
 
 
 def class_key(record: EvaluationRecord) -> str:
-    """What a tracker calls the table of `class_rows`; a run has one for each target data set of `transfer`."""
-    return f"per-class-{record.manifest.subset}" if record.kind == "transfer" else "per-class"
+    """What a tracker calls the table of `class_rows`; a run has one for each target data set."""
+    return f"per-class-{record.manifest.subset}" if isinstance(record, TargetEvaluation) else "per-class"
 
 
 def class_rows(record: EvaluationRecord) -> tuple[list[str], list[list[object]]]:

@@ -1,4 +1,6 @@
-"""Transfer: logistic regression on frozen features, its one setting chosen on validation images (paper.md 4, Transfer).
+"""Score runs by classifiers on the features of other data sets.
+
+Logistic regression on frozen features, its one setting chosen on validation images (paper, section 4, Transfer).
 
 Features become z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the images learnt from.
 Weights W and intercepts b minimise
@@ -13,22 +15,84 @@ fitted anew, from zero, on train and validation images together, and answers the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.config.params import Transfer
+from isd_repro.config.fields import Count, Frozen, Many, Natural, Positive
+from isd_repro.data import transfer_sets
+from isd_repro.data.transfer_sets import TransferImages, TransferName
 from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.extract import require_finite
-from isd_repro.evaluations.linear import standardise
-from isd_repro.runtime.errors import DataError
+from isd_repro.evaluations.features import features, require_finite
+from isd_repro.evaluations.linear_head import standardise
+from isd_repro.evaluations.subject import Subject, Targets
+from isd_repro.provenance import describe
+from isd_repro.records import TargetEvaluation, mean_per_class, pack_labels, score_groups
+from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
+TITLE = "Transfer"
+METRIC = "transfer"
+TRAINS = True  # `verify` repeats it where it is asked to
+METRICS = r"transfer(-[a-z0-9-]+)?"
+OWN_TABLE = True
+PROTOCOL = "logistic regression on L2-normalised, standardised features; C chosen on validation images, retrained with them"
 HISTORY = 10  # pairs that L-BFGS keeps
 
 Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
+
+
+class Config(Frozen):
+    """Logistic regression on the frozen features of other data sets (paper.md 4, Transfer; DEV-19)."""
+
+    sets: Many[TransferName] = ()  # rows of data/transfer_sets.py
+    c_min: Positive = 1e-5  # C is sklearn's: the summed loss counts C times, half the squared weights once
+    c_max: Positive = 1e6
+    c_values: Annotated[int, Field(ge=2, le=10_000)] = 45  # logarithmically spaced, both ends included
+    iterations: Count = 1000  # of L-BFGS at most, for each C
+    tolerance: Positive = 1e-5  # largest entry of the mean loss's gradient that counts as none
+    seed: Natural = 0  # of validation images, where a set has none of its own
+
+
+def protocol(evaluation: Any) -> str:
+    """The same for every setting."""
+    return PROTOCOL
+
+
+def columns(config: Config) -> list[str]:
+    """One metric, which the tables show once for each data set."""
+    return [METRIC] if config.sets else []
+
+
+def evaluate(subject: Subject, config: Config) -> Targets:
+    """Score every encoder on every target set.
+
+    Raises:
+        ConfigError: no target sets.
+        DataError: a target set is missing or damaged.
+        UserError: a target set needs a package that is not installed.
+    """
+    if not config.sets:
+        raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
+    for key in config.sets:  # all of them, before the first is worked on
+        transfer_sets.root_of(key)
+    stated = config.model_dump(mode="json")
+    part = {"transfer": stated, "encoder": subject.sha256, "profile": subject.profile, "run": subject.name}
+    found = []
+    for key in config.sets:
+        one = subject.part(part, key, TargetEvaluation, lambda key=key: on_target(subject, config, key))  # type: ignore[misc]
+        for line in _lines(one):
+            subject.progress.say(line)
+        found.append(one)
+    return Targets(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -76,14 +140,14 @@ class Answer:
     solved: bool
 
 
-def grid(settings: Transfer) -> list[float]:
+def grid(settings: Config) -> list[float]:
     """Values of C, ascending."""
     ends = torch.tensor([settings.c_min, settings.c_max], dtype=torch.float64).log10()
     values: list[float] = torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist()
     return values
 
 
-def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Transfer, start: Fit | None = None) -> Fit:
+def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, start: Fit | None = None) -> Fit:
     """Minimise the objective.
 
     Args:
@@ -125,11 +189,11 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Transfer, st
 
 
 def choose(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Transfer, device: torch.device
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Config, device: torch.device
 ) -> Choice:
     """Take the C whose classifier, learnt from `train`, scores best on `val`; both (features N x D, classes N)."""
-    law = standardise(train[0])
-    z, held = (law(features).to(device, torch.float64) for features in (train[0], val[0]))
+    standardised = standardise(train[0])
+    z, held = (standardised(features).to(device, torch.float64) for features in (train[0], val[0]))
     label = train[1].to(device)
     values, scores, unsolved = grid(settings), [], 0
     found: Fit | None = None
@@ -146,7 +210,7 @@ def answer(
     test: Tensor,
     classes: int,
     score: Score,
-    settings: Transfer,
+    settings: Config,
     device: torch.device,
 ) -> Answer:
     """Choose, learn from both, and answer.
@@ -154,7 +218,7 @@ def answer(
     Args:
         train: features N x D and their classes, int64, N; not normalised.
         val: the same of the validation images.
-        test: features to classify, Q x D; their classes are asked of nobody.
+        test: features to classify, Q x D; their classes are not looked at.
         classes: number of classes.
         score: what the choice maximises.
         settings: grid, iterations and tolerance.
@@ -163,14 +227,118 @@ def answer(
     Raises:
         DataError: features that are not finite, or fewer than two images to learn from.
     """
-    for name, features in (("train", train[0]), ("validation", val[0]), ("test", test)):
-        require_finite(features, f"{name} features")
-        if not len(features):
+    for name, rows in (("train", train[0]), ("validation", val[0]), ("test", test)):
+        require_finite(rows, f"{name} features")
+        if not len(rows):
             raise DataError(f"transfer: no {name} images", "look at the set's folder")
     with exact(device):
         choice = choose(train, val, classes, score, settings, device)
-        features, label = (torch.cat(parts) for parts in zip(train, val, strict=True))
-        law = standardise(features)
-        final = fit(law(features).to(device, torch.float64), label.to(device), classes, choice.c, settings)
-        predicted = final.predict(law(test).to(device, torch.float64)).cpu()
+        learnt, label = (torch.cat(parts) for parts in zip(train, val, strict=True))
+        standardised = standardise(learnt)
+        final = fit(standardised(learnt).to(device, torch.float64), label.to(device), classes, choice.c, settings)
+        predicted = final.predict(standardised(test).to(device, torch.float64)).cpu()
     return Answer(predicted, choice, final.iterations, final.gradient <= settings.tolerance)
+
+
+def absent(key: TransferName) -> str:
+    """Why a target set cannot be opened here; "" where it can."""
+    try:
+        transfer_sets.open_set(key)
+    except UserError as error:
+        return error.message
+    return ""
+
+
+def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, object]]:
+    """What a record says of a target set and what this project's list of sets says: key, found, expected."""
+    spec = transfer_sets.SETS.get(cast("TransferName", record.manifest.subset))
+    if spec is None:
+        return []  # a set that the settings do not name, which is a fault of its own
+    stated, rule = record.manifest, record.manifest.rule
+    return [
+        ("manifest.dataset", stated.dataset, spec.title),
+        ("metric", record.metric, spec.metric),
+        ("manifest.rule.source", rule.get("source"), f"torchvision.datasets.{spec.reader}"),
+        ("manifest.rule.seed", rule.get("seed"), config.seed),
+    ]
+
+
+def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEvaluation:
+    """One target set: every image is read once for all encoders."""
+    started = time.monotonic()
+    opened = transfer_sets.open_set(key)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        images = TransferImages(opened, subject.frame, subject.channels, pool)
+        with subject.progress.task(f"{subject.name} {key}: images") as bar:
+            bar.begin(len(images))
+            found = features(subject.encoders, images, len(images), subject.device, bar.advance)
+    division = transfer_sets.divide(key, opened.part, images.label, settings.seed)
+    label = images.label[division.test]
+    everything = {"all": torch.ones_like(label) > 0}
+    predictions: dict[str, Tensor] = {}
+    chosen: dict[str, Any] = {}
+    for encoder, rows in found.items():
+        result = answer(
+            (rows[division.train], images.label[division.train]),
+            (rows[division.val], images.label[division.val]),
+            rows[division.test],
+            len(opened.classes),
+            mean_per_class if opened.spec.metric == "mean-per-class" else _top1,
+            settings,
+            subject.device,
+        )
+        predictions[f"{encoder}/{METRIC}"] = result.predicted
+        chosen[encoder] = _facts(result)
+    return TargetEvaluation(
+        kind="transfer",
+        profile=subject.profile,
+        run=subject.name,
+        protocol=PROTOCOL,
+        settings={"chosen": chosen},
+        manifest=transfer_sets.identity(key, images, opened, division, settings.seed),
+        encoder_sha256=subject.sha256,
+        features_sha256=_digest(found),
+        scores=tuple(s for key, rows in predictions.items() for s in score_groups(key, rows, label, everything)),
+        labels=pack_labels(label),
+        predictions={key: pack_labels(predicted) for key, predicted in predictions.items()},
+        provenance=describe(time.monotonic() - started),
+        metric=opened.spec.metric,
+        mean_per_class={key: mean_per_class(predicted, label) for key, predicted in predictions.items()},
+    )
+
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    """A choice as the record keeps it; `edge` says that the grid may have been too narrow."""
+    scores = answer.choice.validation
+    return {
+        "c": answer.choice.c,
+        "edge": scores.index(max(scores)) in (0, len(scores) - 1),
+        "validation": max(scores),
+        "unsolved": answer.choice.unsolved,
+        "iterations": answer.iterations,
+        "solved": answer.solved,
+    }
+
+
+def _digest(found: Mapping[str, Tensor]) -> str:
+    """Sha256 over the features of all images by encoder."""
+    hasher = hashlib.sha256()
+    for encoder, rows in sorted(found.items()):
+        hasher.update(f"{encoder}\n".encode() + rows.contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _lines(one: TargetEvaluation) -> list[str]:
+    """One plain line for each encoder: both numbers, and the choice."""
+    lines = []
+    for score in one.scores:
+        chosen = one.settings["chosen"][score.encoder]
+        other = one.mean_per_class[f"{score.encoder}/{score.metric}"]
+        how = f"C {chosen['c']:.3g} with {chosen['validation']:.1f} % of validation images"
+        what = f"top-1 {score.top1:.1f} %, mean per class {other:.1f} % (n={score.n})"
+        lines.append(f"{one.run} {score.encoder} {one.manifest.subset} {what}; {how}")
+    return lines
+
+
+def _top1(predicted: Tensor, label: Tensor) -> float:
+    return 100.0 * float((predicted == label).double().mean())

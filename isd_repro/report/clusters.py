@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from isd_repro.evaluations.extract import require_finite
+from isd_repro.evaluations.features import require_finite
 from isd_repro.runtime.errors import ConfigError, UserError
 
 ITERATIONS = 300  # of k-means, at most

@@ -47,7 +47,7 @@ class CostTable:
 
 def of_run(found: RunRecords, label: str) -> list[Cost]:
     """Every attempt at every stage of a run, in order."""
-    return [cost for part, record in found.every.items() for cost in _of_part(label, part, record)]
+    return [cost for part, record in found.records.items() for cost in _of_part(label, part, record)]
 
 
 def _of_part(label: str, part: str, record: PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord) -> Iterator[Cost]:

@@ -11,19 +11,15 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from isd_repro import evaluations
 from isd_repro.config.fields import Frozen
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.records import PretrainRecord
+from isd_repro.records import AnyEvaluation, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.faults import AGAIN, Fault
-from isd_repro.report.records import PARTS, Records
+from isd_repro.report.records import Records
 
-RECORDS: tuple[str, ...] = (
-    *PARTS,
-    "transfer",
-    "trajectory",
-)
 _RESTORE = "restore the value in the parameters; or, if it is meant, make the record anew with `dvc repro`"
 
 
@@ -54,34 +50,32 @@ def _every(params: Params, records: Records, layout: Layout, planned: Planned) -
     for run, found in records.runs.items():
         if found.pretrain is not None:
             yield from _of_run(run, params, found.pretrain, layout, planned.methods[run])
-        for part, record in found.every.items():
+        for part, record in found.records.items():
             if isinstance(record, PretrainRecord):
                 continue
-            for group, stated in _groups(part, record.settings):
-                settings = getattr(params.evaluation, group)
-                then = {key: value for key, value in stated.items() if key in type(settings).model_fields}
-                yield from _changes(run, f"evaluation.{group}", *_both(settings, {"lists_env"}), then, layout, part)
-            if part == "few_label" and not params.evaluation.few_label.lists_env:
-                listed = [one["source"] for one in record.settings["labelled"].values() if one["source"] != "drawn"]
-                if listed:
-                    said = f"list {listed[0]}, as {run}/few_label.json says"
-                    yield Fault(layout.file, "evaluation.few_label.lists_env", "nothing", said, _RESTORE, (run,))
-            named = {"linear": "{}", "few_label": "linear, {}, on the labelled images alone"}.get(part)
-            if named and record.protocol != (expected := named.format(record.settings.get("protocol", "paper"))):
-                said = f"{expected!r}, from its settings"
-                yield Fault(layout.record(run, part), "protocol", repr(record.protocol), said, AGAIN, (run,))
+            yield from _settings(run, part, record, params, layout)
         if found.manifest is not None:
             name = params.runs[run].data.subset
             now = _drawn(planned.rules[name], params.subsets[name].source.dataset)
             then = _drawn(found.manifest.rule, found.manifest.dataset)
-            yield from _changes(run, f"subsets.{name}", now, now, then, layout, next(iter(found.parts)))
+            yield from _changes(run, f"subsets.{name}", now, now, then, layout, next(iter(found.of_one_encoder)))
 
 
-def _groups(part: str, settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The groups of `evaluation` that a record's settings are of; a list of labelled images is held against them elsewhere."""
-    if part == "few_label":
-        return [("linear", settings), (part, {"fractions": settings["fractions"], "seed": settings["draw_seed"]})]
-    return [("knn" if part == "trajectory" else part, settings)]
+def _settings(run: str, kind: str, record: AnyEvaluation, params: Params, layout: Layout) -> Iterator[Fault]:
+    """The settings of an evaluation, and the protocol that they come to."""
+    changed = evaluations.changes(kind, params.evaluation, record.settings)
+    for key, (now, then) in changed.items():
+        said = f"{then}, as {run}/{kind}.json says"
+        yield Fault(layout.file, f"evaluation.{kind}.{key}", str(now), said, _RESTORE, (run,))
+    expected = evaluations.load(kind).protocol(params.evaluation)
+    for one in record.evaluations if isinstance(record, TargetsRecord) else ():
+        for key, found, truth in evaluations.load(kind).facts(one, getattr(params.evaluation, kind)):
+            if found != truth:
+                where = f"{one.manifest.subset}: {key}"
+                yield Fault(layout.record(run, kind), where, f"{found}", f"{truth}, as the list of data sets says", AGAIN, (run,))
+    if record.protocol != expected and not changed:
+        said = f"{expected!r}, from its settings"
+        yield Fault(layout.record(run, kind), "protocol", repr(record.protocol), said, AGAIN, (run,))
 
 
 def _of_run(
@@ -138,7 +132,7 @@ def copies(records: Records, layout: Layout) -> Iterator[Fault]:
     """Runs that name one encoder file: an encoder's header holds its run's name, so no two runs can have made it."""
     seen: dict[str, str] = {}
     for run, found in records.runs.items():
-        for part, record in list(found.parts.items())[:1]:  # parts that disagree are a fault of their own
+        for part, record in list(found.of_one_encoder.items())[:1]:  # parts that disagree are a fault of their own
             other = seen.setdefault(record.encoder_sha256, run)
             if other != run:
                 path = layout.records / run / f"{part}.json"
@@ -168,7 +162,7 @@ def locked(records: Records, layout: Layout) -> Iterator[Fault]:
 def unlocked(records: Records, layout: Layout) -> list[str]:
     """Records beside those of the profile's `dvc.lock`, as `run/part.json`; nothing where the lock has no record at all."""
     known = _of_lock(layout)
-    here = [layout.record(run, part) for run in records.runs for part in RECORDS]
+    here = [layout.record(run, part) for run, found in records.runs.items() for part in found.records]
     return [f"{path.parent.name}/{path.name}" for path in here if known and path.is_file() and path.resolve() not in known]
 
 

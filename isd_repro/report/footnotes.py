@@ -13,7 +13,7 @@ from isd_repro.report.tables import externals_of
 def verified(records: Records) -> tuple[int, int]:
     """How many scores were recomputed from stored predictions, and how many are recorded only."""
     found = [*records.runs.values(), *(external.found for external in records.externals)]
-    levels = [level for run in found for part in run.evaluations for level in part.levels.values()]
+    levels = [level for run in found for one in run.checked for level in one.levels.values()]
     return levels.count(RECOMPUTED), levels.count(RECORDED)
 
 
@@ -25,7 +25,7 @@ def footnotes(params: Params, records: Records) -> list[str]:
         notes.append(
             f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): no predictions are stored, so nothing checks them."
         )
-    parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.parts.items()]
+    parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
     for words, named in (
         ("Made with uncommitted changes in the checkout", [name for name, _, origin in parts if origin.dirty]),
         ("Made outside a git checkout, so without a commit", [name for name, _, origin in parts if origin.commit is None]),

@@ -29,7 +29,7 @@ from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evaluations.extract import Features, features, load_features
+from isd_repro.evaluations.features import Features, features, load_features
 from isd_repro.provenance import source_hash
 from isd_repro.report import anchors, clusters, tsne
 from isd_repro.report.clusters import scikit_learn

@@ -190,7 +190,7 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         report=report,
         params=report.params,
         deviations=DEVIATIONS,
-        done=[name for name, found in report.records.runs.items() if found.parts],
+        done=[name for name, found in report.records.runs.items() if found.of_one_encoder],
         seconds=run_details.total_seconds(report.records),
         recomputed=recomputed,
         recorded=recorded,

@@ -18,7 +18,6 @@ from rich.console import Console
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
-from isd_repro.evaluations import scores as shown
 from isd_repro.evaluations import summary
 from isd_repro.provenance import Provenance
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
@@ -94,16 +93,16 @@ def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
 
 def evaluations_of(found: RunRecords) -> list[AnyEvaluation]:
     """The record of every evaluation of a run, in the order in which they are made."""
-    return [record for record in found.every.values() if not isinstance(record, PretrainRecord)]
+    return [record for record in found.records.values() if not isinstance(record, PretrainRecord)]
 
 
 def rows_of(record: AnyEvaluation) -> list[Row]:
     """What an evaluation scored, in percent: by epoch where it scored several, else one row without an epoch."""
     if isinstance(record, CurveRecord):
-        return [{"epoch": point.epoch, **shown.row(point.scores)} for point in record.points]
+        return [{"epoch": point.epoch, **summary.row(point.scores)} for point in record.points]
     if isinstance(record, TargetsRecord):
         return [{key: value for one in record.evaluations for key, value in one.row().items()}]
-    return [dict(shown.row(record.scores))]
+    return [dict(summary.row(record.scores))]
 
 
 def _encoder_of(record: AnyEvaluation) -> str:

@@ -6,100 +6,270 @@ on with what is left.
 
 from __future__ import annotations
 
+import binascii
 import re
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from isd_repro import evaluations
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
+from isd_repro.evaluations import kind_of
 from isd_repro.records import (
+    AnyEvaluation,
     CurveRecord,
     EvaluationRecord,
     ExternalRecord,
     ManifestIdentity,
     PretrainRecord,
     Record,
+    Score,
     TargetsRecord,
     mean_per_class,
+    read_evaluation,
     read_record,
+    unpack_labels,
 )
-from isd_repro.report import forms, stated
-from isd_repro.report.evaluation import RECOMPUTED as RECOMPUTED
-from isd_repro.report.evaluation import RECORDED as RECORDED
-from isd_repro.report.evaluation import Evaluation, check
+from isd_repro.report import stated
 from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
 from isd_repro.report.faults import Key as Key
 from isd_repro.runtime.errors import DataError
 
-Part = str
-PARTS: tuple[Part, ...] = ("pretrain", "knn", "linear", "few_label")  # all about one manifest; transfer is about others
-Present = dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord]
 EXTERNAL = "external.json"
+PRETRAIN = "pretrain"
+RECOMPUTED = "recomputed from stored predictions"
+RECORDED = "recorded only"
+Part = str
+part_of = kind_of  # the evaluation that a metric belongs to
 
 
-def part_of(metric: str) -> Part:
-    """The stage, and the part of a run's record, that a metric belongs to; `transfer` may be followed by a target data set."""
-    kinds: dict[str, Part] = {"linear": "linear", "few": "few_label", "transfer": "transfer"}
-    return kinds.get(metric.partition("-")[0], "knn")
+# --- one evaluation ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A transfer record that has passed every check, and its evaluations by target data set."""
+class Evaluation:
+    """One evaluation record that has passed every check.
+
+    Attributes:
+        record: what the file says.
+        scores: each score by (encoder, metric, group).
+        levels: how far each score was verified, by the same key.
+        label: class of every query, int64, N.
+        predictions: predicted class of every query by "<encoder>/<metric>", int64, N.
+        masks: queries of each group, bool, N.
+    """
+
+    record: EvaluationRecord
+    scores: Mapping[Key, Score]
+    levels: Mapping[Key, str]
+    label: Tensor
+    predictions: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+    def hits(self, encoder: str, metric: str, group: str) -> Tensor | None:
+        """Whether each query of a group was classified correctly, bool; None without stored predictions."""
+        predicted = self.predictions.get(f"{encoder}/{metric}")
+        return None if predicted is None or group not in self.masks else (predicted == self.label)[self.masks[group]]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A record of several target data sets that has passed every check, and its evaluations by data set."""
 
     record: TargetsRecord
     sets: Mapping[str, Evaluation]
 
 
+Checked = Evaluation | Targets | CurveRecord  # a curve as it stands: `trajectory.load` holds it against the others
+
+
+def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluation | None:
+    """Recompute every score that has predictions; None where nothing can be unpacked and the sink takes that."""
+    manifest = record.manifest
+    unknown = sorted(set(manifest.large) - set(manifest.classes))
+    if unknown:
+        message = f"{path}: manifest.large names {', '.join(unknown)}, which manifest.classes lacks"
+        sink(Fault(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
+        return None
+    packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
+    unpacked = {key: _unpack(text, key, record, path, run, sink) for key, text in packed.items()}
+    whole = {key: values for key, values in unpacked.items() if values is not None}
+    if len(whole) < len(unpacked):
+        return None
+    label = whole["labels"]
+    predictions = {name: whole[f"predictions[{name!r}]"] for name in record.predictions}
+    masks = _masks(label, manifest)
+    scores: dict[Key, Score] = {}
+    levels: dict[Key, str] = {}
+    for one in record.scores:
+        key = (one.encoder, one.metric, one.group)
+        name = " ".join(key)
+        where = f"scores[{name}]"
+        if key in scores:
+            sink(Fault(path, where, "stated twice", "once", AGAIN, (run,), key, f"{path}: {name} is stated twice"))
+        if not 0 <= one.correct <= one.n or one.n == 0:
+            message = f"{path}: {name} states {one.correct} of {one.n}, which is no score"
+            sink(Fault(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key, message))
+            continue
+        predicted = predictions.get(f"{one.encoder}/{one.metric}")
+        levels[key] = RECORDED if predicted is None else RECOMPUTED
+        if predicted is not None:
+            mask = masks.get(one.group)
+            correct, n = (0, 0) if mask is None else (int((predicted == label)[mask].sum()), int(mask.sum()))
+            if (correct, n) != (one.correct, one.n):
+                given, gives = f"{one.correct} of {one.n}", f"{correct} of {n}"
+                message = f"{path}: {name} states {given}, its predictions give {gives}"
+                sink(Fault(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key, message))
+        scores[key] = one
+    lone = sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores})
+    if lone:
+        message = f"{path}: predictions[{lone[0]!r}] belong to no score"
+        sink(Fault(path, f"predictions[{lone[0]!r}]", "no score", "a score of the same name", AGAIN, (run,), words=message))
+    return Evaluation(record, scores, levels, label, predictions, masks)
+
+
+def _unpack(text: str, key: str, record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Tensor | None:
+    wanted, classes = record.manifest.query, len(record.manifest.classes)
+    try:
+        values = unpack_labels(text, wanted)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        message = f"{path}: {key} cannot be unpacked ({error})"
+        sink(Fault(path, key, f"no packed labels ({error})", f"{wanted} packed labels", AGAIN, (run,), words=message))
+        return None
+    if len(values) != wanted:
+        message = f"{path}: {key} has {len(values)} entries, the manifest {wanted} queries"
+        sink(Fault(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,), words=message))
+        return None
+    if len(values) and int(values.max()) >= classes:
+        message = f"{path}: {key} names class {int(values.max())}, the manifest has {classes} classes"
+        sink(Fault(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,), words=message))
+        return None
+    return values
+
+
+def _masks(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
+    """Queries of each group that has any: `all`, and `rare` and `large` where some class is large."""
+    masks = {"all": label >= 0}
+    if manifest.large:
+        large = label.new_zeros(len(manifest.classes)).bool()
+        large[[manifest.classes.index(name) for name in manifest.large]] = True
+        masks |= {"rare": ~large[label], "large": large[label]}
+    return {group: mask for group, mask in masks.items() if bool(mask.any())}
+
+
+def _check_targets(record: TargetsRecord, path: Path, sink: Sink) -> Targets:
+    """Recompute both numbers of every target set, and hold each evaluation against its record."""
+    keys = [part.manifest.subset for part in record.evaluations]
+    facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
+    checked: dict[str, Evaluation] = {}
+    for key, part in zip(keys, record.evaluations, strict=True):
+        facts += [(f"{key}: run", part.run, record.run), (f"{key}: profile", part.profile, record.profile)]
+        facts += [(f"{key}: encoder_sha256", part.encoder_sha256, record.encoder_sha256)]
+        one = check(part, path, record.run, partial(_of_set, key, sink))
+        if one is None:
+            continue
+        checked[key] = one
+        means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
+        given = part.mean_per_class
+        if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
+            message = f"{path}: {key}: mean_per_class is {given}, its predictions give {means}"
+            where = f"{means}, from its predictions"
+            sink(Fault(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
+    for fact, found, expected in facts:
+        if found != expected:
+            sink(Fault(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
+    return Targets(record, checked)
+
+
+def _of_set(key: str, sink: Sink, fault: Fault) -> None:
+    """A fault of one target data set: it is that set's number which it makes worthless."""
+    score = (fault.score[0], f"{fault.score[1]}-{key}", fault.score[2]) if fault.score else None
+    sink(replace(fault, key=f"{key}: {fault.key}", score=score))
+
+
+# --- a run, and a profile ---------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class RunRecords:
-    """The parts of one run's record that exist."""
+    """The records of one run that exist: of its pretraining, and of its evaluations by their names."""
 
     run: str
     pretrain: PretrainRecord | None = None
-    knn: Evaluation | None = None
-    linear: Evaluation | None = None
-    few_label: Evaluation | None = None
-    transfer: Transfer | None = None
-    trajectory: CurveRecord | None = None  # as it stands: `trajectory.load` holds it against the others
+    evaluations: Mapping[str, Checked] = field(default_factory=dict)
 
     @property
-    def parts(self) -> dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord]:
-        """The records by part, in the order in which they are made."""
-        found: dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord] = {}
-        found |= {"pretrain": self.pretrain} if self.pretrain else {}
-        found |= {part.record.kind: part.record for part in self.own}
-        return found | ({"transfer": self.transfer.record} if self.transfer else {})
+    def records(self) -> dict[str, PretrainRecord | AnyEvaluation]:
+        """Every record by its file's name, that of the pretraining first."""
+        own: dict[str, PretrainRecord | AnyEvaluation] = {PRETRAIN: self.pretrain} if self.pretrain else {}
+        return own | {kind: one if isinstance(one, CurveRecord) else one.record for kind, one in self.evaluations.items()}
 
     @property
-    def every(self) -> dict[Part, PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord]:
-        """The parts, and the record of snapshots, which names many encoders."""
-        return {**self.parts, **({"trajectory": self.trajectory} if self.trajectory else {})}
+    def of_one_encoder(self) -> dict[str, PretrainRecord | EvaluationRecord | TargetsRecord]:
+        """The records that name the run's encoder: all but curves, which name many."""
+        return {kind: record for kind, record in self.records.items() if not isinstance(record, CurveRecord)}
 
     @property
-    def own(self) -> list[Evaluation]:
-        """Every checked evaluation on the run's own images."""
-        return [part for part in (self.knn, self.linear, self.few_label) if part]
+    def own(self) -> dict[str, Evaluation]:
+        """Every checked evaluation on the run's own images, by its name."""
+        return {kind: one for kind, one in self.evaluations.items() if isinstance(one, Evaluation)}
 
     @property
-    def evaluations(self) -> list[Evaluation]:
-        """Every checked evaluation, those of transfer by target data set."""
-        return [*self.own, *(self.transfer.sets.values() if self.transfer else ())]
+    def targets(self) -> dict[str, Targets]:
+        """Every checked evaluation on other data sets, by its name."""
+        return {kind: one for kind, one in self.evaluations.items() if isinstance(one, Targets)}
+
+    @property
+    def curves(self) -> dict[str, CurveRecord]:
+        """Every record of scores over training, by its evaluation's name."""
+        return {kind: one for kind, one in self.evaluations.items() if isinstance(one, CurveRecord)}
+
+    @property
+    def checked(self) -> list[Evaluation]:
+        """Every checked evaluation, those on other data sets one by one."""
+        return [*self.own.values(), *(one for found in self.targets.values() for one in found.sets.values())]
 
     @property
     def manifest(self) -> ManifestIdentity | None:
-        """The images behind every part; None where nothing was run."""
-        return next((record.manifest for record in self.parts.values()), None)
+        """The images behind every record; None where nothing was run."""
+        return next((record.manifest for record in self.of_one_encoder.values()), None)
 
     def evaluation(self, metric: str) -> Evaluation | None:
         """The evaluation on the run's own images that a metric belongs to."""
-        return {"knn": self.knn, "linear": self.linear, "few_label": self.few_label}.get(part_of(metric))
+        return self.own.get(kind_of(metric))
+
+    # Names of single evaluations, for readers that do not iterate yet.
+
+    @property
+    def knn(self) -> Evaluation | None:
+        """Nearest neighbours."""
+        return self.own.get("knn")
+
+    @property
+    def linear(self) -> Evaluation | None:
+        """Linear."""
+        return self.own.get("linear")
+
+    @property
+    def few_label(self) -> Evaluation | None:
+        """Few labels."""
+        return self.own.get("few_label")
+
+    @property
+    def transfer(self) -> Targets | None:
+        """Transfer."""
+        return self.targets.get("transfer")
+
+    @property
+    def trajectory(self) -> CurveRecord | None:
+        """Over training."""
+        return self.curves.get("trajectory")
 
 
 @dataclass(frozen=True)
@@ -143,66 +313,75 @@ def load(params: Params, layout: Layout, sink: Sink = refuse) -> Records:
     return Records(runs=runs, strays=strays, externals=externals)
 
 
-def _read(path: Path, model: type[Record], run: str, sink: Sink) -> Record | None:
+def kinds_in(folder: Path) -> list[str]:
+    """The evaluations that have a record in a run's folder, in their usual order; unknown ones last."""
+    known = evaluations.names()
+    found = {path.stem for path in folder.glob("*.json") if not path.name.startswith(".")} - {PRETRAIN}
+    return [*(kind for kind in known if kind in found), *sorted(found - set(known))]
+
+
+def _read(path: Path, read: Callable[[], Record], run: str, sink: Sink) -> Record | None:
     """One record; None where the file is missing, or is none and the sink takes that. A link to nowhere is not missing."""
     if not (path.exists() or path.is_symlink()):
         return None
     try:
-        record = read_record(path, model)
+        record = read()
     except DataError as error:
         words = error.message.removeprefix(f"{path}: ")
-        sink(Fault(path, "form", words, f"a {model.__name__}", error.hint, (run,), words=error.message))
+        sink(Fault(path, "form", words, "a record", error.hint, (run,), words=error.message))
         return None
-    stage, settings = getattr(record, "kind", ""), getattr(record, "settings", None)
-    wrong = forms.problem(stage, settings) if settings is not None else ""
-    if wrong:
-        sink(Fault(path, "settings", wrong, f"settings of `{stage}`", AGAIN, (run,)))
+    if isinstance(record, EvaluationRecord | TargetsRecord | CurveRecord) and (
+        wrong := evaluations.problem(record.kind, record.settings)
+    ):
+        sink(Fault(path, "settings", wrong, f"settings of `{record.kind}`", AGAIN, (run,)))
         return None
     return record
 
 
 def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecords:
-    paths = {part: layout.record(name, part) for part in PARTS}
-    paths["transfer"] = layout.record(name, "transfer")
-    pretrain = _read(paths["pretrain"], PretrainRecord, name, sink)
-    opened = {part: _read(paths[part], EvaluationRecord, name, sink) for part in PARTS[1:]}
-    raw = {part: evaluation for part, evaluation in opened.items() if evaluation}
-    transfer = _read(paths["transfer"], TargetsRecord, name, sink)
-    trajectory = _read(layout.record(name, "trajectory"), CurveRecord, name, sink)
-    present: Present = {**({"pretrain": pretrain} if pretrain else {}), **raw, **({"transfer": transfer} if transfer else {})}
-    for part, record in present.items():
-        expected = {"kind": part, "profile": params.profile, "run": name, "manifest.subset": params.runs[name].data.subset}
-        found = {"kind": record.kind, "profile": record.profile, "run": record.run, "manifest.subset": record.manifest.subset}
-        for key, value in expected.items():
-            if found[key] != value:
-                sink(Fault(paths[part], key, repr(found[key]), repr(value), AGAIN, (name,)))
-    first = next(iter(present), None)
-    for part, record in present.items():
+    kinds = kinds_in(layout.records / name)
+    paths = {kind: layout.record(name, kind) for kind in (PRETRAIN, *kinds)}
+    pretrain = _read(paths[PRETRAIN], lambda: read_record(paths[PRETRAIN], PretrainRecord), name, sink)
+    found: dict[str, PretrainRecord | AnyEvaluation] = {PRETRAIN: pretrain} if pretrain else {}
+    for kind in kinds:
+        record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, sink)
+        found |= {kind: record} if record else {}
+    for kind, one in found.items():
+        facts = {"kind": (one.kind, kind), "profile": (one.profile, params.profile), "run": (one.run, name)}
+        facts["manifest.subset"] = (one.manifest.subset, params.runs[name].data.subset)
+        for key, (ours, theirs) in facts.items() if not isinstance(one, CurveRecord) else ():
+            if ours != theirs:
+                sink(Fault(paths[kind], key, repr(ours), repr(theirs), AGAIN, (name,)))
+    present = {kind: one for kind, one in found.items() if not isinstance(one, CurveRecord)}
+    first = next(iter(present), "")
+    for kind, one in present.items():
         for key, ours, theirs in (
-            ("encoder_sha256", record.encoder_sha256, present[first].encoder_sha256 if first else ""),
-            ("manifest.sha256", record.manifest.sha256, present[first].manifest.sha256 if first else ""),
+            ("encoder_sha256", one.encoder_sha256, present[first].encoder_sha256),
+            ("manifest.sha256", one.manifest.sha256, present[first].manifest.sha256),
         ):
-            if first and ours != theirs:
-                message = f"{paths[first]} and {paths[part]} disagree on {key}: {theirs} and {ours}"
+            if ours != theirs:
+                message = f"{paths[first]} and {paths[kind]} disagree on {key}: {theirs} and {ours}"
                 hint = "the parts come from different runs; run the later stages again"
-                sink(Fault(paths[part], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
-    checked = {part: check(record, paths[part], name, sink) for part, record in raw.items()}
+                sink(Fault(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
+    checked: dict[str, Checked | None] = {}
+    for kind, one in found.items():
+        if isinstance(one, EvaluationRecord):
+            checked[kind] = check(one, paths[kind], name, sink)
+        elif isinstance(one, TargetsRecord):
+            checked[kind] = _check_targets(one, paths[kind], sink)
+        elif isinstance(one, CurveRecord):
+            checked[kind] = one
     stated.consistent(name, present, paths, sink)
-    if trajectory:
-        paths["trajectory"] = layout.record(name, "trajectory")
-    everything: stated.Every = present | ({"trajectory": trajectory} if trajectory else {})
-    stated.plausible(name, everything, paths, sink)
-    others = _check_transfer(transfer, paths["transfer"], sink) if transfer else None
-    knn, linear, few = checked.get("knn"), checked.get("linear"), checked.get("few_label")
-    return RunRecords(name, pretrain, knn, linear, few, others, trajectory)
+    stated.plausible(name, found, paths, sink)
+    return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
 
 
 def _load_external(name: str, path: Path, sink: Sink) -> External | None:
     """A record that `evaluate --out` wrote; checked like a run's, and against what it says of its own file."""
-    record = _read(path, ExternalRecord, name, sink)
+    record = _read(path, lambda: read_record(path, ExternalRecord), name, sink)
     if record is None:
         return None
-    kinds = [evaluation.kind for evaluation in record.evaluations]
+    kinds = [one.kind for one in record.evaluations]
     facts = [("name", record.name, name), ("evaluations", len(kinds), len(set(kinds)))]
     for part in record.evaluations:
         facts += [(f"{part.kind}.run", part.run, name), (f"{part.kind}.encoder_sha256", part.encoder_sha256, record.sha256)]
@@ -211,7 +390,7 @@ def _load_external(name: str, path: Path, sink: Sink) -> External | None:
         if found != expected:
             sink(Fault(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
     checked = {part.kind: check(part, path, name, sink) for part in record.evaluations}
-    return External(record, RunRecords(name, None, checked.get("knn"), checked.get("linear")))
+    return External(record, RunRecords(name, None, {kind: part for kind, part in checked.items() if part is not None}))
 
 
 def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External, ...]:
@@ -230,14 +409,15 @@ def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, sink: Sink) -> None:
-    """Rows of one table must answer the same queries over the same images, under the same settings."""
+    """Rows of one table must be about the same queries over the same images, under the same settings."""
     seen: dict[str, tuple[Path, ManifestIdentity]] = {}
     labels: dict[str, tuple[Path, Tensor]] = {}
-    settings: dict[Part, tuple[Path, dict[str, Any]]] = {}
+    settings: dict[str, tuple[Path, tuple[str, object]]] = {}
+    targets: dict[tuple[str, str], tuple[Path, Evaluation]] = {}
     for name, found in runs.items():
         subset = params.runs[name].data.subset
-        for part, record in found.parts.items():
-            path = layout.record(name, part)
+        for kind, record in found.of_one_encoder.items():
+            path = layout.record(name, kind)
             other, manifest = seen.setdefault(subset, (path, record.manifest))
             ours, theirs = record.manifest.sha256, manifest.sha256
             if theirs != ours:
@@ -245,60 +425,23 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
                 hint = f"runs of subset {subset!r} saw different images; run the older ones again"
                 sink(Fault(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
             if not isinstance(record, PretrainRecord):
-                said = {key: value for key, value in record.settings.items() if key != "best_epoch"}
-                said["protocol"] = [said.get("protocol"), record.protocol]
-                other, before = settings.setdefault(part, (path, said))
+                said = record.protocol, record.asked if isinstance(record, EvaluationRecord) else record.settings
+                other, before = settings.setdefault(kind, (path, said))
                 if said != before:
                     message = f"{other} and {path} were made with different settings"
-                    hint = f"run `{part}` again for the older"
+                    hint = f"run `{kind}` again for the older"
                     sink(Fault(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
-            evaluation = {"knn": found.knn, "linear": found.linear, "few_label": found.few_label}.get(part)
-            if evaluation is not None:
-                other, label = labels.setdefault(subset, (path, evaluation.label))
-                if not label.equal(evaluation.label):
-                    message = f"{other} and {path} hold different query labels for one manifest"
-                    sink(Fault(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
-    _same_targets(runs, layout, sink)
-
-
-def _same_targets(runs: Mapping[str, RunRecords], layout: Layout, sink: Sink) -> None:
-    """A column of the transfer table is about one division of one data set."""
-    seen: dict[str, tuple[Path, Evaluation]] = {}
-    for name, found in runs.items():
-        for key, one in (found.transfer.sets if found.transfer else {}).items():
-            path = layout.record(name, "transfer")
-            other, first = seen.setdefault(key, (path, one))
-            if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
-                hint = "the images or their division changed; run `transfer` again for the older"
-                message = f"{other} and {path} disagree on the images of {key}"
-                sink(Fault(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))
-
-
-def _of_set(key: str, sink: Sink, fault: Fault) -> None:
-    """A fault of one target data set: it is that set's number which it makes worthless."""
-    score = (fault.score[0], f"{fault.score[1]}-{key}", fault.score[2]) if fault.score else None
-    sink(replace(fault, key=f"{key}: {fault.key}", score=score))
-
-
-def _check_transfer(record: TargetsRecord, path: Path, sink: Sink) -> Transfer:
-    """Recompute both numbers of every target set, and hold each evaluation against its record."""
-    keys = [part.manifest.subset for part in record.evaluations]
-    facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
-    checked: dict[str, Evaluation] = {}
-    for key, part in zip(keys, record.evaluations, strict=True):
-        facts += [(f"{key}: run", part.run, record.run), (f"{key}: profile", part.profile, record.profile)]
-        facts += [(f"{key}: encoder_sha256", part.encoder_sha256, record.encoder_sha256)]
-        one = check(part, path, record.run, partial(_of_set, key, sink))
-        if one is None:
-            continue
-        checked[key] = one
-        means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
-        given = part.mean_per_class
-        if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
-            message = f"{path}: {key}: mean_per_class is {given}, its predictions give {means}"
-            where = f"{means}, from its predictions"
-            sink(Fault(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
-    for fact, found, expected in facts:
-        if found != expected:
-            sink(Fault(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
-    return Transfer(record, checked)
+        for kind, evaluation in found.own.items():
+            path = layout.record(name, kind)
+            other, label = labels.setdefault(subset, (path, evaluation.label))
+            if not label.equal(evaluation.label):
+                message = f"{other} and {path} hold different query labels for one manifest"
+                sink(Fault(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
+        for kind, of_sets in found.targets.items():
+            for key, one in of_sets.sets.items():
+                path = layout.record(name, kind)
+                other, first = targets.setdefault((kind, key), (path, one))
+                if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
+                    hint = f"the images or their division changed; run `{kind}` again for the older"
+                    message = f"{other} and {path} disagree on the images of {key}"
+                    sink(Fault(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))

@@ -33,7 +33,7 @@ def stamped(params: Params, records: Records, files: Mapping[str, bytes]) -> dic
     """The files and their `render.json`."""
     shown = params.model_dump(mode="json", include={"report", "evaluation", "subsets", "runs"})
     parts: dict[str, Any] = {
-        f"{run}/{part}": record for run, found in records.runs.items() for part, record in found.every.items()
+        f"{run}/{part}": record for run, found in records.runs.items() for part, record in found.records.items()
     }
     parts |= {f"{external.record.name}/external": external.record for external in records.externals}
     stamp = {

@@ -46,8 +46,8 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
         "config": config,
         "config_from": "record" if found.pretrain else "params.yaml",
         "manifest": manifest.model_dump(mode="json") if manifest else None,
-        "seconds": sum(record.provenance.seconds for record in found.every.values()),
-        "parts": {part: _part_facts(found.run, part, record) for part, record in found.every.items()},
+        "seconds": sum(record.provenance.seconds for record in found.records.values()),
+        "parts": {part: _part_facts(found.run, part, record) for part, record in found.records.items()},
     }
 
 
@@ -141,8 +141,8 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
     if runs and cell.kind != "none":
         each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
         rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}; or everything with dvc repro"))
-    if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].every:
-        record = records.runs[cell.runs[0]].every[cell.part]
+    if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].records:
+        record = records.runs[cell.runs[0]].records[cell.part]
         rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []
     return rows
 
@@ -166,7 +166,7 @@ def linked(note: str) -> list[tuple[str, bool]]:
 
 def total_seconds(records: Records) -> float:
     """Seconds of all parts of all runs."""
-    return sum(record.provenance.seconds for found in records.runs.values() for record in found.every.values())
+    return sum(record.provenance.seconds for found in records.runs.values() for record in found.records.values())
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:

@@ -14,7 +14,7 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
     """The cell of one number, or of the reason why there is none."""
     cell = Cell("none", (found.run,), encoder, metric, group)
     evaluation = found.evaluation(metric)
-    known = [part for part in (found.knn, found.linear) if part]
+    known = found.own.values()
     encoders = {*(found.pretrain.encoders if found.pretrain else ()), *(key[0] for part in known for key in part.scores)}
     if encoders and encoder not in encoders:
         return replace(cell, detail=f"this method has no {encoder}")

@@ -72,16 +72,11 @@ def _facts(everything: Every) -> Iterator[_Fact]:
         if isinstance(record, PretrainRecord):
             continue
         settings = record.settings
-        if part in ("knn", "trajectory"):
-            ks = ", ".join(f"{k}-NN" for k in settings["k"])
-            yield part, "protocol", record.protocol, f"{ks} exact float32, ties by lowest label"
         if isinstance(pretrain, PretrainRecord):
             scored = {score.encoder for score in _scores(record)}
             yield part, "encoders with scores", sorted(scored), sorted(scored & set(pretrain.encoders))
         if isinstance(record, EvaluationRecord):
             yield from _epochs(part, settings)
-        if part == "few_label":
-            yield from _labelled(record)
         for one in record.evaluations if isinstance(record, TargetsRecord) else ():
             yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol
         if isinstance(record, CurveRecord):
@@ -105,19 +100,6 @@ def _epochs(part: str, settings: Mapping[str, Any]) -> Iterator[_Fact]:
         found = [one for value in best.values() for one in (value.values() if isinstance(value, dict) else (value,))]
         odd = [one for one in found if not (isinstance(one, int) and 1 <= one <= last)]
         yield part, "settings.best_epoch", odd, []
-
-
-def _labelled(record: Any) -> Iterator[_Fact]:
-    """A draw takes its share of every class, rounded, and at least one image: half an image a class away, or one of few."""
-    for fraction in record.settings["fractions"]:
-        share = f"{round(100 * fraction, 10):g}"
-        said, whole = record.settings["labelled"][share], fraction * record.manifest.search
-        classes = len(record.manifest.classes)
-        near = abs(said["images"] - whole) <= (classes / 2 if whole >= classes else classes)
-        if said["source"] == "drawn" and not near:
-            yield "few_label", f"settings.labelled.{share}.images", said["images"], f"about {whole:,.0f}"
-        if said["source"] == "drawn":
-            yield "few_label", f"settings.labelled.{share}.list_sha256", said["list_sha256"], None
 
 
 def _point(point: CurvePoint, record: CurveRecord) -> Iterator[_Fact]:

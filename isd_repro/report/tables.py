@@ -7,16 +7,16 @@ one kind of subset have a row a draw and a column a method, as the paper prints 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from isd_repro import evaluations
 from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
+from isd_repro.evaluations import head as head
 from isd_repro.records import TargetEvaluation
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
-from isd_repro.report.evaluation import Evaluation
-from isd_repro.report.records import RECORDED, External, Key, Records, RunRecords
+from isd_repro.report.records import RECORDED, Evaluation, External, Key, Records, RunRecords
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
 from isd_repro.report.scores import difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
 
@@ -36,33 +36,27 @@ def first_metric(params: Params) -> str:
     return f"{params.evaluation.knn.k[0]}-NN"
 
 
+def shared(found: Iterable[RunRecords]) -> list[Evaluation]:
+    """The evaluations whose numbers stand in one table."""
+    return [one for run in found for kind, one in run.own.items() if not evaluations.own_table(kind)]
+
+
 def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> list[str]:
-    """Metrics that a set of runs has a column for: nearest neighbours first, then linear where some run has it."""
-    stated = {key[1] for run in found for part in (run.knn, run.linear) if part for key in part.scores if key[0] == encoder}
-    asked = {f"{k}-NN" for k in params.evaluation.knn.k} if encoder == "student" or stated else set()
+    """Metrics that a set of runs has a column for.
 
-    def order(metric: str) -> tuple[int, int, str]:
-        if metric.endswith("-NN"):
-            return 0, int(metric.removesuffix("-NN")), ""
-        known = ("linear-last", "linear-best", "linear-clean")
-        return 1, known.index(metric) if metric in known else len(known), metric
-
-    return sorted(asked | stated, key=order)
-
-
-def head(metric: str) -> str:
-    """A metric as a column head: `linear-last` is `linear, last epoch`, `few-10pct-best` `10 % of labels, best epoch`."""
-    base = metric.removesuffix("-top5")
-    if few := re.fullmatch(r"few-(.+)pct-(last|best)", base):
-        base = f"{few[1]} % of labels, {few[2]} epoch"
-    words = {"linear-last": "linear, last epoch", "linear-best": "linear, best epoch", "linear-clean": "linear, clean"}
-    return words.get(base, base) + (", top-5" if metric.endswith("-top5") else "")
+    They are those that some run has, and also those that the settings ask for where an evaluation is for every run. The first
+    evaluation has its columns before any run has been evaluated.
+    """
+    stated = {key[1] for one in shared(found) for key in one.scores if key[0] == encoder}
+    present = {one.record.kind for one in shared(found)} | {evaluations.names()[0]}
+    of_all = [kind for kind in present if f"{kind}_runs" not in type(params).model_fields]
+    asked = {metric for kind in of_all for metric in evaluations.columns(params.evaluation, kind)}
+    return evaluations.in_order([*(asked if encoder == "student" or stated else ()), *stated], params.evaluation)
 
 
 def group_head(found: Iterable[RunRecords], group: str) -> str:
     """A group's name with its number of queries, where that is known and one."""
-    parts = [part for run in found for part in (run.knn, run.linear) if part]
-    sizes = {int(part.masks[group].sum()) for part in parts if group in part.masks}
+    sizes = {int(one.masks[group].sum()) for one in shared(found) if group in one.masks}
     return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
 
 
@@ -161,18 +155,18 @@ def describe(params: Params, records: Records, subset: str) -> str:
 def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
     """One sentence per evaluation; runs are named where their protocols differ."""
     sentences = []
-    for title, part in (("Nearest neighbours", "knn"), ("Linear", "linear")):
-        uses: dict[str, list[str]] = {}
+    for kind in (kind for kind in evaluations.names() if not evaluations.own_table(kind)):
+        title, uses = evaluations.title(kind), dict[str, list[str]]()
         for run in found:
-            if evaluation := {"knn": run.knn, "linear": run.linear}[part]:
-                uses.setdefault(evaluation.record.protocol, []).append(params.runs[run.run].label)
+            if one := run.own.get(kind):
+                uses.setdefault(one.record.protocol, []).append(params.runs[run.run].label)
         if len(uses) == 1:
             sentences.append(f"{title} protocol: {next(iter(uses))}.")
         elif uses:
             each = "; ".join(f"{name}: {text.listing(runs)}" for name, runs in uses.items())
             sentences.append(f"{title} protocols differ. {each}.")
-        if part == "linear" and any(key[1] == "linear-best" for run in found if run.linear for key in run.linear.scores):
-            sentences.append("The best linear epoch is chosen on the queries that it is scored on, so it is optimistic.")
+        if uses and (note := evaluations.note(kind)):
+            sentences.append(note)
     return sentences
 
 

@@ -114,7 +114,7 @@ class Evidence:
         part, found = fault.file.stem, self._records(run)
         if part == "trajectory":  # its last point and the nearest neighbours are one encoder's: which of the two is right?
             return fault.key == LAST and part_of(metric) == "knn"
-        here = {other.kind for other in found.parts.values() if other.kind != "pretrain"} if found else set()
+        here = {other.kind for other in found.of_one_encoder.values() if other.kind != "pretrain"} if found else set()
         return part not in here or part_of(metric) not in here or part_of(metric) == part
 
     def _level(self, run: str, key: Key) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
+from isd_repro.records import CHOSEN
 
 ID_LENGTH = 8  # hex digits of what a stage was made from
 RUN_CONFIG = ("backbone", "method", "optim", "data", "numerics")
@@ -87,7 +88,7 @@ def digest(parts: Mapping[str, object]) -> str:
 
 def evaluation_identity(encoder_sha256: str, settings: Mapping[str, object]) -> str:
     """What an evaluation is made from: the encoder and the settings that were asked for."""
-    asked = {key: value for key, value in settings.items() if key != "best_epoch"}
+    asked = {key: value for key, value in settings.items() if key not in CHOSEN}
     return digest({"encoder": encoder_sha256, "settings": asked})
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Linear, Params, View
+from isd_repro.config.params import Params, View
 from isd_repro.data import augment
 from isd_repro.data import eval_loader as images
 from isd_repro.data import image_folder as folder
@@ -23,6 +23,7 @@ from isd_repro.data.eval_loader import Frame, as_channels, centred, parts
 from isd_repro.data.image_folder import open_folder, open_packed
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepare import prepare
+from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")

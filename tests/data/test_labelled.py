@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from isd_repro.config.params import FewLabel
 from isd_repro.data.labelled import drawn, labelled, percent
 from isd_repro.data.manifests import Image, Manifest, Prepared
 from isd_repro.runtime.errors import DataError
 
 CLASSES = ("ant", "bee", "cat")
 COUNTS = (20, 30, 5)
-LISTS = FewLabel(lists_env="ISD_TEST_LISTS")
+LISTS = "ISD_TEST_LISTS"
 
 
 def prepared() -> Prepared:
@@ -43,7 +42,7 @@ def files(chosen: Prepared, at: torch.Tensor) -> list[str]:
 @pytest.mark.parametrize(("fraction", "counts"), [(0.1, (2, 3, 1)), (0.01, (1, 1, 1)), (0.5, (10, 15, 2)), (1.0, COUNTS)])
 def test_a_draw_takes_the_same_share_of_each_class_and_at_least_one(fraction: float, counts: tuple[int, ...]) -> None:
     world = prepared()
-    found = labelled(world, fraction, FewLabel())
+    found = labelled(world, fraction, "", 0)
     assert tuple(Counter(found.split.label.tolist())[cls] for cls in range(3)) == counts
     names = files(world, found.split.index)
     assert len(set(names)) == sum(counts)
@@ -75,18 +74,18 @@ def test_a_list_is_read_by_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "10percent.txt"
     path.write_text("\n".join(wanted) + "\n\n")
     world = prepared()
-    found = labelled(world, 0.1, LISTS)
+    found = labelled(world, 0.1, LISTS, 0)
     assert files(world, found.split.index) == ["ant_2.JPEG", "ant_21.JPEG", "bee_9.JPEG", "cat_4.JPEG"]
     assert found.split.label.tolist() == [0, 0, 1, 2]
     assert found.source == "10percent.txt"
     assert found.list_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found.facts() == {"images": 4, "source": "10percent.txt", "sha256": found.sha256, "list_sha256": found.list_sha256}
     path.write_text("\n".join(reversed(wanted)))
-    assert labelled(world, 0.1, LISTS).sha256 == found.sha256, "the order of a list is no part of what is labelled"
+    assert labelled(world, 0.1, LISTS, 0).sha256 == found.sha256, "the order of a list is no part of what is labelled"
     monkeypatch.delenv("ISD_TEST_LISTS")
-    assert labelled(world, 0.1, LISTS).source == "drawn"
+    assert labelled(world, 0.1, LISTS, 0).source == "drawn"
     monkeypatch.setenv("ISD_TEST_LISTS", str(tmp_path))
-    assert labelled(world, 0.1, FewLabel()).source == "drawn", "a profile that names no variable reads none"
+    assert labelled(world, 0.1, "", 0).source == "drawn", "a profile that names no variable reads none"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_a_list_that_does_not_fit_is_refused(
     if content is not None:
         (tmp_path / "1percent.txt").write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        labelled(prepared(), 0.01, LISTS)
+        labelled(prepared(), 0.01, LISTS, 0)
     assert "UCDvision/CMSF" in caught.value.hint
 
 
@@ -119,7 +118,7 @@ def test_a_name_that_two_images_bear_is_refused(tmp_path: Path, monkeypatch: pyt
     fields = {**vars(world.manifest), "images": tuple(images)}
     twice = Prepared(manifest=Manifest(**{key: fields[key] for key in Manifest.__dataclass_fields__}), store=world.store)
     with pytest.raises(DataError, match=r"two labelled images are called ant_7\.JPEG"):
-        labelled(twice, 0.01, LISTS)
+        labelled(twice, 0.01, LISTS, 0)
 
 
 @pytest.mark.parametrize(

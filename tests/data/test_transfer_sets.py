@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from isd_repro.config.params import TransferName
 from isd_repro.data import transfer_sets
 from isd_repro.data.eval_loader import Frame
-from isd_repro.data.transfer_sets import SETS, Opened, Part, TransferImages
+from isd_repro.data.transfer_sets import SETS, Opened, Part, TransferImages, TransferName
 from isd_repro.runtime.errors import DataError, UserError
 from tests.data.target_trees import CLASSES, MAKERS, Expected, Tree, number_of
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.config.params import Linear
-from isd_repro.evaluations import clean, heads, linear
-from isd_repro.evaluations.clean import CleanProbe, hold_out
+from isd_repro.evaluations import linear_clean as clean
+from isd_repro.evaluations import linear_head as linear
+from isd_repro.evaluations.linear import Config as Linear
+from isd_repro.evaluations.linear import check_protocol, shortened
+from isd_repro.evaluations.linear_clean import CleanProbe, hold_out
 from isd_repro.runtime.errors import DataError, UserError
 from tests.evals import test_linear as known
 from tests.evals.test_linear import Matrix, World
@@ -28,7 +30,7 @@ def order(epoch: int) -> Sequence[Tensor]:
 
 def ride(
     world: World, nets: dict[str, nn.Sequential], settings: Linear = SETTINGS
-) -> tuple[CleanProbe, dict[str, linear.Outcome]]:
+) -> tuple[CleanProbe, dict[str, linear.HeadResult]]:
     probe = CleanProbe("student", world.task.search["student"], world.label, known.CLASSES, order, settings, CPU)
     return probe, linear.train(nets, world.task, settings, CPU, riders=[probe])
 
@@ -129,8 +131,8 @@ def test_held_out_images_have_no_part_in_the_head_or_its_statistics() -> None:
     other.train[held] = 5 * torch.randn(int(held.sum()), 3, 2, 2, generator=torch.Generator().manual_seed(1))
     other.task.search["student"][held] = 3.0
     changed, _ = ride(other, nets, once)
-    assert torch.equal(probe._law.mean, changed._law.mean)
-    assert torch.equal(probe._law.scale, changed._law.scale)
+    assert torch.equal(probe._transform.mean, changed._transform.mean)
+    assert torch.equal(probe._transform.scale, changed._transform.scale)
     for one, two in zip(probe._heads, changed._heads, strict=True):
         # the same rows reach the head; a convolution in another batch may differ in the last bits
         assert torch.allclose(one.weight, two.weight, atol=1e-5)
@@ -154,33 +156,9 @@ def test_a_rate_that_diverges_is_left_and_all_of_them_are_an_error() -> None:
         probe.outcome(torch.randn(3, 4))
 
 
-def test_seeds_ride_on_one_pass_and_the_first_is_the_papers() -> None:
-    nets = {"student": known.network(1)}
-    world = known.World(nets)
-    asked = heads.Asked(
-        search=world.task.search,
-        search_label=world.label,
-        query=world.task.query,
-        query_label=world.query_label,
-        classes=known.CLASSES,
-        batches=world.batches,
-        order=order,
-    )
-    settings = SETTINGS.model_copy(update={"seed": 0})
-    answer = heads.run(nets, asked, settings, 3, CPU, lambda row: None)
-    assert world.epochs == list(range(settings.epochs))
-    for seed in range(3):
-        alone = linear.train(nets, known.World(nets).task, settings.model_copy(update={"seed": seed}), CPU)["student"]
-        correct = int((alone.last == world.query_label).sum())
-        assert answer.facts["seeds"]["student"]["linear-last"][str(seed)] == correct
-        if seed == 0:
-            assert torch.equal(answer.predictions["student", "linear-last"], alone.last)
-            assert torch.equal(answer.predictions["student", "linear-best"], alone.best)
-
-
 def test_a_shortened_protocol_is_named_so() -> None:
-    assert heads.shortened(None) == Linear() == heads.shortened(40)
-    short = heads.shortened(4)
+    assert shortened(None) == Linear() == shortened(40)
+    short = shortened(4)
     assert (short.epochs, short.milestones) == (4, (2, 3))
     assert "4 epochs" in short.protocol
-    linear.check_protocol(short)
+    check_protocol(short)

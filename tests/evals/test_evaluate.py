@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,17 @@ from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params
 from isd_repro.data.prepare import prepare
-from isd_repro.evaluations.request import Request, numbers
+from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
+from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.nn.backbones import build
 from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
 from isd_repro.report import page, records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
-from isd_repro.stages.evaluate import evaluate
-from isd_repro.stages.extract import extract
-from isd_repro.stages.knn import knn
-from isd_repro.stages.linear import linear
 from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
+
+knn = partial(run_evaluation, "knn")
+linear = partial(run_evaluation, "linear")
 
 DEMO = Path(__file__).parents[2] / "params.yaml"
 RUN = "isd"
@@ -94,7 +95,7 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(request: Request, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """What is said on standard output and on the console."""
     said = io.StringIO()
-    evaluate(request, Console(file=said, width=40))
+    evaluate_checkpoint(request, Console(file=said, width=40))
     return capsys.readouterr().out, said.getvalue()
 
 
@@ -312,7 +313,7 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
         ({"data": None, "prepared": Path("none")}, DataError, "manifest.json: no such file"),
         ({"data": Path("none")}, DataError, "no such folder or zip"),
         ({"ckpt": Path("none.pth")}, DataError, "no such file"),
-        ({"ks": (1, 37)}, ConfigError, "37 neighbours asked of 36 labelled images"),
+        ({"ks": (1, 37)}, ConfigError, "k = 37: the search set has 36 images"),
         ({"ks": (0,)}, ConfigError, "must be 1 or more"),
         ({"image_size": 0}, ConfigError, "--image-size 0"),
         ({"crop_ratio": 1.5}, ConfigError, "--crop-ratio 1.5"),
@@ -373,10 +374,12 @@ def test_a_place_that_cannot_take_the_record_is_refused_before_anything_is_read(
         if str(out).startswith("/proc") and os.access("/proc", os.W_OK):
             continue
         with pytest.raises(ConfigError, match=words) as caught:
-            evaluate(Request(checkpoint, data=tmp_path / "none", out=out), Console(file=io.StringIO()))
+            evaluate_checkpoint(Request(checkpoint, data=tmp_path / "none", out=out), Console(file=io.StringIO()))
         assert caught.value.hint
     with pytest.raises(DataError, match="a text file, not a checkpoint"):
-        evaluate(Request(checkpoint, data=tmp_path / "none", out=tmp_path / "new" / "x.json"), Console(file=io.StringIO()))
+        evaluate_checkpoint(
+            Request(checkpoint, data=tmp_path / "none", out=tmp_path / "new" / "x.json"), Console(file=io.StringIO())
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -406,9 +409,9 @@ def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: P
         before.append(said.getvalue())
         raise UserError("long work begins")
 
-    monkeypatch.setattr("isd_repro.evaluations.stream.stream", stop)
+    monkeypatch.setattr("isd_repro.evaluations.feature_cache.stream", stop)
     with pytest.raises(UserError, match="long work begins"):
-        evaluate(Request(foreign, data=pictures, image_size=16, protocol="all", epochs=3), Console(file=said))
+        evaluate_checkpoint(Request(foreign, data=pictures, image_size=16, protocol="all", epochs=3), Console(file=said))
     assert "linear: 3 epochs of 36 images, about" in before[0]
 
 
@@ -416,11 +419,11 @@ def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("isd_repro.data.image_folder._identify", "isd_repro.evaluations.stream.stream"):
+    for name in ("isd_repro.data.image_folder._identify", "isd_repro.evaluations.feature_cache.stream"):
         with monkeypatch.context() as patch:
             patch.setattr(name, interrupted)
             with pytest.raises(Preempted) as caught:
-                evaluate(Request(foreign, data=pictures, image_size=16), Console(file=io.StringIO()))
+                evaluate_checkpoint(Request(foreign, data=pictures, image_size=16), Console(file=io.StringIO()))
         assert "same command" in caught.value.hint
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.extract import BLOCK, Features, features, load_features, save_features
+from isd_repro.evaluations.features import BLOCK, Features, features, load_features, save_features
 from isd_repro.runtime.errors import DataError
 from isd_repro.tensor_files import save_tensors
 

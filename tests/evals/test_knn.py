@@ -176,7 +176,7 @@ def test_no_query_gives_no_prediction() -> None:
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_outside_the_search_set_is_named(k: int) -> None:
-    with pytest.raises(ConfigError, match=f"{k} neighbours asked of a search set of 3 images"):
+    with pytest.raises(ConfigError, match=f"k = {k}: the search set has 3 images"):
         knn.predict(torch.eye(3), torch.arange(3), torch.eye(3), (1, k) if k else (k,), CPU)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.config.params import Linear
-from isd_repro.evaluations import linear
-from isd_repro.evaluations.linear import Task
+from isd_repro.evaluations import linear_head as linear
+from isd_repro.evaluations.linear import Config as Linear
+from isd_repro.evaluations.linear import check_protocol
+from isd_repro.evaluations.linear_head import Task
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
@@ -133,15 +134,15 @@ def test_best_is_the_first_of_equal_epochs_and_last_stays_the_last(monkeypatch: 
     bias = [[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 9, 0]]  # every epoch predicts one class only
     world.query_label[:] = torch.tensor([0, 1] * 10 + [2] * 4 + [3] * 6)
     turn = iter(bias)
-    close = linear._Probe.close_epoch
+    close = linear.PaperHead.close_epoch
 
-    def forced(probe: linear._Probe, epoch: int) -> dict[str, float]:
+    def forced(probe: linear.PaperHead, epoch: int) -> dict[str, float]:
         with torch.no_grad():
             probe.head.weight.zero_()
             probe.head.bias.copy_(torch.tensor(next(turn)))
         return close(probe, epoch)
 
-    monkeypatch.setattr(linear._Probe, "close_epoch", forced)
+    monkeypatch.setattr(linear.PaperHead, "close_epoch", forced)
     out = linear.train(nets, world.task, Linear(epochs=3, protocol="test"), CPU)["student"]
     assert out.best_epoch == 1
     assert out.best.tolist() == [1] * QUERIES
@@ -209,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_head() -> None:
 
 
 def test_only_the_papers_values_may_call_themselves_paper() -> None:
-    linear.check_protocol(Linear(seed=4))
-    linear.check_protocol(Linear(epochs=10, flip=0.0, protocol="short"))
+    check_protocol(Linear(seed=4))
+    check_protocol(Linear(epochs=10, flip=0.0, protocol="short"))
     with pytest.raises(ConfigError, match=r"epochs 10 \(paper 40\), flip 0.0 \(paper 0.5\)"):
-        linear.check_protocol(Linear(epochs=10, flip=0.0))
+        check_protocol(Linear(epochs=10, flip=0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from isd_repro.config.params import FewLabel, Transfer
 from isd_repro.data import eval_loader as pictures
 from isd_repro.data import transfer_sets
 from isd_repro.data.eval_loader import Frame, StoreReader
 from isd_repro.data.labelled import drawn
 from isd_repro.data.manifests import Split, open_prepared
-from isd_repro.evaluations import few_label as protocol
-from isd_repro.evaluations import linear
+from isd_repro.evaluations import linear_head
+from isd_repro.evaluations import transfer as module
 from isd_repro.evaluations.encoders import load_encoders
-from isd_repro.evaluations.extract import load_features
-from isd_repro.evaluations.linear import Outcome, Task
+from isd_repro.evaluations.features import load_features
+from isd_repro.evaluations.few_label import Config as FewLabel
+from isd_repro.evaluations.linear import among_five
+from isd_repro.evaluations.linear_head import Task
+from isd_repro.evaluations.stage import extract, run_evaluation
+from isd_repro.evaluations.transfer import Config as Transfer
 from isd_repro.records import TargetsRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
-from isd_repro.stages import transfer as module
-from isd_repro.stages.extract import extract
-from isd_repro.stages.few_label import few_label
-from isd_repro.stages.transfer import transfer
 from tests.evals.test_stages import NARROW, SIDE, World, world, write_encoder  # noqa: F401 - a fixture
+
+few_label = partial(run_evaluation, "few_label")
+transfer = partial(run_evaluation, "transfer")
 
 CPU = torch.device("cpu")
 
@@ -47,15 +50,7 @@ def test_top_five_is_the_label_where_it_is_among_the_guesses() -> None:
     label = torch.tensor([3, 1, 4, 0])
     first = torch.tensor([3, 2, 2, 1])
     among = torch.tensor([[3, 0, 1, 2, 4], [2, 0, 3, 4, 5], [2, 3, 4, 0, 1], [1, 2, 3, 4, 0]])
-    assert protocol.among_five(first, among, label).tolist() == [3, 2, 4, 0]
-    head = nn.Linear(1, 6)
-    found = protocol.answers(Outcome(first, first.flip(0), 2, head, among, among.flip(0)), label, "10")
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        "few-10pct-last": [3, 2, 2, 1],
-        "few-10pct-last-top5": [3, 2, 4, 0],
-        "few-10pct-best": [1, 2, 2, 3],
-        "few-10pct-best-top5": [3, 1, 4, 0],
-    }
+    assert among_five(first, among, label).tolist() == [3, 2, 4, 0]
 
 
 def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: World) -> None:  # noqa: F811
@@ -82,7 +77,7 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
             classes=3,
             train_batches=pictures.augmented(StoreReader(prepared.store), part, frame, settings, CPU),
         )
-        for name, out in linear.train(encoders, task, settings, CPU).items():
+        for name, out in linear_head.train(encoders, task, settings, CPU).items():
             assert unpack_labels(record.predictions[f"{name}/few-{share}pct-last"]).equal(out.last)
             assert unpack_labels(record.predictions[f"{name}/few-{share}pct-best"]).equal(out.best)
             hits = int((out.last5 == features.query_label[:, None]).any(dim=1).sum())
@@ -99,12 +94,10 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
 
 
 def test_all_labels_are_the_linear_stage(world: World) -> None:  # noqa: F811
-    from isd_repro.stages.linear import linear as stage
-
     configure(world, few_label=FewLabel(fractions=(1.0,)))
     world.run(extract, "isd")
     world.run(few_label, "isd")
-    world.run(stage, "isd")
+    world.run(partial(run_evaluation, "linear"), "isd")
     few, whole = world.record("isd", "few_label"), world.record("isd", "linear")
     for name in ("student", "teacher"):
         for end in ("last", "best"):
@@ -217,17 +210,17 @@ def test_shuffled_test_labels_change_no_choice(world: World, target: Path) -> No
 
 def test_an_interrupted_stage_goes_on(world: World, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     shutil.copytree(target, world.layout.root / "food")
-    original, worked = module._evaluate, []
+    original, worked = module.on_target, []
 
-    def evaluate(key: Any, asked: Any) -> Any:
+    def evaluate(subject: Any, config: Any, key: Any) -> Any:
         worked.append(key)
         if len(worked) == 2:
             raise KeyboardInterrupt
-        return original("cifar10-folder", asked)
+        return original(subject, config, "cifar10-folder")
 
     sets: Any = ("cifar10-folder", "food101")  # the second stands for any other set
     configure(world, transfer=world.params.evaluation.transfer.model_copy(update={"sets": sets}))
-    monkeypatch.setattr(module, "_evaluate", evaluate)
+    monkeypatch.setattr(module, "on_target", evaluate)
     monkeypatch.setattr(transfer_sets, "root_of", lambda key: target)
     with pytest.raises(KeyboardInterrupt):
         world.run(transfer, "isd")
@@ -240,7 +233,7 @@ def test_an_interrupted_stage_goes_on(world: World, target: Path, monkeypatch: p
 def test_what_is_wrong_is_named_before_anything_is_read(world: World, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     sets: Any = ("cifar10-folder", "dtd")
     configure(world, transfer=Transfer(sets=sets))
-    monkeypatch.setattr(module, "_evaluate", lambda *given: pytest.fail("worked on a set while another is missing"))
+    monkeypatch.setattr(module, "on_target", lambda *given: pytest.fail("worked on a set while another is missing"))
     with pytest.raises(DataError, match="ISD_TRANSFER_ROOT is not set"):
         world.run(transfer, "isd")
     configure(world, transfer=Transfer())

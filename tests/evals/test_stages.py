@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ from torch import Tensor, nn
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params, Store
 from isd_repro.data import manifests
-from isd_repro.data.manifests import Image, Manifest, open_prepared
+from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.store import StoreWriter
 from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.evaluations.stage import extract, run_evaluation
+from isd_repro.evaluations.subject import open_run
 from isd_repro.nn.backbones import build
 from isd_repro.records import EvaluationRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
-from isd_repro.stages.extract import extract
-from isd_repro.stages.knn import knn
-from isd_repro.stages.linear import augmented, linear
+from isd_repro.runtime.progress import Progress
 from isd_repro.tensor_files import load_tensors, save_tensors
+
+knn = partial(run_evaluation, "knn")
+linear = partial(run_evaluation, "linear")
 
 SIDE, CLASSES, SEARCH, QUERY = 8, ("ant", "bee", "cat"), 7, 5
 NARROW = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
@@ -101,7 +105,7 @@ def make_params() -> Params:
             "label": "a run",
             "backbone": backbone.model_dump(),
             "method": {"name": "isd"},
-            "optim": {"epochs": 1, "batch_size": 4, "lr": 0.1, "schedule": {"name": "cosine"}},
+            "optim": {"epochs": int(backbone.arch != "pixels"), "batch_size": 4, "lr": 0.1, "schedule": {"name": "cosine"}},
             "data": {
                 "subset": "toy",
                 "image_size": SIDE,
@@ -201,7 +205,7 @@ def test_extracted_features_are_the_encoders_own(world: World) -> None:
 def test_scores_and_classes_follow_from_the_stored_predictions(world: World, stage: Any) -> None:
     world.run(extract, "isd")
     printed = world.run(stage, "isd").splitlines()
-    record = world.record("isd", stage.__name__)
+    record = world.record("isd", stage.args[0])
     metrics = ("1-NN", "3-NN") if stage is knn else ("linear-last", "linear-best")
     assert set(record.predictions) == {f"{encoder}/{metric}" for encoder in ("student", "teacher") for metric in metrics}
     label = unpack_labels(record.labels)
@@ -221,7 +225,7 @@ def test_scores_and_classes_follow_from_the_stored_predictions(world: World, sta
 def test_linear_repeats_itself_and_learns(world: World) -> None:
     world.run(extract, "isd")
     printed = world.run(linear, "isd")
-    assert "isd linear epoch 3/3 lr 0.001 student/loss" in printed
+    assert "isd linear epoch 3 lr 0.001 student/loss" in printed
     first = world.record("isd", "linear")
     world.run(linear, "isd")
     second = world.record("isd", "linear")
@@ -240,10 +244,10 @@ def test_linear_repeats_itself_and_learns(world: World) -> None:
 
 
 def test_views_visit_every_labelled_image_once_an_epoch(world: World) -> None:
-    prepared = open_prepared(world.layout.prepared("toy"))
-    _, identity = load_encoders(world.layout.encoder("isd"))
+    subject = open_run("isd", world.params, world.layout, Progress(Console(quiet=True)))
+    search = subject.split("search")
     settings = world.params.evaluation.linear.model_copy(update={"crop_min": 1.0})
-    batches = augmented(prepared, identity, settings, torch.device("cpu"))
+    batches = subject.augmented(search, settings)
     shown = [list(batches(epoch)) for epoch in (0, 0, 1)]
     assert [len(label) for _, label in shown[0]] == [8, 8, 5]
     images, labels = (torch.cat([batch[part] for batch in shown[0]]) for part in (0, 1))
@@ -257,21 +261,16 @@ def test_views_visit_every_labelled_image_once_an_epoch(world: World) -> None:
     other = torch.cat([batch[0] for batch in shown[2]])
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
-    reseeded = augmented(prepared, identity, settings.model_copy(update={"seed": 1}), torch.device("cpu"))
+    reseeded = subject.augmented(search, settings.model_copy(update={"seed": 1}))
     assert not torch.equal(images, torch.cat([batch[0] for batch in reseeded(0)]))
 
 
 def test_flips_are_off_where_the_params_say_so(world: World) -> None:
-    prepared = open_prepared(world.layout.prepared("toy"))
-    _, identity = load_encoders(world.layout.encoder("isd"))
+    subject = open_run("isd", world.params, world.layout, Progress(Console(quiet=True)))
+    search = subject.split("search")
     settings = world.params.evaluation.linear.model_copy(update={"crop_min": 1.0})
     plain, mirrored = (
-        torch.cat(
-            [
-                views
-                for views, _ in augmented(prepared, identity, settings.model_copy(update={"flip": flip}), torch.device("cpu"))(0)
-            ]
-        )
+        torch.cat([views for views, _ in subject.augmented(search, settings.model_copy(update={"flip": flip}))(0)])
         for flip in (0.0, 1.0)
     )
     assert torch.allclose(plain.flip(3), mirrored, atol=1e-5)
@@ -292,7 +291,7 @@ def test_features_of_another_encoder_are_refused(world: World, stage: Any) -> No
     write_encoder(world.layout.encoder("isd"), NARROW, ("student", "teacher"), world.manifest.sha256, seed=9)
     with pytest.raises(DataError, match="made by encoder file"):
         world.run(stage, "isd")
-    assert not world.layout.record("isd", stage.__name__).exists()
+    assert not world.layout.record("isd", stage.args[0]).exists()
 
 
 @pytest.mark.parametrize("stage", [extract, knn, linear])
@@ -311,7 +310,7 @@ def test_k_above_the_search_set_and_a_false_paper_protocol_are_refused(world: Wo
     linear_settings = evaluation.linear.model_copy(update={"protocol": "paper"})
     changed = evaluation.model_copy(update={"knn": knn_settings, "linear": linear_settings})
     world.params = world.params.model_copy(update={"evaluation": changed})
-    with pytest.raises(ConfigError, match="22 neighbours asked of a search set of 21 images"):
+    with pytest.raises(ConfigError, match="k = 22: the search set has 21 images"):
         world.run(knn, "isd")
     with pytest.raises(ConfigError, match=r"'paper' with other values"):
         world.run(linear, "isd")

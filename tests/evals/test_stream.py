@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.evaluations import stream
-from isd_repro.evaluations.extract import BLOCK, features
-from isd_repro.evaluations.stream import SHARD
+from isd_repro.evaluations import feature_cache as stream
+from isd_repro.evaluations.feature_cache import SHARD
+from isd_repro.evaluations.features import BLOCK, features
 from isd_repro.runtime.errors import DataError, UserError
 
 CPU = torch.device("cpu")
@@ -148,7 +148,7 @@ def test_damaged_rows_and_a_cut_log_are_computed_again(world: World) -> None:
 
 def test_features_that_are_not_finite_are_refused_and_not_kept(world: World) -> None:
     world.images = lambda position: torch.where(position.view(-1, 1, 1, 1) == SHARD, torch.nan, picture(position))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="'student': 1 of 256 rows are not finite"):
+    with pytest.raises(DataError, match="'student': 1 of 1024 rows are not finite"):
         world.run()
     del world.images
     assert torch.equal(world.run(), expected())

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from isd_repro.config.layout import snapshot_name
+from isd_repro.evaluations import knn as module
+from isd_repro.evaluations.stage import extract, run_evaluation
+from isd_repro.evaluations.subject import Subject
 from isd_repro.records import CurveRecord, EvaluationRecord, read_record
 from isd_repro.runtime.errors import DataError
-from isd_repro.stages import trajectory as module
-from isd_repro.stages.extract import extract
-from isd_repro.stages.knn import knn
-from isd_repro.stages.trajectory import trajectory
 from tests.evals.test_stages import NARROW, World, world, write_encoder  # noqa: F401 - a fixture
+
+knn = partial(run_evaluation, "knn")
+trajectory = partial(run_evaluation, "trajectory")
 
 EPOCHS = {1: 11, 10: 12}  # epoch -> seed of its encoders; the run's own are another
 
@@ -52,7 +55,7 @@ def test_each_point_is_what_extract_and_knn_give(world: World, snapshots: Path) 
         seen.add(tuple(score.correct for score in point.scores))
     assert len(seen) == 3  # the three encoders differ in what they answer
     assert len(printed) == sum(len(point.scores) for point in record.points)
-    assert printed[0].startswith("epoch 1 isd student 1-NN all ")
+    assert printed[0].startswith("isd epoch 1 student 1-NN all ")
     assert [path.name for path in (world.layout.root / ".state").glob("*")] in ([], ["verified"])
 
 
@@ -65,27 +68,27 @@ def test_an_interrupted_stage_goes_on(
     path = world.layout.record("isd", "trajectory")
     whole = read_record(path, CurveRecord).points
     path.unlink()
-    score: Callable[..., Any] = module._score
+    search: Callable[..., Any] = module.evaluate
     scored: list[str] = []
 
-    def until_the_second(file: Path, *rest: Any) -> Any:
+    def until_the_second(subject: Subject, config: Any) -> Any:
         if len(scored) == 1:
             raise KeyboardInterrupt
-        scored.append(file.name)
-        return score(file, *rest)
+        scored.append(subject.sha256)
+        return search(subject, config)
 
-    monkeypatch.setattr(module, "_score", until_the_second)
+    monkeypatch.setattr(module, "evaluate", until_the_second)
     with pytest.raises(KeyboardInterrupt):
         world.run(trajectory, "isd")
     assert not path.exists()
 
-    def the_rest(file: Path, *rest: Any) -> Any:
-        scored.append(file.name)
-        return score(file, *rest)
+    def the_rest(subject: Subject, config: Any) -> Any:
+        scored.append(subject.sha256)
+        return search(subject, config)
 
-    monkeypatch.setattr(module, "_score", the_rest)
+    monkeypatch.setattr(module, "evaluate", the_rest)
     world.run(trajectory, "isd")
-    assert scored == ["epoch-00001.safetensors", "epoch-00010.safetensors", "encoder.safetensors"]
+    assert scored == [point.encoder_sha256 for point in whole], "the first snapshot is not worked on again"
     assert read_record(path, CurveRecord).points == whole
 
 

@@ -11,8 +11,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from isd_repro.config.params import Transfer
 from isd_repro.evaluations import transfer
+from isd_repro.evaluations.transfer import Config as Transfer
 from isd_repro.records import mean_per_class
 from isd_repro.runtime.errors import DataError
 

@@ -117,13 +117,13 @@ def test_an_allocator_error_is_one_line(done: Path, monkeypatch: pytest.MonkeyPa
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("isd_repro.stages.knn.knn", fail)
+        monkeypatch.setattr("isd_repro.evaluations.stage.run_evaluation", fail)
         chain.refused(chain.call(done, "knn", "isd"), "error: not enough memory", code=1)
 
     def defect(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("isd_repro.stages.knn.knn", defect)
+    monkeypatch.setattr("isd_repro.evaluations.stage.run_evaluation", defect)
     with pytest.raises(RuntimeError, match="shapes"):
         chain.call(done, "knn", "isd")
 

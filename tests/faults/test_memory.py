@@ -20,7 +20,7 @@ import json, re, sys
 from pathlib import Path
 from isd_repro import cli
 import torch, torchvision, pydantic, ruamel.yaml, rich.console, rich.progress, PIL.Image, safetensors.torch
-from isd_repro.stages import extract, knn, linear, evaluate
+from isd_repro.evaluations import stage, knn, linear, external
 from isd_repro.report import output
 from isd_repro.data import prepare
 from isd_repro.train import pretrain

@@ -20,7 +20,7 @@ from rich.console import Console
 from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
-from isd_repro.evaluations import extract, stream
+from isd_repro.evaluations import features
 from isd_repro.runtime import files, signals
 from isd_repro.runtime.errors import Preempted, UserError
 from isd_repro.train import checkpoint, loop
@@ -244,14 +244,14 @@ def test_an_evaluation_that_is_stopped_while_it_extracts(
 ) -> None:
     """What is kept decides whether it can go on."""
     ask = ["evaluate", "--ckpt", str(world.outputs(undisturbed)["encoder"]), "--prepared", "data/prepared/digits", *options]
-    real = extract.forward
+    real = features.require_finite
 
-    def forward(*arguments: Any) -> Any:
+    def extracted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "forward", forward)
+        patch.setattr(features, "require_finite", extracted)
         code, error = world.command(folder, *ask, capsys=capsys)
     assert (code, "run the same command again" in error) == (promised, promised == 75), error
     assert list(folder.glob(".state/features/once-*")) == []

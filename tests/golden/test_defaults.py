@@ -16,12 +16,11 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from isd_repro import methods
-from isd_repro.config import params, protocol_params
+from isd_repro import evaluations, methods
+from isd_repro.config import params
 
 FILE = Path(__file__).with_name("defaults.json")
 # Groups that change no number: speed, tracking; and what a report says.
-OURS = {params.__name__, protocol_params.__name__}
 FREE = {"Efficiency", "Tracking", "Params", "MethodBlock", "ReportConfig", "Beside", "Hypothesis", "Power", "Trials"}
 
 
@@ -42,9 +41,10 @@ def found() -> dict[str, dict[str, Any]]:
     models = {
         name: model
         for name, model in vars(params).items()
-        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ in OURS and name not in FREE
+        if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == params.__name__ and name not in FREE
     }
     models |= {f"methods.{name}.Config": methods.load(name).Config for name in methods.names()}
+    models |= {f"evaluations.{name}.Config": evaluations.load(name).Config for name in evaluations.names()}
     return {name: values for name, model in models.items() if (values := defaults(model))}
 
 
@@ -61,4 +61,4 @@ def test_defaults_that_change_results_are_the_recorded_ones(request: pytest.Fixt
         if (name, key) not in labels and now.get(name, {}).get(key) != recorded.get(name, {}).get(key)
     ]
     assert not changed, changed
-    assert now["Linear"]["epochs"] == 40  # so that an empty file would not pass
+    assert now["evaluations.linear.Config"]["epochs"] == 40  # so that an empty file would not pass

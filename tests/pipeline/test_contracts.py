@@ -17,7 +17,7 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from isd_repro import methods
+from isd_repro import evaluations, methods
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 
@@ -40,7 +40,6 @@ EXEMPT = {
     "isd_repro.runtime.signals": "when a stage stops",
     "isd_repro.config.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
     "isd_repro.config.fields": "types of what DVC tracks as parameters",
-    "isd_repro.config.protocol_params": "as params",
     "isd_repro.config.layout": "where files are",
     "isd_repro.interfaces": "no logic",
     "isd_repro.provenance": "says where a number was made",
@@ -84,7 +83,7 @@ def test_a_shell_completes_commands() -> None:
 def test_packages_hold_no_logic_beside_methods() -> None:
     """`__init__` files are dependencies of no stage, so nothing that changes a number may be in one."""
     for path in sorted(PACKAGE.rglob("__init__.py")):
-        if path.parent in {PACKAGE, PACKAGE / "methods"}:  # the version; the loader of method files
+        if path.parent in {PACKAGE, PACKAGE / "methods", PACKAGE / "evaluations"}:  # the version; loaders of files by name
             continue
         body = ast.parse(path.read_text("utf-8")).body
         names = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
@@ -118,12 +117,14 @@ def imports() -> grimp.ImportGraph:
 
 def needed(imports: grimp.ImportGraph, stage: str, method: str) -> set[str]:
     """What a stage imports, directly or not, with the method that it loads by name."""
-    home = HOMES.get(stage, f"isd_repro.stages.{stage}")
+    home = HOMES.get(stage, "isd_repro.evaluations.stage")
     roots = {home}
+    roots |= {f"isd_repro.evaluations.{stage}"} if stage in evaluations.names() else set()
     if "isd_repro.methods" in imports.find_upstream_modules(home):
         assert method, f"{stage} loads methods, and its deps in dvc.yaml name none"
         roots.add(f"isd_repro.methods.{method}")
     found = roots.union(*(imports.find_upstream_modules(root) for root in roots))
+    found |= {f"isd_repro.evaluations.{name}" for name in evaluations.names()} if stage == "report" else set()  # their columns
     packages = {module_of(path) for path in PACKAGE.rglob("__init__.py")}
     return {name for name in found - packages if name not in EXEMPT and name.rpartition(".")[0] not in EXEMPT}
 

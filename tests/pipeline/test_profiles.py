@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 
-from isd_repro import methods
+from isd_repro import evaluations, methods
 from isd_repro.config import params
 from isd_repro.config import reader as config
 from isd_repro.config.fields import Frozen
 from isd_repro.config.params import MethodBlock, View
+from isd_repro.evaluations import linear
 
 ROOT = Path(__file__).parents[2]
 PROFILES = [ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))]
@@ -122,7 +123,7 @@ def test_a_recipe_has_the_papers_values(name: str) -> None:
 
 
 def test_linear_defaults_are_the_papers_protocol() -> None:
-    assert params.Linear().model_dump(exclude={"seed"}) == {  # eval_linear.py
+    assert linear.Config().model_dump(exclude={"seed"}) == {  # eval_linear.py
         "epochs": 40,
         "batch_size": 256,
         "lr": 0.01,
@@ -134,10 +135,10 @@ def test_linear_defaults_are_the_papers_protocol() -> None:
         "flip": 0.5,
         "protocol": "paper",
     }
-    short = params.Linear().model_dump(exclude={"seed"})
+    short = linear.Config().model_dump(exclude={"seed"})
     for path in PROFILES:
-        linear = config.load(path)[0].evaluation.linear
-        assert (linear.model_dump(exclude={"seed"}) == short) == (linear.protocol == "paper"), path
+        found = config.load(path)[0].evaluation.linear
+        assert (found.model_dump(exclude={"seed"}) == short) == (found.protocol == "paper"), path
 
 
 def test_the_unbalanced_runs_differ_in_the_method_alone() -> None:
@@ -166,7 +167,9 @@ def models() -> dict[str, type[BaseModel]]:
         name: value for name, value in vars(params).items() if isinstance(value, type) and issubclass(value, Frozen | MethodBlock)
     }
     shared.pop("Frozen")
-    return {**shared, **{f"{name}.Config": methods.load(name).Config for name in methods.names()}}
+    configs = {f"{name}.Config": methods.load(name).Config for name in methods.names()}
+    configs |= {f"{name}.Config": evaluations.load(name).Config for name in evaluations.names()}
+    return {**shared, **configs, "Evaluation": type(evaluations.settings({}))}
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -184,7 +187,7 @@ def default_of(model: type[BaseModel], key: str) -> str:
     if field.is_required():
         return ""
     default = field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
-    return "defaults" if isinstance(default, BaseModel) else repr(default)
+    return "defaults" if isinstance(default, BaseModel) or key == "evaluation" else repr(default)
 
 
 def test_every_key_is_documented_with_its_default() -> None:

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from isd_repro import methods
-from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Linear, Numerics, Optim, View
+from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Numerics, Optim, View
 from isd_repro.config.params import Store as Packing
 from isd_repro.data import eval_loader
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, StoreWriter
-from isd_repro.evaluations import extract as evals
-from isd_repro.evaluations import linear
+from isd_repro.evaluations import features as evals
+from isd_repro.evaluations import linear_head as linear
+from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import backbones
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.runtime import launcher, ranks
 from isd_repro.runtime.ranks import joined
-from isd_repro.stages import extract
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import profile_options
@@ -111,13 +111,11 @@ def train(name: str, groups: int, batches: Batches, half: Path, start: Progress 
 
 def features() -> dict[str, torch.Tensor]:
     """Features of blocks that the ranks share; the last round has too few blocks for all of them."""
-    for module in (evals, extract):
-        vars(module).update(BLOCK=BLOCK)
+    vars(evals).update(BLOCK=BLOCK)
     torch.manual_seed(3)
     pictures = torch.randn(FEATURES, 3, SIDE, SIDE)
     encoders = {"student": backbones.build(BACKBONE, SIDE), "teacher": backbones.build(BACKBONE, SIDE)}
-    every = evals.features if ranks.world() == 1 else extract.shared_features
-    return every(encoders, pictures.__getitem__, FEATURES, CPU)
+    return evals.features(encoders, pictures.__getitem__, FEATURES, CPU)
 
 
 class Float64(nn.Module):

@@ -156,7 +156,9 @@ def write_run(
                 protocol="1-NN, 20-NN exact float32, ties by lowest label" if part == "knn" else "paper",
                 settings={"k": [1, 20]} if part == "knn" else {"epochs": 40},
                 features_sha256=sha("features", run),
-                scores=tuple(score for key, found in given.items() for score in score_groups(*key, found, label, groups)),
+                scores=tuple(
+                    score for key, found in given.items() for score in score_groups("/".join(key), found, label, groups)
+                ),
                 labels=pack_labels(label),
                 predictions={"/".join(key): pack_labels(found) for key, found in given.items()},
                 provenance=provenance(4.2),
@@ -193,7 +195,7 @@ def write_counts(
         manifest=identity,
         encoder_sha256=sha(run),
         features_sha256=None,
-        scores=tuple(score for encoder in encoders for score in score_groups(encoder, metric, predicted, label, groups)),
+        scores=tuple(score for encoder in encoders for score in score_groups(f"{encoder}/{metric}", predicted, label, groups)),
         labels=pack_labels(label),
         predictions={f"{encoder}/{metric}": pack_labels(predicted) for encoder in encoders} if stored else {},
         provenance=provenance(),

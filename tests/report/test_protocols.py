@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isd_repro.config.params import Evaluation, FewLabel, Transfer
+from isd_repro import evaluations
 from isd_repro.records import (
     EvaluationRecord,
     ManifestIdentity,
@@ -80,7 +80,7 @@ def write_few(profile: Profile, run: str, seed: int) -> None:
         manifest=identity,
         encoder_sha256=synthetic.sha("encoder", run),
         features_sha256=synthetic.sha("features", run),
-        scores=tuple(score for key, found in given.items() for score in score_groups("student", key, found, label, groups)),
+        scores=tuple(score for key, found in given.items() for score in score_groups(f"student/{key}", found, label, groups)),
         labels=pack_labels(label),
         predictions={f"student/{key}": pack_labels(found) for key, found in given.items()},
         provenance=synthetic.provenance(4.2),
@@ -106,7 +106,7 @@ def write_transfer(profile: Profile, run: str, seed: int) -> None:
                 settings={"chosen": {"student": {"c": 0.1}}},
                 manifest=target(key),
                 features_sha256=None,
-                scores=tuple(score_groups("student", "transfer", found, LABEL, {"all": LABEL >= 0})),
+                scores=tuple(score_groups("student/transfer", found, LABEL, {"all": LABEL >= 0})),
                 labels=pack_labels(LABEL),
                 predictions={"student/transfer": pack_labels(found)},
                 metric="top1" if key == "food101" else "mean-per-class",
@@ -127,7 +127,7 @@ def write_transfer(profile: Profile, run: str, seed: int) -> None:
 @pytest.fixture
 def both(profile: Profile) -> Profile:
     """The profile with both protocols asked of three runs and done for two."""
-    evaluation = Evaluation(few_label=FewLabel(fractions=(0.1,)), transfer=Transfer(sets=TARGETS))  # type: ignore[arg-type]
+    evaluation = evaluations.settings({"few_label": {"fractions": [0.1]}, "transfer": {"sets": TARGETS}})
     update = {"evaluation": evaluation, "few_label_runs": RUNS, "transfer_runs": RUNS}
     found = Profile(profile.params.model_copy(update=update), profile.layout)
     for at, run in enumerate(RUNS[1:], start=1):
@@ -273,4 +273,4 @@ def test_the_best_epoch_may_differ_between_runs(both: Profile) -> None:
     found = both.records()
     epochs = [run.few_label.record.settings["best_epoch"] for run in found.runs.values() if run.few_label]
     assert epochs[0] != epochs[1]
-    assert all(set(one.levels.values()) == {RECOMPUTED} for run in found.runs.values() for one in run.evaluations)
+    assert all(set(one.levels.values()) == {RECOMPUTED} for run in found.runs.values() for one in run.checked)

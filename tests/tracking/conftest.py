@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,15 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
-from isd_repro.stages.extract import extract
-from isd_repro.stages.knn import knn
-from isd_repro.stages.linear import linear
+from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.tracking import session
 from isd_repro.train.pretrain import pretrain
 from tests.faults import world
 from tests.tracking import server
 from tests.tracking.server import Server
+
+knn = partial(run_evaluation, "knn")
+linear = partial(run_evaluation, "linear")
 
 EXTRA = """\
 evaluation:

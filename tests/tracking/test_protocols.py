@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.config.layout import snapshot_name
+from isd_repro.evaluations.stage import run_evaluation
 from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record
 from isd_repro.report.dashboard import dashboard
 from isd_repro.report.image_figures import Asked, figures
 from isd_repro.report.publish import Options, publish
-from isd_repro.stages.few_label import few_label
-from isd_repro.stages.trajectory import trajectory
-from isd_repro.stages.transfer import transfer
 from isd_repro.tracking import read_metrics
 from tests.evals.test_protocol_stages import write_target
 from tests.faults import world
 from tests.tracking.server import SentRun, Server
+
+few_label = partial(run_evaluation, "few_label")
+trajectory = partial(run_evaluation, "trajectory")
+transfer = partial(run_evaluation, "transfer")
 
 QUIET = Console(quiet=True)
 MORE = """\

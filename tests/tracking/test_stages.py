@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from isd_repro.config import reader as config
 from isd_repro.data import contact_sheet
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import summary
+from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.records import EvaluationRecord, read_record, unpack_labels
-from isd_repro.stages.extract import extract
-from isd_repro.stages.knn import knn
-from isd_repro.stages.linear import linear
 from isd_repro.tracking import read_metrics
 from isd_repro.train.pretrain import pretrain
 from tests.tracking.reading import head, history, offline_runs
+
+knn = partial(run_evaluation, "knn")
+linear = partial(run_evaluation, "linear")
 
 QUIET = Console(quiet=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,16 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
+from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.report.output import report
-from isd_repro.stages.extract import extract
-from isd_repro.stages.few_label import few_label
-from isd_repro.stages.knn import knn
-from isd_repro.stages.linear import linear
-from isd_repro.stages.trajectory import trajectory
-from isd_repro.stages.transfer import transfer
 from isd_repro.train.pretrain import pretrain
 from tests.verify import protocols_world, world
+
+few_label = partial(run_evaluation, "few_label")
+knn = partial(run_evaluation, "knn")
+linear = partial(run_evaluation, "linear")
+trajectory = partial(run_evaluation, "trajectory")
+transfer = partial(run_evaluation, "transfer")
 
 
 @pytest.fixture(autouse=True)

@@ -78,12 +78,6 @@ def test_records_beside_the_lock_are_told(clean: Profile) -> None:
         ("pretrain", lambda tree: tree["provenance"].update(source="0" * 64), "sources"),
         ("knn", lambda tree: tree.update(protocol="1-NN of the best of ten searches"), "protocol"),
         ("linear", lambda tree: tree["settings"]["best_epoch"].update(student=99), "settings.best_epoch"),
-        ("few_label", lambda tree: tree["settings"]["labelled"]["25"].update(images=3), "settings.labelled.25.images"),
-        (
-            "few_label",
-            lambda tree: tree["settings"]["labelled"]["25"].update(list_sha256="0"),
-            "settings.labelled.25.list_sha256",
-        ),
         (
             "transfer",
             lambda tree: tree["evaluations"][0]["manifest"].update(dataset="CIFAR-10"),
@@ -115,14 +109,6 @@ def test_scores_of_an_encoder_that_was_not_exported(clean: Profile) -> None:
     clean.edit(clean.record("moco", "pretrain"), lambda tree: tree.update(encoders=["student"]))
     one = caught(clean.verify(), f"{RECORDS}/moco/knn.json", "encoders with scores")
     assert (one["found"], one["expected"]) == ("['student', 'teacher']", "['student']")
-
-
-def test_a_list_of_labelled_images_that_the_parameters_do_not_name(protocols: Profile) -> None:
-    protocols.edit(
-        protocols.record("isd", "few_label"),
-        lambda tree: tree["settings"]["labelled"]["25"].update(source="25percent.txt", list_sha256="0" * 64),
-    )
-    caught(protocols.verify("--quick"), "params.yaml", "evaluation.few_label.lists_env")
 
 
 def test_names_in_records_of_other_protocols_are_words(protocols: Profile) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from isd_repro.evaluations import replay
+from isd_repro import verify
 from tests.verify import world
 from tests.verify.world import Profile
 
@@ -22,7 +22,7 @@ def test_with_the_encoders_here_every_number_is_evaluated_anew(profile: Profile)
     assert (answer.code, answer.failures, answer.tree["ok"]) == (0, [], True)
     assert answer.tree["counts"] == {"re-evaluated": numbers_of(profile), "recomputed": 0, "recorded only": 0, "failed": 0}
     assert answer.tree["notes"] == [], "not even a bit of the features differs"
-    assert "isd: linear again, 3 epochs, about " in answer.err, "the time is said before it is spent"
+    assert "isd linear: 3 epochs of 40 images, about " in answer.err, "the time is said before it is spent"
 
 
 def test_linear_heads_are_trained_again_only_on_request(profile: Profile) -> None:
@@ -30,7 +30,7 @@ def test_linear_heads_are_trained_again_only_on_request(profile: Profile) -> Non
     assert answer.code == 0
     assert answer.verdicts(run="isd", metric="linear-last") == {"recomputed"}
     assert answer.verdicts(run="isd", metric="5-NN") == {"re-evaluated"}
-    assert answer.tree["notes"] == ["isd: linear heads were not trained again; --linear does it"]
+    assert answer.tree["notes"] == ["isd: not evaluated again without the option named: Linear (--linear)"]
 
 
 def test_a_clean_checkout_is_recomputed(clean: Profile) -> None:
@@ -49,7 +49,7 @@ def test_an_encoder_without_images_evaluates_nothing(profile: Profile) -> None:
     (profile.folder / "data/prepared/digits/manifest.json").unlink()
     answer = profile.verify()
     assert (answer.code, answer.verdicts()) == (0, {"recomputed"})
-    assert "subset digits: no prepared images here" in answer.tree["notes"][0]
+    assert "untrained: no prepared images here" in answer.tree["notes"][0]
 
 
 @pytest.mark.parametrize("with_encoder", [True, False])
@@ -124,7 +124,7 @@ def elsewhere(profile: Profile, run: str) -> None:
 def test_a_few_other_answers_under_another_arithmetic_leave_a_number_recomputed(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "TOLERATED", 1 / 30)
+    monkeypatch.setattr(verify, "TOLERATED", 1 / 30)
     elsewhere(profile, "isd")
     answer = profile.verify()
     assert answer.code == 0
@@ -134,7 +134,7 @@ def test_a_few_other_answers_under_another_arithmetic_leave_a_number_recomputed(
 
 
 def test_more_other_answers_than_rounding_explains_fail(profile: Profile) -> None:
-    assert replay.TOLERATED < 1 / 30
+    assert verify.TOLERATED < 1 / 30
     elsewhere(profile, "isd")
     answer = profile.verify()
     assert answer.code == 4

@@ -1,7 +1,7 @@
 """Features of frozen encoders, and the file that keeps them.
 
 Images are read, transformed and passed forward in blocks of one fixed size; the last block is filled up by repeating its
-last image and cut afterwards. A feature is therefore the same bits whatever number of images is asked for together.
+last image and cut afterwards, so a feature has the same bits however many images are asked for together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro.evaluations.arithmetic import exact
+from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
 from isd_repro.tensor_files import load_tensors, save_tensors
 
 BLOCK = 256  # images; part of the result's bits, so no setting
 UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"
-_ROWS = 1024  # rows looked at together, so that a memory-mapped file is never copied whole
+_ROWS = 1024  # rows checked together, so that a memory-mapped file is never copied whole
 
 Images = Callable[[Tensor], Tensor]  # positions, int64, B -> normalised float images, B x C x H x W
 
@@ -34,6 +35,8 @@ def features(
 ) -> dict[str, Tensor]:
     """Pass `count` images through every encoder, reading each image once.
 
+    Several ranks take the blocks in turn. The result's bits do not depend on their number.
+
     Args:
         encoders: modules B x C x H x W -> B x D by name; moved to `device` and left in eval mode, otherwise unchanged.
         images: gives the images at BLOCK positions in 0..count-1; the last block repeats position count-1.
@@ -42,45 +45,32 @@ def features(
         on_block: called after each block with its number of images.
 
     Returns:
-        float32 features on the CPU, N x D, by encoder; not normalised.
+        float32 features on the CPU, N x D, by encoder; not normalised. Of several ranks rank 0 has them, and the others none.
 
     Raises:
         DataError: nothing to extract, or features that are not finite.
     """
-    ready(encoders, count, device)
-    found: dict[str, Tensor] = {}
-    with exact(device):
-        for start in range(0, count, BLOCK):
-            for name, rows in forward(encoders, images, start, count, device).items():
-                if name not in found:
-                    found[name] = torch.empty(count, rows.shape[1])
-                found[name][start : start + len(rows)] = rows
-            on_block(min(BLOCK, count - start))
-    for name, rows in found.items():
-        require_finite(rows, f"features of encoder {name!r}")
-    return found
-
-
-def ready(encoders: Mapping[str, nn.Module], count: int, device: torch.device) -> None:
-    """Encoders on their device and in eval mode; `DataError` where there is nothing to extract."""
     if count < 1:
         raise DataError("no images to extract features from", "look at the subset's rule: its split is empty")
     for encoder in encoders.values():
         encoder.to(device).eval()
-
-
-def forward(encoders: Mapping[str, nn.Module], images: Images, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
-    """Features of the block that begins at position `start`, a multiple of BLOCK, by encoder; to be called inside `exact`.
-
-    At most BLOCK rows, fewer where `count` ends before.
-    """
-    position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
-    batch = images(position).to(device, torch.float32)
-    found = {}
-    for name, encoder in encoders.items():
-        with torch.inference_mode():
-            out = encoder(batch)  # BLOCK x D
-        found[name] = out[: min(BLOCK, count - start)].cpu()
+    found: dict[str, Tensor] = {}
+    round_size = BLOCK * ranks.world()
+    with exact(device):
+        for first in range(0, count, round_size):
+            start = first + ranks.rank() * BLOCK
+            position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
+            batch = images(position).to(device, torch.float32)
+            for name, encoder in encoders.items():
+                with torch.inference_mode():
+                    rows = encoder(batch)  # BLOCK x D
+                blocks = ranks.at_first(rows.cpu())  # every rank's, by rank; none on ranks other than 0
+                found.setdefault(name, torch.empty(count, blocks[0].shape[1]) if blocks else torch.empty(0))
+                for at, block in zip(range(first, count, BLOCK), blocks, strict=False):
+                    found[name][at : at + BLOCK] = block[: count - at]
+            on_block(min(round_size, count - first))
+    for name, rows in found.items() if ranks.rank() == 0 else ():
+        require_finite(rows, f"features of encoder {name!r}")
     return found
 
 

@@ -21,7 +21,7 @@ from isd_repro.runtime.errors import DataError, printable
 _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
 
 
-def inspect(path: Path, *, as_json: bool = False) -> None:
+def show(path: Path, *, as_json: bool = False) -> None:
     """Print the account of a checkpoint on standard output; it needs neither data nor a pipeline.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Features streamed into memory-mapped files, shard by shard, and kept for the next evaluation.
+"""Features of a checkpoint in memory-mapped files, computed shard by shard and kept for the next evaluation.
 
 The features of one encoder under one transform of one manifest lie in a folder of their own, named after their identity:
 `identity.json`, and for each split `<split>.npy` (float32, N x D) with `<split>.shards`, one line `<number> <sha256>` for each
@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro.config.reader import fingerprint
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.extract import BLOCK, Images, forward, ready, require_finite
+from isd_repro.evaluations.features import BLOCK, Images, features
 from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
 
@@ -68,9 +67,8 @@ def stream(
     with ExitStack() as stack:
         folders = {name: stack.enter_context(_folder(root, identity)) for name, identity in identities.items()}
         for split, (images, count) in splits.items():
-            ready(encoders, count, device)
             files = {name: _Rows(folder, split, count) for name, folder in folders.items()}
-            for shard in range(0, count, SHARD):
+            for shard in range(0, max(count, 1), SHARD):
                 missing = {name: encoders[name] for name, file in files.items() if not file.has(shard // SHARD)}
                 if missing:
                     _compute(missing, files, images, shard, count, device, partial(on_rows, split))
@@ -106,15 +104,9 @@ def _compute(
     on_block: Callable[[int], object],
 ) -> None:
     """Fill one shard of every encoder given."""
-    blocks: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    with exact(device):
-        for start in range(first, min(first + SHARD, count), BLOCK):
-            for name, rows in forward(encoders, images, start, count, device).items():
-                require_finite(rows, f"features of encoder {name!r}")
-                blocks[name].append(rows)
-            on_block(min(BLOCK, count - start))
-    for name, parts in blocks.items():
-        files[name].write(first // SHARD, torch.cat(parts))
+    found = features(encoders, lambda position: images(first + position), min(SHARD, count - first), device, on_block)
+    for name, rows in found.items():
+        files[name].write(first // SHARD, rows)
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""The linear protocol without a look at the queries: rate and epoch are chosen on images held out of training.
+"""The linear protocol with learning rate and epoch chosen on images held out of training, rather than on the queries.
 
 A tenth of each class's labelled images is held out, drawn by a seed. On the views of the others a head is trained for every
 rate of the grid, all on the same pass of the backbone as the paper's protocol. Statistics of the features come from the
@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from isd_repro.config.params import Linear
-from isd_repro.evaluations.extract import require_finite
-from isd_repro.evaluations.linear import Standardise, answers, descend, new_head, rate, sgd, standardise
+from isd_repro.evaluations.features import require_finite
+from isd_repro.evaluations.linear_head import Standardise, answers, descend, new_head, rate, sgd, standardise
 from isd_repro.runtime.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from isd_repro.evaluations.linear import Config
 
 FACTORS = (1.0, 0.1, 0.3, 3.0, 10.0)  # of the protocol's rate; the first of equals is taken
 SHARE = 0.1  # of each class's images
@@ -69,7 +72,7 @@ class CleanProbe:
     """All rates of the grid for one encoder; rides on `linear.train`."""
 
     def __init__(
-        self, name: str, search: Tensor, label: Tensor, classes: int, order: Order, settings: Linear, device: torch.device
+        self, name: str, search: Tensor, label: Tensor, classes: int, order: Order, settings: Config, device: torch.device
     ) -> None:
         """A probe before its first epoch.
 
@@ -86,8 +89,8 @@ class CleanProbe:
         self.name = name
         self._held = hold_out(label, settings.seed)
         found = standardise(search[~self._held])
-        self._law = Standardise(found.mean.to(device), found.scale.to(device))
-        self._held_z = self._law(search[self._held].to(device))
+        self._transform = Standardise(found.mean.to(device), found.scale.to(device))
+        self._held_z = self._transform(search[self._held].to(device))
         self._held_label = label[self._held]
         self._order, self._now = order, (-1, [torch.empty(0, dtype=torch.int64)])
         self._factors = FACTORS
@@ -105,7 +108,7 @@ class CleanProbe:
         taught = (~self._held[self._now[1][step]]).to(features.device)
         if not bool(taught.any()):
             return
-        z, lr = self._law(features[taught]), rate(self._settings, epoch)
+        z, lr = self._transform(features[taught]), rate(self._settings, epoch)
         for at, (head, optimiser) in enumerate(zip(self._heads, self._sgds, strict=True)):
             if self._alive[at]:
                 loss = descend(head, optimiser, z, label[taught], lr * self._factors[at])
@@ -132,6 +135,6 @@ class CleanProbe:
             raise UserError(f"linear-clean of encoder {self.name!r}: every rate of the grid diverged", "look at its features")
         head = self._heads[at]
         head.load_state_dict(self._kept)
-        predicted, among = answers(head, self._law(query.to(self._held_z.device)))
+        predicted, among = answers(head, self._transform(query.to(self._held_z.device)))
         lr = self._settings.lr * self._factors[at]
         return Chosen(predicted, among, lr, epoch, correct, len(self._held_label), head.cpu())

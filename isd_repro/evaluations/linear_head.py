@@ -1,0 +1,239 @@
+"""Linear heads on frozen features, trained as the paper does (section 4, Linear).
+
+A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), mean and unbiased variance per dimension
+over the labelled training images under the evaluation transform. One linear layer is trained on z of augmented views by SGD
+and scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does: that
+number is optimistic, so the last epoch's stands beside it.  # DEV-05
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isd_repro.evaluations.arithmetic import exact
+from isd_repro.evaluations.features import require_finite
+from isd_repro.runtime import ranks
+from isd_repro.runtime.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from isd_repro.evaluations.linear import Config
+
+EPS = 1e-5
+TOP = 5  # classes that a query's answer may be among for `top5`
+
+TrainBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch from 0 -> (images B x C x H x W, labels B) in order
+OnEpoch = Callable[[Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """x -> (x / |x| - mean) / scale, both of D numbers."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features B x D in, B x D out."""
+        return (functional.normalize(features, dim=1) - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the heads learn from and are asked.
+
+    Attributes:
+        search: features of the labelled training images under the evaluation transform by encoder, N x D.
+        query: features of the queries by encoder, Q x D.
+        query_label: classes of the queries, int64, Q.
+        classes: number of classes.
+        train_batches: augmented views of the labelled training images, the same for every encoder; on one of several ranks those
+            of its `ranks.rows` of each batch, and all labels.
+    """
+
+    search: Mapping[str, Tensor]
+    query: Mapping[str, Tensor]
+    query_label: Tensor
+    classes: int
+    train_batches: TrainBatches
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What one encoder's head reached.
+
+    Attributes:
+        last: predicted class of every query after the last epoch, int64, Q.
+        best: the same after the epoch with most correct queries, the first of equals.
+        best_epoch: that epoch, counted from 1.
+        head: the head after the last epoch.
+        last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
+    """
+
+    last: Tensor
+    best: Tensor
+    best_epoch: int
+    head: nn.Linear
+    last5: Tensor
+    best5: Tensor
+
+
+class Rider(Protocol):
+    """One more head on the same pass of a backbone over the views.
+
+    Attributes:
+        name: the encoder whose features it learns from.
+    """
+
+    name: str
+
+    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
+        """One step on one batch: raw features B x D and classes B on the device; epoch and step are counted from 0."""
+
+    def close_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Called after each epoch, counted from 1; rows for `on_epoch`."""
+
+
+def rate(settings: Config, epoch: int) -> float:
+    """Learning rate of an epoch counted from 0: multiplied by `factor` once that many epochs as a milestone says are done."""
+    return settings.lr * settings.factor ** sum(epoch >= milestone for milestone in settings.milestones)
+
+
+def standardise(search: Tensor) -> Standardise:
+    """Statistics of the L2-normalised training features (N x D, N at least 2)."""
+    if len(search) < 2:
+        raise DataError(f"linear evaluation needs at least 2 labelled images, found {len(search)}", "raise search_per_class")
+    var, mean = torch.var_mean(functional.normalize(search, dim=1), dim=0, correction=1)
+    return Standardise(mean=mean, scale=(var + EPS).sqrt())
+
+
+def new_head(features: int, classes: int, seed: int) -> nn.Linear:
+    """`nn.Linear` with its default initialisation, drawn from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, features, classes)
+    nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(features)
+    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
+    return head
+
+
+def train(
+    encoders: Mapping[str, nn.Module],
+    task: Task,
+    settings: Config,
+    device: torch.device,
+    on_epoch: OnEpoch = lambda row: None,
+    riders: Sequence[Rider] = (),
+) -> dict[str, HeadResult]:
+    """Train and score one head per encoder; all heads see the same views and start from the same seed.
+
+    Several ranks share the backbones' passes; every rank then has the features of the whole batch, and the same heads.
+
+    Args:
+        encoders: backbones, moved to `device` and left in eval mode, otherwise unchanged.
+        task: features, labels and views.
+        settings: rates, epochs and seed; batch size, crop and flip are the business of `task.train_batches`.
+        device: where backbones and heads run.
+        on_epoch: called after each epoch with epoch (from 1), lr, and loss and top1 (percent) of each encoder.
+        riders: further heads, which change nothing for the others.
+
+    Raises:
+        UserError: a loss that is not finite, or a rank is gone.
+        DataError: features that are not finite, or too few.
+    """
+    for encoder in encoders.values():
+        encoder.to(device).eval()
+    probes = {name: PaperHead(name, name, task, settings, device) for name in encoders}
+    heads: list[Rider] = [*probes.values(), *riders]
+    with exact(device):
+        for epoch in range(settings.epochs):
+            for step, (images, labels) in enumerate(task.train_batches(epoch)):
+                batch, label = images.to(device, torch.float32), labels.to(device)
+                for name, encoder in encoders.items():
+                    with torch.no_grad():
+                        features = ranks.whole(encoder(batch), len(label))
+                    for head in heads:
+                        if head.name == name:
+                            head.learn(features, label, epoch, step)
+            row: dict[str, float] = {"epoch": epoch + 1, "lr": rate(settings, epoch)}
+            for head in heads:
+                row |= head.close_epoch(epoch + 1)
+            on_epoch(row)
+    return {name: probe.outcome() for name, probe in probes.items()}
+
+
+class PaperHead:
+    """The paper's protocol for one encoder: its head, and the best that the head has reached."""
+
+    def __init__(self, name: str, title: str, task: Task, settings: Config, device: torch.device) -> None:
+        require_finite(task.search[name], f"search features of encoder {name!r}")
+        require_finite(task.query[name], f"query features of encoder {name!r}")
+        found = standardise(task.search[name])
+        self.name, self.title = name, title
+        self.transform = Standardise(found.mean.to(device), found.scale.to(device))
+        self.query = self.transform(task.query[name].to(device))
+        self.query_label = task.query_label
+        self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(self.query)
+        self.settings, self.sgd = settings, sgd(self.head, settings, settings.lr)
+        self.loss = torch.zeros((), device=device)
+        self.seen = 0
+        self.last = self.best = torch.empty(0, dtype=torch.int64)
+        self.last5 = self.best5 = torch.empty(0, 0, dtype=torch.int64)
+        self.best_epoch, self.best_correct = 0, -1
+
+    def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
+        """One SGD step on one batch of views."""
+        loss = descend(self.head, self.sgd, self.transform(features), label, rate(self.settings, epoch))
+        self.loss += loss * len(label)
+        self.seen += len(label)
+
+    def close_epoch(self, epoch: int) -> dict[str, float]:
+        """Score the queries; the epoch's loss and top1 by encoder."""
+        loss = float(self.loss) / max(self.seen, 1)
+        if not self.seen or not math.isfinite(loss):
+            what = f"loss {loss}" if self.seen else "no batch"
+            raise UserError(f"linear head of encoder {self.title!r}: {what} in epoch {epoch}", "lower evaluation.linear.lr")
+        self.last, self.last5 = answers(self.head, self.query)
+        correct = int((self.last == self.query_label).sum())
+        if correct > self.best_correct:
+            self.best, self.best5, self.best_correct, self.best_epoch = self.last, self.last5, correct, epoch
+        self.loss.zero_()
+        self.seen = 0
+        return {f"{self.title}/loss": loss, f"{self.title}/top1": 100.0 * correct / max(len(self.query_label), 1)}
+
+    def outcome(self) -> HeadResult:
+        """Both results, as they are reported."""
+        return HeadResult(self.last, self.best, self.best_epoch, self.head.cpu(), self.last5, self.best5)
+
+
+def sgd(head: nn.Linear, settings: Config, lr: float) -> torch.optim.SGD:
+    """The protocol's optimiser for one head."""
+    return torch.optim.SGD(head.parameters(), lr=lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
+
+
+def descend(head: nn.Linear, optimiser: torch.optim.SGD, z: Tensor, label: Tensor, lr: float) -> Tensor:
+    """One step on standardised features B x D; the mean loss of the batch before it."""
+    loss = functional.cross_entropy(head(z), label)
+    optimiser.zero_grad()
+    loss.backward()
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.step()
+    return loss.detach()
+
+
+def answers(head: nn.Linear, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted class of every row of z (N x D), and the classes of its largest logits; on the CPU, N and N x min(5, C)."""
+    first, among = [], []
+    with torch.inference_mode():
+        for part in z.split(4096):
+            logits = head(part)
+            first.append(logits.argmax(dim=1).cpu())
+            among.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
+    return torch.cat(first), torch.cat(among)
