@@ -196,7 +196,7 @@ def contrasts(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
-    """Rare less large within the classes that are rare in some draws and large in others, of both methods and their difference."""
+    """Rare less large within the classes that are rare in some draws and large in others, by method and for their difference."""
     by_key = {done.key: done for done in comparisons if not done.queries}
     rows = []
     for (encoder, metric, group), rare in by_key.items():

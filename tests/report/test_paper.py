@@ -52,19 +52,14 @@ def test_three_printed_numbers_do_not_add_up() -> None:
         "D10 rare": (1.7, -8.3),
     }
     assert misfits(corrected=True) == {"D1 rare": (1.7, 1.8)}
-
-
-def test_the_checks_find_the_same_three() -> None:
     found = paper_checks.checks(paper.load())
     assert len(found) == 11 + 20
-    odd = {check.where: check for check in found if check.outcome != "adds up"}
-    assert {where: (check.outcome, float(check.printed), check.corrected) for where, check in odd.items()} == {
+    odd = {check.where: (check.outcome, float(check.printed), check.corrected) for check in found if check.outcome != "adds up"}
+    assert odd == {
         "SimCLR, ResNet-50, 1,000 epochs, mean": ("does not add up", 68.6, "adds up"),
         "D1, Rare": ("within rounding", 1.7, None),
         "D10, Rare": ("does not add up", 1.7, "adds up"),
     }
-    assert float(odd["D10, Rare"].recomputed) == -8.3
-    assert float(odd["SimCLR, ResNet-50, 1,000 epochs, mean"].recomputed) == pytest.approx(689.8 / 9)
 
 
 @pytest.mark.parametrize(("move", "outcome"), [(0, "adds up"), (1, "within rounding"), (2, "does not add up")])
@@ -111,19 +106,6 @@ def test_rounding_error_of_the_implied_group_at_its_worst() -> None:
     worst = implied((62.35, 60.45), (61.95, 57.75))
     assert large.differences[4] == pytest.approx(exact)
     assert large.hidden == pytest.approx(worst - exact)
-
-
-def test_headline_numbers_stand_where_a_reader_looks_for_them() -> None:
-    table = paper.load().table("imagenet_main")
-    shown = {row: [None if cell is None else float(cell.value) for cell in table.rows[row].values] for row in table.rows}
-    assert shown["isd-r18"] == [53.8, 41.5, 46.6]
-    assert shown["isd-r50"] == [69.8, 59.2, 62.0]
-    assert shown["moco-r18"] == [51.0, 37.7, 42.1]
-    assert shown["byol-asym-r50"] == [69.3, 55.0, 59.2]
-    borrowed = [(row, column) for row, column, value in table.cells() if value.source]
-    assert borrowed == [("moco-r50", "nn"), ("moco-r50", "knn20"), *(("untrained-r50", key) for key in ("linear", "nn", "knn20"))]
-    misprints = {(t.id, row, column) for t in paper.load().tables for row, column, value in t.cells() if value.corrected}
-    assert misprints == {("unbalanced", "moco-d10", "rare"), ("transfer", "simclr-r50-1000", "mean")}
 
 
 def test_the_figure_ends_at_the_table() -> None:
@@ -183,11 +165,6 @@ def test_the_command_as_json() -> None:
     assert len(tree["computed"]["checks"]) == 31
     assert [gain["paired"]["mean"] for gain in tree["computed"]["gains"]["unbalanced"]] == [0.91, 2.58, -5.3525]
     assert {item["id"] for item in tree["read"]} >= {"symmetric-marks", "moco-r18-linear", "figure-1-ranks"}
-
-
-def test_the_file_ships_beside_its_module() -> None:
-    assert paper.FILE.parent == Path(paper.__file__).parent
-    assert paper.FILE.stat().st_size < 100_000
 
 
 # Values, their sum as printed, the sum of the corrections, and that of the tolerances: typed here a second time, so that no
