@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from isd_repro.config.params import BackboneConfig
-from isd_repro.evaluations.linear import Config as Linear
-from isd_repro.evaluations import linear
+from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.linear import Task
+from isd_repro.evaluations.linear import Config as Linear
+from isd_repro.evaluations.linear_head import PaperHead, Task
 from isd_repro.nn import backbones
 from isd_repro.runtime.errors import ConfigError
 
@@ -119,7 +119,7 @@ class _Problem:
         """All settings on one pass of the backbone."""
         first, *others = settings
         riders = [
-            linear.rider(_NAME, f"lr {each.lr}, weight decay {each.weight_decay}", self.task, each, self.device)
+            PaperHead(_NAME, f"lr {each.lr}, weight decay {each.weight_decay}", self.task, each, self.device)
             for each in others
         ]
         found = linear.train({_NAME: self.backbone}, self.task, first, self.device, riders=riders)

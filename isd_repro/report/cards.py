@@ -48,7 +48,7 @@ def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[st
         "network": _network(record),
         "training": _training(record),
         "scores": scores,
-        "protocols": dict.fromkeys(f"{one.record.kind.replace('_', ' ')}: {one.record.protocol}" for one in found.evaluations),
+        "protocols": dict.fromkeys(f"{one.record.kind.replace('_', ' ')}: {one.record.protocol}" for one in found.checked),
         "best": any(cell.metric.removesuffix("-top5").endswith("-best") for *_, cell in scores),
         "unchecked": any(cell.level == RECORDED for *_, cell in scores),
         "rule": rule_text(params, record.manifest.subset),
