@@ -60,7 +60,7 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
     runs = runs_of("claim-2-gate")
 
     def fields(name: str) -> dict[str, object]:
-        return runs[name].model_dump(exclude={"label"})  # type: ignore[no-any-return]
+        return runs[name].model_dump(exclude={"label"})
 
     for name in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
         half, full = fields(name), fields(f"{name}-float32")
