@@ -24,6 +24,7 @@ TITLE = "Few labels"
 TRAINS = True  # `verify` repeats it where it is asked to
 METRICS = r"few-[0-9.]{1,9}pct-(last|best)(-top5)?"
 OWN_TABLE = True
+NOTE = "The best epoch is chosen on the queries that it is scored on, so it is optimistic."
 
 
 class Config(Frozen):
@@ -90,6 +91,16 @@ def problem(stated: Mapping[str, Any]) -> str:
         return "; ".join(f"labelled.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     shares = {percent(fraction) for fraction in fractions}
     return "" if shares == parts.keys() else f"labelled images of {sorted(parts)} %, fractions {sorted(shares)} %"
+
+
+def notes(stated: Mapping[str, Any]) -> list[str]:
+    """What a table says of a record's settings."""
+    parts = [
+        f"{share} %, {part['images']:,} images"
+        f" {'drawn by class' if part['source'] == 'drawn' else 'of the published list ' + part['source']}"
+        for share, part in stated["labelled"].items()
+    ]
+    return [f"Labelled images: {'; '.join(parts)}."]
 
 
 def evaluate(subject: Subject, config: Config) -> Outcome:

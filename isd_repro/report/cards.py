@@ -62,10 +62,10 @@ def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[st
 def _scores(found: RunRecords) -> list[tuple[str, str, Cell]]:
     """Encoder, name of the metric and cell of every score, those on other data sets last."""
     own = [(key[0], head(key[1]), score_cell(found, *key)) for evaluation in found.own.values() for key in evaluation.scores]
-    targets = found.transfer.sets.items() if found.transfer else ()
+    targets = [(kind, *pair) for kind, targets in found.targets.items() for pair in targets.sets.items()]
     return own + [
-        (encoder, f"transfer to {one.record.manifest.dataset}, {reported(one)}", target_cell(found, encoder, name))
-        for name, one in targets
+        (encoder, f"{kind} to {one.record.manifest.dataset}, {reported(one)}", target_cell(found, kind, encoder, name))
+        for kind, name, one in targets
         for encoder, *_ in one.scores
     ]
 

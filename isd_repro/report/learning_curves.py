@@ -22,7 +22,6 @@ from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
 
 LAST = "last point's scores"
-_AGAIN = "run `trajectory` again"
 _NOTE = (
     "Encoders kept during training, n = {n} queries (rare and large: a part of them). No predictions of them are stored, so these"
     " numbers are recorded only (\N{DAGGER}); a run's last epoch is its own encoder, recomputed as elsewhere. One run each; 95 %"
@@ -41,7 +40,7 @@ class Reference:
 
 
 def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, CurveRecord]:
-    """The trajectory records of a profile's runs, those that the sink was told of left out.
+    """The records of scores over training of a profile's runs, those that the sink was told of left out.
 
     Raises:
         DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
@@ -49,12 +48,12 @@ def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) 
     """
     found = {}
     for name, run in records.runs.items():
-        record = run.trajectory
+        record = next(iter(run.curves.values()), None)
         if record is None:
             continue
         wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
         for key, ours, theirs in wrong:
-            sink(Fault(layout.record(name, "trajectory"), key, repr(ours), repr(theirs), _AGAIN, (name,)))
+            sink(Fault(layout.record(name, record.kind), key, repr(ours), repr(theirs), f"run `{record.kind}` again", (name,)))
         if not wrong:
             found[name] = record
     return found
@@ -74,9 +73,9 @@ def _facts(name: str, params: Params, record: CurveRecord, run: RunRecords) -> l
     if run.pretrain:
         facts.append(("last point's encoder_sha256", last.encoder_sha256, run.pretrain.encoder_sha256))
         facts.append(("last epoch", last.epoch, run.pretrain.config["optim"]["epochs"]))
-    if run.knn:
-        ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
-        theirs = {key: (score.correct, score.n) for key, score in run.knn.scores.items() if key in ours}
+    ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
+    for evaluation in run.own.values():
+        theirs = {key: (score.correct, score.n) for key, score in evaluation.scores.items() if key in ours}
         facts.append((LAST, {key: ours[key] for key in theirs}, theirs))
     for point in record.points:
         odd = [score.metric for score in point.scores if not 0 <= score.correct <= score.n or not score.n]
@@ -165,7 +164,7 @@ def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping
     cell, score = Cell("not run", (run,), *key, detail="no snapshot of this epoch"), points.get(epoch)
     if score is None:
         return cell if not points else replace(cell, kind="none")
-    own = records.runs[run].knn
+    own = records.runs[run].evaluation(key[1])
     level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
     low, high = intervals.wilson(score.correct, score.n)
     return replace(

@@ -95,7 +95,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
     if tried := params.report.trials:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]
-    asked = [*ours.few_label_tables(params, records), *ours.target_tables(params, records)]
+    asked = ours.own_tables(params, records)
     blocks += [Block(table.title, (table,), ()) for table in asked]
     every = [table for block in blocks for table in block.tables]
     blocks += _trajectories(params, records, learning_curves.load(params, layout, records, sink))

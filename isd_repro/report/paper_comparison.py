@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from isd_repro.config.params import ListFile, PaperRows, Params
+from isd_repro.evaluations import kind_of
 from isd_repro.report import paper_checks, text
 from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, Verdict
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
@@ -19,7 +20,7 @@ from isd_repro.report.records import RECORDED, Key, Records
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
 from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
-from isd_repro.report.tables import METRIC, one_seed
+from isd_repro.report.tables import one_seed
 from isd_repro.runtime.errors import ConfigError
 
 OURS, THEIRS, DIFFERENCE = "ours", "paper", "diff"
@@ -193,8 +194,8 @@ def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
     if not means:
         return Cell("none", tuple(runs), detail="no stage measures this")
     parts = [_our_cell(records, table, runs, row, of) for of in means[0].of]
-    targets = all(part.metric.startswith(f"{METRIC}-") for part in parts)
-    metric = METRIC if targets else parts[0].metric  # what `verify` looks at: every data set, or the first column
+    kind = kind_of(parts[0].metric)
+    metric = kind if kind == kind_of(kind) else parts[0].metric  # what `verify` looks at: every data set, or the first column
     cell = Cell("not run", tuple(runs), row.encoder, metric, about.group, detail="needs all of its parts")
     values = [part.value for part in parts if part.value is not None]
     if len(values) < len(parts):

@@ -7,7 +7,7 @@ one kind of subset have a row a draw and a column a method, as the paper prints 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from isd_repro import evaluations
@@ -52,6 +52,11 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
     of_all = [kind for kind in present if f"{kind}_runs" not in type(params).model_fields]
     asked = {metric for kind in of_all for metric in evaluations.columns(params.evaluation, kind)}
     return evaluations.in_order([*(asked if encoder == "student" or stated else ()), *stated], params.evaluation)
+
+
+def asked_of(params: Params, kind: str) -> tuple[str, ...]:
+    """Runs that a profile asks an evaluation of."""
+    return tuple(getattr(params, f"{kind}_runs", ()))
 
 
 def group_head(found: Iterable[RunRecords], group: str) -> str:
@@ -295,65 +300,59 @@ def _mean(members: Sequence[Cell], column: Sequence[Cell]) -> Cell:
     return Cell(kind, runs, like.encoder, like.metric, like.group, members[0].value, detail="of one draw", count=1)
 
 
-# --- few labels -------------------------------------------------------------------------------------------------------
+# --- evaluations with tables of their own -----------------------------------------------------------------------------
 
 
-def few_label_tables(params: Params, records: Records) -> list[Table]:
-    """One table for each subset and encoder; the teacher's only where some run has one."""
-    tables = []
-    for subset in dict.fromkeys(params.runs[name].data.subset for name in params.few_label_runs):
-        found = [records.runs[name] for name in params.few_label_runs if params.runs[name].data.subset == subset]
-        for encoder in ENCODERS:
-            if encoder == "teacher" and not any(
-                key[0] == encoder for run in found if run.few_label for key in run.few_label.scores
-            ):
-                continue
-            metrics = [
-                f"few-{round(100 * fraction, 10):g}pct-{end}"
-                for fraction in params.evaluation.few_label.fractions
-                for end in ("last", "last-top5", "best", "best-top5")
-            ]
-            columns = tuple(Column(*head(metric).split(", ", 1)) for metric in metrics)
-            blank = Table(f"few-label-{subset}-{encoder}", f"Few labels: {subset}, {encoder}", "Run", columns)
-            blank = replace(blank, notes=tuple(_few_notes(found)), main=encoder == "student")
-            tables.append(run_table(params, found, [(encoder, metric, "all") for metric in metrics], blank))
+def own_tables(params: Params, records: Records) -> list[Table]:
+    """For each such evaluation a table by subset and encoder, or by encoder where it is about other data sets."""
+    tables: list[Table] = []
+    for kind in evaluations.names():
+        runs = asked_of(params, kind) if evaluations.own_table(kind) else ()
+        if runs and evaluations.columns(params.evaluation, kind):
+            tables += _target_tables(params, records, kind) if _targets(params, kind) else _own_tables(params, records, kind)
     return tables
 
 
-def _few_notes(found: Sequence[RunRecords]) -> list[str]:
-    first = "A linear classifier on the frozen encoder, learnt from the labelled images alone"
-    stated = [run.few_label.record for run in found if run.few_label]
-    if not stated:
-        return [f"{first}."]
-    labelled = [
-        f"{share} %, {text.count(part['images'])} images"
-        f" {'drawn by class' if part['source'] == 'drawn' else 'of the published list ' + part['source']}"
-        for share, part in stated[0].settings["labelled"].items()
-    ]
-    return [
-        f"{first}: {'; '.join(labelled)}.",
-        f"n = {text.count(stated[0].manifest.query)} queries.",
-        f"Protocol: {stated[0].protocol}.",
-        "The best epoch is chosen on the queries that it is scored on, so it is optimistic.",
-    ]
+def _targets(params: Params, kind: str) -> tuple[str, ...]:
+    """The other data sets that an evaluation is about."""
+    return tuple(getattr(getattr(params.evaluation, kind), "sets", ()))
 
 
-# --- evaluations on other data sets -----------------------------------------------------------------------------------
+def _own_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
+    """One for each subset and encoder; the teacher's only where some run has one."""
+    metrics = evaluations.columns(params.evaluation, kind)
+    for subset in dict.fromkeys(params.runs[name].data.subset for name in asked_of(params, kind)):
+        found = [records.runs[name] for name in asked_of(params, kind) if params.runs[name].data.subset == subset]
+        done = [run.own[kind] for run in found if kind in run.own]
+        for encoder in ENCODERS if any(key[0] == "teacher" for one in done for key in one.scores) else ENCODERS[:1]:
+            heads = [head(metric).partition(", ") for metric in metrics]
+            columns = tuple(Column(first, rest) if rest else Column(encoder.capitalize(), first) for first, _, rest in heads)
+            name, title = kind.replace("_", "-"), evaluations.title(kind)
+            blank = Table(
+                f"{name}-{subset}-{encoder}", f"{title}: {subset}, {encoder}", "Run", columns, main=encoder == "student"
+            )
+            blank = replace(blank, notes=tuple(_own_notes(kind, done)))
+            yield run_table(params, found, [(encoder, metric, "all") for metric in metrics], blank)
 
-METRIC = "transfer"
+
+def _own_notes(kind: str, done: Sequence[Evaluation]) -> list[str]:
+    notes = []
+    if done:
+        record = done[0].record
+        about = getattr(evaluations.load(kind), "notes", None)
+        notes = [f"Protocol: {record.protocol}.", f"n = {text.count(record.manifest.query)} queries."]
+        notes += about(record.settings) if about else []
+    return [*notes, *filter(None, [evaluations.note(kind)])]
 
 
-def target_tables(params: Params, records: Records) -> list[Table]:
+def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
     """The student's table and, where some run has one, the teacher's: a column a data set, and their mean."""
-    found = [records.runs[name] for name in params.transfer_runs]
-    keys = params.evaluation.transfer.sets
-    sets = {key: one for run in found if run.transfer for key, one in run.transfer.sets.items()}
-    encoders = {"student", *(key[0] for run in found if run.transfer for one in run.transfer.sets.values() for key in one.scores)}
-    tables = []
-    for encoder in ENCODERS if found else ():
-        if encoder not in encoders:
-            continue
-        by_column = [mark_best([target_cell(run, encoder, key) for run in found]) for key in keys]
+    found, keys = [records.runs[name] for name in asked_of(params, kind)], _targets(params, kind)
+    done = [run.targets[kind] for run in found if kind in run.targets]
+    sets = {key: one for targets in done for key, one in targets.sets.items()}
+    encoders = {"student", *(key[0] for one in sets.values() for key in one.scores)}
+    for encoder in (one for one in ENCODERS if one in encoders):
+        by_column = [mark_best([target_cell(run, kind, encoder, key) for run in found]) for key in keys]
         columns = [
             Column(reported(sets[key]), with_n(sets[key].record.manifest.dataset, cells))
             if key in sets
@@ -361,7 +360,8 @@ def target_tables(params: Params, records: Records) -> list[Table]:
             for key, cells in zip(keys, by_column, strict=True)
         ]
         if len(keys) > 1:
-            by_column.append(mark_best([_mean_of_targets([column[at] for column in by_column]) for at in range(len(found))]))
+            means = [_mean_of_targets(kind, [column[at] for column in by_column]) for at in range(len(found))]
+            by_column.append(mark_best(means))
             columns.append(Column("All", "mean"))
         rows = [Row(params.runs[run.run].label, tuple(cells[at] for cells in by_column), run.run) for at, run in enumerate(found)]
         sizes = [
@@ -369,12 +369,9 @@ def target_tables(params: Params, records: Records) -> list[Table]:
             f" {text.count(one.query)} to test"
             for one in (evaluation.record.manifest for evaluation in sets.values())
         ]
-        protocol = next((run.transfer.record.protocol for run in found if run.transfer), "linear classifiers on frozen features")
-        notes = (f"Protocol: {protocol}.", *([f"Images that were here: {'; '.join(sizes)}."] if sizes else []))
-        title = f"Transfer: linear classifiers on frozen features, {encoder}"
-        blank = Table(f"transfer-{encoder}", title, "Run", tuple(columns), tuple(rows), notes=notes, main=encoder == "student")
-        tables.append(blank)
-    return tables
+        notes = (f"Protocol: {done[0].record.protocol}.", f"Images that were here: {'; '.join(sizes)}.") if done else ()
+        title = f"{evaluations.title(kind)} to other data sets, {encoder}"
+        yield Table(f"{kind}-{encoder}", title, "Run", tuple(columns), tuple(rows), notes=notes, main=encoder == "student")
 
 
 def reported(one: Evaluation) -> str:
@@ -386,22 +383,22 @@ def _per_class(one: Evaluation) -> bool:
     return isinstance(one.record, TargetEvaluation) and one.record.metric == "mean-per-class"
 
 
-def target_cell(run: RunRecords, encoder: str, key: str) -> Cell:
+def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
     """The number that the field reports for a data set, or the reason why there is none."""
-    cell = Cell("none", (run.run,), encoder, f"{METRIC}-{key}", "all")
-    if run.transfer is None:
-        return replace(cell, kind="not run", detail="no transfer record")
-    one = run.transfer.sets.get(key)
+    cell = Cell("none", (run.run,), encoder, f"{kind}-{key}", "all")
+    if kind not in run.targets:
+        return replace(cell, kind="not run", detail=f"no {kind} record")
+    one = run.targets[kind].sets.get(key)
     if one is None:
-        return replace(cell, kind="not run", detail="the transfer record has no such data set")
-    score = one.scores.get((encoder, METRIC, "all"))
+        return replace(cell, kind="not run", detail=f"the {kind} record has no such data set")
+    score = one.scores.get((encoder, kind, "all"))
     if score is None:
         return replace(cell, detail=f"this method has no {encoder}")
-    cell = replace(cell, n=score.n, level=one.levels[encoder, METRIC, "all"])
+    cell = replace(cell, n=score.n, level=one.levels[encoder, kind, "all"])
     if not _per_class(one):
         low, high = intervals.wilson(score.correct, score.n)
         return replace(cell, kind="score", value=score.top1, correct=score.correct, low=low, high=high)
-    hits, n = one.predictions[f"{encoder}/{METRIC}"] == one.label, one.label.bincount()
+    hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, one.label.bincount()
     mean, low, high = intervals.mean_per_class(one.label[hits].bincount(minlength=len(n)).tolist(), n.tolist())
     detail = (
         f"mean over {len(one.label.unique())} classes of the share answered rightly; {text.count(score.n)} queries;"
@@ -410,10 +407,10 @@ def target_cell(run: RunRecords, encoder: str, key: str) -> Cell:
     return replace(cell, kind="mean", value=mean, low=low, high=high, detail=detail)
 
 
-def _mean_of_targets(cells: Sequence[Cell]) -> Cell:
+def _mean_of_targets(kind: str, cells: Sequence[Cell]) -> Cell:
     """The mean over all data sets of one run; nothing where one is missing."""
     like, values = cells[0], [cell.value for cell in cells if cell.value is not None]
-    blank = Cell("not run", like.runs, like.encoder, METRIC, like.group)
+    blank = Cell("not run", like.runs, like.encoder, kind, like.group)
     if len(values) < len(cells):
         return replace(blank, detail=f"{len(values)} of {len(cells)} data sets have a number")
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else like.level

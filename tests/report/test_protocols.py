@@ -149,7 +149,7 @@ def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None
     found = table(both, "few-label-small-student")
     assert {column.span for column in found.columns} == {"10 % of labels"}
     assert [column.head for column in found.columns] == ["last epoch", "last epoch, top-5", "best epoch", "best epoch, top-5"]
-    assert "10 %, 10 images drawn by class" in found.notes[0]
+    assert "Labelled images: 10 %, 10 images drawn by class." in found.notes
     assert [row.run for row in found.rows] == list(RUNS)
     assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 4
     label = (torch.arange(500) % 10).tolist()

@@ -116,7 +116,7 @@ def test_the_command_of_a_card_is_one(profile: Profile) -> None:
         program, command, *arguments = shlex.split(block[1])
         assert (program, command) == ("isd-repro", "evaluate")
         options = group.commands["evaluate"].make_context("evaluate", list(arguments)).params
-        assert options["which"].value == which
+        assert options["which"] == which
         assert str(options["ckpt"]) == f"runs/{run}/encoder.safetensors"
         assert str(options["prepared"]) == "data/prepared/small"
 
