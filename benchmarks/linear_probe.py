@@ -119,8 +119,7 @@ class _Problem:
         """All settings on one pass of the backbone."""
         first, *others = settings
         riders = [
-            PaperHead(_NAME, f"lr {each.lr}, weight decay {each.weight_decay}", self.task, each, self.device)
-            for each in others
+            PaperHead(_NAME, f"lr {each.lr}, weight decay {each.weight_decay}", self.task, each, self.device) for each in others
         ]
         found = linear.train({_NAME: self.backbone}, self.task, first, self.device, riders=riders)
         return [found[_NAME].head, *(rider.outcome().head for rider in riders)]

@@ -29,7 +29,7 @@ def test_a_step_that_hangs_is_killed_and_one_that_fails_is_told(tmp_path: Path, 
     monkeypatch.setattr(gpu_day, "LEAST", 0.1)
     monkeypatch.setattr(gpu_checks, "CHECKS", {"environment": hangs, "smoke": fails})
     monkeypatch.setattr(cases, "cases", lambda toy: {"loss-d128": cases.Case(measure, harness.Sizes())})
-    day = gpu_day.Day(tmp_path, 60, toy=True)
+    day = gpu_day.Day(tmp_path, 60, toy=False)
     assert day.run([{"environment": 1.0, "smoke": 9.0}, {"loss-d128": 9.0}]) == 1
     ends = {"environment": "killed at its limit", "loss-d128": "ok", "smoke": "failed with 1"}
     assert {name: how for name, how, _ in day.ends} == ends
