@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from isd_repro.report import text
+from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.output import report, show
 from isd_repro.report.run_details import cell_facts
 from isd_repro.report.scores import mean_cell, score_cell
@@ -137,6 +138,15 @@ def test_a_mean_lists_the_values_behind_it(profile: Profile) -> None:
 def test_a_class_has_its_wordnet_name_where_it_is_known() -> None:
     assert text.class_name("n01770393") == "n01770393 (scorpion)"
     assert text.class_name("7") == "7"
+
+
+def test_the_seeds_of_a_method_follow_its_mean() -> None:
+    alone, *seeds = [Row(run, (Cell("score", (run,), value=1.0),), run) for run in ("pixels", "isd-0", "isd-1")]
+    mean = Row("ISD, 2 seeds", (Cell("mean", ("isd-0", "isd-1"), value=1.0, count=2),))
+    last = Row("Mean", (Cell("mean", (), value=1.0),))
+    table = Table("t", "T", "Run", (Column("", "1-NN"),), (alone, *seeds), (mean, last))
+    assert table.groups == [(alone, ()), (mean, tuple(seeds))]
+    assert table.last == (last,)
 
 
 def test_rows_without_a_number_are_named_and_not_shown(profile: Profile) -> None:
