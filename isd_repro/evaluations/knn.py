@@ -1,6 +1,6 @@
 """Score runs by their nearest neighbours.
 
-Classification by one exact cosine search in float32 (paper, section 4: NN and 20-NN).
+Classification by one exact cosine search in float32 (the paper's NN and 20-NN).
 
 Neighbours are ordered by (similarity descending, label ascending, position ascending), so that permuting the bank changes no
 prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04

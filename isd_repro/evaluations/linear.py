@@ -1,6 +1,6 @@
 """Score runs by a linear classifier on the frozen encoder.
 
-The protocol of the paper (section 4, Linear): one linear layer is trained by SGD on standardised features of augmented views and
+The paper's linear protocol: one linear layer is trained by SGD on standardised features of augmented views and
 scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does. That number is
 optimistic, so that of the last epoch stands beside it.  # DEV-05
 """

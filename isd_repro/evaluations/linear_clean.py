@@ -3,7 +3,7 @@
 A tenth of each class's labelled images is held out, drawn by a seed. On the views of the others a head is trained for every
 rate of the grid, all on the same pass of the backbone as the paper's protocol. Statistics of the features come from the
 others alone, too. The rate and the epoch with most correct held-out images are taken, and that head answers the queries
-once. Everything else (schedule, momentum, weight decay, views, initial head) is the paper's (paper.md 4, Linear).
+once. Everything else (schedule, momentum, weight decay, views, initial head) is the paper's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, trained as the paper does (section 4, Linear).
+"""Linear heads on frozen features, trained as the paper does.
 
 A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), mean and unbiased variance per dimension
 over the labelled training images under the evaluation transform. One linear layer is trained on z of augmented views by SGD

@@ -1,6 +1,6 @@
 """Score runs by classifiers on the features of other data sets.
 
-Logistic regression on frozen features, its one setting chosen on validation images (paper, section 4, Transfer).
+Logistic regression on frozen features, its one setting chosen on validation images, as the paper's transfer table needs it.
 
 Features become z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the images learnt from.
 Weights W and intercepts b minimise
@@ -51,7 +51,7 @@ Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
 
 
 class Config(Frozen):
-    """Logistic regression on the frozen features of other data sets (paper.md 4, Transfer; DEV-19)."""
+    """Logistic regression on the frozen features of other data sets (DEV-19)."""
 
     sets: Many[TransferName] = ()  # rows of data/transfer_sets.py
     c_min: Positive = 1e-5  # C is sklearn's: the summed loss counts C times, half the squared weights once
