@@ -7,40 +7,83 @@ known for want of a file is said.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
 from isd_repro import evaluations, methods
+from isd_repro.config.fields import Frozen
 from isd_repro.config.layout import Layout, snapshot_name
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
 from isd_repro.data import manifests
 from isd_repro.data.prepare import rule_of
+from isd_repro.evaluations import kind_of
 from isd_repro.evaluations.features import load_features
 from isd_repro.evaluations.subject import Curve, Features, Outcome, Subject, Targets, open_run
 from isd_repro.provenance import Provenance, describe
-from isd_repro.records import CurvePoint, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, Score, unpack_labels
-from isd_repro.report import account, cards, declared, page, rendered, text, verdicts
-from isd_repro.report.account import Account
-from isd_repro.report.faults import Fault
-from isd_repro.report.records import Evaluation, Records, RunRecords, load
-from isd_repro.report.rendered import Place
+from isd_repro.records import (
+    AnyEvaluation,
+    CurvePoint,
+    CurveRecord,
+    EvaluationRecord,
+    ManifestIdentity,
+    PretrainRecord,
+    Score,
+    TargetsRecord,
+    unpack_labels,
+)
+from isd_repro.report import cards, page, text
+from isd_repro.report.faults import AGAIN, Fault, Key
+from isd_repro.report.learning_curves import LAST
+from isd_repro.report.records import RECORDED, Evaluation, Records, RunRecords, load
+from isd_repro.report.stamp import STAMP, cause
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
 from isd_repro.tensor_files import load_tensors
 
 TOLERATED = 0.005  # share of queries that may be classified otherwise under another arithmetic; docs/verify.md says why
+CELLS = "cells.json"
 _RESTORE = "restore the record from git, or run its stage again"
+_PARAMETER = "restore the value in the parameters; or, if it is meant, make the record anew with `dvc repro`"
 _BRING_BACK = "bring the run's own file back with `dvc checkout`; or run `{}` and what follows it again"
+_RENDER = "run `isd-repro report` again"
+Place = tuple[str, str, str, str]  # table, row, span, column: a number's address
+
+
+class Verdict(StrEnum):
+    """How far a number was verified."""
+
+    RE_EVALUATED = "re-evaluated"
+    RECOMPUTED = "recomputed"
+    RECORDED = "recorded only"
+    FAILED = "failed"
+
+
+MEANING = {
+    Verdict.RE_EVALUATED: "the encoder is here and gave every stored prediction again",
+    Verdict.RECOMPUTED: "counted anew from the stored predictions",
+    Verdict.RECORDED: "no predictions are stored: nothing checks it",
+    Verdict.FAILED: "something behind it is not as it should be",
+}
+_STYLES = {Verdict.RE_EVALUATED: "green", Verdict.RECOMPUTED: "", Verdict.RECORDED: "yellow", Verdict.FAILED: "bold red"}
+_WORST = (Verdict.FAILED, Verdict.RECORDED, Verdict.RECOMPUTED, Verdict.RE_EVALUATED)
 
 
 @dataclass(frozen=True)
@@ -59,8 +102,9 @@ class Verification:
     """Faults, remarks, and what was evaluated again.
 
     Attributes:
-        replayed: (run, encoder, metric) whose every stored prediction was given again; a data set's metric is `<metric>-<set>`.
+        repeated: (run, encoder, metric) whose every stored prediction was given again; a data set's metric is `<metric>-<set>`.
         snapshots: (run, epoch) whose every score was given again.
+        cells: faults of single numbers of the rendered report.
     """
 
     params: Params
@@ -69,22 +113,23 @@ class Verification:
     progress: Progress
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    replayed: set[tuple[str, str, str]] = field(default_factory=set)
+    repeated: set[tuple[str, str, str]] = field(default_factory=set)
     snapshots: set[tuple[str, int]] = field(default_factory=set)
+    cells: dict[Place, Fault] = field(default_factory=dict)
 
-    def fault(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> None:
+    def fault(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> Fault:
         """Note a fault; one that several runs share is one."""
         new = Fault(file, key, str(found), str(expected), hint, runs)
         for at, old in enumerate(self.faults):
             if replace(old, runs=()) == replace(new, runs=()):
                 self.faults[at] = replace(old, runs=tuple(dict.fromkeys(old.runs + runs)))
-                return
+                return old
         self.faults.append(new)
+        return new
 
-    def shown(self, path: Path) -> str:
-        """A path as a reader of this profile is told it."""
-        root = self.layout.root
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    def shown(self, words: object) -> str:
+        """A path, or words with paths in them, without the repository's own place."""
+        return str(words).replace(f"{self.layout.root}/", "")
 
 
 def verify(params: Params, layout: Layout, options: Options, console: Console) -> None:
@@ -100,66 +145,263 @@ def verify(params: Params, layout: Layout, options: Options, console: Console) -
         find_run(params, name)
     state = Verification(params, layout, options, Progress(console))
     records = load(params, layout, state.faults.append)
-    planned = declared.Planned(
-        methods={name: _method(name, params, layout) for name in params.runs},
-        rules={name: rule_of(subset) for name, subset in params.subsets.items()},
-    )
-    state.faults += declared.parameters(params, records, layout, planned)
-    state.faults += [*declared.copies(records, layout), *declared.locked(records, layout)]
-    beside = declared.unlocked(records, layout)
-    state.notes += [f"not in dvc.lock, so no stage of DVC made them: {', '.join(beside)}"] if beside else []
+    _parameters(state, records)
+    _locked(state, records)
     state.notes += [f"records of {run}, which is no run of the parameters, are in no table" for run in records.strays]
     if not options.quick:
         for name in options.runs or params.runs:
             _files_of(state, name, records.runs[name])
-    numbers = _rendered(state, records)
-    notes = list(dict.fromkeys(state.notes))
-    found = Account(params.profile, layout.root, numbers, state.faults, notes, time.monotonic() - started)
-    if options.as_json:
-        sys.stdout.write(json.dumps(account.as_json(found), indent=1, sort_keys=True, allow_nan=False) + "\n")
-    else:
-        account.show(found, Console(file=sys.stdout, highlight=False))
-    if found.faults:
-        raise DataError(f"{found.failed}, named above", "docs/verify.md says what each step compares")
+    numbers = _numbers(state, records, _rendered(state, records))
+    _print(state, numbers, time.monotonic() - started)
+    if state.faults:
+        raise DataError(f"{_failed(state)}, named above", "docs/verify.md says what each step compares")
 
 
-def _method(name: str, params: Params, layout: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run's `method` block with every default, and without."""
-    named, config = {"name": params.runs[name].method.name}, methods.config_of(name, params.runs[name].method, layout.file)
-    return {**named, **config.model_dump(mode="json")}, {**named, **config.model_dump(mode="json", exclude_defaults=True)}
+# --- parameters, and the lock -----------------------------------------------------------------------------------------
 
 
-def _rendered(state: Verification, records: Records) -> list[verdicts.Number]:
-    """Compare the report with a fresh one, and judge its numbers."""
-    layout, damaged = state.layout, {run for fault in state.faults for run in fault.runs}
+def _parameters(state: Verification, records: Records) -> None:
+    """The parameters still say what the records were made with."""
+    params, layout, encoders = state.params, state.layout, dict[str, str]()
+    for run, found in records.runs.items():
+        now, subset = params.runs[run], params.subsets[params.runs[run].data.subset]
+        if (made := found.pretrain) is not None:
+            config = methods.config_of(run, now.method, layout.file)
+            groups = {name: _both(getattr(now, name)) for name in ("backbone", "optim", "data", "numerics")}
+            for group, (values, chosen) in {**groups, "method": _both(config)}.items():
+                own = {"name": now.method.name} if group == "method" else {}
+                stated = made.config.get(group, {}) | ({"subset": now.data.subset} if group == "data" else {})
+                _changed(state, run, f"runs.{run}.{group}", own | values, own | chosen, stated)
+            _changed(state, run, f"runs.{run}.label", now.label, now.label, made.label)
+            _changed(state, run, f"subsets.{now.data.subset}.store", *_both(subset.store), made.config.get("store", {}))
+            if (manifest := made.config.get("manifest")) != made.manifest.sha256:
+                truth = f"{made.manifest.sha256}, its manifest.sha256"
+                state.fault(layout.record(run, "pretrain"), "config.manifest", manifest, truth, AGAIN, run)
+        for kind, record in found.records.items():
+            if not isinstance(record, PretrainRecord):
+                _settings(state, run, kind, record)
+        if found.manifest is not None:
+            rules = [_drawn(rule_of(subset), subset.source.dataset), _drawn(found.manifest.rule, found.manifest.dataset)]
+            _changed(state, run, f"subsets.{now.data.subset}", rules[0], *rules)
+        for kind, one in list(found.of_one_encoder.items())[:1]:  # an encoder's header holds its run's name
+            if (other := encoders.setdefault(one.encoder_sha256, run)) != run:
+                truth = f"a file of its own, but the records of {other} name the same"
+                hint = "one of the two was copied; restore it from git, or run its stages again"
+                state.fault(layout.record(run, kind), "encoder_sha256", one.encoder_sha256, truth, hint, run)
+
+
+def _settings(state: Verification, run: str, kind: str, record: AnyEvaluation) -> None:
+    """The settings of an evaluation, and the protocol that they come to."""
+    module, path = evaluations.load(kind), state.layout.record(run, kind)
+    changed = evaluations.changes(kind, state.params.evaluation, record.settings)
+    for key, (now, then) in changed.items():
+        state.fault(state.layout.file, f"evaluation.{kind}.{key}", now, f"{then}, as the record says", _PARAMETER, run)
+    expected = module.protocol(state.params.evaluation)
+    if record.protocol != expected and not changed:
+        state.fault(path, "protocol", repr(record.protocol), f"{expected!r}, from its settings", AGAIN, run)
+    for one in record.evaluations if isinstance(record, TargetsRecord) else ():
+        for key, found, truth in module.facts(one, getattr(state.params.evaluation, kind)):
+            if found != truth:
+                where = f"{one.manifest.subset}: {key}"
+                state.fault(path, where, found, f"{truth}, as the list of data sets says", AGAIN, run)
+
+
+def _drawn(rule: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """A manifest's rule in the form of the parameters; how it was stored is compared in full elsewhere."""
+    counts = ("search_per_class", "query_per_class")
+    own = {key: value for key, value in rule.items() if key not in ("source", "store", *counts)}
+    source = {"name": rule.get("source"), "dataset": dataset}
+    return {"rule": own, "source": source, **{key: rule.get(key) for key in counts}}
+
+
+def _both(group: Frozen) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group of parameters with every default, and without."""
+    return group.model_dump(mode="json"), group.model_dump(mode="json", exclude_defaults=True)
+
+
+def _changed(state: Verification, run: str, prefix: str, now: Any, chosen: Any, then: Any) -> None:
+    """Keys whose values differ; a key that came later than the record counts where its value is no default."""
+    ours, theirs, own = dict(text.flatten(now)), dict(text.flatten(then)), dict(text.flatten(chosen))
+    for key in sorted(key for key in ours.keys() | theirs.keys() if key in theirs or key in own):
+        if ours.get(key) != theirs.get(key):
+            where, truth = f"{prefix}.{key}" if key else prefix, f"{theirs.get(key, 'nothing')}, as the record says"
+            state.fault(state.layout.file, where, ours.get(key, "nothing"), truth, _PARAMETER, run)
+
+
+def _locked(state: Verification, records: Records) -> None:
+    """The record files are those of the profile's `dvc.lock`; records made without DVC are in a note."""
+    lock, layout = state.layout.folder / "dvc.lock", state.layout
+    known = {path: md5 for path, md5 in _lock(lock).items() if path.is_relative_to(layout.records.resolve())}
+    for path, md5 in known.items():
+        run = path.parent.name
+        if not path.is_file():
+            hint = "restore the record from git; or, if its run was given up, take its stages out of the lock"
+            state.fault(path, "file", "none", f"md5 {md5}, as {lock} says", hint, run)
+        elif run in records.runs and (found := hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()) != md5:
+            hint = "restore the record from git; or, if a stage made it without DVC, take it into the lock with `dvc commit`"
+            state.fault(path, "md5 of the file", found, f"{md5}, as {lock} says", hint, run)
+    here = [layout.record(run, kind) for run, one in records.runs.items() for kind in one.records]
+    others = [f"{path.parent.name}/{path.name}" for path in here if known and path.resolve() not in known]
+    state.notes += [f"not in dvc.lock, so no stage of DVC made them: {', '.join(others)}"] if others else []
+
+
+def _lock(path: Path) -> dict[Path, str]:
+    """Md5 of every single file that some stage made, by its place; nothing where there is no readable lock."""
+    if not path.is_file():
+        return {}
+    try:
+        tree = YAML(typ="safe").load(path.read_text("utf-8"))
+        outs = [out for stage in tree["stages"].values() for out in stage.get("outs", ())]
+        return {(path.parent / out["path"]).resolve(): str(out["md5"]) for out in outs if not str(out["md5"]).endswith(".dir")}
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+# --- rendered files ---------------------------------------------------------------------------------------------------
+
+
+def _rendered(state: Verification, records: Records) -> dict[Place, dict[str, Any]]:
+    """Compare the report on the disk with a fresh one, byte by byte; the numbers that either shows, by address."""
+    layout = state.layout
     report = page.assemble(state.params, records, layout, state.faults.append)
+    damaged = {run for fault in state.faults for run in fault.runs}
     files = page.render(report)
-    fresh = rendered.cells_of(files[rendered.CELLS]) or {}
-    path = layout.report / rendered.CELLS
-    disk = rendered.cells_of(path.read_bytes()) if path.is_file() else None
-    cells: dict[Place, Fault] = {}
+    fresh = _cells(files[CELLS]) or {}
+    path = layout.report / CELLS
+    disk = _cells(path.read_bytes()) if path.is_file() else None
     if not layout.report.is_dir():
         state.notes.append(f"no report in {state.shown(layout.report)} yet: the numbers are those that `report` would render")
+        return fresh
+    for place in dict.fromkeys([*fresh, *disk]) if disk is not None else ():
+        ours, theirs = (disk or {}).get(place, {}), fresh.get(place, {})
+        keys = ("kind", "value", "correct", "n") if damaged else sorted({*ours, *theirs})
+        wrong = [key for key in keys if ours.get(key) != theirs.get(key)]
+        if wrong and not damaged & {*ours.get("runs", ()), *theirs.get("runs", ())}:
+            pair = (json.dumps(cell.get(wrong[0])) for cell in (ours, theirs))
+            where = f"{' / '.join(place)}: {wrong[0]}"
+            state.cells[place] = state.fault(path, where, *pair, cause(layout.report, files, CELLS))
+    if damaged:
+        state.notes.append("other rendered files were not compared: the faults of records and parameters come first")
     else:
-        if disk is not None:
-            for place, fault in rendered.cell_faults(path, disk, fresh, rendered.cause(layout.report, files, path.name), damaged):
-                cells.setdefault(place, fault)
-                state.faults.append(fault)
-        if damaged:
-            state.notes.append("other rendered files were not compared: the faults of records and parameters come first")
-        else:
-            seen = {rendered.CELLS} if cells else set()
-            state.faults += [fault for fault in rendered.compare(layout.report, files) if fault.file.name not in seen]
-            state.faults += (
-                rendered.compare(layout.cards, cards.render(state.params, records, layout)) if layout.cards.is_dir() else []
-            )
-    shown = {**(disk or {}), **{place: cell for place, cell in fresh.items() if cell["value"] is not None or not disk}}
-    evidence = verdicts.Evidence(records, state.faults, frozenset(state.replayed), cells, frozenset(state.snapshots))
-    runs, first = state.params.runs, f"{state.params.evaluation.knn.k[0]}-NN"
-    snapshots = verdicts.judge_snapshots(
-        evidence, state.options.runs, lambda run: (f"trajectory-{runs[run].data.subset}", runs[run].label, first)
-    )
-    return [*verdicts.judge(shown, evidence, state.options.runs), *snapshots]
+        _same_bytes(state, layout.report, {name: content for name, content in files.items() if name != CELLS or not state.cells})
+        if layout.cards.is_dir():
+            _same_bytes(state, layout.cards, cards.render(state.params, records, layout))
+    return {**(disk or {}), **{place: cell for place, cell in fresh.items() if cell["value"] is not None or not disk}}
+
+
+def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Every file of a fresh render is on the disk, and no other file beside them."""
+    for name in (name for name in files if name != STAMP):
+        path = folder / name
+        if not path.is_file():
+            state.fault(path, "file", "none", f"{len(files[name])} bytes", _RENDER)
+        elif (found := path.read_bytes()) != files[name]:
+            ours, theirs = (content.decode("utf-8", "replace").splitlines() for content in (found, files[name]))
+            at = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+            pair = (lines[at][:200] if at < len(lines) else "nothing" for lines in (ours, theirs))
+            state.fault(path, f"line {at + 1}", *pair, cause(folder, {**files, STAMP: files.get(STAMP, b"")}, name))
+    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
+    for path, inside in names.items():
+        if inside.as_posix() not in files and inside.name != CELLS and not any(part.startswith(".") for part in inside.parts):
+            state.fault(path, "file", "a file that no render makes", "none", f"remove it, or {_RENDER}")
+
+
+def _cells(content: bytes) -> dict[Place, dict[str, Any]] | None:
+    """The cells of a `cells.json` by their address; None where it is none."""
+    found: dict[Place, dict[str, Any]] = {}
+    try:
+        for cell in json.loads(content)["cells"]:
+            table, row, span, column = (str(cell[key]) for key in ("table", "row", "span", "column"))
+            place, again = (table, row, span, column), 1
+            while place in found:  # rows of one name
+                again += 1
+                place = (table, f"{row} ({again})", span, column)
+            found[place] = cell
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+# --- a verdict for every number ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a rendered report: its cell, the runs or the evaluated checkpoint that it comes from, and its verdict."""
+
+    place: Place
+    cell: Mapping[str, Any]
+    runs: tuple[str, ...]
+    verdict: Verdict
+    reason: str = ""  # of a failure: the file and key
+
+    def as_json(self) -> dict[str, Any]:
+        """A flat mapping."""
+        said = {key: self.cell[key] for key in ("kind", "encoder", "metric", "group", "value")}
+        where = dict(zip(("table", "row", "span", "column"), self.place, strict=True))
+        return {**where, **said, "runs": list(self.runs), "verdict": str(self.verdict), "reason": self.reason or None}
+
+
+def _numbers(state: Verification, records: Records, cells: Mapping[Place, Mapping[str, Any]]) -> list[Number]:
+    """A verdict for every cell that has a number of ours and is asked for, never better than what was done for it."""
+    wanted, numbers = set(state.options.runs), []
+    externals = {external.label: external.found for external in records.externals}
+    for place, cell in cells.items():
+        brought = cell["kind"] == "external"
+        found = [externals[cell["row"]]] if brought and cell["row"] in externals else []
+        runs = tuple(one.run for one in found) or ((cell["row"],) if brought else tuple(dict.fromkeys(cell["runs"])))
+        if cell["value"] is None or not runs or cell["kind"] in ("paper", "computed") or (wanted and not wanted & set(runs)):
+            continue
+        each = [_verdict(state, one, cell) for one in found or [records.runs[run] for run in runs if run in records.runs]]
+        verdict, reason = min(each, key=lambda one: _WORST.index(one[0]), default=(Verdict.FAILED, f"no records of {runs[0]}"))
+        if place in state.cells:
+            verdict, reason = Verdict.FAILED, f"{state.cells[place].file}: {state.cells[place].key}"
+        numbers.append(Number(place, cell, runs, verdict, reason))
+    return numbers
+
+
+def _verdict(state: Verification, found: RunRecords, cell: Mapping[str, Any]) -> tuple[Verdict, str]:
+    """Verdict of one score of a run or an evaluated checkpoint, and why it failed."""
+    key: Key = (cell["encoder"], cell["metric"], cell["group"])
+    snapshot = cell["kind"] == "snapshot"
+    for fault in state.faults:
+        if found.run in fault.runs and _concerns(fault, found, key, snapshot=snapshot):
+            return Verdict.FAILED, f"{fault.file}: {fault.key}"
+    epoch = int(cell["column"]) if snapshot else 0
+    if snapshot and any(epoch != curve.points[-1].epoch for curve in found.curves.values()):  # the last one is the run's encoder
+        return (Verdict.RE_EVALUATED if (found.run, epoch) in state.snapshots else Verdict.RECORDED), ""
+    scores = list(_scores(found, key))
+    if not scores:
+        return Verdict.FAILED, f"no record of {found.run} has {' '.join(key)}"
+    if all((found.run, key[0], metric) in state.repeated for _, metric in scores):
+        return Verdict.RE_EVALUATED, ""
+    return (Verdict.RECORDED if any(level == RECORDED for level, _ in scores) else Verdict.RECOMPUTED), ""
+
+
+def _scores(found: RunRecords, key: Key) -> Iterator[tuple[str, str]]:
+    """Level and metric of the scores behind a number: one, or one for each data set where it is their mean."""
+    encoder, metric, group = key
+    if (own := found.evaluation(metric)) is not None:
+        if key in own.levels:
+            yield own.levels[key], metric
+        return
+    for kind, targets in found.targets.items():
+        for name, one in targets.sets.items() if kind == kind_of(metric) else ():
+            for (other, base, of), level in one.levels.items():
+                if (other, of) == (encoder, group) and metric in (base, f"{base}-{name}"):
+                    yield level, f"{base}-{name}"
+
+
+def _concerns(fault: Fault, found: RunRecords, key: Key, *, snapshot: bool) -> bool:
+    """A fault of one evaluation's record says nothing of another's numbers; one of a data set's is the mean's over all."""
+    encoder, metric, _ = key
+    part, kind = fault.file.stem, kind_of(metric)
+    if part in found.curves:  # its last point and the run's own scores are one encoder's: which of the two is right?
+        return snapshot or (fault.key == LAST and metric in {score.metric for score in found.curves[part].points[-1].scores})
+    if fault.score is not None and fault.score != key:
+        return fault.score[0] == encoder and fault.score[1].startswith(f"{metric}-") and kind in found.targets
+    known = found.evaluations.keys()
+    return part not in known or kind not in known or part == kind
 
 
 # --- the files of one run ---------------------------------------------------------------------------------------------
@@ -404,7 +646,7 @@ def _compare(
             continue
         other = (stored != now[key]).nonzero()[:, 0]
         if not len(other):
-            state.replayed.add((name, encoder, metric + suffix))
+            state.repeated.add((name, encoder, metric + suffix))
             continue
         alike, said = False, f"{len(other)} of {len(stored)} predictions differ"
         if not same_arithmetic(record.provenance) and len(other) <= TOLERATED * len(stored):
@@ -452,3 +694,67 @@ def same_arithmetic(recorded: Provenance) -> bool:
     return (ours.cpu, ours.gpu, ours.system) == (theirs.cpu, theirs.gpu, theirs.system) and (
         here.versions["torch"] == recorded.versions.get("torch")
     )
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _failed(state: Verification) -> str:
+    return f"{len(state.faults)} check{'' if len(state.faults) == 1 else 's'} failed"
+
+
+def _by_run(numbers: list[Number]) -> dict[str, Counter[Verdict]]:
+    """How many numbers have each verdict, by run; those of several runs under one name of their own."""
+    found: dict[str, Counter[Verdict]] = {}
+    for number in numbers:
+        name = number.runs[0] if len(number.runs) == 1 else "differences and means"
+        found.setdefault(name, Counter())[number.verdict] += 1
+    return found
+
+
+def _print(state: Verification, numbers: list[Number], seconds: float) -> None:
+    """Failures first, then the summary; in a pipe nothing is cut."""
+    total, by_run, notes = Counter(one.verdict for one in numbers), _by_run(numbers), list(dict.fromkeys(state.notes))
+    faults = [
+        {"file": one.file, "key": one.key, "found": one.found, "expected": one.expected, "do": one.hint} for one in state.faults
+    ]
+    if state.options.as_json:
+        told = [{key: state.shown(value) for key, value in one.items()} for one in faults]
+        tree = {
+            "format": 1,
+            "profile": state.params.profile,
+            "ok": not state.faults,
+            "counts": {str(verdict): total[verdict] for verdict in Verdict},
+            "runs": {run: {str(verdict): of[verdict] for verdict in Verdict} for run, of in by_run.items()},
+            "numbers": [{**one.as_json(), "reason": state.shown(one.reason) or None} for one in numbers],
+            "failures": [{**one, "runs": list(fault.runs)} for one, fault in zip(told, state.faults, strict=True)],
+            "notes": [state.shown(note) for note in notes],
+            "seconds": round(seconds, 1),
+        }
+        sys.stdout.write(json.dumps(tree, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        return
+    out = Console(file=sys.stdout, highlight=False)
+    out.width = out.width if out.is_terminal else max(out.width, 130)
+
+    def say(words: object, style: str = "") -> None:
+        out.print(state.shown(words), style=style, markup=False, soft_wrap=True)
+
+    for one in faults:
+        say(one.pop("file"), "bold red")
+        for term, words in one.items():
+            say(f"  {term:<9} {words}")
+    title = Text(f"{state.params.profile}: numbers by verdict")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    for verdict in Verdict:
+        table.add_column(str(verdict), justify="right", no_wrap=True)
+    for run, of in by_run.items():
+        table.add_row(Text(run), *(Text(str(of[verdict] or ""), _STYLES[verdict]) for verdict in Verdict))
+    out.print(table)
+    for verdict, meaning in MEANING.items():
+        if total[verdict]:
+            say(f"{verdict}: {meaning}", "dim")
+    for note in notes:
+        say(f"note: {note}", "dim")
+    each = ", ".join(f"{total[verdict]} {verdict}" for verdict in Verdict if total[verdict]) or "none"
+    say(f"{len(numbers):,} numbers: {each}; {_failed(state)}; {text.duration(seconds)}")

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from isd_repro import verify
 from isd_repro.records import write_record
-from isd_repro.report import cards, page, verdicts
-from isd_repro.report.faults import Fault
+from isd_repro.report import cards, page
 from isd_repro.report.records import load
-from isd_repro.report.rendered import cells_of
-from isd_repro.report.verdicts import Number
+from isd_repro.runtime.progress import Progress
+from isd_repro.verify import Number
 from tests.report.conftest import Profile
 from tests.report.conftest import profile as profile
 from tests.report.test_learning_curves import record as snapshots
@@ -21,19 +22,18 @@ from tests.report.test_protocols import both as both
 
 
 def judged(profile: Profile) -> list[Number]:
-    """As `verify --quick` judges: cells of a fresh page, and snapshots."""
-    faults: list[Fault] = []
-    records = load(profile.params, profile.layout, faults.append)
-    files = page.render(page.assemble(profile.params, records, profile.layout, faults.append))
-    evidence = verdicts.Evidence(records, faults, frozenset(), {})
-
-    cells = verdicts.judge(cells_of(files["cells.json"]) or {}, evidence, ())
-    return [*cells, *verdicts.judge_snapshots(evidence, (), lambda run: ("trajectory-small", run, "1-NN"))]
+    """As `verify --quick` judges the cells of a fresh page."""
+    state = verify.Verification(profile.params, profile.layout, verify.Options(quick=True), Progress(Console(quiet=True)))
+    records = load(profile.params, profile.layout, state.faults.append)
+    files = page.render(page.assemble(profile.params, records, profile.layout, state.faults.append))
+    return verify._numbers(state, records, verify._cells(files["cells.json"]) or {})
 
 
 def of(numbers: list[Number], run: str, *starts: str) -> dict[str, str]:
     """Verdicts of a run's own numbers by metric."""
-    return {one.metric: str(one.verdict) for one in numbers if one.runs == (run,) and one.metric.startswith(starts)}
+    return {
+        one.cell["metric"]: str(one.verdict) for one in numbers if one.runs == (run,) and one.cell["metric"].startswith(starts)
+    }
 
 
 def edit(profile: Profile, part: Any, change: Callable[[dict[str, Any]], object]) -> None:
@@ -66,8 +66,9 @@ def test_a_wrong_few_label_score_fails_alone(both: Profile) -> None:
 def test_snapshots_are_recorded_only_but_for_the_last(profile: Profile) -> None:
     record = snapshots(profile)
     write_record(profile.layout.record("isd", "trajectory"), record)
-    found = [one for one in judged(profile) if one.kind == "snapshot"]
-    assert len(found) == sum(len(point.scores) for point in record.points)
+    found = [one for one in judged(profile) if one.cell["kind"] == "snapshot"]
+    first = [score for point in record.points for score in point.scores if score.metric == record.points[0].scores[0].metric]
+    assert len(found) == len(first)
     last = {str(one.verdict) for one in found if one.place[3] == "10"}
     before = {str(one.verdict) for one in found if one.place[3] != "10"}
     assert (last, before) == ({"recomputed"}, {"recorded only"})
@@ -82,8 +83,8 @@ def test_a_last_snapshot_of_another_score_or_epoch_fails(profile: Profile, key: 
     )
     edit(profile, "trajectory", lambda tree: node(tree).update({key: node(tree)[key] + 1}))
     found = judged(profile)
-    assert {str(one.verdict) for one in found if one.kind == "snapshot"} == {"failed"}
-    assert {str(one.verdict) for one in found if one.kind == "score" and one.runs == ("isd",)} == {others}
+    assert not [one for one in found if one.cell["kind"] == "snapshot"], "a fresh page shows none of them"
+    assert {str(one.verdict) for one in found if one.cell["kind"] == "score" and one.runs == ("isd",)} == {others}
 
 
 def test_a_card_has_every_protocol(both: Profile) -> None:
