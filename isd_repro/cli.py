@@ -1,4 +1,4 @@
-"""The command line: every command, each of which imports what it needs only when it runs."""
+"""The command line. Every command imports what it needs when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def _group(name: str, help_: str) -> typer.Typer:
     return group
 
 
-data = _group("data", "Packed images, and lists of unbalanced subsets.")
-wandb = _group("wandb", "Weights & Biases for reviewers.")
-paper = _group("paper", "The published numbers: what they say and whether they add up.")
-checkpoint = _group("checkpoint", "Checkpoints of any origin: what is in them.")
+data = _group("data", "Pack images; inspect lists of unbalanced subsets.")
+wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboard.")
+paper = _group("paper", "Check the numbers that the paper prints.")
+checkpoint = _group("checkpoint", "Inspect checkpoints of any origin.")
 
-ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="A profile's parameters.")]
-SubsetNames = Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")]
-RunNames = Annotated[list[str], typer.Argument(help="Runs, as named in the parameters.")]
-Anonymous = Annotated[bool, typer.Option("--anonymous", help="Without host, paths, user, commit, git remote, e-mail.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile.")]
+SubsetNames = Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")]
+RunNames = Annotated[list[str], typer.Argument(help="Names of runs in params.yaml.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Remove host, user, paths, commit, git remote and e-mail.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 DEFAULT = Path("params.yaml")
 
 
@@ -67,14 +67,14 @@ def _root(
 
 
 def _console() -> Console:
-    """Where progress and remarks go."""
+    """The console for progress and warnings."""
     from rich.console import Console
 
     return Console(stderr=True, force_interactive=sys.stderr.isatty())
 
 
 def _profile(file: Path) -> tuple[Params, Layout, Console]:
-    """A profile, and where to print."""
+    """The parameters, layout and console of a profile."""
     from isd_repro.config import reader
 
     return *reader.load(file), _console()
@@ -84,7 +84,7 @@ def _profile(file: Path) -> tuple[Params, Layout, Console]:
 
 
 def _function(stage: str) -> Callable[[str, Params, Layout, Console], None]:
-    """What does the work of a stage for one run."""
+    """The function that runs a stage for one run."""
     homes = {"prepare": "data.prepare", "pretrain": "train.pretrain", "extract": "evaluations.stage"}
     if stage in homes:
         module = import_module(f"isd_repro.{homes[stage]}")
@@ -105,7 +105,7 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     provenance.remember_code()
     params, layout, console = _profile(file)
     if complaint := provenance.git_complaint():
-        console.print(f"warning: records will name no commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
@@ -120,26 +120,26 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
             if stop is not None and agreed(stop()):  # the signal came when the run before had nothing left to save
                 raise Preempted(
                     f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
-                    "run the same command for the runs that are left",
+                    "run the same command for the remaining runs",
                 )
             function(name, params, layout, console)
 
 
 @app.command(rich_help_panel=STAGES)
 def prepare(subsets: SubsetNames, params: ParamsFile = DEFAULT) -> None:
-    """Draw subsets from an image source and pack them: manifest and store."""
+    """Draw subsets from an image source, pack their images and write their manifests."""
     _stage("prepare", subsets, params)
 
 
 @app.command(rich_help_panel=STAGES)
 def pretrain(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Train runs and export their encoders; started again, it resumes."""
+    """Train runs and export their encoders. An interrupted run resumes when the command is repeated."""
     _stage("pretrain", runs, params)
 
 
 @app.command(rich_help_panel=STAGES)
 def extract(runs: RunNames, params: ParamsFile = DEFAULT) -> None:
-    """Compute the features of the search and query images."""
+    """Compute the features of the training (search) and test (query) images."""
     _stage("extract", runs, params)
 
 
@@ -158,7 +158,7 @@ for _each in evaluations.names():
 
 @app.command(rich_help_panel=STAGES)
 def report(params: ParamsFile = DEFAULT) -> None:
-    """Render tables, figures and the page from the committed records."""
+    """Render the tables, the figures and the HTML page from the committed records."""
     from isd_repro.report.output import report as render
 
     render(*_profile(params))
@@ -169,7 +169,7 @@ def report(params: ParamsFile = DEFAULT) -> None:
 
 @app.command(rich_help_panel=RESULTS)
 def show(params: ParamsFile = DEFAULT) -> None:
-    """Print a profile's table from its records, and where its page is."""
+    """Print a profile's main tables and the path of its HTML page."""
     from isd_repro.report.output import show as print_table
 
     print_table(*_profile(params)[:2])
@@ -178,15 +178,18 @@ def show(params: ParamsFile = DEFAULT) -> None:
 @app.command(rich_help_panel=RESULTS)
 def verify(
     params: ParamsFile = DEFAULT,
-    run: Annotated[list[str] | None, typer.Option(help="Numbers of this run alone; may be given again.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Records and rendered files alone: no images, no encoder.")] = False,
-    linear: Annotated[
-        bool, typer.Option("--linear", help="Train the classifiers again, too: linear, few labels, transfer; says how long.")
+    run: Annotated[list[str] | None, typer.Option(help="Check only this run; can be repeated.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Check records and rendered files only, without images or encoders.")
     ] = False,
-    snapshots: Annotated[bool, typer.Option("--snapshots", help="Evaluate the encoders kept during training, too.")] = False,
+    linear: Annotated[
+        bool,
+        typer.Option("--linear", help="Also retrain the linear, few-label and transfer classifiers; prints a time estimate."),
+    ] = False,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Also evaluate the encoders saved during training.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every number of a report against its record and files; exit code 4 where one differs."""
+    """Check every number of a report against its records and files; exit with code 4 if any differs."""
     from isd_repro.verify import Options
     from isd_repro.verify import verify as check_numbers
 
@@ -196,8 +199,8 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
-def check(files: Annotated[list[Path], typer.Argument(help="Parameter files.")]) -> None:
-    """Check parameter files, each run's method included, without data and without training."""
+def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")]) -> None:
+    """Validate parameter files, including the method of each run; needs no data."""
     from isd_repro import methods
     from isd_repro.config import reader
     from isd_repro.runtime.errors import ConfigError
@@ -216,37 +219,44 @@ def check(files: Annotated[list[Path], typer.Argument(help="Parameter files.")])
 
 @app.command(rich_help_panel=RESULTS)
 def evaluate(
-    ckpt: Annotated[Path, typer.Option("--ckpt", help="A checkpoint of any known layout, ours or another project's.")],
+    ckpt: Annotated[Path, typer.Option("--ckpt", help="A checkpoint from this or another project, in any supported layout.")],
     data: Annotated[
-        Path | None, typer.Option(help="Images: train/<class>/* and val/<class>/*, or Tiny-ImageNet's folder or zip.")
+        Path | None, typer.Option(help="Folder with train/<class>/* and val/<class>/*, or Tiny-ImageNet as folder or zip.")
     ] = None,
-    prepared: Annotated[Path | None, typer.Option(help="Instead of --data: a prepared subset of the pipeline.")] = None,
-    listed: Annotated[Path | None, typer.Option("--list", help="One of the authors' lists: its classes and groups.")] = None,
+    prepared: Annotated[Path | None, typer.Option(help="A subset prepared by the pipeline, instead of --data.")] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="A list of the authors (D1 to D10): use its classes and its large/rare groups.")
+    ] = None,
     protocol: Annotated[
-        Literal["knn", "linear", "all"], typer.Option(help="Evaluations; linear prints an estimate of its time first.")
+        Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")
     ] = "knn",
-    which: Annotated[Literal["student", "teacher", "both"], typer.Option(help="Which encoder of the file.")] = "student",
-    arch: Annotated[str, typer.Option(help="Architecture, where the shapes of the tensors do not tell it.")] = "auto",
-    teacher_bn: Annotated[
-        Literal["own", "student"], typer.Option(help="BatchNorm statistics that the teacher runs with.")
-    ] = "own",
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels; default: the file's, else 224.")] = None,
-    crop_ratio: Annotated[float | None, typer.Option(help="Size / resized short side; default: the file's, else 0.875.")] = None,
-    mean: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="By channel; default: the file's, else 0.229,0.224,0.225.")] = None,
-    k: Annotated[list[int], typer.Option("--k", help="Numbers of neighbours.")] = [1, 20],  # noqa: B006 - typer copies it
-    linear_seeds: Annotated[int, typer.Option(help="Heads of the paper's protocol on one pass, for their deviation.")] = 1,
-    linear_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the linear protocol; the paper has 40, and the record names another number.")
+    which: Annotated[
+        Literal["student", "teacher", "both"], typer.Option(help="Which encoder of the file to evaluate.")
+    ] = "student",
+    arch: Annotated[str, typer.Option(help="Architecture, if the tensor shapes do not determine it.")] = "auto",
+    teacher_bn: Annotated[Literal["own", "student"], typer.Option(help="BatchNorm statistics used for the teacher.")] = "own",
+    image_size: Annotated[int | None, typer.Option(help="Image size in pixels; default: from the file, else 224.")] = None,
+    crop_ratio: Annotated[
+        float | None, typer.Option(help="Center crop size / resized short side; default: from the file, else 0.875.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images; changes no number.")] = None,
-    cache: Annotated[bool, typer.Option(help="Keep features in .state/features for the next evaluation.")] = True,
-    per_class: Annotated[bool, typer.Option(help="Print the accuracy of each class, too.")] = False,
+    mean: Annotated[str | None, typer.Option(help="Mean per channel; default: from the file, else 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Std per channel; default: from the file, else 0.229,0.224,0.225.")] = None,
+    k: Annotated[list[int], typer.Option("--k", help="Number of nearest neighbours; can be repeated.")] = [1, 20],  # noqa: B006 - typer copies it
+    linear_seeds: Annotated[int, typer.Option(help="Number of linear heads (seeds) to train, for a standard deviation.")] = 1,
+    linear_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the linear probe; default: 40 as in the paper. The record states any other number."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images; does not change results.")] = None,
+    cache: Annotated[bool, typer.Option(help="Cache features in .state/features for the next evaluation.")] = True,
+    per_class: Annotated[bool, typer.Option(help="Also print the accuracy of each class.")] = False,
     as_json: AsJson = False,
-    out: Annotated[Path | None, typer.Option(help="Write a record; `report` shows records/<name>/external.json.")] = None,
-    label: Annotated[str | None, typer.Option(help="The record's row in tables; default: its name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a record to this file; `report` includes records/<name>/external.json.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Row label in tables; default: the record's name.")] = None,
 ) -> None:
-    """Score any checkpoint on labelled images as the paper does, without a pipeline."""
+    """Evaluate any checkpoint on labelled images with the paper's protocols, without the pipeline."""
     from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 
     request = Request(
@@ -279,13 +289,15 @@ def evaluate(
 def figures(
     runs: RunNames,
     params: ParamsFile = DEFAULT,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Clusters of k-means; default: as many as classes.")] = None,
-    clusters: Annotated[int, typer.Option(min=1, help="Random clusters shown.")] = 12,
-    members: Annotated[int, typer.Option(min=1, help="Random images shown of each cluster.")] = 16,
-    queries: Annotated[int, typer.Option(min=1, help="Random queries shown with their nearest anchors.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random choice.")] = 0,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="Number of k-means clusters; default: the number of classes.")
+    ] = None,
+    clusters: Annotated[int, typer.Option(min=1, help="Number of random clusters to show.")] = 12,
+    members: Annotated[int, typer.Option(min=1, help="Number of random images to show per cluster.")] = 16,
+    queries: Annotated[int, typer.Option(min=1, help="Number of random queries to show with their nearest anchors.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 0,
 ) -> None:
-    """Draw clusters, nearest anchors and t-SNE of runs, with their images; git ignores what is written."""
+    """Draw clusters, nearest anchors and t-SNE of runs with their images, into a folder that git ignores."""
     from isd_repro import provenance
     from isd_repro.report.image_figures import Asked
     from isd_repro.report.image_figures import figures as draw
@@ -298,14 +310,14 @@ def figures(
 
 @data.command(name="pack")
 def data_pack(
-    subsets: Annotated[list[str], typer.Argument(help="Subsets, as named in the parameters.")],
+    subsets: Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")],
     params: ParamsFile = DEFAULT,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode; default: one for each core."),
+        typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode images; default: one per core."),
     ] = None,
 ) -> None:
-    """Prepare subsets with a chosen number of threads. An external pack that was interrupted continues where it was."""
+    """Prepare subsets with a chosen number of threads. An interrupted external pack is continued."""
     from isd_repro import provenance
     from isd_repro.data.prepare import prepare
 
@@ -317,19 +329,19 @@ def data_pack(
 
 @data.command(name="audit")
 def data_audit(
-    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder of them.")],
-    words: Annotated[Path | None, typer.Option(help="Names of classes, one `<class><tab><name>` a line.")] = None,
+    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder with such files.")],
+    words: Annotated[Path | None, typer.Option(help="File with class names, one `<class><tab><name>` per line.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what lists hold, what they share, and what their large classes are confounded with."""
+    """Report the contents of lists, their overlaps, and what being a large class is confounded with."""
     from isd_repro.data.audit import audit
 
     audit(lists, words, as_json=as_json)
 
 
 @data.command(name="lists")
-def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.txt to D10.txt.")]) -> None:
-    """Compare a folder with the ten published lists; exit code 4 where one is missing or different."""
+def data_lists(folder: Annotated[Path, typer.Argument(help="Folder with D1.txt to D10.txt.")]) -> None:
+    """Compare a folder with the ten published lists; exit with code 4 if one is missing or differs."""
     from isd_repro.data.audit import lists
 
     lists(folder)
@@ -337,10 +349,10 @@ def data_lists(folder: Annotated[Path, typer.Argument(help="The folder with D1.t
 
 @checkpoint.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: torch or safetensors, ours or another project's.")],
+    file: Annotated[Path, typer.Argument(help="A torch or safetensors checkpoint from this or another project.")],
     as_json: AsJson = False,
 ) -> None:
-    """List every tensor and what an evaluation does with it; exit code 4 where the file would not load."""
+    """List every tensor of a checkpoint and how it is used; exit with code 4 if the file cannot be loaded."""
     from isd_repro.checkpoints.inspection import show as account
 
     account(file, as_json=as_json)
@@ -348,12 +360,14 @@ def inspect(
 
 @wandb.command(name="publish")
 def wandb_publish(
-    runs: Annotated[list[str] | None, typer.Argument(help="Runs, as named in the parameters; default: all.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Names of runs in params.yaml; default: all.")] = None,
     params: ParamsFile = DEFAULT,
     anonymous: Anonymous = False,
-    upload: Annotated[bool, typer.Option("--upload", help="Send encoders and features, too; else only their digests.")] = False,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Also upload encoders and features; otherwise only their hashes are sent.")
+    ] = False,
 ) -> None:
-    """Send finished and crashed runs from the disk to W&B; what is there already is not sent again."""
+    """Publish finished and failed runs to W&B. What W&B already has is not sent again."""
     from isd_repro.report import publish
 
     loaded, layout, console = _profile(params)
@@ -363,10 +377,12 @@ def wandb_publish(
 @wandb.command(name="dashboard")
 def wandb_dashboard(
     params: ParamsFile = DEFAULT,
-    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write what would be sent to this file; no network.")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", help="Write what would be sent to this file, without using the network.")
+    ] = None,
     anonymous: Anonymous = False,
 ) -> None:
-    """Build the reviewers' workspace and report in W&B from the committed records."""
+    """Build a W&B workspace and report for reviewers from the committed records."""
     from isd_repro.report.dashboard import dashboard
 
     loaded, layout, console = _profile(params)
@@ -375,7 +391,7 @@ def wandb_dashboard(
 
 @paper.command(name="check")
 def paper_check(as_json: AsJson = False) -> None:
-    """Recompute every mean and difference of the published tables, and list where sources disagree."""
+    """Recompute every mean and difference in the published tables, and list where sources disagree."""
     from isd_repro.report.paper_checks import check as recompute
 
     recompute(as_json=as_json)
@@ -405,7 +421,7 @@ def _main(commands: Callable[[], object]) -> None:
             commands()
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:
-            typer.secho("interrupted: what was finished stays, nothing half-written is left", err=True)
+            typer.secho("interrupted: finished outputs are kept, partial files were removed", err=True)
         _leave(end.code)
     except UserError as error:
         if not (launcher.rank() and isinstance(error, Preempted)):  # rank 0 says it, after the state is saved
@@ -413,12 +429,15 @@ def _main(commands: Callable[[], object]) -> None:
         _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}", "look at free space and permissions; nothing half-written is left")
+        _say(f"{where}{error.strerror or error}", "check free disk space and permissions; partial files were removed")
         _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):
             raise
-        _say(f"not enough memory: {(str(error).splitlines() or [''])[0]}", "smaller sizes need less; see docs/reliability.md")
+        _say(
+            f"not enough memory: {(str(error).splitlines() or [''])[0]}",
+            "use a smaller batch size, bank or image size; see docs/reliability.md",
+        )
         _leave(EXIT_FAILURE)
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED)
@@ -426,13 +445,13 @@ def _main(commands: Callable[[], object]) -> None:
 
 
 def _leave(code: str | int | None) -> Never:
-    """End with an exit code, once what was printed has arrived; a result that cannot be written is a failure."""
+    """Flush standard output and exit; a result that cannot be written is a failure."""
     try:
         sys.stdout.flush()
     except OSError as error:
         streams.drop(1)  # or Python would try again, and end with a code of its own
         if not code:
-            _say(f"standard output: {error.strerror}", "look at free space; files that were written are whole")
+            _say(f"standard output: {error.strerror}", "check free disk space; files already written are complete")
         code = code or EXIT_FAILURE
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""The seams between the parts: what a method is given and gives back, and what a tracker does. No logic.
+"""The interfaces between the parts: input and output of a method, and the tracker. There is no logic here.
 
 Shape letters used in the whole package: N images, B batch, C channels, H W pixels, D embedding, K bank.
 """
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a method returns for one batch.
+    """The output of a method for one batch.
 
     Attributes:
         loss: scalar with a gradient.
@@ -50,7 +50,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may know of the run beside its batches: counts, never paths, and its arithmetic.
+    """What a method knows of its run apart from the batches: counts and arithmetic, but no paths.
 
     Attributes:
         fast: `numerics.engine` is `fast`: the bank's loss by attention.
@@ -84,7 +84,7 @@ BackboneFactory = Callable[[], Backbone]
 
 
 class Tracker(Protocol):
-    """Where the numbers of a stage go. W&B never stops a run; a metrics file that cannot be written does, with a `UserError`."""
+    """Logs the numbers of a stage. W&B never stops a run; an unwritable metrics file does, with a `UserError`."""
 
     def log(self, row: Mapping[str, float | int | str]) -> None: ...
 

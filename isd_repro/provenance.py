@@ -1,4 +1,4 @@
-"""Who could repeat a result: code, packages, machine and time, as every record says them."""
+"""Provenance of a result, as every record states it: code, packages, machine and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isd_repro.config.fields import Frozen
 
 
 class Machine(Frozen):
-    """Where a result was made."""
+    """The machine that computed a result."""
 
     cpu: str
     cores: int
@@ -29,7 +29,7 @@ class Machine(Frozen):
 
 
 class Provenance(Frozen):
-    """Who could repeat a result: code, packages, machine, time."""
+    """Code, packages, machine and time of a result."""
 
     commit: str | None  # None outside a git checkout
     dirty: bool | None  # uncommitted changes in the checkout

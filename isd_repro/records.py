@@ -1,4 +1,4 @@
-"""What a stage commits of its result: record models, packed predictions, and how records are read and written.
+"""Records, the committed results of stages: their models, packed predictions, reading and writing.
 
 Records are small JSON files. They carry time, machine and commit, and the predicted class of every query, from which every
 score can be recomputed. Records of format 1 stay readable; their keys keep their names.
@@ -35,7 +35,7 @@ Measured = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences and squares
 
 
 class ManifestIdentity(Frozen):
-    """What a record says of the images: enough to draw them again and to tell two sets apart."""
+    """The images behind a record, described well enough to draw them again and to tell two sets apart."""
 
     sha256: str  # layout-independent identity of all images and roles
     dataset: Words  # public name, never a path
@@ -49,7 +49,7 @@ class ManifestIdentity(Frozen):
 
 
 class Score(Frozen):
-    """One number: `top1` percent of `n` queries of a group."""
+    """Top-1 accuracy in percent over the `n` queries of a group."""
 
     encoder: Literal["student", "teacher"]
     metric: Annotated[str, Field(pattern=METRIC)]  # as its evaluation names it: "20-NN", "linear-best", "few-10pct-last-top5"
@@ -75,7 +75,7 @@ class Attempt(Frozen):
 
 
 class PretrainRecord(Frozen):
-    """What pretraining says of itself."""
+    """The record of a pretraining."""
 
     format: Literal[1] = 1
     kind: Literal["pretrain"] = "pretrain"
@@ -97,7 +97,7 @@ class PretrainRecord(Frozen):
 
 
 class EvaluationRecord(Frozen):
-    """What an evaluation says: scores, and the predictions from which the scores can be recomputed."""
+    """The record of an evaluation: its scores, and the predictions from which they can be recomputed."""
 
     format: Literal[1] = 1
     kind: Annotated[str, Field(pattern=KIND)]
@@ -142,7 +142,7 @@ class TargetEvaluation(EvaluationRecord):
 
 
 class TargetsRecord(Frozen):
-    """What an evaluation on other data sets says, one by one; `manifest` is of the images that the encoder was trained on."""
+    """The record of an evaluation on other data sets, one by one; `manifest` is of the images that the encoder was trained on."""
 
     format: Literal[1] = 1
     kind: Annotated[str, Field(pattern=KIND)]
@@ -165,7 +165,7 @@ class CurvePoint(Frozen):
 
 
 class CurveRecord(Frozen):
-    """What an evaluation of the encoders kept during training says: scores by epoch, without predictions."""
+    """The record of an evaluation of the encoders saved during training: scores by epoch, without predictions."""
 
     format: Literal[1] = 1
     kind: Annotated[str, Field(pattern=KIND)]
@@ -179,7 +179,7 @@ class CurveRecord(Frozen):
 
 
 class ExternalRecord(Frozen):
-    """What `evaluate` says of a checkpoint that no run of ours need have made: the file, and its evaluations."""
+    """The record that `evaluate` writes of any checkpoint: the file and its evaluations."""
 
     format: Literal[1] = 1
     kind: Literal["external"] = "external"
@@ -269,9 +269,12 @@ def read_evaluation(path: Path) -> AnyEvaluation:
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
-        raise DataError(f"{path}: no such record, or no file", "run the stage that makes it")
+        raise DataError(f"{path}: no such record, or no file", "run the stage that writes it")
     if path.stat().st_size > MAX_RECORD:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read", "no record is as long")
+        raise DataError(
+            f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read",
+            "this is not a record; restore the file or run its stage again",
+        )
     return path.read_bytes()
 
 

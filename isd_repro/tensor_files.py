@@ -51,7 +51,7 @@ def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict
         DataError: the file is missing, damaged, of another kind, or of a newer format.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "run the stage that makes it; `dvc repro` runs all that are needed")
+        raise DataError(f"{path}: no such file", "run the stage that writes it; `dvc repro` runs every stage that is needed")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -75,5 +75,7 @@ def identified(
         raise DataError(f"{path}: expected kind {kind!r} format {FORMAT}, found {found}", "delete it and run its stage again")
     stated = identity.pop(_DIGEST, None)  # absent in files from before there was one
     if stated is not None and stated != _digest(identity, tensors):
-        raise DataError(f"{path}: damaged: its content has another hash than it states", "delete it and run its stage again")
+        raise DataError(
+            f"{path}: damaged: the hash of its content is not the hash in its header", "delete it and run its stage again"
+        )
     return identity

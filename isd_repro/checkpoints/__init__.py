@@ -1,4 +1,4 @@
-"""Reads encoders from checkpoints: ours and everybody else's, every tensor accounted for and no code of the file run."""
+"""Loads encoders from checkpoints of any project, accounting for every tensor and running no code from the file."""
 
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.loading import Checkpoint, Inspection, inspect, load

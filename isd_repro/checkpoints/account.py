@@ -1,4 +1,4 @@
-"""The account: what became of every tensor, and every way in which an encoder's tensors are not its architecture's."""
+"""Accounts for every tensor of a checkpoint, and finds every difference between an encoder and its architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COUNTER = "num_batches_tracked"  # absent in files from before torch 0.4.1, and
 
 @dataclass(frozen=True)
 class TensorUse:
-    """What became of one tensor.
+    """How one tensor is used.
 
     Attributes:
         key: its name in the file, or the name that it should have.
@@ -85,9 +85,9 @@ def problems(differences: Differences, prefix: str) -> list[str]:
 def refuse(where: str, arch: str, found: list[str]) -> DataError:
     """The error for an encoder that is not its architecture."""
     hints = {
-        "renamed": "give the tensor its name back; names follow torchvision's ResNet",
-        "missing": "the file is not whole or not of this architecture; nothing is filled in",
-        "surplus": "the network has parts that a ResNet lacks; its features cannot be computed without them",
+        "renamed": "rename the tensor; names must be those of torchvision's ResNet",
+        "missing": "the file is incomplete or has another architecture; missing tensors are never filled in",
+        "surplus": "the network has parts that a ResNet does not have, so its features cannot be computed",
         "of another shape": "the tensor belongs to another architecture",
     }
     hint = next(hints[kind] for kind in hints if any(f" {kind}: " in sentence for sentence in found))
@@ -108,21 +108,21 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
         if entry.tensor.dtype not in _DTYPES:
             raise DataError(
                 f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected a floating-point tensor",
-                "complex weights belong to no ResNet"
+                "no ResNet has complex weights"
                 if entry.tensor.is_complex()
-                else "quantised weights cannot be read; give the file that they were made from",
+                else "quantised weights cannot be read; use the original checkpoint",
             )
         value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
         bad = int((~torch.isfinite(value)).sum())
         if bad:
             raise DataError(
                 f"{where}: {bad} of {value.numel()} values of {entry.key} are NaN or infinite",
-                "the training diverged or the file is damaged; an earlier checkpoint may be sound",
+                "the training diverged or the file is damaged; use an earlier checkpoint",
             )
         if name.endswith(".running_var") and bool((value < 0).any()):
             raise DataError(
-                f"{where}: {int((value < 0).sum())} of {value.numel()} values of {entry.key} are negative, and a variance is not",
-                "the file is damaged or was edited; fetch it again",
+                f"{where}: {int((value < 0).sum())} of {value.numel()} values of {entry.key} are negative; a variance cannot be",
+                "the file is damaged or was edited; download or copy it again",
             )
         result[name] = value
     return result

@@ -40,7 +40,7 @@ NAMES = (
     "auto, resnet18, resnet34, resnet50, resnet101, wide_resnet50_2 (to _4), resnet50x2 (to x4), with -small for a 3x3 stem, "
     "resnet-narrow"
 )
-_HINT = "supported are the ResNets of torchvision and timm with a plain stem: 18, 34, 50, 101, widths 1 to 4"
+_HINT = "supported: ResNet-18, 34, 50 and 101 of torchvision and timm with the standard stem, widths 1 to 4"
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,11 @@ def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bo
     if given == AUTO:
         return found
     if not _NAMES.fullmatch(given):
-        raise ConfigError(f"--arch: no architecture {given!r}", f"one of: {NAMES}")
+        raise ConfigError(f"--arch: unknown architecture {given!r}", f"one of: {NAMES}")
     if found.family == "resnet-narrow" and not pool_known:
         found = replace(found, pool=int(given.partition(":")[2] or 1))
     if given not in {found.name, found.name.removesuffix("-small"), found.name.partition(":")[0]}:
-        raise DataError(f"{where}: --arch says {given}, and the shapes of its tensors say {found.name}", "leave --arch at auto")
+        raise DataError(f"{where}: --arch says {given}, but the tensor shapes say {found.name}", "leave --arch at auto")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Command `checkpoint inspect`: which layout and architecture a checkpoint has, and what becomes of each of its tensors."""
+"""Command `checkpoint inspect`: the layout and architecture of a checkpoint, and how each tensor is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show(path: Path, *, as_json: bool = False) -> None:
     else:
         _print(found, Console(file=sys.stdout, highlight=False))
     if found.problems:
-        raise DataError("\n".join(found.problems), "docs/checkpoints.md says which layouts and architectures are read")
+        raise DataError("\n".join(found.problems), "docs/checkpoints.md lists the supported layouts and architectures")
 
 
 def _plain(found: Inspection) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Who wrote a checkpoint and what its names mean: one small rule for each layout, read in order.
+"""Recognises the layout of a checkpoint and sorts its tensors; each layout is one small rule, tried in order.
 
 Names are compared after `module.` (DataParallel, wherever it stands) and `_orig_mod.` (torch.compile) are taken out. A rule
 says which names mark its layout, under which prefix each encoder stands, which tensors are heads and which are banks. What
@@ -42,7 +42,7 @@ class Rule:
 
 
 _AUTHORS: dict[str, Any] = {"student": ("encoder_q.",), "teacher": ("encoder_k.",), "outer_heads": (r"^predict_q\.",)}
-_BARE = "strides, padding and activations cannot be seen from shapes and are taken to be torchvision's"
+_BARE = "strides, padding and activations do not show in shapes and are assumed to be torchvision's"
 _MEMORY = (r"memory_bank\.", r"\bqueue")
 
 OURS = Rule("isd-repro encoder", (), student=("student.",), teacher=("teacher.",), inner_heads=())
@@ -56,7 +56,7 @@ RULES: tuple[Rule, ...] = (
         inner_heads=(),
         outer_heads=(r"^(?:student|teacher)\.projector\.", r"^predictor\.", r"^classifier\."),
         banks=(r"^bank\.",),
-        note="a resume point does not say how its images were prepared",
+        note="a resume point does not record how its images were prepared",
     ),
     Rule("msf", (r"^encoder_q\.", r"^encoder_t\."), **{**_AUTHORS, "teacher": ("encoder_t.",)}),
     Rule("isd-plus", (r"^encoder_q\.fc\.", r"^predict_q\.", r"^queue$"), **_AUTHORS),
@@ -131,7 +131,10 @@ def parse(raw: Raw) -> Parsed:
     for key in state:
         bare = _bare(key)
         if bare in plain:
-            raise DataError(f"{raw.path}: {plain[bare]} and {key} are both {bare} without module.", "save one of the two")
+            raise DataError(
+                f"{raw.path}: {plain[bare]} and {key} are both {bare} without module.",
+                "keep only one of them and save the file again",
+            )
         plain[bare] = key
     rule = OURS if raw.header is not None else _rule_of(raw, container, list(plain))
     prefixes = {}
@@ -200,15 +203,15 @@ def _rule_of(raw: Raw, container: str, names: list[str]) -> Rule:
         if all(any(re.search(mark, name) for name in names) for mark in rule.marks):
             return rule
     if not names:
-        held = f"found {one_line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file holds nothing"
+        held = f"found {one_line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file is empty"
         raise DataError(
             f"{raw.path}: no state dict under state_dict, model or network, nor at the top: {held}",
-            "save model.state_dict(), bare or under one of these keys",
+            "save model.state_dict() by itself or under one of these keys",
         )
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise DataError(
-        f"{raw.path}: no known layout: {len(names)} tensors ({shown})" + _foreign(names),
-        "known are ResNets under torchvision's names, bare or below encoder_q., backbone., encoder. and the like; rename the "
+        f"{raw.path}: unknown layout: {len(names)} tensors ({shown})" + _foreign(names),
+        "supported are ResNets with torchvision's names, bare or below encoder_q., backbone., encoder. and the like; rename the "
         "tensors to torchvision's names and save them with safetensors (docs/checkpoints.md)",
     )
 

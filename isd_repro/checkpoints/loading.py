@@ -1,4 +1,4 @@
-"""Checkpoints as encoders: read, recognise, account for every tensor, build."""
+"""Loads the encoders of a checkpoint: read, recognise the layout, account for every tensor, build."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Statistics = Literal["own", "student"]
 
 
 class Header(Frozen):
-    """What our encoder files say of themselves, as far as loading needs it; other keys are allowed."""
+    """The keys in our encoder files' headers that loading needs; other keys are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -112,7 +112,7 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
             exactly those of its architecture: each one missing, surplus, misshapen or not finite is named.
     """
     if teacher_bn == "student" and which == "student":
-        raise ConfigError("--teacher-bn student: no teacher is asked for", "add --which teacher or --which both")
+        raise ConfigError("--teacher-bn student: no teacher is evaluated", "add --which teacher or --which both")
     raw = read.read(path)
     parsed, header = layouts.parse(raw), _header(raw)
     wanted = ("student", "teacher") if which == "both" else (which,)
@@ -232,7 +232,7 @@ def _header(raw: read.Raw) -> Header | None:
         return Header.model_validate(raw.header)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataError(f"{raw.path}: not an encoder's identity: {problems}", "run `pretrain` again") from error
+        raise DataError(f"{raw.path}: its header is not that of an encoder: {problems}", "run `pretrain` again") from error
 
 
 def _names(parsed: Parsed, raw: read.Raw) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def _tensors_of(parsed: Parsed, encoder: str, teacher_bn: Statistics, raw: read.
     if encoder not in names:
         raise DataError(
             f"{raw.path}: no {encoder} in it (layout {parsed.rule.name}: {', '.join(names) or 'no encoder'})",
-            f"use --which {names[0]}" if names else "the file holds no backbone",
+            f"use --which {names[0]}" if names else "the file contains no backbone",
         )
     own = dict(parsed.encoders.get(encoder, {}))
     if encoder == "teacher" and teacher_bn == "student":
@@ -266,9 +266,9 @@ def _blueprint(parsed: Parsed, tensors: Mapping[str, Entry], header: Header | No
     notes = [parsed.rule.note] if parsed.rule.note and (parsed.rule.small_padding == 1 or found.small) else []
     if found.family == "resnet-narrow":
         grid = "as --arch says" if ":" in arch else "the default; --arch resnet-narrow:N says otherwise"
-        notes.append(f"the pooling grid cannot be seen from shapes: {found.pool} x {found.pool}, {grid}")
+        notes.append(f"the pooling grid does not show in the shapes: {found.pool} x {found.pool}, {grid}")
     elif found.small:
-        notes.append("3x3 stem: taken to have stride 1 and no max-pool, which shapes do not show")
+        notes.append("3x3 stem: assumed to have stride 1 and no max-pool, which shapes do not show")
     return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
 
 
@@ -285,7 +285,7 @@ def _own(header: Header, tensors: Mapping[str, Entry], arch: str, where: str) ->
         shapes = {key: tuple(entry.tensor.shape) for key, entry in tensors.items()}
         settle(replace(infer(shapes, where), pool=config.pool), arch, where, pool_known=True)
     elif arch not in {AUTO, "pixels"}:
-        raise DataError(f"{where}: --arch says {arch}, and the file holds raw pixels", "leave --arch at auto")
+        raise DataError(f"{where}: --arch says {arch}, but the file is the raw-pixels encoder", "leave --arch at auto")
     return _Blueprint(network, name, config.channels, ())
 
 
@@ -303,7 +303,7 @@ def _contradiction(raw: read.Raw, archs: Iterable[str]) -> list[str]:
     stated = [place["arch"] for place in places if isinstance(place, dict) and isinstance(place.get("arch"), str)]
     family = re.compile(r"(?:wide_)?resnet(?:\d+|-narrow)")
     return [
-        f"the file calls itself {one_line(name)}, and the shapes of its tensors say {arch}"
+        f"the file calls itself {one_line(name)}, but its tensor shapes say {arch}"
         for name in dict.fromkeys(stated)
         for arch in archs
         if (said := family.match(name.lower())) and (shown := family.match(arch)) and said.group() != shown.group()
@@ -317,4 +317,4 @@ def _conversions(parsed: Parsed, used: Mapping[str, set[str]]) -> list[str]:
         for entry in parsed.entries
         if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())
     }
-    return [f"weights are {kind} in the file and float32 here" for kind in sorted(kinds - {"float32"})]
+    return [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds - {"float32"})]

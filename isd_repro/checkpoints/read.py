@@ -1,4 +1,4 @@
-"""Safe reading: what a file is, by its bytes, and the tensors in it. No code in a file is ever run.
+"""Safe reading: recognises a file by its bytes and reads its tensors. No code in a file is ever run.
 
 Pickles go through torch's restricted unpickler (`weights_only=True`) with one addition, `argparse.Namespace`, which holds
 plain values and which the authors' scripts save beside the weights. Whatever else a pickle asks for is refused.
@@ -44,7 +44,7 @@ CONVERT = (
 )
 # First bytes of what people hand over by mistake: (offset, bytes, what it is, what to do).
 _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"version https://git-lfs", "a Git LFS pointer and not the file it points to", "fetch the file with `git lfs pull`"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
     (0, b"BZh", "a bzip2 archive", "unpack it first"),
     (0, b"\xfd7zXZ", "an xz archive", "unpack it first"),
@@ -52,17 +52,17 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
         257,
         b"ustar",
         "a tar archive",
-        "unpack it first; a checkpoint from before torch 0.4 has to be saved anew with a later torch",
+        "unpack it first; a checkpoint from before torch 0.4 must be saved again with a later torch",
     ),
     (0, b"\x89HDF", "an HDF5 file (Keras?)", "export the weights as safetensors under torchvision's names"),
     (0, b"\x93NUMPY", "a NumPy array", "export the weights as safetensors under torchvision's names"),
-    (0, b"GGUF", "a GGUF file", "ResNets are not kept in this format"),
+    (0, b"GGUF", "a GGUF file", "ResNets are not stored in this format; use a torch or safetensors checkpoint"),
 )
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A file's content, before any of it is believed."""
+    """The content of a file, before any check."""
 
     path: Path
     sha256: str
@@ -89,7 +89,10 @@ def read(path: Path) -> Raw:
         form, tree = "torch legacy", _torch_load(path, content)
     for place, _ in tensors_in(tree, path):
         if not place.isprintable():
-            raise DataError(f"{path}: a tensor's name cannot be shown: {ascii(place)[:200]}", "no network has such a name")
+            raise DataError(
+                f"{path}: a tensor's name cannot be shown: {ascii(place)[:200]}",
+                "a tensor's name must consist of visible characters",
+            )
     return Raw(path, hashlib.sha256(content).hexdigest(), len(content), form, tree, header)
 
 
@@ -100,7 +103,7 @@ def _content(path: Path) -> bytes:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 what = "a pipe or a device, not a file"
-                raise DataError(f"{path}: {what}", f"write it to the disk first; expected {_FORMATS}")
+                raise DataError(f"{path}: {what}", f"write it to disk first; expected {_FORMATS}")
             if before.st_size == 0:
                 raise DataError(f"{path}: empty file", "the copy or download failed; fetch it again")
             head = file.read(4096)
@@ -110,14 +113,14 @@ def _content(path: Path) -> bytes:
             content = file.readall()
             after = os.fstat(file.fileno())
     except IsADirectoryError as error:
-        raise DataError(f"{path}: a directory, not a file", f"name the file inside it; expected {_FORMATS}") from error
+        raise DataError(f"{path}: a directory, not a file", f"give a file inside it; expected {_FORMATS}") from error
     except FileNotFoundError as error:
-        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        what = "a link to a file that does not exist" if path.is_symlink() else "no such file"
         raise DataError(f"{path}: {what}", f"expected {_FORMATS}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", f"expected {_FORMATS}") from error
     if len(content) != before.st_size or _state(before) != _state(after):
-        raise DataError(f"{path}: changed while it was being read", "wait until whatever writes it has finished, then run again")
+        raise DataError(f"{path}: changed while it was being read", "wait until it has been written completely, then run again")
     return content
 
 
@@ -147,7 +150,7 @@ def tensors_in(tree: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
         if tensors > MAX_TENSORS or nodes + len(stack) > MAX_NODES or depth > MAX_DEPTH:
             raise DataError(
                 f"{path}: absurd content: more than {MAX_TENSORS:,} tensors, {MAX_NODES:,} values or {MAX_DEPTH} levels",
-                "no ResNet checkpoint is like this; do not trust the file",
+                "no ResNet checkpoint looks like this; do not trust the file",
             )
 
 
@@ -195,7 +198,7 @@ def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
     names = {info.filename.partition("/")[2]: info for info in infos}
     if "constants.pkl" in names:
         raise DataError(
-            f"{path}: a TorchScript archive, which holds code", "save the module's state_dict() with torch.save and give that"
+            f"{path}: a TorchScript archive, which holds code", "save the module's state_dict() with torch.save and use that file"
         )
     if "data.pkl" not in names:
         raise DataError(f"{path}: a zip archive that torch.save did not write", f"expected {_FORMATS}")
@@ -213,7 +216,7 @@ def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
     try:
         check_zip(io.BytesIO(content))
     except zipfile.BadZipFile as error:
-        hint = "fetch it again; a file that torch wrote without checksums has to be saved anew with them"
+        hint = "fetch it again; a file that torch wrote without checksums must be saved again with them"
         raise DataError(f"{path}: damaged torch archive: {error}", hint) from error
     return _torch_load(path, content)
 
@@ -236,14 +239,14 @@ def _torch_load(path: Path, content: bytes) -> dict[str, Any]:
     for place, tensor in tensors_in(tree, path):
         if tensor.is_meta:
             raise DataError(
-                f"{path}: {place} {tuple(tensor.shape)} has a shape and no values (torch's meta device)",
-                "the model was saved before its weights were loaded; save it again from one that has them",
+                f"{path}: {place} {tuple(tensor.shape)} has a shape but no values (torch's meta device)",
+                "the model was saved before its weights were loaded; load them and save it again",
             )
         if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > len(content):
             raise DataError(
                 f"{path}: absurd tensor: {place} {tuple(tensor.shape)} {tensor.dtype} is sparse or larger than the file of "
                 f"{len(content):,} bytes",
-                "no checkpoint of a ResNet holds one; do not trust the file",
+                "no ResNet checkpoint contains such a tensor; do not trust the file",
             )
     return tree
 
@@ -278,14 +281,12 @@ def _unknown(path: Path, head: bytes) -> DataError:
     if re.match(rb"\x08[\x01-\x14][\x12\x1a:B]", head):
         return DataError(
             f"{path}: looks like an ONNX model",
-            "ONNX holds a graph under names of its own; give the checkpoint that it was exported from",
+            "ONNX files use their own names; use the checkpoint from which it was exported",
         )
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) and _is_utf8(head):
         kind = "a web page" if head.lstrip()[:1] == b"<" else "a text file"
-        return DataError(
-            f"{path}: {kind}, not a checkpoint", f"the download went wrong or it is another file; expected {_FORMATS}"
-        )
-    return DataError(f"{path}: of no known form (first bytes {head[:8].hex(' ')})", f"expected {_FORMATS}")
+        return DataError(f"{path}: {kind}, not a checkpoint", f"the download failed or it is the wrong file; expected {_FORMATS}")
+    return DataError(f"{path}: unknown file format (first bytes {head[:8].hex(' ')})", f"expected {_FORMATS}")
 
 
 def _is_utf8(head: bytes) -> bool:

@@ -1,1 +1,1 @@
-"""`params.yaml`: every key with its type and range, and one reader that names the line of every mistake."""
+"""`params.yaml`: every key with its type and range, and a reader whose errors name line and key."""

@@ -1,4 +1,4 @@
-"""What every parameter block and record is made of: the strict base model, and the types of single values."""
+"""The strict base model of parameter blocks and records, and the types of single values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Many = Annotated[tuple[_Item, ...], Strict(False)]  # strict models take a list 
 
 def _words(text: str) -> str:
     if not all(each == "\n" or is_visible(each) for each in text):
-        raise ValueError("has characters that cannot be seen, such as controls of a terminal or of the direction of text")
+        raise ValueError("contains invisible characters, such as terminal or text-direction control codes")
     return text
 
 

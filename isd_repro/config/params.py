@@ -117,7 +117,7 @@ class Store(Frozen):
         if not isinstance(given, dict) or "size" not in given:
             return given
         if "side" in given:
-            raise ValueError("side and size are the same key; give side alone")
+            raise ValueError("side and size are the same key; give only side")
         return {"side" if key == "size" else key: value for key, value in given.items()}
 
     @model_serializer(mode="wrap")
@@ -129,7 +129,7 @@ class Store(Frozen):
     @model_validator(mode="after")
     def _side_goes_with_resize(self) -> Store:
         if (self.side is None) != (self.resize == "none"):
-            raise ValueError("side is needed by resize square and short-side, and by no other")
+            raise ValueError("side must be given with resize square or short-side, and only then")
         return self
 
 
@@ -148,7 +148,7 @@ class Subset(Frozen):
 
 
 class BackboneConfig(Frozen):
-    """The encoder: torchvision's ResNets, a narrow one for CPUs, or raw pixels as a reference without weights."""
+    """The encoder: a ResNet of torchvision, a narrow ResNet for CPUs, or raw pixels as a reference without weights."""
 
     arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
@@ -241,7 +241,7 @@ class View(Frozen):
 
 
 class Data(Frozen):
-    """Which subset a run reads and what it makes of its images."""
+    """The subset that a run is trained on, and the transforms of its images."""
 
     subset: Name
     image_size: Pixels  # side of the square that the encoder sees
@@ -253,7 +253,7 @@ class Data(Frozen):
 
 
 class Numerics(Frozen):
-    """What fixes the arithmetic of a run."""
+    """Settings that determine the arithmetic of a run."""
 
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
@@ -265,7 +265,7 @@ class Numerics(Frozen):
 
 
 class Run(Frozen):
-    """One pretraining and all it yields."""
+    """One pretraining run."""
 
     label: Words  # the row's name in tables; changes no number
     notes: Many[Words] = ()  # DEVIATIONS ids and remarks shown beside the row
@@ -285,7 +285,7 @@ class Run(Frozen):
             found = f"{len(self.data.mean)} means, {len(self.data.std)} deviations, {channels} channels"
             raise ValueError(f"data: {found}; each channel needs one mean and one std")
         if self.backbone.arch == "pixels" and self.optim.epochs:
-            raise ValueError("optim.epochs: a backbone without weights cannot be trained; use 0 with backbone.arch pixels")
+            raise ValueError("optim.epochs: the backbone `pixels` has no weights to train; set optim.epochs to 0")
         return self
 
 
@@ -331,7 +331,7 @@ class Trials(Frozen):
 
 
 class ReportConfig(Frozen):
-    """What a report page says of itself."""
+    """Title and text of the report page."""
 
     title: Words
     caption: Words
@@ -348,7 +348,7 @@ class ReportConfig(Frozen):
 
 
 class Efficiency(Frozen):
-    """Changes speed and never a number."""
+    """Settings that affect speed but no result."""
 
     log_every: Count = 10  # steps between two reads of the loss
     checkpoint_every: Count = 1  # epochs between two resume points
@@ -357,7 +357,7 @@ class Efficiency(Frozen):
 
 
 class Tracking(Frozen):
-    """Where metrics go beside `metrics.jsonl`."""
+    """Weights & Biases tracking, in addition to `metrics.jsonl`."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     project: Words = "isd-repro"
@@ -390,22 +390,22 @@ class Params(Frozen):
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
         if PurePath(self.root).is_absolute():
-            raise ValueError(
-                f"root: {self.root!r} is absolute; the repository is named from the profile's folder, as '../..' does"
-            )
+            raise ValueError(f"root: {self.root!r} is absolute; give a path relative to the profile's folder, such as '../..'")
         for key, run in self.runs.items():
             if run.data.subset not in self.subsets:
-                raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is none of {sorted(self.subsets)}")
+                raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is not one of {sorted(self.subsets)}")
             packed = self.subsets[run.data.subset].store.channels
             if packed != run.backbone.channels:
-                raise ValueError(f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset packs {packed}")
+                raise ValueError(
+                    f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset has {packed}-channel images"
+                )
         if self.trajectory_runs and not self.efficiency.snapshot_every:
-            raise ValueError("trajectory_runs: no snapshot is kept; set efficiency.snapshot_every")
+            raise ValueError("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
         if self.transfer_runs and not self.evaluation.transfer.sets:
-            raise ValueError("transfer_runs: there is nothing to transfer to; name data sets in evaluation.transfer.sets")
+            raise ValueError("transfer_runs: no target data sets; list them in evaluation.transfer.sets")
         listed = [*self.linear_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
         listed += [*self.report.exploratory, *(run for table in self.report.paper for run in table.rows)]
         for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
             if key not in self.runs:
-                raise ValueError(f"{key!r} in a list of runs or in report is none of the runs {sorted(self.runs)}")
+                raise ValueError(f"{key!r} in a list of runs or in report is not one of the runs {sorted(self.runs)}")
         return self

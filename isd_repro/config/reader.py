@@ -31,7 +31,7 @@ def load(path: Path) -> tuple[Params, Layout]:
         ConfigError: the file is missing, is not YAML, or breaks a rule; every broken rule is named at once, with its line.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file", "run from a folder with a params.yaml, or name one with --params")
+        raise ConfigError(f"{path}: no such file", "run the command in a folder with a params.yaml, or give one with --params")
     try:
         text = path.read_text("utf-8")
         tree = YAML(typ="rt").load(text)
@@ -42,7 +42,7 @@ def load(path: Path) -> tuple[Params, Layout]:
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}:1: not YAML in UTF-8: {error}", "save the file as UTF-8 text") from error
     except Exception as error:
-        raise ConfigError(f"{path}:1: a value cannot be read ({error})", "look for a damaged number, date or tag") from error
+        raise ConfigError(f"{path}:1: a value cannot be parsed ({error})", "check numbers, dates and tags in the file") from error
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}:1: expected a mapping of groups, found {type(tree).__name__}", "see docs/params.md")
     try:
@@ -121,7 +121,7 @@ def _brief(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python prints
-        return "an absurdly long number"
+        return "a number with too many digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

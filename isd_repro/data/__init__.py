@@ -1,1 +1,1 @@
-"""Images: where they come from, which are drawn, how they are packed and read, and how views are made of them."""
+"""Image data: sources, subsets, packing and reading, augmentation, and labelled target sets."""

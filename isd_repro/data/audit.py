@@ -1,4 +1,4 @@
-"""`data audit` and `data lists`: what lists of unbalanced subsets hold and confound, and whether they are the published ones.
+"""Commands `data audit` and `data lists`: contents and confounds of lists of unbalanced subsets, and whether they are published.
 
 Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
 drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
@@ -42,7 +42,7 @@ class Animals:
 
 @dataclass(frozen=True)
 class Audit:
-    """What one list holds.
+    """The contents of one list.
 
     Attributes:
         name: of the file.
@@ -75,7 +75,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two lists share.
+    """The overlap of two lists.
 
     Attributes:
         first, second: names of the files.
@@ -112,7 +112,7 @@ def find_lists(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(path.glob("*.txt"), key=_natural)
             if not inside:
-                raise DataError(f"{path}: has no *.txt", f"the published lists are in {LISTS_ORIGIN}")
+                raise DataError(f"{path}: contains no *.txt file", f"the published lists are in {LISTS_ORIGIN}")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -170,7 +170,10 @@ def _audit(path: Path, found: AuthorsList, words: Mapping[str, str]) -> Audit:
     classes, large = sorted(found.classes), set(found.large)
     rare = [cls for cls in classes if cls not in large]
     if not large:
-        raise DataError(f"{path}: every class has {sizes[classes[0]]} images, so none is large", "it is no unbalanced list")
+        raise DataError(
+            f"{path}: every class has {sizes[classes[0]]} images, so none is large",
+            "expected a list of an unbalanced subset, with large and rare classes",
+        )
     last = max(place for place, cls in enumerate(classes, start=1) if cls in large)
     return Audit(
         name=path.name,
@@ -227,7 +230,7 @@ than size."""
 
 
 def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> None:
-    """Print what the lists hold, what each two share, and what "large" and "rare" are confounded with.
+    """Print the contents of the lists, the overlap of each pair, and what "large" and "rare" are confounded with.
 
     Raises:
         DataError: a file is missing or no list.
@@ -247,7 +250,7 @@ def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> None:
     _print_table(heads, [*rows, together + [""] * (len(heads) - len(together))])
     sys.stdout.write(_LEGEND + "\n")
     if report.overlaps:
-        heads = ["lists", "classes in both", "large", "rare", "images in both", "of rare classes", "expected of these"]
+        heads = ["lists", "classes in both", "large", "rare", "images in both", "of classes rare in both", "expected by chance"]
         pairs = [(f"{row.first} {row.second}", row) for row in report.overlaps]
         _print_table(
             heads,
@@ -274,7 +277,7 @@ def lists(folder: Path) -> None:
         shown = f", sha256 {found}" if state == "different" else ""
         out.print(f"{name}.txt: {state}{shown}", markup=False, soft_wrap=True)
     if wrong:
-        hint = f"the published lists are in {LISTS_ORIGIN} on GitHub; copy them as they are"
+        hint = f"the published lists are in {LISTS_ORIGIN} on GitHub; copy them unchanged"
         found = f"{len(wrong)} of {len(LIST_SHA256)} lists are not the published ones: {', '.join(wrong)}"
         raise DataError(f"{folder}: {found}", hint)
 

@@ -1,4 +1,4 @@
-"""Images for people to look at: thumbnails, and grids of training views, of queries beside their nearest images and of clusters.
+"""Thumbnails, and grids of training views, of queries with their nearest images, and of clusters.
 
 Thumbnails of a data set are for the reader's own machine and are never committed.
 """

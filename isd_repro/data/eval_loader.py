@@ -44,11 +44,11 @@ class Reader(Protocol):
         """As `Store.read`."""
 
     def ahead(self, index: Tensor) -> None:
-        """These positions will be read next; a hint that changes nothing but speed."""
+        """Announce the positions that will be read next; this affects speed only."""
 
 
 class ViewSettings(Protocol):
-    """How an evaluation augments the images that it learns from.
+    """How an evaluation augments its training images.
 
     Attributes:
         batch_size: images of a step.

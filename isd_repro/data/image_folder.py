@@ -1,4 +1,4 @@
-"""Images of a folder or a zip that no `prepare` has packed: hashed once and decoded whenever they are needed.
+"""Images of a folder or zip that was not packed by `prepare`: hashed once, and decoded whenever they are needed.
 
 The manifest is the one that `prepare` would make of all these images, so its hash is the same; the pixels are those of a
 store packed with resize `none`. Any image that PIL decodes is converted as the store does it: to RGB for an encoder of
@@ -31,8 +31,8 @@ from isd_repro.data.subsets import parse_list
 from isd_repro.runtime.errors import DataError, printable
 
 _SHOWN = 5
-_REPAIR = "repair these files or take them out of the folder"
-_WHERE = "name a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files; docs/data.md lists other layouts"
+_REPAIR = "repair these files or remove them from the folder"
+_WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files; docs/data.md lists other layouts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,10 @@ class FileReader:
         try:
             payload = self._listing.fetch(located)
             if hashlib.sha256(payload).hexdigest() != self._digests[at]:  # these very bytes are decoded
-                raise DataError(f"{name_of(located)}: changed while it was being read", "leave the images alone and run again")
+                raise DataError(
+                    f"{name_of(located)}: changed while it was being read",
+                    "do not change the images during an evaluation; run it again",
+                )
             return convert(self._listing.decode(payload), self._settings)
         except UnreadableError as error:
             raise DataError(f"{name_of(located)}: cannot be decoded ({error})", _REPAIR) from error
@@ -167,7 +170,7 @@ def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...],
     if listed is None:
         return images, (), {at for at, image in enumerate(images) if image.split == "train"}, ()
     if not listed.is_file():
-        raise DataError(f"{listed}: no such list", "name one of the authors' files, D1.txt to D10.txt")
+        raise DataError(f"{listed}: no such list", "give one of the authors' files, D1.txt to D10.txt")
     authors = parse_list(listed)
     absent = sorted(set(authors.classes) - {image.cls for image in images})
     if absent:

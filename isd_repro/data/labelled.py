@@ -1,4 +1,4 @@
-"""Which images count as labelled where few do: those of a published list by file name, or a draw by class.
+"""The labelled images of few-label evaluations: those of a published list, or a random draw per class.
 
 The published lists are SimCLR's 1 % and 10 % of ImageNet, one file name a line (`n01440764_10026.JPEG`), read from a folder
 that an environment variable names. A draw takes the same share of every class, at least one image, by a permutation that
@@ -81,7 +81,7 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
     bare = sorted(set(search.label.tolist()) - set(search.label[chosen].tolist()))
     if bare:
         first = prepared.manifest.classes[bare[0]]
-        raise DataError(f"{source}: {len(bare)} classes have no labelled image, first {first}", ORIGIN)
+        raise DataError(f"{source}: {len(bare)} classes have no labelled image; the first is {first}", ORIGIN)
     digest = hashlib.sha256("".join(f"{images[place].cls}\t{images[place].file}\n" for place in at).encode())
     return Labelled(chosen, Split(search.index[chosen], search.label[chosen]), source, digest.hexdigest(), list_sha256)
 

@@ -1,4 +1,4 @@
-"""Which images a subset has, what each is for, and a prepared subset as the stages after `prepare` read it.
+"""Manifests, which list a subset's images and their roles, and the prepared subset that later stages read.
 
 A manifest is two files: `images.tsv`, one row an image (split, class, file, sha256 of its bytes, roles), and
 `manifest.json`, a small header. Neither holds a path, a time or a machine: equal images and roles are equal bytes,
@@ -95,7 +95,7 @@ class Manifest:
         return digest.hexdigest()
 
     def identity(self) -> ManifestIdentity:
-        """What records say of this manifest."""
+        """The manifest as records state it."""
         return ManifestIdentity(
             sha256=self.sha256,
             dataset=self.dataset,
@@ -143,7 +143,7 @@ def read_header(folder: Path) -> Header:
     """Read `manifest.json` alone; `DataError` where it is missing or not a manifest's header."""
     path = folder / HEADER
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "run `prepare` for this subset; `dvc repro` runs all that is needed")
+        raise DataError(f"{path}: no such file", "run `prepare` for this subset; `dvc repro` runs every stage that is needed")
     try:
         return Header.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -169,7 +169,7 @@ def read(folder: Path) -> Manifest:
     differing |= set(claimed.large).difference(claimed.classes)
     if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
         first = min(differing, default="their order")
-        raise DataError(f"{path}: its classes are not those of {HEADER}, first difference: {first}", _AGAIN)
+        raise DataError(f"{path}: its classes are not those of {HEADER}; the first difference is {first}", _AGAIN)
     manifest = Manifest(
         dataset=claimed.dataset,
         subset=claimed.subset,
@@ -239,7 +239,7 @@ class Prepared:
 
     @cached_property
     def identity(self) -> ManifestIdentity:
-        """What records say of the manifest."""
+        """The manifest as records state it."""
         return self.manifest.identity()
 
     def split(self, name: Literal["train", "search", "query"]) -> Split:
@@ -278,7 +278,7 @@ def open_prepared(folder: Path, memory: Path | None = None, workers: int | None 
     """
     header = read_header(folder)
     if header.store is None:
-        raise DataError(f"{folder / HEADER}: names no store", _AGAIN)
+        raise DataError(f"{folder / HEADER}: does not name a store", _AGAIN)
     manifest = read(folder)
     store = Store(store_folder(folder, manifest, header.store), header.store, workers)
     if len(store) != len(manifest.images):
@@ -295,4 +295,6 @@ def store_folder(folder: Path, manifest: Manifest, info: StoreInfo) -> Path:
 
 def pack_root() -> Path:
     """The folder of external stores; `DataError` where ISD_PACK_ROOT is not set."""
-    return files.named_path(PACK_ROOT, "the store of this subset is external: name a folder with room for packed images")
+    return files.named_path(
+        PACK_ROOT, "the store of this subset is external: set it to a folder with enough space for packed images"
+    )

@@ -1,13 +1,13 @@
-"""Packing images into a store by threads, and going on with an external pack that a kill interrupted.
+"""Packs images into a store with threads, and continues an external pack that was interrupted.
 
 Pillow releases Python's lock while it decodes, resizes and encodes, so threads are enough. Images come out in their order and
 a bounded number is under way: the number of threads changes no byte, and memory does not grow with the source.
 
 An external pack may be hours of work, so `journal.jsonl` beside its file says what it holds. After every `BLOCK` images the
 file is brought to the disk, and then the journal gets one line: what became of each image of the block, and the sha256 of the
-file so far. A line that is torn, or a block whose bytes do not have their hash any more, ends what is believed; the work goes
-on from there, and the finished pack has the bytes of one that nothing interrupted. The journal stays beside a finished pack,
-which is used again where every image of the source still has the bytes that were packed.
+file so far. A line that is torn, or a block whose bytes do not have their hash any more, ends the part that is trusted; packing
+continues from there, and the finished pack has the bytes of one that nothing interrupted. The journal stays beside a finished
+pack, which is used again if every image of the source still has the bytes that were packed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Outcome = Entry | str  # a string says why the image could not be read
 
 @dataclass
 class _Begun:
-    """An unfinished or finished pack, as far as its journal is believed."""
+    """An unfinished or finished pack, up to the last block that its journal proves."""
 
     done: list[Outcome] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)  # over the bytes of `done`
@@ -58,14 +58,14 @@ class _Begun:
 
 @dataclass(frozen=True)
 class Packer:
-    """What is packed, by how many threads, and who is told.
+    """Packs the images of a source with several threads.
 
     Attributes:
         listing: the source, open.
         images: what to pack, in the store's order.
         store: how.
         threads: that read, decode and encode.
-        say: takes one plain line for the user.
+        say: called with a message for the user.
         advance: called with a number of images that are done, or with a negative one: these have to be done again.
     """
 
@@ -89,9 +89,9 @@ class Packer:
         begun = self._read_journal(folder, key)
         done = begun.done
         if begun.problem:
-            self.say(f"{begun.problem}; packing again from there")
+            self.say(f"{begun.problem}; packing again from that block")
         if done:
-            self.say(f"going on after {len(done)} of {len(self.images)} images")
+            self.say(f"continuing after {len(done)} of {len(self.images)} images")
         self.advance(len(done))
         with ExitStack() as stack:
             writer = stack.enter_context(StoreWriter(folder, self.store, _rows(done), begun.digest))
@@ -125,9 +125,9 @@ class Packer:
                 problem = f"{path}: missing, damaged or too short"
             problem = problem or self._changed(found.done)
             if not problem:
-                self.say(f"the images are as they were packed in {folder}, which is used again")
+                self.say(f"the images are unchanged since they were packed in {folder}; this pack is used again")
                 return folder, found.done, info
-            self.say(f"{problem}; {folder} is not used, packing again")
+            self.say(f"{problem}; {folder} cannot be used, so the images are packed again")
         return None
 
     def _changed(self, done: Sequence[Outcome]) -> str:
@@ -135,7 +135,7 @@ class Packer:
         for at, (outcome, found) in enumerate(zip(done, in_order(self._sha256, self.images, self.threads), strict=True)):
             if isinstance(outcome, Entry) and outcome.sha256 != found:
                 self.advance(-at)
-                return f"{name_of(self.images[at])} is not what was packed"
+                return f"{name_of(self.images[at])} has changed since it was packed"
             self.advance(1)
         return ""
 
@@ -177,9 +177,9 @@ class Packer:
                 readable = [image for image in self._failed(block, first) if isinstance(self._read(image)[0], Entry)]
                 if digest.hexdigest() != sha256:
                     where = f"bytes {start} to {end}, images {first} to {first + len(block) - 1}"
-                    found.problem = f"{path}: {where} are not what {JOURNAL} says"
+                    found.problem = f"{path}: {where} do not match {JOURNAL}"
                 elif readable:
-                    found.problem = f"{name_of(readable[0])} could not be read and now can"
+                    found.problem = f"{name_of(readable[0])} could not be read before and can be now"
                 if found.problem:
                     break
                 found.done += block
@@ -207,7 +207,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 
 
 def name_of(image: Located) -> str:
-    """As messages and manifests name an image."""
+    """The name of an image in messages and manifests."""
     return f"{image.split}/{image.cls}/{image.file}"
 
 

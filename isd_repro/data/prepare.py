@@ -84,7 +84,7 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
 
 
 def rule_of(subset: Subset) -> dict[str, object]:
-    """Everything that decides which images a subset has and how they are packed, for provenance."""
+    """All settings that determine which images a subset has and how they are packed, for provenance."""
     return {
         "source": subset.source.name,
         **subset.rule.model_dump(mode="json"),
@@ -123,7 +123,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
     try:
         with ExitStack() as stack:
             lock = folder.with_name(f".lock_{name}")
-            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
+            stack.enter_context(files.exclusive(lock, f"subset {name!r}: another process is already preparing {folder}"))
             prefix = f".partial_{name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
@@ -142,7 +142,8 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
             _replace(made, folder)
     except OSError as error:
         raise DataError(
-            f"cannot write {error.filename or folder}: {error.strerror}", "free space or permit writing, then run again"
+            f"cannot write {error.filename or folder}: {error.strerror}",
+            "free disk space or allow writing to the folder, then run again",
         ) from error
     return manifest
 
@@ -177,7 +178,7 @@ def _manifest(
             kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
     if len(dropped) > subset.corrupt_share * len(used):
         found = f"{len(dropped)} of {len(used)} images are unreadable, more than corrupt_share {subset.corrupt_share:g} allows"
-        hint = "repair these images, or raise corrupt_share to leave them out"
+        hint = "repair these images, or raise corrupt_share to skip them"
         raise DataError(f"subset {name!r}: {found}; first {_reasons(dropped)}", hint)
 
     def placed(positions: Positions) -> Positions:
@@ -205,7 +206,7 @@ def _manifest(
 def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], used: int, say: Say) -> None:
     """Say what was left out, and which images have other bytes than an older manifest of the same data set in `folder` says."""
     if dropped:
-        say(f"left out {len(dropped)} of {used} images as unreadable: {_reasons(dropped)}")
+        say(f"skipped {len(dropped)} of {used} images that cannot be read: {_reasons(dropped)}")
     try:
         before = manifests.read(folder)
     except DataError:
@@ -214,7 +215,7 @@ def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], u
     keys = (((image.split, image.cls, image.file), image.sha256) for image in manifest.images)
     changed = ["/".join(key) for key, digest in keys if known.get(key, digest) != digest]
     if changed and before.dataset == manifest.dataset:
-        say(f"{len(changed)} images have other bytes than when this subset was last prepared: {_first(changed)}")
+        say(f"{len(changed)} images have changed since this subset was last prepared: {_first(changed)}")
 
 
 def _reasons(dropped: dict[str, str]) -> str:
@@ -233,7 +234,7 @@ def _first(names: Sequence[str]) -> str:
 def _unfinished(root: Path, key: str) -> Iterator[Path]:
     """The folder of an unfinished pack, which stays where the block fails."""
     folder = root / f".partial-{key}"
-    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: these images are already being packed"):
+    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: another process is already packing these images"):
         folder.mkdir(exist_ok=True)
         try:
             yield folder

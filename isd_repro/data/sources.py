@@ -1,4 +1,4 @@
-"""Where images come from: every source gives the same sorted list of (split, class, file) and a way to read each image.
+"""Image sources: each gives a sorted list of (split, class, file) and a way to read each image.
 
 An image's hash is over its file's bytes, so a zip, its unpacked folder and a plain folder of the same images agree. The
 sources without files (`digits`, `cifar10`, `cifar100`) generate file names and hash the raw pixels instead. Nothing is ever
@@ -46,7 +46,7 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG of 
 
 
 class UnreadableError(Exception):
-    """An image's bytes cannot be read or decoded; the caller counts it."""
+    """An image cannot be read or decoded; the caller counts such images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ _TINY = "val_annotations.txt"
 _KAGGLE = "LOC_val_solution.csv"
 _DEVKIT = "ILSVRC2012_devkit_t12/data/"
 _NO_CLASSES = f"""\
-put {_KAGGLE} (Kaggle) or ILSVRC2012_devkit_t12 (image-net.org, unpacked) beside the images' folder, or set {LABELS_ENV} \
+put {_KAGGLE} (Kaggle) or ILSVRC2012_devkit_t12 (image-net.org, unpacked) next to the image folder, or set {LABELS_ENV} \
 to a list with file and class on each line, or with the class of each image in the order of the files' names"""
 _UNPACK = """\
 unpack them: mkdir train val; tar -xf ILSVRC2012_img_val.tar -C val; tar -xf ILSVRC2012_img_train.tar -C train; \
@@ -119,9 +119,9 @@ _ELSEWHERE = (  # what people have in place of train and val: a pattern of names
     ("*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
     ("data/*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
     ("*.tar", "tar files, perhaps WebDataset shards", "unpack the images to train/<class>/ and val/<class>/"),
-    ("cifar-10*", "CIFAR-10 in its own form", "set the subset's source.name to cifar10"),
-    ("cifar-100*", "CIFAR-100 in its own form", "set the subset's source.name to cifar100"),
-    ("stl10_binary", "STL-10 in its own form", "write the images to train/<class>/ and val/<class>/"),
+    ("cifar-10*", "CIFAR-10 in its published format", "set the subset's source.name to cifar10"),
+    ("cifar-100*", "CIFAR-100 in its published format", "set the subset's source.name to cifar100"),
+    ("stl10_binary", "STL-10 in its published format", "write the images to train/<class>/ and val/<class>/"),
 )
 
 
@@ -224,11 +224,11 @@ def _list_images(root: Path, tree: _Tree) -> Listing:
         labels = _labels(root, tree, flat, sorted(found), sorted({cls for _, cls in classes}))
         classes |= {("val", cls) for cls in labels.values()}
         images += [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
-    notes = [] if val.lower().endswith("val") else [f"the validation images are those of {val}"]
+    notes = [] if val.lower().endswith("val") else [f"the validation images were read from {val}"]
     kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
     if kinds:
         shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
-        notes.append(f"{sum(count for _, count in kinds)} files or folders under train and val were passed over: {shown}")
+        notes.append(f"{sum(count for _, count in kinds)} files or folders under train and val were ignored: {shown}")
     return Listing(_checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, tuple(notes))
 
 
@@ -243,13 +243,13 @@ def _find_splits(root: Path, tree: _Tree) -> tuple[str, str]:
             return f"{base}{train[0]}", f"{base}{val[0]}"
         if train:
             found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join(_VAL)}"
-            raise DataError(found, "put the validation images beside it, in val/<class>/")
+            raise DataError(found, "put the validation images next to it, in val/<class>/")
     if root.is_dir():
         for pattern, what, hint in _ELSEWHERE:
             if any(root.glob(pattern)):
                 raise DataError(f"{root}: holds {what}, and no folder 'train'", hint)
     shown = f"; its folders are {', '.join(top[:_SHOWN])}" if top else ""
-    raise DataError(f"{root}: has no folder 'train'{shown}", "name the folder that holds train and val")
+    raise DataError(f"{root}: has no folder 'train'{shown}", "give the folder that contains train and val")
 
 
 def _folders_of(tree: _Tree, base: str) -> dict[str, str]:
@@ -349,14 +349,14 @@ def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: S
                 break
         else:
             raise DataError(
-                f"{root}: {flat} holds {len(files)} images in one folder, and no file says their classes", _NO_CLASSES
+                f"{root}: {flat} holds {len(files)} images in one folder, and no file gives their classes", _NO_CLASSES
             )
     unknown = [file for file in files if file not in found]
     absent = sorted(found.keys() - set(files))
     if unknown:
         raise DataError(f"{root}: {flat}/{unknown[0]} has no class in {where}", "unpack the images and their classes again")
     if absent:
-        message = f"{where} names {len(absent)} images that are absent, first {absent[0]}"
+        message = f"{where} names {len(absent)} images that do not exist; the first is {absent[0]}"
         raise DataError(f"{root}: {message}", "unpack the images again")
     return found
 
@@ -414,14 +414,14 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
         alone = sorted(cls for part, cls in filled if part == split and (other, cls) not in filled)
         if alone:
             found = f"{len(alone)} classes are in {split} but not in {other}, first {alone[0]}"
-            raise DataError(f"{root}: {found}", "both splits need the same classes")
+            raise DataError(f"{root}: {found}", "make sure that both splits have the same classes")
     if not images:
-        raise DataError(f"{root}: no images under train and val", "name the folder that holds train and val")
+        raise DataError(f"{root}: no images under train and val", "give the folder that contains train and val")
     ordered = sorted(images, key=_order)
     for image in ordered:
         name = f"{image.cls}{image.file}"
         if not image.cls or "/" in image.cls or image.cls in (".", ".."):
-            raise DataError(f"{root}: {image.cls!r} is no name of a class", "repair the annotations")
+            raise DataError(f"{root}: {image.cls!r} is not a valid class name", "repair the annotations")
         if not name.isprintable():
             raise DataError(f"{root}: {image.split}: {name!r} has control or undecodable characters", "rename the file or folder")
     for one, two in itertools.pairwise(ordered):
@@ -548,7 +548,9 @@ def cifar(root: Path, name: str) -> Listing:
             message = f"{root}: {form.folder} or {form.archive} is damaged ({type(error).__name__}: {error})"
             raise DataError(message, "fetch the archive again") from error
     forms = ", ".join(f"{form.folder} and {form.archive}" for form in _CIFAR[name])
-    raise DataError(f"{root}: has none of {forms}", "fetch one of the archives from its authors; nothing is downloaded here")
+    raise DataError(
+        f"{root}: has none of {forms}", "download one of the archives from its authors; isd-repro downloads no images"
+    )
 
 
 def _read_cifar(root: Path, form: _CifarForm, read: Callable[[str], bytes]) -> Listing:
@@ -588,7 +590,7 @@ class _ArraysOnly(pickle.Unpickler):
         arrays = module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer")
         if arrays or (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of CIFAR")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of CIFAR")
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _AGAIN = "run `prepare` for this subset again"
 
 
 class StoreInfo(Frozen):
-    """What a manifest says of its store: enough to recognise it and to notice damage."""
+    """A store as its manifest describes it, so that it can be recognised and checked for damage."""
 
     settings: params.Store
     images: int
@@ -222,7 +222,7 @@ class Store:
         found = self.path.stat().st_size if self.path.is_file() else None
         if found != info.bytes:
             state = "is missing" if found is None else f"has {found} bytes"
-            raise DataError(f"{self.path}: {state}, the manifest says {info.bytes} bytes", _AGAIN)
+            raise DataError(f"{self.path}: {state}, but the manifest says {info.bytes} bytes", _AGAIN)
         self._rows = rows
         self._workers = workers
         self._flat: Pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
@@ -310,7 +310,7 @@ class Store:
         """Hash every byte, or trust the `memory` of an unchanged file; `DataError` where the manifest says another hash."""
         found = remembered_sha256(self.path, memory)
         if found != self.info.sha256:
-            raise DataError(f"{self.path}: sha256 is {found}, the manifest says {self.info.sha256}", _AGAIN)
+            raise DataError(f"{self.path}: sha256 is {found}, but the manifest says {self.info.sha256}", _AGAIN)
 
 
 def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
@@ -320,7 +320,7 @@ def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != info.index_sha256:
-        raise DataError(f"{path}: damaged: sha256 is {found}, the manifest says {info.index_sha256}", _AGAIN)
+        raise DataError(f"{path}: damaged: sha256 is {found}, but the manifest says {info.index_sha256}", _AGAIN)
     rows: npt.NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64)
     if rows.shape != (info.images, _columns(info.settings)) or int(_lengths(rows, info.settings).sum()) != info.bytes:
         raise DataError(f"{path}: does not describe {info.images} images of {info.bytes} bytes, as the manifest says", _AGAIN)

@@ -1,4 +1,4 @@
-"""Which images a rule draws: pure functions of the image list, the rule and its seed.
+"""Subset rules: pure functions from the image list, the rule and its seed to the images of a subset.
 
 Every draw has its own generator, seeded by (seed, purpose, class), and works on the sorted list. So the order in which a
 file system lists images changes nothing, the rare images for a smaller n are a part of those for a larger n, and the search
@@ -44,7 +44,7 @@ _Groups = dict[tuple[str, str], list[int]]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a rule draws.
+    """The images that a rule draws.
 
     Attributes:
         classes: sorted.
@@ -164,8 +164,8 @@ def _draw(
             drawn += members
             continue
         if len(members) < per_class:
-            found = f"class {cls} has {len(members)} {split} images, {per_class} {purpose} images are wanted"
-            raise DataError(f"{where}: {found}", "ask for fewer images a class, or for other classes")
+            found = f"class {cls} has {len(members)} {split} images, but {per_class} {purpose} images are needed"
+            raise DataError(f"{where}: {found}", "ask for fewer images per class, or choose other classes")
         drawn += [members[at] for at in _permutation(len(members), seed, purpose, cls)[:per_class]]
     return drawn
 
@@ -175,7 +175,7 @@ def _classes(available: Sequence[str], wanted: int | None, seed: int, where: str
     if wanted is None:
         return tuple(available)
     if wanted > len(available):
-        raise DataError(f"{where}: the rule wants {wanted} classes, the source has {len(available)}", "lower `classes`")
+        raise DataError(f"{where}: the rule needs {wanted} classes, but the source has {len(available)}", "lower `classes`")
     return tuple(sorted(available[at] for at in _permutation(len(available), seed, "classes")[:wanted]))
 
 
@@ -190,17 +190,17 @@ def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where
         raise DataError(f"{where}: {rule.large} large classes of {len(classes)} leave no rare one", "lower `large`")
     if len(set(named)) != rule.large:
         found = f"large_classes names {len(set(named))} different classes, large is {rule.large}"
-        raise ConfigError(f"{where}: {found}", "make them agree")
+        raise ConfigError(f"{where}: {found}", "make the two numbers equal")
     for cls in named:
         if cls not in available:
             close = difflib.get_close_matches(cls, available, n=1)
             nearest = f"did you mean {close[0]!r}?" if close else f"the first are {', '.join(available[:5])}"
-            raise DataError(f"{where}: large class {cls!r} is none of the source's {len(available)} classes", nearest)
+            raise DataError(f"{where}: large class {cls!r} is not among the source's {len(available)} classes", nearest)
     wanted = len(available) if rule.classes is None else rule.classes
     if wanted <= rule.large:
         raise DataError(f"{where}: {rule.large} large classes of {wanted} leave no rare one", "lower `large`")
     if wanted > len(available):
-        raise DataError(f"{where}: the rule wants {wanted} classes, the source has {len(available)}", "lower `classes`")
+        raise DataError(f"{where}: the rule needs {wanted} classes, but the source has {len(available)}", "lower `classes`")
     others = [cls for cls in available if cls not in named]
     drawn = [others[at] for at in _permutation(len(others), rule.seed, "classes")[: wanted - rule.large]]
     return tuple(sorted((*named, *drawn))), tuple(sorted(named))
@@ -239,7 +239,7 @@ def parse_list(path: Path) -> AuthorsList:
         raise DataError(f"{path}:1: expected 'class names : ', found {lines[0] if lines else 'an empty file'!r}", hint)
     heads = [number for number, line in enumerate(lines) if line.strip() == "Train Images:"]
     if not heads:
-        raise DataError(f"{path}: has no line 'Train Images: '", hint)
+        raise DataError(f"{path}: contains no line 'Train Images: '", hint)
     classes = tuple(line.strip() for line in lines[1 : heads[0]])
     images: list[tuple[str, str]] = []
     known = set(classes)
@@ -270,15 +270,15 @@ def _open_list(rule: params.ListFile) -> tuple[AuthorsList, tuple[str, ...]]:
 
 def _find_listed(images: Sequence[Located], groups: _Groups, authors: AuthorsList, name: str) -> list[int]:
     """Positions of the listed images; `DataError` where the source lacks some."""
-    hint = "the lists name images of ImageNet's train folder; point the source at it"
+    hint = "the lists name images of ImageNet's train folder; point the source at that folder"
     absent = sorted(cls for cls in authors.classes if ("train", cls) not in groups)
     if absent:
-        found = f"{len(absent)} of its {len(authors.classes)} classes are not in the source, first {absent[0]}"
+        found = f"{len(absent)} of its {len(authors.classes)} classes are not in the source; the first is {absent[0]}"
         raise DataError(f"list {name}: {found}", hint)
     position = {(cls, images[at].file): at for cls in authors.classes for at in groups["train", cls]}
     missing = [image for image in authors.images if image not in position]
     if missing:
         first = ", ".join("/".join(image) for image in missing[:3])
-        found = f"{len(missing)} of its {len(authors.images)} images are not in the source, first {first}"
+        found = f"{len(missing)} of its {len(authors.images)} images are not in the source; the first is {first}"
         raise DataError(f"list {name}: {found}", hint)
     return [position[image] for image in authors.images]

@@ -1,4 +1,4 @@
-"""The target data sets of transfer: where torchvision reads each, how it is divided, and which metric the field reports.
+"""Target data sets of transfer: their torchvision readers, their splits, and the metric that the field reports.
 
 One row a set. The paper states neither division nor metric. Metrics, the sets with validation images of their own and the
 share of a fifth elsewhere are those of Ericsson et al. (CVPR 2021; linusericsson/ssl-transfer at 4e9b9c2, linear.py), who
@@ -137,7 +137,7 @@ SETS: dict[TransferName, TransferSet] = {
         needs=("caltech101/101_ObjectCategories/BACKGROUND_Google",),
         metric="mean-per-class",
         train_per_class=30,
-        note="DEV-20: torchvision leaves the background class out",
+        note="DEV-20: torchvision omits the background class",
     ),
     "flowers102": TransferSet(
         title="Oxford Flowers-102",
@@ -153,7 +153,7 @@ SETS: dict[TransferName, TransferSet] = {
         parts=_splits("train", "val", "test"),
         needs=_AIRCRAFT,
         metric="mean-per-class",
-        note="not in the paper; its group's later tables have it",
+        note="not in the paper, but in later tables of the same group",
     ),
     "cifar10-folder": TransferSet(
         title="CIFAR-10 in an image folder",
@@ -192,7 +192,7 @@ def root_of(name: TransferName) -> Path:
         UserError: the class needs scipy, which is not installed.
     """
     spec = SETS[name]
-    expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)} below it; nothing is downloaded"
+    expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)} inside it; isd-repro downloads nothing"
     root = files.named_path(spec.root_env, f"set it to the folder that holds {spec.title}: {expected}")
     missing = [need for need in spec.needs if not (root / need).exists()]
     if missing:
@@ -213,7 +213,7 @@ def open_set(name: TransferName) -> Opened:
             raise ValueError("its parts have different classes")
         order = _sun397(first, root) if name == "sun397" else [(part, at) for part in sets for at in range(len(sets[part]))]
     except (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)}; nothing is downloaded"
+        expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)}; isd-repro downloads nothing"
         raise DataError(f"{spec.root_env}={root}: {spec.title} cannot be read: {error}", expected) from error
 
     def get(at: int) -> tuple[Image.Image, int]:
@@ -236,7 +236,7 @@ def _folders(root: Path) -> dict[Part, Any]:
     module: Any = importlib.import_module("torchvision.datasets")
     present = [part for part in ("train", "val", "test") if (root / part).is_dir()]
     if len(present) < 2:
-        raise ValueError("it has neither test/<class>/ nor val/<class>/")
+        raise ValueError("it contains neither test/<class>/ nor val/<class>/")
     names: list[Part] = ["train", "val", "test"] if len(present) == 3 else ["train", "test"]
     return {name: module.ImageFolder(str(root / folder)) for name, folder in zip(names, present, strict=True)}
 
@@ -287,7 +287,7 @@ def divide(name: TransferName, part: Sequence[Part], label: Tensor, seed: int) -
         val, train = _drawn(name, train, label, lambda count: max(1, round(spec.val_share * count)), seed, "val")
     for key, found in (("train", train), ("val", val), ("test", test)):
         if not len(found):
-            raise DataError(f"{spec.title}: its {key} part is empty", f"look at the folder that {spec.root_env} names")
+            raise DataError(f"{spec.title}: its {key} part is empty", f"check the folder that {spec.root_env} names")
     return Division(train, val, test)
 
 
@@ -300,8 +300,10 @@ def _drawn(
         members = among[label[among] == cls]
         wanted = count(len(members))
         if wanted >= len(members):
-            found = f"class number {cls} has {len(members)} images, {wanted} are to be drawn for {purpose} and one must be left"
-            raise DataError(f"{SETS[name].title}: {found}", f"look at the folder that {SETS[name].root_env} names")
+            found = (
+                f"class number {cls} has {len(members)} images, but {wanted} are drawn for {purpose} and at least one must remain"
+            )
+            raise DataError(f"{SETS[name].title}: {found}", f"check the folder that {SETS[name].root_env} names")
         order = torch.randperm(len(members), generator=generator_of(seed, "transfer", name, purpose, cls))
         chosen.append(members[order[:wanted]])
     taken = torch.cat(chosen).sort().values
@@ -358,7 +360,7 @@ class TransferImages:
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{where} cannot be read: {error}", f"repair the folder that {spec.root_env} names") from error
         if not 0 <= label < len(self._opened.classes):
-            found = f"{where} has class number {label}, the set has {len(self._opened.classes)} classes"
+            found = f"{where} has class number {label}, but the set has {len(self._opened.classes)} classes"
             raise DataError(found, f"repair the annotations in the folder that {spec.root_env} names")
         digest = hashlib.sha256(f"{tuple(pixels.shape)}\n".encode() + pixels.numpy().tobytes()).hexdigest()
         size = torch.tensor([pixels.shape[1:]])
@@ -366,14 +368,16 @@ class TransferImages:
 
 
 def identity(name: TransferName, images: TransferImages, opened: Opened, division: Division, seed: int) -> ManifestIdentity:
-    """What a record says of a divided set; the hash is over (role, class, sha256 of pixels) of each image in the set's own order.
+    """A divided data set as a record states it.
+
+    The hash is over (role, class, sha256 of pixels) of each image in the set's own order.
 
     Args:
-        name: the set.
-        images: after all of them have been read.
-        opened: the same set.
-        division: how it was divided.
-        seed: of the division's draws.
+           name: the set.
+           images: after all of them have been read.
+           opened: the same set.
+           division: how it was divided.
+           seed: of the division's draws.
     """
     roles = {at: role for role in ("train", "val", "test") for at in getattr(division, role).tolist()}
     hasher = hashlib.sha256()

@@ -17,7 +17,7 @@ from isd_repro.runtime.errors import ConfigError
 
 
 def names() -> list[str]:
-    """Every method there is."""
+    """The names of all methods."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -27,7 +27,9 @@ def load(name: str) -> ModuleType:
         close = difflib.get_close_matches(name, names(), n=1)
         nearest = f"did you mean {close[0]!r}? " if close else ""
         known = ", ".join(names())
-        raise ConfigError(f"method.name: no method {name!r}", f"{nearest}known: {known}; a new one is one file in methods/")
+        raise ConfigError(
+            f"method.name: no method {name!r}", f"{nearest}known: {known}; a new method is one file in isd_repro/methods/"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -1,1 +1,1 @@
-"""What keeps a long run whole: files, locks, signals, exit codes, and the processes that train together."""
+"""Files, locks, signals, exit codes and distributed processes: what makes a long run reliable."""

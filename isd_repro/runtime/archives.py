@@ -1,4 +1,4 @@
-"""Whether a zip archive, which every file of `torch.save` is, holds what its index says."""
+"""Checks that a zip archive, the format of `torch.save`, matches its index."""
 
 from __future__ import annotations
 

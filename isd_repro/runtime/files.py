@@ -1,4 +1,4 @@
-"""Files that are whole or absent, locks that end with their process, and temporary folders.
+"""Atomic files, locks that end with their process, and temporary folders.
 
 Whoever writes holds a lock on what it writes, so what a killed process left behind can be told from work in progress by trying
 its lock: neither process ids nor file times are looked at.
@@ -29,7 +29,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class Busy(UserError):
-    """Another process holds what this one needs."""
+    """Another process holds a lock that this one needs."""
 
 
 def named_path(variable: str, hint: str) -> Path:
@@ -45,7 +45,7 @@ def named_path(variable: str, hint: str) -> Path:
     path = Path(value).expanduser()
     if not path.is_absolute():
         found = f"{variable}={value} is a relative path, which `dvc repro` would look for in the profile's folder"
-        raise DataError(found, f"give the whole path, from here {variable}={path.absolute()}")
+        raise DataError(found, f"use an absolute path; from the current folder: {variable}={path.absolute()}")
     return path
 
 
@@ -141,7 +141,7 @@ def _sync_folder(folder: Path) -> None:
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes; `DataError` where the file is missing."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "run the stage that makes it; `dvc repro` runs all that are needed")
+        raise DataError(f"{path}: no such file", "run the stage that writes it; `dvc repro` runs every stage that is needed")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -193,7 +193,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
     except Timeout as error:
         with suppress(OSError):
             busy = f"{busy} by {path.read_text('utf-8').strip() or 'another process'}"
-        raise Busy(busy, "wait for it, or stop it") from error
+        raise Busy(busy, "wait until it has finished, or stop it") from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -1,4 +1,4 @@
-"""Start a stage once more under torchrun, where `ISD_LAUNCHER` says so, and stop and end as one process would. No torch here.
+"""Run a stage under torchrun if `ISD_LAUNCHER` is set, with the signals and exit codes of a single process. No torch here.
 
 The launcher is a command such as `torchrun --nproc-per-node 4`; words before `torchrun` may be another launcher (`srun ...`). It
 belongs to a machine and changes no number, so it is no parameter. It is split into words, and no shell sees it.
@@ -31,12 +31,12 @@ _EVERY = 0.25  # seconds between two looks
 
 
 def ranks() -> int:
-    """How many processes torchrun started; 1 where it did not start this one."""
+    """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """The rank of this process."""
     return int(os.environ.get("RANK", "0")) if ranks() > 1 else 0
 
 
@@ -49,7 +49,7 @@ def start(stage: str, words: Sequence[str]) -> int | None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if ranks() > 1 and stage not in SHARED:
-            raise ConfigError(f"`{stage}` works in one process, and torchrun started {ranks()}", "start it without torchrun")
+            raise ConfigError(f"`{stage}` runs in one process, but torchrun started {ranks()}", "start it without torchrun")
         return None
     launcher = os.environ.get(LAUNCHER, "").strip()
     if not launcher or stage not in SHARED:
@@ -62,9 +62,9 @@ def command(launcher: str) -> list[str]:
     try:
         words = shlex.split(launcher)
     except ValueError as error:
-        raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "fix its quotes") from error
+        raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "fix the quotes") from error
     if "torchrun" not in words:
-        raise ConfigError(f"{LAUNCHER}: {launcher!r} does not call torchrun", "for instance: torchrun --nproc-per-node 4")
+        raise ConfigError(f"{LAUNCHER}: {launcher!r} does not call torchrun", "for example: torchrun --nproc-per-node 4")
     return [
         each
         for word in words
@@ -92,7 +92,8 @@ def _run(words: list[str]) -> int:
         codes = {path.name: int(path.read_text("utf-8")) for path in folder.iterdir() if path.name != _STOP}
         if child.returncode and not codes:
             raise UserError(
-                f"{LAUNCHER} ended with code {child.returncode}", "what it printed says why; the same command resumes"
+                f"{LAUNCHER} ended with code {child.returncode}",
+                "its output above says why; run the same command again to resume",
             )
         return code_of(codes, child.returncode)
 
@@ -123,14 +124,14 @@ def follow() -> None:
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-torchrun").start()
     node, _, pid = os.environ.get(_STARTER, "").rpartition(" ")
     if node == platform.node():
-        signals.follow(int(pid), "the end of the process that started torchrun")
+        signals.follow(int(pid), "the process that started torchrun has ended")
 
 
 def _follow(parent: int) -> None:
     asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
     while True:
         if os.getppid() != parent:
-            return signals.ask("the end of torchrun")
+            return signals.ask("torchrun has ended")
         if asked is not None and asked.exists():
             return signals.ask(asked.read_text("utf-8") or "a request")
         time.sleep(_EVERY)

@@ -1,4 +1,4 @@
-"""A clean stop: when a signal asks for one, or when the DVC that started this process is gone."""
+"""Clean stops: on a signal, or when the DVC process that started this one has ended."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def follow_dvc() -> None:
     DVC, asked to end or killed alone, leaves its stage running: an orphan that holds the device for days.
     """
     if "DVC_STAGE" in os.environ:
-        follow(_dvc(), "the end of DVC")
+        follow(_dvc(), "DVC has ended")
 
 
 def follow(pid: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The standard streams as a long run needs them: always there, and unable to stop it."""
+"""Standard streams for long runs: they always exist, and a failed write cannot stop the run."""
 
 from __future__ import annotations
 

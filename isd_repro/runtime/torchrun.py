@@ -1,4 +1,4 @@
-"""torchrun with an end that a user can read: the ranks say what was wrong, and here is said which were killed."""
+"""torchrun with readable errors: each rank reports its own error, and this module names the ranks that were killed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The training loop and what it needs; it knows no method."""
+"""The training loop and its parts; nothing here depends on a particular method."""

@@ -1,4 +1,4 @@
-"""What a run keeps between its processes: resume points, the code and arithmetic that trained it, and the list of attempts.
+"""Resume points, and with them the code and arithmetic that trained a run and the list of attempts.
 
 Batches are a pure function of (seed, step), so the step stands for every generator. The resume point before the newest is kept,
 and is used where the newest is damaged. A file that a crash left empty or torn is put aside, with a word, and stops no run.
@@ -48,7 +48,7 @@ def _scalar(value: Tensor) -> Tensor:
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
 class Progress:
-    """Where a run stands."""
+    """The progress of a run."""
 
     step: Natural = 0
     sums: dict[str, Annotated[Tensor, AfterValidator(_scalar)]] = field(default_factory=dict)  # of the epoch's metrics so far
@@ -60,11 +60,11 @@ class Progress:
 
 
 class Damaged(Exception):
-    """A resume point that cannot be used; the text says why."""
+    """A resume point cannot be used; the message says why."""
 
 
 def previous(path: Path) -> Path:
-    """Where the resume point before that at `path` is kept."""
+    """Path of the previous resume point."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -74,7 +74,7 @@ def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, 
 
 
 def dump(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> bytes:
-    """A resume point's content."""
+    """The content of a resume point."""
     buffer = io.BytesIO()
     state = {
         "fingerprint": fingerprint,
@@ -118,10 +118,10 @@ def load(
             continue
         if damaged:
             aside = put_aside(path)
-            say(f"{damaged[0]}; it is kept as {aside.name}, and the one before it, of step {progress.step}, is used")
+            say(f"{damaged[0]}; it is kept as {aside.name}, and the previous one, of step {progress.step}, is used")
         return progress
     if damaged:
-        raise DataError("; ".join(damaged), f"delete {'them' if len(damaged) > 1 else 'it'} to start this run afresh")
+        raise DataError("; ".join(damaged), f"delete {'them' if len(damaged) > 1 else 'it'} to restart this run")
     return Progress()
 
 
@@ -139,7 +139,7 @@ def take(source: Path | bytes, fingerprint: str, method: nn.Module, optimizer: O
     if state["fingerprint"] != fingerprint:
         where = source if isinstance(source, Path) else "state"
         found = f"{where}: belongs to configuration {state['fingerprint']}, not {fingerprint}"
-        raise DataError(found, "delete it to start this run afresh")
+        raise DataError(found, "delete it to restart this run")
     try:
         progress = _progress(state["progress"], device)
         method.load_state_dict(state["method"])
@@ -210,13 +210,13 @@ def share(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: P
     content = ranks.from_first(dump(fingerprint, method, optimizer, progress) if mine else b"")
     if mine:
         return progress
-    advice = "give every machine the same checkout, packages, parameters, images and number of threads"
+    advice = "use the same checkout, packages, parameters, images and number of threads on every machine"
     try:
         found = take(content, fingerprint, method, optimizer, next(method.parameters()).device)
     except (Damaged, DataError) as error:
-        raise UserError(f"rank {ranks.rank()} does not train what rank 0 trains ({error})", advice) from error
+        raise UserError(f"rank {ranks.rank()} does not train the same run as rank 0 ({error})", advice) from error
     if found.code != now:
-        raise UserError(f"rank {ranks.rank()} has other code than rank 0: {', '.join(_changed(found.code, now))}", advice)
+        raise UserError(f"rank {ranks.rank()} has different code from rank 0: {', '.join(_changed(found.code, now))}", advice)
     return found
 
 
@@ -258,14 +258,16 @@ def take_over(progress: Progress, now: Mapping[str, str], state: Path) -> None:
         changes = "; ".join(f"{name} was {before.get(name, 'absent')}, is {now.get(name, 'absent')}" for name in names)
         what = "arithmetic" if names == ["cpu"] else "code"
         restore = (
-            "train on the same kind of CPU with as many threads (OMP_NUM_THREADS)" if names == ["cpu"] else "restore that code"
+            "train on the same kind of CPU with as many threads (OMP_NUM_THREADS)"
+            if names == ["cpu"]
+            else "restore the earlier code"
         )
         if os.environ.get(ANYWAY) != "1":
             raise UserError(
-                f"{state}: other {what} than now trained this run up to step {progress.step}: {changes}",
-                f"{restore}; or delete the folder to start afresh; or set {ANYWAY}=1 to resume, and the record says so",
+                f"{state}: this run was trained up to step {progress.step} with different {what}: {changes}",
+                f"{restore}; or delete the folder to restart; or set {ANYWAY}=1 to resume anyway, which the record notes",
             )
-        progress.remarks.append(f"resumed after step {progress.step} under other {what} ({changes})")
+        progress.remarks.append(f"resumed after step {progress.step} with different {what} ({changes})")
     progress.code = dict(now)
 
 
@@ -295,7 +297,7 @@ class Attempts:
         try:
             self._before = _ATTEMPTS.validate_json(path.read_bytes()) if path.is_file() else ()
         except ValidationError as error:
-            say(f"{path}: damaged ({error.errors()[0]['msg']}); it is kept as {put_aside(path).name}, and the list begins anew")
+            say(f"{path}: damaged ({error.errors()[0]['msg']}); it is kept as {put_aside(path).name}, and a new list is started")
             progress.remarks.append(f"attempts before step {progress.step} are not listed: their file was damaged")
         self.note()
 

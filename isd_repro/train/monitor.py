@@ -1,4 +1,4 @@
-"""What is watched during training: numbers stay finite, embeddings stay different, and how fast it goes. It changes no number."""
+"""Monitoring of training: finite numbers, collapse of the embeddings, and speed. It does not change the training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN = 3  # names that a message lists
 
 
 class Diverged(UserError):
-    """Numbers that are not finite, or features that are none."""
+    """Training produced numbers or features that are not finite."""
 
 
 def gradient_norm(method: nn.Module) -> float:
@@ -90,7 +90,9 @@ def check_features(encoders: Mapping[str, nn.Module], images: Tensor) -> None:
         encoder.train(training)
         bad = int((~torch.isfinite(features).all(dim=1)).sum())
         if bad:
-            message = f"after the last step encoder {name!r} gives features that are not finite for {bad} of {len(images)} images"
+            message = (
+                f"after the last step encoder {name!r} produces features that are not finite for {bad} of {len(images)} images"
+            )
             raise Diverged(message, "the weights have grown without bound; lower optim.lr")
 
 
@@ -98,7 +100,7 @@ def check_features(encoders: Mapping[str, nn.Module], images: Tensor) -> None:
 
 
 def collapsed(row: Mapping[str, float]) -> bool:
-    """Whether an epoch's metrics say that all images have almost the same embedding."""
+    """Whether an epoch's embeddings have collapsed: almost the same embedding for every image."""
     return row.get(EMBEDDING_STD, math.inf) < LEAST_EMBEDDING_STD
 
 
@@ -130,7 +132,7 @@ class Labels(Protocol):
 
 
 class Monitor:
-    """Measures one process's epochs; the first may be the rest of an epoch that another process began."""
+    """Measures speed and memory of one process's epochs; the first may continue an epoch that another process began."""
 
     def __init__(self, method: nn.Module, labels: Labels, first_step: int) -> None:
         self._bank = next((part for part in method.modules() if isinstance(part, Bank)), None)
@@ -162,7 +164,7 @@ def bank_purity(bank: Bank, labels: Labels, step: int) -> float:
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process has held, in MiB: on the GPU where there is one, else resident."""
+    """Peak memory of this process in MiB: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: a prepared subset and a run's parameters in, encoders and a record out.
+"""Stage `pretrain`: train one run on a prepared subset; write its encoders and its record.
 
 Resume state is in `.state/<fingerprint>/` until the outputs are written, because DVC deletes outputs before a stage starts. The
 fingerprint covers every value that changes the result, so a changed temperature starts afresh. docs/reliability.md says what
@@ -71,7 +71,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
                 work.assist(stop)
             return
         state = work.state
-        busy = f"{state}: this run is already being trained"
+        busy = f"{state}: another process is already training this run"
         with files.exclusive(state / "lock", busy), signals.stop_on_signal() as stop:
             files.sweep(state.parent, _DONE)
             (state / RESUME_ME).unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Within the block torch computes with so many threads on the CPU; None changes nothing."""
+    """Set torch's number of CPU threads within the block; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -103,7 +103,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with everything resolved: what the fingerprint covers, and the module it trains."""
+    """A fully resolved run: everything that the fingerprint covers, and the module to train."""
 
     name: str
     run: Run
@@ -143,16 +143,18 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
 def _check_machine(run: Run) -> None:
     if run.optim.batch_size % ranks.world():
         found = f"optim.batch_size: {run.optim.batch_size} images for {ranks.world()} processes"
-        raise ConfigError(found, "start a number that divides the batch")
+        raise ConfigError(found, "start a number of processes that divides the batch size")
     if run.numerics.precision == "bf16" and not torch.cuda.is_available() and not products.multiplies_bf16():
-        raise ConfigError("numerics.precision: bf16 needs a CUDA device or a CPU that multiplies it", "use float32 here")
+        raise ConfigError(
+            "numerics.precision: bf16 needs a CUDA device or a CPU with bf16 instructions", "set numerics.precision to float32"
+        )
 
 
 # --- one process's work ---------------------------------------------------------------------------------------------------
 
 
 class _Work:
-    """What a process does between taking a run's lock and writing its outputs."""
+    """One process's work on a run, between taking its lock and writing its outputs."""
 
     def __init__(self, plan: Plan, batches: Batches, params: Params, layout: Layout, console: Console) -> None:
         self.plan, self.batches, self.params, self.layout, self.console = plan, batches, params, layout, console
@@ -169,12 +171,12 @@ class _Work:
         self.console.print(f"{self.plan.name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def owner(self) -> bytes:
-        """JSON that tells whoever finds the state of a dead run whose it is."""
+        """JSON that identifies the run to which an abandoned state folder belongs."""
         owner = {"profile": self.params.profile, "run": self.plan.name, "config": self.plan.config}
         return json.dumps(owner, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
     def resume(self) -> Progress:
-        """Where the run stands, its state restored."""
+        """Restore the run's state and return its progress."""
         if self.optimizer is None:
             self.rows.touch()
             return Progress(sources=[provenance.source_hash()])
@@ -184,7 +186,7 @@ class _Work:
         if progress.step > self.total or len(progress.curve) != progress.step // self.batches.steps_per_epoch:
             found = f"{progress.step} steps and {len(progress.curve)} epochs"
             expected = f"at most {self.total} steps, {self.batches.steps_per_epoch} an epoch"
-            raise DataError(f"{self.point}: has {found}, expected {expected}", f"delete {self.state} to start this run afresh")
+            raise DataError(f"{self.point}: has {found}, expected {expected}", f"delete {self.state} to restart this run")
         checkpoint.take_over(progress, self.code, self.state)
         if progress.step:
             self.say(f"resuming after step {progress.step}")
@@ -194,7 +196,7 @@ class _Work:
             truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
         except DataError as error:
             said = f"{error.message}; it is kept as {files.put_aside(self.rows).name}"
-            self.say(f"{said}, and the rows are written anew from the resume point")
+            self.say(f"{said}, and its rows are rewritten from the resume point")
         return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
     def equipment(self, progress: Progress) -> str:
@@ -207,11 +209,11 @@ class _Work:
             views = lambda: self.batches.at(progress.step).view_student  # noqa: E731
             compiled = engine.compile_(self.encoders, views, plan.device, numerics)
             for complaint in engine.complaints(kernels, compiled):
-                self.say(f"warning: {complaint}; the run goes on without")
+                self.say(f"warning: {complaint}; the run continues without it")
         return f"{device}{kernels}{compiled}" + (f", {ranks.world()} processes" if ranks.world() > 1 else "")
 
     def assist(self, stop: signals.StopRequest) -> None:
-        """What a rank other than 0 does: take its state, train with it, and leave the rest to it."""
+        """The work of every rank but 0: receive rank 0's state and train; rank 0 does the rest."""
         if self.optimizer is None:
             return
         progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), self.code)
@@ -219,7 +221,7 @@ class _Work:
         self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 
     def train(self, progress: Progress, log: Attempts, stop: signals.StopRequest) -> None:
-        """To the end of the last epoch, through the loop."""
+        """Train to the end of the last epoch."""
         if self.optimizer is None:
             return
         plan, params = self.plan, self.params
@@ -285,7 +287,7 @@ class _Work:
         write_record(layout.record(plan.name, "pretrain"), record)
 
     def _save_encoders(self, path: Path, epoch: int | None = None) -> None:
-        """Write encoders as they are now, tensors named `<encoder>.<name>`, with what the file says of itself."""
+        """Write the current encoders, tensors named `<encoder>.<name>`, with the file's identity in its header."""
         plan, run = self.plan, self.plan.run
         identity = {
             "profile": self.params.profile,
@@ -324,7 +326,7 @@ class _Work:
             tracker.log({**row, **health, **({"warning": "collapse"} if collapsed else {})})
             if collapsed:
                 found = f"embedding std {row[monitor.EMBEDDING_STD]:.2g}, below {monitor.LEAST_EMBEDDING_STD:g}"
-                self.say(f"warning: the embeddings have collapsed in epoch {at}: {found}")
+                self.say(f"warning: the embeddings collapsed in epoch {at}: {found}")
             if every and at % every == 0 and at < epochs:
                 self._save_encoders(self.state / SNAPSHOTS / snapshot_name(at), at)
             if not self.console.is_terminal:
@@ -336,13 +338,13 @@ class _Work:
         return epoch
 
     def _ask_for_resume(self, progress: Progress) -> None:
-        """Tell wrappers what DVC's exit code hides."""
+        """Leave a file `resume-me` for job scripts, since DVC's exit code hides a preemption."""
         command = shlex.join(["isd-repro", "pretrain", self.plan.name, "--params", str(self.layout.file)])
         text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"
         files.write_atomic(self.state / RESUME_ME, text.encode())
 
     def _with_resume_point(self, error: UserError) -> UserError:
-        last = f"{self.point}, of step {self.saved}" if self.saved else "none, it failed before the first"
+        last = f"{self.point}, of step {self.saved}" if self.saved else "none; the run failed before the first was saved"
         return type(error)(f"{error.message}; last good resume point: {last}", error.hint)
 
 
@@ -358,7 +360,7 @@ def _export_snapshots(kept: Path, folder: Path) -> None:
 
 
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
-    """Both views of the first images that the run sees, and a caption."""
+    """The student's and the teacher's views of the first training images, with a caption."""
     batch = batches.at(0)
     rows = [
         contact_sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)
@@ -369,5 +371,5 @@ def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
 def _epoch_of(row: Mapping[str, Any], path: Path) -> float:
     epoch = row.get("epoch")
     if not isinstance(epoch, int | float):
-        raise DataError(f"{path}: a row without the number of its epoch: {str(row)[:100]}", "delete the line")
+        raise DataError(f"{path}: a row has no epoch number: {str(row)[:100]}", "delete this line")
     return epoch
