@@ -1,1 +1,1 @@
-"""From committed records to tables, figures and a page: every printed number is computed here, none is typed."""
+"""Reports: tables, figures and a page from committed records. Every printed number is computed here."""

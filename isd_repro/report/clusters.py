@@ -1,4 +1,4 @@
-"""Clusters of frozen features, and how pure they are.
+"""k-means clusters of frozen features, and their purity.
 
 k-means on L2-normalised features with as many clusters as classes, as the paper's cluster figure has 1,000 on ImageNet; shown
 are random members of random clusters. The paper prints no number beside it. Here each cluster has its
@@ -97,7 +97,7 @@ def fit(features: Tensor, k: int, seed: int) -> Clusters:
         UserError: scikit-learn is not installed.
     """
     if not 1 <= k <= len(features):
-        raise ConfigError(f"--k: {k} clusters asked of {len(features)} images", "give a number between 1 and the images")
+        raise ConfigError(f"--k: {k} clusters of {len(features)} images", "give a number from 1 to the number of images")
     require_finite(features, "search features")
     with scikit_learn():
         from sklearn.cluster import KMeans

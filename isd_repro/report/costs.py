@@ -1,4 +1,4 @@
-"""What the runs cost: CPU- and GPU-hours of every attempt, those that failed or were killed included.
+"""Cost of the runs: CPU- and GPU-hours of every attempt, including those that failed or were killed.
 
 A stage's CPU-hours are its seconds times its threads, so they are what it kept from others and an upper bound of what it
 used. A run without a list of attempts shows the seconds of its record: work that a kill threw away is not in it.
@@ -80,7 +80,7 @@ def table(costs: Sequence[Cost]) -> CostTable:
     rows = [(*key[:3], str(len(members)), key[3], *_hours(members)) for key, members in grouped.items()]
     sums = [("All", "", "", str(len(costs)), "", *_hours(costs))] if costs else []
     lost = [cost for cost in costs if cost.outcome in ("failed", "killed")]
-    notes = ["CPU-hours are wall time times threads, an upper bound of what was used."]
+    notes = ["CPU-hours are wall-clock time times threads, an upper bound of the CPU time used."]
     if lost:
         notes.append(f"{len(lost)} attempts failed or were killed: {text.duration(sum(cost.seconds for cost in lost))}.")
     heads = ("Run", "Stage", "Outcome", "Attempts", "Device", "Wall time", "CPU-hours", "GPU-hours")

@@ -48,7 +48,7 @@ def dashboard(params: Params, layout: Layout, dry_run: Path | None, *, anonymous
     if dry_run is not None:
         content = json.dumps(views, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomic(dry_run, content.encode())
-        console.print(f"{dry_run}: what would be built; nothing was sent", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{dry_run}: description of the views; nothing was sent", highlight=False, markup=False, soft_wrap=True)
         return
     with session.hide_identity(anonymous):
         addresses = saved_views.save(views, tracking, layout.root)
@@ -67,7 +67,7 @@ def describe(params: Params, layout: Layout) -> dict[str, Any]:
         sets = [{"name": job_type, "filter": f"{tag} and JobType = '{job_type}'"} for job_type in job_types]
         blocks += [{"heading": title}, {"runs": sets, "panels": panels}]
     failed = {"name": "failed", "filter": f"State in ['failed', 'crashed'] and {tag}"}
-    blocks += [{"heading": "Runs that failed"}, {"runs": [failed], "panels": [_panel("lines", "Loss of failed runs", ["loss"])]}]
+    blocks += [{"heading": "Failed runs"}, {"runs": [failed], "panels": [_panel("lines", "Loss of failed runs", ["loss"])]}]
     return {
         "report": {
             "title": params.report.title[:128],
@@ -109,7 +109,7 @@ def _sections(params: Params, found: Records) -> dict[str, tuple[list[str], list
         **({"Heads": (list(scores), heads)} if scores else {}),
         "Training": (["pretrain"], [_panel("lines", title, keys) for title, keys in health.items()]),
         "Mean and s.d. by method": (["pretrain"], [_panel("lines", title, keys, _METHOD) for title, keys in health.items()]),
-        "What a network sees and finds": (
+        "Images: views, neighbours and clusters": (
             ["pretrain", *scores, "figures"],
             [_panel("media", "Views, neighbours, anchors and clusters", pictures)],
         ),

@@ -1,4 +1,4 @@
-"""Every cell of a report as JSON and CSV, ours and the paper's, with what stands behind each."""
+"""Every cell of a report as JSON and CSV, ours and the paper's, with its provenance."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def differences(comparisons: Sequence[Comparison], first: str, second: str, boun
     rule = (
         ""
         if bound is None
-        else f" The rule asks for an interval above 0, and calls one below the dashed line at {bound:+g} a contradiction."
+        else f" By the rule, an interval above 0 is support and one below the dashed line ({bound:+g}) is contradiction."
     )
     caption = f"Dots: draws. Diamonds: their mean with its 95 % interval over draws.{rule}"
     return Figure("differences", f"{first} less {second}: differences in {metric} accuracy, points", caption, draw)
@@ -169,7 +169,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
     where = subsets[0] if len(subsets) == 1 else f"{subsets[0]} to {subsets[-1]}"
     many = any(len(of_group) > 1 for *_, known in rows for of_group in known)
-    what = "Every run is a dot, with a bar at the mean" if many else "One run each, with its 95 % interval over queries"
+    what = "Each dot is a run, and the bar is their mean" if many else "Each dot is one run with its 95 % interval over queries"
     name, title = f"scores-{where.replace(' ', '-')}", f"{where}: {metric} accuracy of the student, percent"
     return Figure(name, title, f"{what}. The axis does not start at zero.", draw)
 
@@ -230,7 +230,7 @@ def losses(params: Params, records: Records) -> Figure | None:
             ax.set_xlabel("epoch")
         return figure
 
-    caption = "Mean loss by epoch, a line a run. Methods minimise different losses, so heights cannot be compared between panels."
+    caption = "Mean loss by epoch, one line per run. Methods minimise different losses, so panels cannot be compared."
     return Figure("loss-curves", "Training loss by epoch", caption, draw)
 
 
@@ -265,11 +265,9 @@ def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, 
         _legend(figure, [*known, *((encoder, {"color": UNTRAINED, "linestyle": ours[encoder]}) for encoder in ours)], 6)
         return figure
 
-    beside = (
-        " Thin lines with squares: the paper's Figure 2, read off the figure (dashed: student, dotted: teacher)." if paper else ""
-    )
+    beside = " Thin lines with squares: the paper's Figure 2, digitised (dashed: student, dotted: teacher)." if paper else ""
     title = f"{subset}: {metric} accuracy by epoch, percent"
-    caption = f"Encoders kept during training; solid: student, dashed: teacher.{beside}"
+    caption = f"Encoders saved during training; solid: student, dashed: teacher.{beside}"
     return Figure(f"trajectory-{subset}", title, caption, draw)
 
 
@@ -294,7 +292,7 @@ def embedding(facts: Mapping[str, Any]) -> Figure:
         return figure
 
     title = f"t-SNE of {len(facts['class_of_point'])} validation images, {facts['encoder']}"
-    return Figure("tsne", title, "Distances between groups, their sizes and the axes mean nothing.", draw)
+    return Figure("tsne", title, "Distances between groups, sizes of groups and the axes have no meaning.", draw)
 
 
 def canvas(

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers: how many are checked, and whatever is odd about a record."""
+"""Footnotes of a report: how many numbers are checked, and irregularities of records."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def verified(records: Records) -> tuple[int, int]:
 
 
 def footnotes(params: Params, records: Records) -> list[str]:
-    """One sentence for each thing that is odd."""
+    """One sentence for each irregularity."""
     recorded = verified(records)[1]
     notes = []
     if recorded:
         notes.append(
-            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): no predictions are stored, so nothing checks them."
+            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): without stored predictions they cannot be recomputed."
         )
     parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
     for words, named in (
@@ -38,20 +38,18 @@ def footnotes(params: Params, records: Records) -> list[str]:
     for name, run in records.runs.items():
         if run.pretrain:
             if len(run.pretrain.sources) > 1:
-                notes.append(
-                    f"{name} was trained in {len(run.pretrain.sources)} sessions under different versions of the source."
-                )
+                notes.append(f"{name} was trained in {len(run.pretrain.sources)} sessions with different versions of the source.")
             notes += [f"{name}: {warning}." for warning in run.pretrain.warnings]
             if changed := changes(params.runs[name], run.pretrain.config):
-                notes.append(f"{name} was made with other parameters than params.yaml states now: {'; '.join(changed)}.")
+                notes.append(f"{name} was made with parameters that differ from the current params.yaml: {'; '.join(changed)}.")
     notes += _externals(params, records)
     if records.strays:
-        notes.append(f"Records without a run in params.yaml, not shown: {text.listing(list(records.strays))}.")
+        notes.append(f"Records without a run in params.yaml are not shown: {text.listing(list(records.strays))}.")
     return notes
 
 
 def _externals(params: Params, records: Records) -> list[str]:
-    """What is known of each evaluated checkpoint, or why it has no row."""
+    """The source of each evaluated checkpoint, or why it has no row."""
     single = [subsets[0] for subsets in families(params) if len(subsets) == 1]
     shown = {external.record.name for subset in single for external in externals_of(params, records, subset)}
     notes = []
@@ -59,7 +57,7 @@ def _externals(params: Params, records: Records) -> list[str]:
         record = external.record
         protocols = text.listing([f"{part.kind}: {part.protocol}" for part in record.evaluations])
         about = f"{external.label} is an evaluated checkpoint, not a run of this profile: {record.file}, sha256 {record.sha256}"
-        where = "" if record.name in shown else "; it has no row, because no table here is of the same images"
+        where = "" if record.name in shown else "; it has no row, because no table here uses the same images"
         notes.append(f"{about} ({record.layout}, {record.arch}; {protocols}){where}. Made by {record.command}.")
         notes += [f"{external.label}: {warning}." for warning in record.warnings]
     return notes

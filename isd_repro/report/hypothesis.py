@@ -1,4 +1,4 @@
-"""One method less another over draws of a subset: means, intervals and tests, and the verdict of a rule set before the runs."""
+"""The difference of two methods over draws of a subset: means, intervals, tests, and the verdict of a rule fixed beforehand."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def _sides(params: Params, asked: Hypothesis) -> tuple[list[str], Runs, Runs]:
         known += found if len(subsets) > 1 else []
     missing = text.listing([name for name in (asked.first, asked.second) if name not in known])
     raise ConfigError(
-        f"report.hypothesis: {missing or 'the two'} is no method of repeated draws; there are {text.listing(known) or 'none'}",
-        "name methods as the labels of their runs do, without subset and seed",
+        f"report.hypothesis: no repeated draws of {missing or 'both methods'}; known: {text.listing(known) or 'none'}",
+        "name methods by their runs' labels, without subset and seed",
     )
 
 
@@ -231,7 +231,7 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
         rows.append(Row(done.name, statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)))
     within = _within_classes(comparisons)
     rows += within
-    n = f"n = {len(comparisons[0].draws)} of {draws} draws, those that have both methods; seeds averaged within a draw first."
+    n = f"n = {len(comparisons[0].draws)} of {draws} draws, those with both methods; seeds are averaged within a draw first."
     columns = statistic_columns(*pair, (OVER_DRAWS, OVER_CLASSES))
     notes = (n, NOTE, *([WITHIN] if within else []))
     return Table(name, title, "Queries", columns, tuple(rows), notes=notes, sortable=False)
@@ -282,7 +282,7 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
     lead = f"{asked.first} above {asked.second} on {asked.group} queries ({key[1]}, {asked.encoder})"
     done, subsets = compared(params, records, asked, key), _sides(params, asked)[0]
     if done is None:
-        return Finding(lead, f"not known: no draw of {len(subsets)} has both methods.")
+        return Finding(lead, f"unknown: none of the {len(subsets)} draws has runs of both methods.")
     verdict, values = outcome(asked, done.values), done.values
     said = f"{text.signed(fmean(values), 2)} points on average over {len(values)} of {len(subsets)} draws"
     if interval := intervals.student_interval(values):
@@ -292,7 +292,7 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
     if asked.contradicted_below is None:
         return Finding(lead, f"{said}. A secondary outcome, without a verdict.")
     if verdict == "no verdict":
-        return Finding(lead, f"no verdict: {said}; the rule asks for {asked.draws} draws or more.")
+        return Finding(lead, f"no verdict: {said}; the rule requires {asked.draws} draws or more.")
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
     return Finding(
         lead,

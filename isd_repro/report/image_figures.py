@@ -1,4 +1,4 @@
-"""Command `figures`: what a run's encoders group, what they take for similar, and how their features lie, with the images.
+"""Command `figures`: clusters, nearest anchors and t-SNE of a run's features, shown with the images.
 
 Writes into `runs/<run>/figures/`, which git ignores: thumbnails of a data set are not ours to publish. No stage of the
 pipeline, since no number of a table depends on it. All that is drawn is rendered from `figures.json` and the packed images.
@@ -245,7 +245,7 @@ def _embedding(method: Frozen) -> dict[str, str | bool]:
     """How far what is compared here is what the loss compared: an encoder file holds no projector and no predictor."""
     pooled = "pooled features of the backbone, L2-normalised"
     if getattr(method, "bank_size", None) is None:
-        known = f"{pooled}; the method compares nothing with a bank"
+        known = f"{pooled}; the method has no bank"
         return {"teacher_as_in_training": False, "teacher": known, "student": known}
     same = getattr(method, "heads", None) == "none"
     behind = f"{pooled}, and not the output of the {{}} behind it, which training compared and an encoder file lacks"

@@ -31,7 +31,11 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     anchors = [[image["position"] for image in (row["query"], *row["anchors"])] for row in facts["anchors"]["shown"]]
     who, bank = facts["clusters"]["encoder"], facts["anchors"]["bank"]
     return [
-        ("clusters", clusters, f"Random members of random clusters, one a row: k-means of the search images under the {who}."),
+        (
+            "clusters",
+            clusters,
+            f"Random members of random clusters, one cluster per row: k-means of the search images under the {who}.",
+        ),
         (
             "anchors",
             anchors,

@@ -23,9 +23,9 @@ from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
 
 LAST = "last point's scores"
 _NOTE = (
-    "Encoders kept during training, n = {n} queries (rare and large: a part of them). No predictions of them are stored, so these"
-    " numbers are recorded only (\N{DAGGER}); a run's last epoch is its own encoder, recomputed as elsewhere. One run each; 95 %"
-    " intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
+    "Encoders saved during training, n = {n} queries (rare and large: a part of them). Their predictions are not stored, so these"
+    " numbers are recorded only (\N{DAGGER}); a run's last epoch is its exported encoder, whose scores are recomputed. One run"
+    " each; 95 % intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
 )
 
 
@@ -154,14 +154,14 @@ def curve_table(
     sizes = {score.n for name in names if name in found for point in found[name].points for score in point.scores}
     halves = [(cell.high - cell.low) / 2 for row in rows for cell in row.cells if cell.low is not None and cell.high is not None]
     notes = [_NOTE.format(n=f"{max(sizes):,}", low=min(halves), high=max(halves))] if halves else []
-    notes += ["The paper's figure: read off to about 0.15 points; no verdict."] if paper else []
+    notes += ["The paper's figure was digitised to about 0.15 points; there is no verdict."] if paper else []
     title = f"Teacher and student over training: {subset}, {metric}"
     columns = tuple(Column("Epoch", str(epoch)) for epoch in epochs)
     return Table(f"trajectory-{subset}", title, "Run, encoder, queries", columns, tuple(rows), notes=tuple(notes), sortable=False)
 
 
 def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping[int, Score], epoch: int) -> Cell:
-    cell, score = Cell("not run", (run,), *key, detail="no snapshot of this epoch"), points.get(epoch)
+    cell, score = Cell("not run", (run,), *key, detail="no snapshot at this epoch"), points.get(epoch)
     if score is None:
         return cell if not points else replace(cell, kind="none")
     own = records.runs[run].evaluation(key[1])

@@ -1,4 +1,4 @@
-"""Stage `report`: committed records in, tables, figures and a page out."""
+"""Stage `report`: writes tables, figures and a page from the committed records."""
 
 from __future__ import annotations
 

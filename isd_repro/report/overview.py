@@ -1,4 +1,4 @@
-"""The first lines of a page: its result in one sentence, and what was run, how large, how certain and what is missing."""
+"""The top of a page: its result in one sentence, then what was run, scale, certainty and what is missing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
             said.append(f"{text.listing(values)} on {group} queries")
             seeds = [cell.count or 1 for cell in cells]
             behind = (
-                f"means of {seeds[0]} and {seeds[1]} seeds" if max(seeds) > 1 else "one training each, so the seed may decide"
+                f"means of {seeds[0]} and {seeds[1]} seeds"
+                if max(seeds) > 1
+                else "one training each, so the difference may be due to the seed"
             )
     return f"{text.listing(list(pair))} reach {text.listing(said)} ({metric}, student; {behind})." if said else ""
 
@@ -77,9 +79,9 @@ def facts(params: Params, records: Records, tables: Sequence[Table]) -> list[Fac
     """A few facts as (question, answer), all computed."""
     found = [
         ("What was run", _run(params, records)),
-        ("At which scale", _scale(params, records)),
+        ("Scale", _scale(params, records)),
         ("How certain", _certainty(params, records, tables)),
-        ("Beside the paper", _verdicts(params, tables)),
+        ("Compared with the paper", _verdicts(params, tables)),
         ("Not done", _missing(params, records)),
     ]
     return [(question, answer) for question, answer in found if answer]
@@ -88,7 +90,7 @@ def facts(params: Params, records: Records, tables: Sequence[Table]) -> list[Fac
 def _run(params: Params, records: Records) -> str:
     evaluated = [name for name, found in records.runs.items() if found.evaluations]
     if not evaluated:
-        return f"Nothing yet: none of {len(params.runs)} runs has a record."
+        return f"Nothing yet: none of the {len(params.runs)} runs has a record."
     trained = sum(bool(found.pretrain and params.runs[name].optim.epochs) for name, found in records.runs.items())
     recomputed, recorded = verified(records)
     checked = "all" if not recorded else f"{text.count(recomputed)} of"
@@ -132,11 +134,11 @@ def _certainty(params: Params, records: Records, tables: Sequence[Table]) -> str
         return ""
     seeds = max((sum(bool(records.runs[name].evaluations) for name in names) for names in _repeated(params)), default=1)
     draws = max((cell.count or 1 for table in tables for row in table.foot for cell in row.cells), default=1)
-    behind = f"up to {seeds} seeds stand behind a mean" if seeds > 1 else "one run stands behind each score"
+    behind = f"means are over up to {seeds} seeds" if seeds > 1 else "each score is from one run"
     if draws > 1:
         behind += f"; means are over up to {draws} seeds or draws, with their standard deviation"
     elif seeds < 2:
-        behind += ", so nothing is known of the variation over seeds and draws"
+        behind += ", so the variation over seeds and draws is unknown"
     width = f"{text.one_decimal(halves[0])} to {text.one_decimal(halves[-1])}"
     return f"95 % intervals over queries of \N{PLUS-MINUS SIGN} {width} points; {behind}."
 
@@ -148,7 +150,7 @@ def _repeated(params: Params) -> list[list[str]]:
 def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     """How many published numbers ours are within, outside, or cannot be judged by; and at half and twice the tolerance."""
     if not params.report.paper:
-        return "No number here stands beside one of the paper: this profile does not run its protocol."
+        return "No number here can be compared with the paper, because this profile does not run its protocol."
     judged = [cell for cell in _cells(tables) if cell.kind == "against" and cell.tolerance is not None]
     counts = Counter(cell.verdict or text.NOT_RUN for cell in judged)
     words = text.listing([f"{counts[name]} {name}" for name in ("within", "outside", "not comparable", text.NOT_RUN)])

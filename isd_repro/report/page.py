@@ -50,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a profile's report says, in no format yet."""
+    """The content of a profile's report, independent of format."""
 
     params: Params
     records: Records
@@ -140,7 +140,7 @@ def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveReco
 
 
 def _beside(params: Params, records: Records) -> list[Block]:
-    """One block for each table of the paper that runs stand beside."""
+    """One block for each table of the paper that runs are compared with."""
     blocks = []
     for wanted in params.report.paper:
         paper = papers.load()

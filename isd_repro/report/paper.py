@@ -1,4 +1,4 @@
-"""The paper's printed numbers, typed: `paper.yaml` beside this file, checked when it is read.
+"""The numbers that the paper prints, from `paper.yaml` in this folder, validated when it is read.
 
 A number is kept as printed. Where the print is wrong, `corrected` is what it must have been and `why` says how that is known;
 both are shown wherever the number is. A column says which of our numbers it can be compared with and how near is near enough,
@@ -62,7 +62,7 @@ class Value(Frozen):
 
     @property
     def value(self) -> Decimal:
-        """What is believed: the correction where there is one."""
+        """The value used: the correction if there is one."""
         return self.printed if self.corrected is None else self.corrected
 
 
@@ -88,7 +88,7 @@ class PaperColumn(Frozen):
     @model_validator(mode="after")
     def _a_verdict_or_a_reason(self) -> PaperColumn:
         if (self.tolerance is None) == (not self.not_comparable):
-            raise ValueError("a column has either a tolerance or a reason why it is not comparable")
+            raise ValueError("a column needs either a tolerance or a reason why it is not comparable")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What follows from the paper's printed numbers alone: which do not add up, and what they say of two methods over draws.
+"""Checks of the paper's printed numbers: which do not add up, and the difference of two methods over draws.
 
 The command `paper check` prints it. It needs no profile, no data and no run.
 """
@@ -161,7 +161,7 @@ def _gain(about: tuple[str, str, str, str, Tolerance | None], sides: list[list[D
 
 
 def check(*, as_json: bool = False) -> None:
-    """Print which printed means and differences do not add up, what the draws say, and on what the sources disagree."""
+    """Print which printed means and differences do not add up, what the draws say, and where the sources disagree."""
     published = paper.load()
     found = checks(published)
     if as_json:
@@ -182,7 +182,7 @@ def check(*, as_json: bool = False) -> None:
     for item in published.disagreements:
         said = "; ".join(f"{published.sources[source].name}: {words}" for source, words in item.says.items())
         lines.append(f"- {item.about}. {said}. Verdict: {item.verdict} (confidence {item.confidence}).")
-    lines += ["", "Not in any source that was read:", *(f"- {words}" for words in published.absent)]
+    lines += ["", "Not found in any source that was read:", *(f"- {words}" for words in published.absent)]
     sys.stdout.write("\n".join([*lines, ""]))
 
 

@@ -1,7 +1,7 @@
-"""Our numbers beside the paper's: ours, the paper's, and the difference with a verdict by a tolerance fixed beforehand.
+"""Comparison with the paper: our number, the paper's, and the difference with a verdict by a tolerance fixed beforehand.
 
-Ours is never filled from the paper: where there is no run it says `not run`. A verdict is withheld (`not comparable`) where the
-paper's protocol is not the run's, whatever the reason, or where nothing checks our number.
+Without a run the cell of our number says `not run`. A verdict is withheld (`not comparable`) where the
+paper's protocol is not the run's, whatever the reason, or where our number cannot be recomputed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def resolve(params: Params, paper: Paper, wanted: PaperRows) -> PaperTable:
         dataset = params.subsets[params.runs[run].data.subset].source.dataset
         if dataset != table.dataset:
             message = f"report.paper.rows.{run}: trained on {dataset}, the paper's table on {table.dataset}"
-            raise ConfigError(message, "the paper's numbers stand only beside runs of its protocol; remove the row")
+            raise ConfigError(message, "only runs with the paper's protocol are compared with its numbers; remove the row")
     return table
 
 
@@ -65,7 +65,7 @@ def findings(paper: Paper, table: PaperTable) -> list[Finding]:
 
 
 def paper_cell(paper: Paper, table: PaperTable, row: str, column: str) -> Cell:
-    """What the paper prints, corrected where it is misprinted."""
+    """The paper's numbers, with misprints corrected."""
     value, about = table.value(row, column), table.columns[column]
     cell = Cell("none", (), table.rows[row].encoder, about.metric or "", about.group)
     if value is None:
@@ -102,9 +102,9 @@ def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
         if theirs is not None and ours != theirs:
             return f"{name}: {ours} here, {theirs} in the paper"
     if row.draw is None and rule.name != "all":
-        return f"images: a subset drawn by {rule.name!r} here, all of the data set in the paper"
+        return f"images: a subset drawn by {rule.name!r} here, the whole data set in the paper"
     if found.pretrain and (changed := changes(config, found.pretrain.config)):
-        return f"{run} was made with other parameters than the profile states: {'; '.join(changed)}"
+        return f"{run} was made with parameters that differ from the profile's: {'; '.join(changed)}"
     return ""
 
 
@@ -112,7 +112,7 @@ def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterab
     """Why our number must not be judged by the paper's, or nothing."""
     for cell, row in zip(cells, rows, strict=True):
         if cell.level == RECORDED:
-            return "nothing checks our number"
+            return "our number cannot be recomputed"
         for run in cell.runs:
             evaluation = records.runs[run].evaluation(cell.metric)
             if cell.metric.startswith("linear") and evaluation and evaluation.record.protocol != "paper":
@@ -180,13 +180,13 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
         others = [
             Row(table.rows[name].label, tuple(paper_cell(paper, table, name, key) for key in table.columns)) for name in rest
         ]
-        title = f"{table.title}: the paper's rows that no run here stands beside"
+        title = f"{table.title}: rows of the paper without a run here"
         found.append(Table(f"paper-{table.id}-rest", title, "Row of the paper", heads, tuple(others), main=False))
     return found
 
 
 def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: PaperRow, column: str) -> Cell:
-    """Our number in the place of the paper's: one run's, the mean of repetitions, or the mean of the columns it averages."""
+    """Our counterpart of a number of the paper: one run's, the mean of repetitions, or the mean of the columns it averages."""
     about = table.columns[column]
     if about.metric:
         return method_cell(records, runs, (row.encoder, about.metric, about.group))
@@ -209,7 +209,7 @@ def _notes(table: PaperTable) -> tuple[str, ...]:
     marks = []
     values = [value for _, _, value in table.cells()]
     if any(value.corrected is not None for value in values):
-        marks.append("* misprinted: the corrected number is shown, its provenance has both.")
+        marks.append("* misprinted: the corrected number is shown; its provenance gives both.")
     if any(value.source for value in values):
         marks.append("\N{DOUBLE DAGGER} printed by another paper of the same group and protocol, not by this one.")
     heads: dict[str, list[str]] = {}
@@ -308,7 +308,7 @@ def _without_verdict(ours: Cell, theirs: Cell) -> Cell:
     cell = Cell("against", ours.runs, ours.encoder, ours.metric, ours.group, paper=theirs.paper)
     if ours.value is None or theirs.value is None:
         return replace(cell, detail="needs our number")
-    return replace(cell, value=ours.value - theirs.value, detail="a single draw has no verdict, their mean has")
+    return replace(cell, value=ours.value - theirs.value, detail="only the mean over draws has a verdict, not a single draw")
 
 
 def _mean_cells(every: _Draws, gain: Gain, ours: Sequence[Cell]) -> list[Cell]:
@@ -349,7 +349,7 @@ def _level_table(every: _Draws) -> Table:
 
 
 def published_table(table: PaperTable) -> Table:
-    """The published table under our statistics: means, difference, interval and test by group."""
+    """Our statistics of the published table: means, difference, interval and test by group."""
     pair, rows = table.difference, []
     for gain in paper_checks.gains(table):
         blank = _computed(gain, 0.0, f"computed from {table.title}, misprints corrected")

@@ -1,4 +1,4 @@
-"""`wandb publish`: what the disk knows of a profile's runs, sent to W&B with its lineage.
+"""Command `wandb publish`: sends a profile's runs, as they are on disk, to W&B with their lineage.
 
 Everything comes from committed records, from `runs/<run>/metrics.jsonl` and from the rows and pictures that stages keep under
 `runs/.log/`. Records alone are enough: where the rest is not here, curves come from the record. A run that never reached its
@@ -37,7 +37,7 @@ ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show comm
 
 @dataclass(frozen=True)
 class Options:
-    """How to publish."""
+    """Options of the command."""
 
     anonymous: bool = False
     upload: bool = False
@@ -65,8 +65,8 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
             console.print(f"{replay.run.title}: {words}", highlight=False, markup=False, soft_wrap=True)
     if not sum(counts.values()):
         raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
-    where = "offline, `wandb sync` sends them" if publisher.mode == "offline" else tracking.project
-    console.print(f"{counts['sent']} sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
+    where = "offline; `wandb sync` uploads them" if publisher.mode == "offline" else tracking.project
+    console.print(f"{counts['sent']} stages sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
 
 
 def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Options) -> Iterator[Replay]:
@@ -285,7 +285,7 @@ def _state_of(name: str, profile: str, layout: Layout) -> tuple[Path, dict[str, 
             found.append((rows.stat().st_mtime, path.parent, owner["config"]))
     for _, folder, config in sorted(found, key=lambda entry: entry[0], reverse=True):
         try:
-            with files.exclusive(folder / "lock", f"{folder}: this run is being trained"):
+            with files.exclusive(folder / "lock", f"{folder}: another process is training this run"):
                 return folder, config
         except UserError:
             continue  # it is being trained, and its live view shows it

@@ -94,7 +94,7 @@ def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluat
     manifest = record.manifest
     unknown = sorted(set(manifest.large) - set(manifest.classes))
     if unknown:
-        message = f"{path}: manifest.large names {', '.join(unknown)}, which manifest.classes lacks"
+        message = f"{path}: manifest.large names {', '.join(unknown)}, which are missing from manifest.classes"
         sink(Fault(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
         return None
     packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
@@ -114,7 +114,7 @@ def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluat
         if key in scores:
             sink(Fault(path, where, "stated twice", "once", AGAIN, (run,), key, f"{path}: {name} is stated twice"))
         if not 0 <= one.correct <= one.n or one.n == 0:
-            message = f"{path}: {name} states {one.correct} of {one.n}, which is no score"
+            message = f"{path}: {name} states {one.correct} of {one.n}, which is not a valid score"
             sink(Fault(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key, message))
             continue
         predicted = predictions.get(f"{one.encoder}/{one.metric}")
@@ -129,7 +129,7 @@ def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluat
         scores[key] = one
     lone = sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores})
     if lone:
-        message = f"{path}: predictions[{lone[0]!r}] belong to no score"
+        message = f"{path}: predictions[{lone[0]!r}] belongs to no score"
         sink(Fault(path, f"predictions[{lone[0]!r}]", "no score", "a score of the same name", AGAIN, (run,), words=message))
     return Evaluation(record, scores, levels, label, predictions, masks)
 
@@ -296,7 +296,7 @@ class Records:
 
 
 def load(params: Params, layout: Layout, sink: Sink = refuse) -> Records:
-    """Read and verify all records of a profile.
+    """Read and check all records of a profile.
 
     Raises:
         DataError: a record is damaged, belongs to another run, disagrees with another part or run about encoder, images or
@@ -361,7 +361,7 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
         ):
             if ours != theirs:
                 message = f"{paths[first]} and {paths[kind]} disagree on {key}: {theirs} and {ours}"
-                hint = "the parts come from different runs; run the later stages again"
+                hint = "the records come from different runs; run the later stages again"
                 sink(Fault(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
     checked: dict[str, Checked | None] = {}
     for kind, one in found.items():
@@ -422,7 +422,7 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
             ours, theirs = record.manifest.sha256, manifest.sha256
             if theirs != ours:
                 message = f"{other} and {path} disagree on manifest.sha256: {theirs} and {ours}"
-                hint = f"runs of subset {subset!r} saw different images; run the older ones again"
+                hint = f"runs of subset {subset!r} used different images; run the older ones again"
                 sink(Fault(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
             if not isinstance(record, PretrainRecord):
                 said = record.protocol, record.asked if isinstance(record, EvaluationRecord) else record.settings

@@ -1,4 +1,4 @@
-"""Which runs repeat one another: seeds of a run, draws of one kind of subset; and which method is under test."""
+"""Repetitions: seeds of a run, draws of one kind of subset; and which method is under test."""
 
 from __future__ import annotations
 

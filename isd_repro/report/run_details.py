@@ -1,4 +1,4 @@
-"""What stands behind the numbers of a run: configuration, images, code, machine, time, and the commands that make them."""
+"""The provenance of a run's numbers: configuration, images, code, machine, time, and the commands that produce them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str]]:
-    """What a reader of one cell is told before the provenance of its runs."""
+    """The facts of one cell, shown before the provenance of its runs."""
     rows: list[tuple[str, str]] = []
     if cell.kind in ("score", "snapshot") and cell.low is not None and cell.high is not None:
         rows.append(("Score", f"{cell.value:.2f} %: {text.count(cell.correct or 0)} of {text.count(cell.n or 0)} queries"))
@@ -148,10 +148,10 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
 
 
 def _paper_facts(paper: Printed) -> list[tuple[str, str]]:
-    """Where a published number stands, and what is wrong with it."""
+    """The place of a published number, and its correction if it is misprinted."""
     rows = [("The paper prints", f"{paper.printed}")]
-    rows += [("It must be", f"{paper.corrected}: {paper.why}")] if paper.corrected is not None else []
-    about = "; printed by another paper of the group" if paper.borrowed else ""
+    rows += [("Corrected value", f"{paper.corrected}: {paper.why}")] if paper.corrected is not None else []
+    about = "; printed in another paper of the group" if paper.borrowed else ""
     return [*rows, ("Where", f"{paper.where}{about}"), ("Read from", f"{paper.source}; confidence {paper.confidence}")]
 
 

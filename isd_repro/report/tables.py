@@ -121,7 +121,7 @@ def externals_of(params: Params, records: Records, subset: str) -> list[External
 
 
 def _external_cell(external: External, key: Key) -> Cell:
-    """A number that stands beside the runs' and competes with none: nothing is known of how its encoder was made."""
+    """A number that stands beside the runs' and competes with none: how its encoder was made is unknown."""
     cell = score_cell(external.found, *key)
     detail = f"evaluated checkpoint {external.record.file}, sha256 {external.record.sha256}"
     if cell.kind == "score":
@@ -138,10 +138,10 @@ def rule_text(params: Params, subset: str) -> str:
         images = "image" if rule.rare_images == 1 else "images"
         total = f" of {rule.classes}" if isinstance(rule, Unbalanced) and rule.classes else ""
         first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
-        return f"{rule.large}{total} classes large{first}, in full; the rare ones cut to {rule.rare_images} {images}"
+        return f"{rule.large}{total} classes large{first}, with all images; the rare ones with {rule.rare_images} {images} each"
     drawn = f" of {rule.classes} classes" if rule.classes else ""
     if isinstance(rule, Balanced):
-        return f"{rule.per_class} training images a class{drawn}"
+        return f"{rule.per_class} training images per class{drawn}"
     assert isinstance(rule, AllClasses)
     return f"all training images{drawn}"
 
@@ -153,7 +153,7 @@ def describe(params: Params, records: Records, subset: str) -> str:
         return f"Training images: {rule_text(params, subset)}."
     return (
         f"{text.count(manifest.train)} training images ({rule_text(params, subset)}); {text.count(manifest.search)} labelled"
-        f" images to search or fit; n = {text.count(manifest.query)} queries."
+        f" images for the search or the classifier; n = {text.count(manifest.query)} queries."
     )
 
 
@@ -228,9 +228,9 @@ def _differences(params: Params, records: Records, subset: str, pairs: Sequence[
             rows.append(Row(f"{first} {text.MINUS} {second}", (*differences, *sizes)))
     columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]
     single = (
-        "One training of either: how far two trainings of one method differ is not known here, so no difference has an interval."
+        "One training of each method: the variation between trainings of one method is unknown, so differences have no intervals."
     )
-    notes = ("Differences are taken before rounding.", *([single] if most == 1 else []))
+    notes = ("Differences are computed before rounding.", *([single] if most == 1 else []))
     return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes) if rows else None
 
 
@@ -365,11 +365,11 @@ def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Tabl
             columns.append(Column("All", "mean"))
         rows = [Row(params.runs[run.run].label, tuple(cells[at] for cells in by_column), run.run) for at, run in enumerate(found)]
         sizes = [
-            f"{one.dataset}, {text.count(one.train)} images to train on, {text.count(one.search - one.train)} to validate,"
-            f" {text.count(one.query)} to test"
+            f"{one.dataset}, {text.count(one.train)} training, {text.count(one.search - one.train)} validation"
+            f" and {text.count(one.query)} test images"
             for one in (evaluation.record.manifest for evaluation in sets.values())
         ]
-        notes = (f"Protocol: {done[0].record.protocol}.", f"Images that were here: {'; '.join(sizes)}.") if done else ()
+        notes = (f"Protocol: {done[0].record.protocol}.", f"Images of each data set: {'; '.join(sizes)}.") if done else ()
         title = f"{evaluations.title(kind)} to other data sets, {encoder}"
         yield Table(f"{kind}-{encoder}", title, "Run", tuple(columns), tuple(rows), notes=notes, main=encoder == "student")
 
@@ -401,8 +401,8 @@ def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
     hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, one.label.bincount()
     mean, low, high = intervals.mean_per_class(one.label[hits].bincount(minlength=len(n)).tolist(), n.tolist())
     detail = (
-        f"mean over {len(one.label.unique())} classes of the share answered rightly; {text.count(score.n)} queries;"
-        f" the interval is 1.96 standard deviations, each class binomial; verification: {cell.level}"
+        f"mean over {len(one.label.unique())} classes of the share classified correctly; {text.count(score.n)} queries;"
+        f" the interval is 1.96 standard deviations of a binomial model per class; verification: {cell.level}"
     )
     return replace(cell, kind="mean", value=mean, low=low, high=high, detail=detail)
 

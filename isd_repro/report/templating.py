@@ -1,4 +1,4 @@
-"""The templates of pages, Markdown and LaTeX, and what they need to write numbers and names safely."""
+"""The templates for HTML, Markdown and LaTeX, and their filters for numbers and names."""
 
 from __future__ import annotations
 

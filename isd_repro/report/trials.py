@@ -1,4 +1,4 @@
-"""A profile of trials: which one of each method is taken, and how narrow an interval the comparison to come can have."""
+"""Trials of settings: the one chosen for each method, and a lower bound for the interval of the planned comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]
     best = chosen(params, records, asked)
     rows = tuple(Row(f"{method}: {params.runs[cell.runs[0]].label}", (cell,), cell.runs[0]) for method, cell in best.items())
     columns = (Column(f"{asked.group.capitalize()} queries", f"{asked.k}-NN, student"),)
-    note = "Optimistic, since each was chosen by this number."
+    note = "Optimistic, because each trial was chosen by this number."
     taken = [Table("trials-taken", "Trials taken", "Method", columns, rows, notes=(note,), sortable=False)] if rows else []
     return [*taken, *_precision(records, asked, best)]
 
@@ -52,10 +52,10 @@ def _precision(records: Records, asked: Trials, best: dict[str, Cell]) -> list[T
     halves = [intervals.student_quantile(n - 1) * deviation / math.sqrt(plan.classes * n) for n in plan.draws]
     blank = Cell("statistic", (*best[plan.first].runs, *best[plan.second].runs), *key, detail=f"over {len(differences)} classes")
     cells = [blank.having(value=value, words=text.decimal(value, 2)) for value in (deviation, *halves)]
-    columns = [Column("Over classes", "s.d."), *(Column("Least half-width of the interval", f"{n} draws") for n in plan.draws)]
+    columns = [Column("Over classes", "s.d."), *(Column("Smallest half-width of the interval", f"{n} draws") for n in plan.draws)]
     note = (
-        f"Difference between the trials taken over {len(differences)} {plan.group} classes, points; with {plan.classes} such"
-        " classes a draw. The variation between trainings, and classes that draws share, are left out."
+        f"Difference between the chosen trials over {len(differences)} {plan.group} classes, points; with {plan.classes} such"
+        " classes per draw. Variation between trainings and classes that several draws share are not included."
     )
     row = Row(f"{plan.first} {text.MINUS} {plan.second}", tuple(cells))
     return [Table("expected-precision", "Expected precision", "Pair", tuple(columns), (row,), notes=(note,), sortable=False)]

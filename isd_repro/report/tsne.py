@@ -1,4 +1,4 @@
-"""A plane drawing of features by t-SNE, and a number from the features themselves beside it.
+"""t-SNE plots of features, with a number computed from the features themselves.
 
 t-SNE keeps neighbourhoods and nothing else: distances between groups, their sizes and the axes mean nothing, and drawings of
 two encoders are not aligned. So each comes with the nearest-neighbour accuracy among the very points that it shows.
@@ -58,7 +58,7 @@ def choose(label: Tensor, draws: Generator) -> Tensor:
         parts.append(inside[torch.randperm(len(inside), generator=draws)][:PER_CLASS])
     found = torch.cat(parts).sort().values
     if len(found) < _FEWEST:
-        raise DataError(f"{len(found)} query images, t-SNE needs {_FEWEST}", "raise query_per_class of the subset")
+        raise DataError(f"{len(found)} query images, but t-SNE needs {_FEWEST}", "increase query_per_class of the subset")
     return found
 
 

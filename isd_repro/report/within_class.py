@@ -1,4 +1,4 @@
-"""What it is worth to a class to be rare and not large, free of which classes happen to be large.
+"""Rare less large within the same classes, so that it does not matter which classes happen to be large.
 
 Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
 classes are rare in some and large in others: each of them is compared with itself.

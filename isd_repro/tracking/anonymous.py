@@ -1,4 +1,4 @@
-"""What must not leave this machine under `--anonymous`: who runs it, where, and from which repository."""
+"""Removes from published data, under `--anonymous`, who ran it, where, and from which repository."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class Scrubber:
         run = replay.run
         for name in [run.title, run.group, *run.tags, *(one.name for one in (*replay.needs, *replay.makes))]:
             if self.text(name) != name:
-                hint = "rename it in the parameters, or publish from another account and machine"
-                raise UserError(f"{run.title}: the name {name!r} says who or where you are", hint)
+                hint = "rename it in params.yaml, or publish from another account and machine"
+                raise UserError(f"{run.title}: the name {name!r} reveals who or where you are", hint)
         tables = {key: Table(self.value(table.columns), self.value(table.rows)) for key, table in replay.tables.items()}
         return replace(
             replay,

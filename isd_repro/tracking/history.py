@@ -1,4 +1,4 @@
-"""What W&B already has of a run, from its server or from the files that it keeps on this machine; so nothing is sent twice."""
+"""What W&B already has of a run, on its server or in its files on this machine, so that nothing is sent twice."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class LiveView:
         """Start a run in the best mode that works; where none does the view shows nothing."""
         if not session.installed():
             level = logging.INFO if mode == "auto" else logging.WARNING
-            _log.log(level, "wandb is not installed: metrics go to metrics.jsonl alone (install the extra `tracking`)")
+            _log.log(level, "wandb is not installed: metrics go only to metrics.jsonl (to use W&B, install the extra `tracking`)")
             return cls(None)
         session.prepare(folder)
         failures: list[str] = []
@@ -62,7 +62,7 @@ class LiveView:
             if self._offline_in:
                 found = history.on_disk(self._offline_in, run.id, tracking.project)
         except Exception as error:  # noqa: BLE001 - as above
-            _log.info("W&B does not say what it has of %s (%s)", run.title, brief(error))
+            _log.info("W&B does not report what it has of %s (%s)", run.title, brief(error))
         else:
             self._before = found
 
@@ -98,7 +98,7 @@ class LiveView:
         """End the run, waiting no longer than `session.FINISH_TIMEOUT`; a terminal is told how to send an offline run."""
         self._do("finish", lambda run: run.finish(exit_code=exit_code))
         if self._run is not None and self._offline_in is not None and sys.stderr.isatty():
-            sys.stderr.write(f"W&B: logged offline; `wandb sync` in {self._offline_in} sends it\n")
+            sys.stderr.write(f"W&B: logged offline; run `wandb sync` in {self._offline_in} to upload it\n")
         self._run = None
 
     def _log(self, run: Any, row: Mapping[str, Any]) -> None:
@@ -157,5 +157,5 @@ def _attempts(mode: Mode, failures: list[str]) -> list[Attempt]:
     if session.has_key():
         return ["online", "offline"]
     if mode == "online":
-        failures.append("no key is configured, `wandb login` stores one")
+        failures.append("no API key is configured; `wandb login` stores one")
     return ["offline"]

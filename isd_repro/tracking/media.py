@@ -1,4 +1,4 @@
-"""Pictures on the disk: one PNG a key, whole or absent, with its caption inside."""
+"""Pictures on disk: one PNG per key, written atomically, with its caption inside."""
 
 from __future__ import annotations
 

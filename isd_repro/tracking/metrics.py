@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the truth of every curve.
+"""`metrics.jsonl`, the file behind every curve.
 
 Every row is one line of JSON, handed to the system in one unbuffered write, so a killed run leaves every finished row and
 at most one torn line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` says
@@ -43,7 +43,7 @@ def truncate_metrics(path: Path, keep: Callable[[Row], bool]) -> None:
     try:
         kept = "".join(line(row) for row in _rows(path) if keep(row))
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: a row lacks its axis ({error})", "delete the file and run its stage again") from error
+        raise DataError(f"{path}: a row has no epoch or step ({error})", "delete the file and run its stage again") from error
     files.write_atomic(path, kept.encode())
 
 

@@ -1,4 +1,4 @@
-"""How a stage of a run stands in W&B: the same id, name, group, tags and config whether it is logged live or published later."""
+"""Id, name, group, tags and config of a stage in W&B, the same whether it is logged live or published later."""
 
 from __future__ import annotations
 

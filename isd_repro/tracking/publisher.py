@@ -1,4 +1,4 @@
-"""Sends what the disk knows of a stage to W&B: once, whatever was sent before and whoever sent it.
+"""Sends a stage from disk to W&B exactly once, no matter what was sent before and from where.
 
 A stage has the same run id live and afterwards. A run that W&B already has is resumed and gets only the epochs, pictures
 and tables that it lacks; its summary keeps the digest of what was published, so that a second publish from any machine finds
@@ -54,12 +54,12 @@ def mode_of(tracking: Tracking) -> Attempt:
     mode = session.wanted_mode("auto" if tracking.wandb == "off" else tracking.wandb)
     if mode == "off":
         name = "WANDB_DISABLED" if os.environ.get("WANDB_DISABLED") else "WANDB_MODE"
-        raise UserError(f"{name}={os.environ.get(name)} switches W&B off", "unset it, or set WANDB_MODE to offline")
+        raise UserError(f"{name}={os.environ.get(name)} disables W&B", "unset it, or set WANDB_MODE to offline")
     if mode == "offline":
         return "offline"
     if not session.has_key():
-        hint = "`wandb login` stores one; with WANDB_MODE=offline, `wandb sync` sends the runs later"
-        raise UserError("no W&B key is configured", hint)
+        hint = "run `wandb login`; or set WANDB_MODE=offline and upload later with `wandb sync`"
+        raise UserError("no W&B API key is configured", hint)
     return "online"
 
 
@@ -91,7 +91,7 @@ class Publisher:
             UserError: W&B did not take it; what is on the disk is as it was, and the next attempt goes on from there.
         """
         title, note, digest = replay.run.title, self.notes / replay.run.id, replay.digest()
-        with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: it is already being published"):
+        with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: another process is already publishing it"):
             noted = read_note(note)
             if noted.get(PUBLISHED) == digest:
                 return "known"
@@ -99,8 +99,8 @@ class Publisher:
                 sent = self._send(replay, digest, noted)
             except Exception as error:
                 session.release()
-                hint = "run the same command again; it goes on where it stopped"
-                raise UserError(f"{title}: W&B did not take it ({brief(error)})", hint) from error
+                hint = "run the same command again; it continues where it stopped"
+                raise UserError(f"{title}: W&B did not accept it ({brief(error)})", hint) from error
             # an offline run cannot be asked later: `wandb clean` removes it once it is sent
             write_note(note, {PUBLISHED: digest, "rows": list(replay.rows), "media": _media(replay)})
         return "sent" if sent else "known"

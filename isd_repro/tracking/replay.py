@@ -1,4 +1,4 @@
-"""What is known of one stage after the fact: everything that W&B shows of it, with nothing of W&B in it."""
+"""A finished stage as W&B will show it, in plain data without any W&B object."""
 
 from __future__ import annotations
 

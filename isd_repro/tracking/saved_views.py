@@ -1,4 +1,4 @@
-"""Makes W&B's workspace and report of a plain description, and saves them: once, and renewed from then on."""
+"""Creates W&B's workspace and report from a plain description, or updates those that exist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def save(views: Mapping[str, Any], tracking: Tracking, root: Path) -> list[str]:
     folder = session.folder_of(root)
     session.prepare(folder)
     if mode_of(tracking) == "offline":
-        raise UserError("WANDB_MODE=offline: a dashboard lives on the server", "use --dry-run FILE, or WANDB_MODE=online")
+        raise UserError(
+            "WANDB_MODE=offline: a dashboard exists only on the W&B server", "use --dry-run FILE, or WANDB_MODE=online"
+        )
     import wandb
 
     title = views["workspace"]["name"]
@@ -72,7 +74,7 @@ def save(views: Mapping[str, Any], tracking: Tracking, root: Path) -> list[str]:
         write_note(note, {**noted, f"workspace {title}": workspace.url})
     except Exception as error:
         hint = "publish the runs first, then run the same command again"
-        raise UserError(f"W&B did not take the dashboard ({brief(error)})", hint) from error
+        raise UserError(f"W&B did not accept the dashboard ({brief(error)})", hint) from error
     return [report.url, workspace.url]
 
 

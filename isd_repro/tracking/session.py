@@ -1,4 +1,4 @@
-"""How a W&B run is started: in which mode, with which key, and how long it may take. Everything here can fail."""
+"""Starts W&B runs: mode, key and time limits. Everything here can fail."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def has_key() -> bool:
         host = urlsplit(settings.base_url).netloc
         return any(netrc.netrc(path).authenticators(host) is not None for path in found)
     except Exception as error:  # noqa: BLE001 - of a lookup that fails W&B says more when it is needed
-        _log.debug("no W&B key can be read: %s", brief(error))
+        _log.debug("the W&B API key cannot be read: %s", brief(error))
         return False
 
 

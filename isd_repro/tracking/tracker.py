@@ -1,4 +1,4 @@
-"""The one tracker that every stage logs through: disk first, then the view."""
+"""The tracker that every stage logs through: to disk first, then to W&B."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunTracker:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 raise UserError(
-                    f"{self._path}: cannot be written ({error})", "make room and run the same command; it resumes"
+                    f"{self._path}: cannot be written ({error})", "free disk space and run the same command again; it resumes"
                 ) from error
         self.view.log(row)
         if "warning" in row and not self._warned:
@@ -60,7 +60,7 @@ class RunTracker:
         try:
             picture = media.save(self._pictures, key, pixels, caption)
         except OSError as error:
-            _log.warning("%s: the picture %s is not kept (%s)", self._pictures, key, error)
+            _log.warning("%s: the picture %s was not saved (%s)", self._pictures, key, error)
             return
         self.view.image(picture)
 

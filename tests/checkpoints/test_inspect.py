@@ -116,7 +116,7 @@ def test_other_backbones_of_a_file_are_named(nets: dict[str, ResNet], write: Wri
 
 def test_what_shapes_do_not_show_is_said(nets: dict[str, ResNet], write: Write) -> None:
     """A blurred or antialiased ResNet has a plain one's names and shapes."""
-    note = "strides, padding and activations cannot be seen from shapes and are taken to be torchvision's"
+    note = "strides, padding and activations do not show in shapes and are assumed to be torchvision's"
     student, teacher = backbone(nets["student"]), backbone(nets["teacher"])
     for name, bare in {"torchvision": True, "compress": True, "isd": False, "moco-v2": False}.items():
         path = write(WRITERS[name][1](student, teacher))

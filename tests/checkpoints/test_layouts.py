@@ -131,7 +131,7 @@ def test_the_mix_of_the_released_evaluation_only_when_asked_for(nets: Nets, want
     )
     both = checkpoints.load(path, "both", teacher_bn="student").encoders
     assert torch.equal(features(both["student"], images), wanted["student"])
-    with pytest.raises(ConfigError, match="no teacher is asked for"):
+    with pytest.raises(ConfigError, match="no teacher is evaluated"):
         checkpoints.load(path, "student", teacher_bn="student")
 
 
@@ -183,7 +183,7 @@ def test_raw_pixels_are_an_encoder_without_tensors(tmp_path: Path) -> None:
     images = torch.randn(2, 1, 12, 12)
     assert torch.equal(features(found.encoders["student"], images), images.flatten(1))
     assert (found.arch, found.tensors) == ("pixels", ())
-    with pytest.raises(DataError, match="holds raw pixels"):
+    with pytest.raises(DataError, match="is the raw-pixels encoder"):
         checkpoints.load(path, arch="resnet18")
 
 

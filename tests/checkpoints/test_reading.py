@@ -124,7 +124,7 @@ def test_words_for_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     words = {
         "pipe": "a pipe or a device",
-        "dangling": "a link to a file that is not there",
+        "dangling": "a link to a file that does not exist",
         "loop": "Too many levels of symbolic links",
         "x" * 300: "File name too long",
         ".": "a directory",

@@ -265,7 +265,7 @@ def test_what_is_passed_over_is_counted(zipped: bool, tmp_path: Path) -> None:
         assert len(found.prepared.manifest.images) == 16
         (note,) = found.notes
     counts = {".bmp 2", ".tiff 1", ".png 1", "folders 1", "others 1"}
-    total, _, shown = note.partition(" files or folders under train and val were passed over: ")
+    total, _, shown = note.partition(" files or folders under train and val were ignored: ")
     assert set(shown.split(", ")) == counts
     assert int(total) == 6
 

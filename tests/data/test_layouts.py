@@ -128,8 +128,12 @@ WRONG: dict[str, tuple[Make, str, str]] = {
     "the tar files": (lambda root, _: write(root, {"ILSVRC2012_img_train.tar": ""}), "tar files of image-net.org", "tar -xf"),
     "parquet": (lambda root, _: write(root, {"data/train-00000-of-00001.parquet": ""}), "parquet files", "train/<class>/"),
     "shards": (lambda root, _: write(root, {"shard-000000.tar": ""}), "WebDataset shards", "unpack"),
-    "CIFAR-10": (lambda root, _: write(root, {"cifar-10-batches-py/test_batch": ""}), "CIFAR-10 in its own form", "cifar10"),
-    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its own form", "train/<class>/"),
+    "CIFAR-10": (
+        lambda root, _: write(root, {"cifar-10-batches-py/test_batch": ""}),
+        "CIFAR-10 in its published format",
+        "cifar10",
+    ),
+    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its published format", "train/<class>/"),
     "something else": (
         lambda root, _: write(root, {"cats/1.JPEG": ""}),
         "no folder 'train'; its folders are cats",
@@ -201,7 +205,7 @@ def test_the_forms_of_cifar_hold_the_same_images(name: str, binary: bool, packed
 def test_cifar_that_is_absent_damaged_or_no_array_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has none of cifar-10-batches-py and cifar-10-python\.tar\.gz") as caught:
         cifar(tmp_path, "cifar10")
-    assert "nothing is downloaded" in caught.value.hint
+    assert "isd-repro downloads no images" in caught.value.hint
     folder = cifar10(tmp_path, binary=False)
     whole = (folder / "test_batch").read_bytes()
     for content in (whole[:100], b"", pickle.dumps(print), pickle.dumps({"labels": [0, 1]})):

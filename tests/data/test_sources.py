@@ -54,7 +54,7 @@ def test_a_missing_variable_or_folder_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "absent"))
     check("ISD_TEST_ROOT=.*absent: no such folder", "Tiny images")
     (tmp_path / "absent").mkdir()
-    check("has no folder 'train'", "name the folder that holds train and val")
+    check("has no folder 'train'", "give the folder that contains train and val")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISD_TEST_ROOT", "absent")
     check("ISD_TEST_ROOT=absent is a relative path", f"ISD_TEST_ROOT={tmp_path / 'absent'}")

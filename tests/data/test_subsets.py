@@ -276,7 +276,7 @@ def test_a_missing_list_says_where_the_published_ones_are(tmp_path: Path, monkey
     [
         ("", ":1: expected 'class names"),
         ("classes\n", ":1: expected 'class names"),
-        ("class names : \nn01\n", "has no line 'Train Images"),
+        ("class names : \nn01\n", "contains no line 'Train Images"),
         ("class names : \nn01\nTrain Images: \n/train/n01/a.JPEG\n/val/n01/a.JPEG\n", ":5: expected /train/"),
         ("class names : \nn01\nTrain Images: \n/train/n02/a.JPEG\n", ":4: expected /train/"),
         ("class names : \nn01\nTrain Images: \n/train/n01/a.JPEG\n/train/n01/a.JPEG\n", "twice"),

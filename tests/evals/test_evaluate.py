@@ -194,7 +194,7 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     out.write_text(json.dumps(tree))
     report = page.assemble(made.params, records.load(made.params, layout), layout)
     assert "Theirs" not in {row.label for row in report.tables[0].rows}
-    assert any("no table here is of the same images" in note for note in report.footnotes)
+    assert any("no table here uses the same images" in note for note in report.footnotes)
 
 
 def test_no_two_rows_are_alike(made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def test_a_kernel_that_is_left_out_is_told(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "why_not_triton", lambda rows: "RuntimeError: no compiler")
     said = world.train(folder)
     words = "bank attention onednn on float32 (triton left out: RuntimeError: no compiler)"
-    assert f"isd: warning: {words}; the run goes on without" in said
+    assert f"isd: warning: {words}; the run continues without it" in said
     assert [attempt.device for attempt in record_of(folder).attempts] == [f"{CPU}, {words}"]
 
 

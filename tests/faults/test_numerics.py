@@ -90,7 +90,7 @@ def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str, capsys: p
     assert (int(found[1]), int(found[2]), int(found[4])) == (seen, (seen - 1) // 5 + 1, sound), error
     (state,) = world.states(folder)
     point = state / "checkpoint.pt"
-    assert found[5] == (f"{point}, of step {sound}" if sound else "none, it failed before the first")
+    assert found[5] == (f"{point}, of step {sound}" if sound else "none; the run failed before the first was saved")
     assert world.written(folder) == set()
     for path in state.glob("*.pt"):
         content = torch.load(path, weights_only=True)

@@ -57,7 +57,7 @@ def kill_and_go_on(forks: Forks, place: Path, undisturbed: tuple[Path, Ended], s
     assert again.code == 0, f"{seed}, {blow}: {again.said}"
     assert world.differences(world.tree(place), world.tree(whole)) == [], f"{seed}, {blow}: {again.said}"
     shutil.rmtree(place)
-    return "going on after" in again.said or "used again" in again.said
+    return "continuing after" in again.said or "used again" in again.said
 
 
 def test_a_killed_pack_is_gone_on_with(forks: Forks, undisturbed: tuple[Path, Ended], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_signal_to_the_group_counts_once(forks: Forks, folder: Path, undisturb
 def test_the_stage_of_a_dvc_that_died_stops(forks: Forks, folder: Path, undisturbed_long: Path) -> None:
     world.edit(folder, world.LONGER)
     ended = forks.run(folder, "pretrain", "isd", blow=Blow(said="epoch 2/", to="parent"))
-    assert_stopped(ended, folder, "the end of DVC")
+    assert_stopped(ended, folder, "DVC has ended")
     assert forks.run(folder, "pretrain", "isd").code == 0
     assert_equal_runs(folder, undisturbed_long)
 
@@ -333,4 +333,4 @@ def test_the_words_at_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cli, "_stage", stage)
     code, error = world.command(folder, "knn", "isd", capsys=capsys)
-    assert (code, error) == (130, "interrupted: what was finished stays, nothing half-written is left\n")
+    assert (code, error) == (130, "interrupted: finished outputs are kept, partial files were removed\n")

@@ -1,4 +1,4 @@
-"""External packs: any number of threads, going on after an interruption, using a finished pack again, and damage."""
+"""External packs: any number of threads, continuing after an interruption, using a finished pack again, and damage."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_interrupted_pack_is_gone_on_with(
     monkeypatch.setattr(Packer, "_read", noting)
     bench.run(subset)
     assert bytes_of(packs) == want
-    assert f"going on after 24 of {len(FILES)} images" in bench.text.getvalue()
+    assert f"continuing after 24 of {len(FILES)} images" in bench.text.getvalue()
     assert len(asked) == len(FILES) - 24
     assert [path.name for path in packs.iterdir()] == [next(iter(want)).split("/")[0]]
 
@@ -132,7 +132,7 @@ def test_torn_journals_and_damaged_blocks_are_packed_again(packs: Path, tmp_path
         (begun / "store.u8").write_bytes(content)
         again = run(tmp_path / "three", subset)
         assert bytes_of(packs) == want
-        assert (f"going on after {kept} of" in again.text.getvalue()) == bool(kept), (len(lines), len(content), kept)
+        assert (f"continuing after {kept} of" in again.text.getvalue()) == bool(kept), (len(lines), len(content), kept)
 
 
 def test_a_finished_pack_is_used_again_where_the_images_are_the_same(
@@ -184,7 +184,7 @@ def test_images_that_cannot_be_read_are_left_out_until_they_can(packs: Path, tmp
     with pytest.raises(DataError, match=r"1 of 51 images are unreadable.* first train/n02/n02_3\.JPEG \(.+\)"):
         bench.run(trees.subset(store=RAW))
     bench.run(trees.subset(store=RAW, corrupt_share=0.1))
-    assert "going on after 51 of 51 images" in bench.text.getvalue()
+    assert "continuing after 51 of 51 images" in bench.text.getvalue()
     first = (bench.folder / "manifest.json").read_bytes()
     bench.run(trees.subset(store=RAW, corrupt_share=0.1))
     assert "which is used again" in bench.text.getvalue()

@@ -161,7 +161,7 @@ def test_a_number_that_nothing_checks_is_not_judged(tmp_path: Path) -> None:
     cells = cells_of(write_score(table_1(tmp_path), "isd-r18", 415, stored=False))
     assert cells["ISD", "1-NN", "ours"].number == "41.5†"
     cell = cells["ISD", "1-NN", "diff"]
-    assert (cell.verdict, cell.detail) == ("not comparable", "nothing checks our number")
+    assert (cell.verdict, cell.detail) == ("not comparable", "our number cannot be recomputed")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_every_published_number_is_in_the_files(tmp_path: Path) -> None:
         assert "within" in files[name]
         assert "not run" in files[name]
     facts = dict(profile.report().overview)
-    assert facts["Beside the paper"].endswith(
+    assert facts["Compared with the paper"].endswith(
         "ours are: 1 within, 1 outside, 0 not comparable and 4 not run. At half the tolerance 1 would be within, at twice 2."
     )
     assert profile.report().result == (
@@ -272,5 +272,5 @@ def test_every_published_number_is_in_the_files(tmp_path: Path) -> None:
 def test_the_overview_of_one_draw_and_one_seed(profile: Profile) -> None:
     facts = dict(profile.report().overview)
     assert facts["What was run"].startswith("4 of 5 runs have scores, 4 of them trained; all 36 scores were recomputed")
-    assert "nothing is known of the variation over seeds and draws" in facts["How certain"]
+    assert "the variation over seeds and draws is unknown" in facts["How certain"]
     assert facts["Not done"] == "Not run: byol; no run is repeated with another seed."

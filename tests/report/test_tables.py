@@ -96,7 +96,7 @@ def test_differences_say_how_many_runs_are_behind_them(profile: Profile) -> None
         assert "p =" not in cell.plain
         assert "McNemar" in cell.detail
     assert (first.words, second.words) == ("1", "1")
-    assert "no difference has an interval" in table.notes[1]
+    assert "differences have no intervals" in table.notes[1]
     assert named(profile, "small-student").first == "Run (one seed each)"
 
 

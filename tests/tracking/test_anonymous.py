@@ -131,7 +131,7 @@ def test_a_name_that_tells_is_refused_before_anything_is_sent(known: dict[str, b
     )
     for path in folder.rglob("records/isd/*.json"):
         path.write_text(path.read_text("utf-8").replace('"subset": "digits"', f'"subset": "{USER}"'), encoding="utf-8")
-    with pytest.raises(UserError, match="says who or where you are"):
+    with pytest.raises(UserError, match="reveals who or where you are"):
         run_publish(folder, anonymous=True)
     assert online.runs == {}
 

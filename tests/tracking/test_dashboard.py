@@ -47,7 +47,7 @@ def test_the_report_holds_the_tables_and_compares_runs(tmp_path: Path) -> None:
     assert views["report"]["title"] == made.params.report.title
     (tables,) = (block["markdown"] for block in views["report"]["blocks"] if "markdown" in block)
     assert "| ISD |" in tables
-    assert "What it cost" in tables
+    assert "Cost" in tables
     assert "](scores-" not in tables
     (compared,) = [panel for panel in panels(views["workspace"]) if panel["kind"] == "parallel"]
     assert {"c:method.name", "c:optim.lr", "student/1-NN/all", "student/1-NN/rare"} <= set(compared["keys"])
@@ -77,8 +77,8 @@ def test_a_dashboard_that_cannot_be_sent_says_so(profile: Path, online: Server, 
     params, layout = config.load(profile / "params.yaml")
     monkeypatch.setattr(session, "INIT_TIMEOUT", 4.0)
     online.refuse = True
-    with pytest.raises(UserError, match="did not take the dashboard"):
+    with pytest.raises(UserError, match="did not accept the dashboard"):
         dashboard(params, layout, None, anonymous=False, console=QUIET)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(UserError, match="lives on the server"):
+    with pytest.raises(UserError, match="exists only on the W&B server"):
         dashboard(params, layout, None, anonymous=False, console=QUIET)

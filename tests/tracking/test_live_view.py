@@ -53,7 +53,7 @@ def test_the_offline_run_holds_every_row_over_its_epoch(
             tracker.log(row)
         tracker.log_table("per-class", ["class"], [["cat"]])
     session.release()
-    assert capfd.readouterr().err == f"W&B: logged offline; `wandb sync` in {tmp_path} sends it\n"
+    assert capfd.readouterr().err == f"W&B: logged offline; run `wandb sync` in {tmp_path} to upload it\n"
     records = read_wandb(tmp_path)
     run = next(record["run"] for record in records if record["type"] == "run")
     assert run["run_id"] == "demo-isd-r18-d1-pretrain"
@@ -188,7 +188,7 @@ def test_online_without_a_key_does_not_ask_for_one(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     start(tmp_path, "online").close()
-    assert "no key is configured" in caplog.text
+    assert "no API key is configured" in caplog.text
     assert (tmp_path / "wandb" / "latest-run").exists()
     assert not session.has_key()
     host = session.server().partition("//")[2]

@@ -168,7 +168,7 @@ def test_a_server_that_dies_half_way_is_told_and_the_next_attempt_goes_on(
     online.die_after = 3
     with pytest.raises(UserError, match="W&B did not take it") as caught:
         send(profile)
-    assert "goes on where it stopped" in caught.value.hint
+    assert "continues where it stopped" in caught.value.hint
     marks = [path.name for path in (profile / "wandb" / "published").rglob("tiny-*")]
     assert len(marks) < 6
     with_server = Server()
@@ -288,10 +288,10 @@ def test_a_run_that_was_killed_and_resumed_has_every_epoch_once(
 @pytest.mark.parametrize(
     ("arrange", "message"),
     [
-        (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "switches W&B off"),
-        (lambda patch: patch.setenv("WANDB_MODE", "onlnie"), "switches W&B off"),
+        (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "disables W&B"),
+        (lambda patch: patch.setenv("WANDB_MODE", "onlnie"), "disables W&B"),
         (lambda patch: patch.setattr("importlib.util.find_spec", lambda name: None), "wandb is not installed"),
-        (lambda patch: None, "no W&B key is configured"),
+        (lambda patch: None, "no W&B API key is configured"),
     ],
 )
 def test_a_publish_that_cannot_work_says_so(

@@ -81,7 +81,15 @@ def test_a_card_says_what_the_record_says(profile: Profile) -> None:
         assert line.endswith(f"| {score.n} | recomputed from stored predictions |")
     assert "1,040 images to train on, 100 labelled images to search or fit, 500 queries, 10 classes, 2 of them large" in card
     assert "[DEV-03](../../../DEVIATIONS.md#dev-03)" in card
-    for heading in ("## Scores", "## Images", "## How it was made", "### Cost", "## Use", "**Meant for**", "**Not meant for**"):
+    for heading in (
+        "## Scores",
+        "## Images",
+        "## How it was made",
+        "### Cost",
+        "## Use",
+        "**Intended for**",
+        "**Not intended for**",
+    ):
         assert heading in card
 
 
@@ -92,7 +100,7 @@ def test_what_nothing_checks_is_named_in_the_card(profile: Profile) -> None:
     path.write_text(json.dumps(tree), encoding="utf-8")
     card = rendered(profile)["isd.md"]
     assert re.search(r"^\| student \| 1-NN \| all \|.*\| recorded only \|$", card, flags=re.MULTILINE)
-    assert "What is recorded only is checked by nothing." in card
+    assert "Scores marked `recorded only` cannot be checked." in card
 
 
 def test_cards_are_byte_equal_on_a_second_render_and_rectangular(profile: Profile) -> None:

@@ -107,5 +107,5 @@ def test_a_page_says_what_it_cost(profile: Profile) -> None:
     files = profile.files()
     hours = f"{2 * 4 * (83.5 + 4.2) / 3600:.3f}"
     assert files == profile.files()
-    assert f"<td>{hours}</td>" in files["index.html"].partition("What it cost")[2]
-    assert f"| {hours} |" in files["table.md"].partition("## What it cost")[2]
+    assert f"<td>{hours}</td>" in files["index.html"].partition('<h2 id="cost">')[2]
+    assert f"| {hours} |" in files["table.md"].partition("## Cost")[2]

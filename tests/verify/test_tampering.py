@@ -142,7 +142,7 @@ def test_a_record_copied_from_another_run(clean: Profile) -> None:
     shutil.copy(clean.record("moco", "knn"), clean.record("isd", "knn"))
     answer = clean.verify()
     assert caught(answer, "reports/tiny/records/isd/knn.json", "run")["found"] == "'moco'"
-    caught(answer, "reports/tiny/records/isd/knn.json", "encoder_sha256", "the parts come from different runs")
+    caught(answer, "reports/tiny/records/isd/knn.json", "encoder_sha256", "the records come from different runs")
     caught(answer, "reports/tiny/records/isd/linear.json", "features_sha256")
     assert answer.verdicts(run="isd") == {"failed"}, "knn and linear name different features: which is right is not known"
     assert answer.verdicts(run="moco", kind="score") == {"recomputed"}
