@@ -86,7 +86,7 @@ def test_a_folder_is_read_in_the_order_of_its_numbers_and_json_says_the_same(
 def test_what_is_no_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such list"):
         auditing.find_lists([tmp_path / "D1.txt"])
-    with pytest.raises(DataError, match=r"has no \*\.txt"):
+    with pytest.raises(DataError, match=r"contains no \*\.txt file"):
         auditing.find_lists([tmp_path])
     flat = write(tmp_path / "flat.txt", {"a": 2, "b": 2})
     with pytest.raises(DataError, match="every class has 2 images, so none is large"):
