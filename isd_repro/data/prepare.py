@@ -123,7 +123,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
     try:
         with ExitStack() as stack:
             lock = folder.with_name(f".lock_{name}")
-            stack.enter_context(files.exclusive(lock, f"subset {name!r}: another process is already preparing {folder}"))
+            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
             prefix = f".partial_{name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
@@ -234,7 +234,7 @@ def _first(names: Sequence[str]) -> str:
 def _unfinished(root: Path, key: str) -> Iterator[Path]:
     """The folder of an unfinished pack, which stays where the block fails."""
     folder = root / f".partial-{key}"
-    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: another process is already packing these images"):
+    with files.exclusive(root / f".partial-{key}.lock", f"{folder}: these images are already being packed"):
         folder.mkdir(exist_ok=True)
         try:
             yield folder

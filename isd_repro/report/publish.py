@@ -285,7 +285,7 @@ def _state_of(name: str, profile: str, layout: Layout) -> tuple[Path, dict[str, 
             found.append((rows.stat().st_mtime, path.parent, owner["config"]))
     for _, folder, config in sorted(found, key=lambda entry: entry[0], reverse=True):
         try:
-            with files.exclusive(folder / "lock", f"{folder}: another process is training this run"):
+            with files.exclusive(folder / "lock", f"{folder}: this run is being trained"):
                 return folder, config
         except UserError:
             continue  # it is being trained, and its live view shows it

@@ -91,7 +91,7 @@ class Publisher:
             UserError: W&B did not take it; what is on the disk is as it was, and the next attempt goes on from there.
         """
         title, note, digest = replay.run.title, self.notes / replay.run.id, replay.digest()
-        with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: another process is already publishing it"):
+        with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: it is already being published"):
             noted = read_note(note)
             if noted.get(PUBLISHED) == digest:
                 return "known"

@@ -71,7 +71,7 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
                 work.assist(stop)
             return
         state = work.state
-        busy = f"{state}: another process is already training this run"
+        busy = f"{state}: this run is already being trained"
         with files.exclusive(state / "lock", busy), signals.stop_on_signal() as stop:
             files.sweep(state.parent, _DONE)
             (state / RESUME_ME).unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def test_an_unknown_file_is_listed_and_an_unreadable_one_is_not(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[0] == f"error: {path}: a text file, not a checkpoint"
-    assert err.splitlines()[1].startswith("hint: the download went wrong")
+    assert err.splitlines()[1].startswith("hint: the download failed")
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])

@@ -100,7 +100,7 @@ def test_other_precisions_become_float32(nets: Nets, images: Tensor, write: Writ
     found = checkpoints.load(write(half))
     weights = found.encoders["student"].state_dict()
     assert all(torch.equal(weights[name], value.float()) for name, value in half.items() if value.is_floating_point())
-    assert found.notes[1:] == ("weights are float16 in the file and float32 here",)
+    assert found.notes[1:] == ("weights are float16 in the file and were converted to float32",)
 
 
 def test_the_global_generator_is_left_alone(nets: Nets, write: Write) -> None:
@@ -171,7 +171,7 @@ def test_our_encoder_file(tmp_path: Path) -> None:
     assert (found.image_size, found.crop_ratio, found.mean, found.std) == (12, 0.75, (0.5,), (0.25,))
     assert found.identity is not None
     assert found.identity["run"] == "r"
-    with pytest.raises(DataError, match="--arch says resnet18, and the shapes of its tensors say resnet-narrow:2"):
+    with pytest.raises(DataError, match="--arch says resnet18, but the tensor shapes say resnet-narrow:2"):
         checkpoints.load(path, arch="resnet18")
 
 

@@ -71,7 +71,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(os, "fstat", late)
     with pytest.raises(DataError, match="changed while it was being read") as caught:
         checkpoints.load(path)
-    assert "has finished" in caught.value.hint
+    assert "written completely" in caught.value.hint
     assert len(calls) >= 2
 
 

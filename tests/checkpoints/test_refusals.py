@@ -100,14 +100,14 @@ def test_a_tensor_without_values(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"]) | {"layer1.0.conv1.weight": torch.empty(64, 64, 3, 3, device="meta")}
     path = write({"state_dict": state})
     for read_it in (checkpoints.load, checkpoints.inspect):
-        with pytest.raises(DataError, match=r"state_dict/layer1\.0\.conv1\.weight \(64, 64, 3, 3\) has a shape and no values"):
+        with pytest.raises(DataError, match=r"state_dict/layer1\.0\.conv1\.weight \(64, 64, 3, 3\) has a shape but no values"):
             read_it(path)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet18_2", "vit_small", None, 7])
 def test_an_architecture_that_the_shapes_contradict_is_noted(arch: Any, nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
-    notes = [f"the file calls itself {arch}, and the shapes of its tensors say resnet18"]
+    notes = [f"the file calls itself {arch}, but its tensor shapes say resnet18"]
     for content in ({"arch": arch, "state_dict": state}, {"opt": argparse.Namespace(arch=arch), "state_dict": state}):
         path = write(content)
         expected = notes if arch in {"resnet50", "wide_resnet18_2"} else []
@@ -128,7 +128,7 @@ def test_weights_of_another_kind(dtype: torch.dtype, hint: str, nets: dict[str, 
 def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) -> None:
     path = write(backbone(nets["student"]))
     assert checkpoints.load(path, arch="resnet18").arch == "resnet18"
-    with pytest.raises(DataError, match="--arch says resnet50, and the shapes of its tensors say resnet18"):
+    with pytest.raises(DataError, match="--arch says resnet50, but the tensor shapes say resnet18"):
         checkpoints.load(path, arch="resnet50")
     with pytest.raises(ConfigError, match="no architecture 'resnet19'"):
         checkpoints.load(path, arch="resnet19")
@@ -137,9 +137,9 @@ def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) ->
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({"epoch": torch.zeros(1)}, "no known layout: 1 tensors (epoch)"),
+        ({"epoch": torch.zeros(1)}, "unknown layout: 1 tensors (epoch)"),
         ({"epoch": 3, "state_dict": {}}, "nor at the top: found epoch, state_dict"),
-        ({}, "nor at the top: the file holds nothing"),
+        ({}, "nor at the top: the file is empty"),
         ({"features.0.weight": torch.zeros(2, 3, 5, 5)}, "this looks like an AlexNet"),
         ({"backbone.2.0.shortcut.0.weight": torch.zeros(2, 3, 1, 1)}, "lightly's own ResNet"),
         ({"cls_token": torch.zeros(1, 1, 4), "blocks.0.norm1.weight": torch.zeros(4)}, "a vision transformer"),
@@ -188,7 +188,7 @@ def onnx() -> bytes:
         (onnx(), "looks like an ONNX model"),
         (b"\x1f\x8b\x08\x00rest", "a gzip archive"),
         (bytes(257) + b"ustar\x00", "a tar archive"),
-        (b"\xff\xfe\x00\x00\x01\x02\x03\x04\x05", "of no known form (first bytes ff fe 00 00 01 02 03 04)"),
+        (b"\xff\xfe\x00\x00\x01\x02\x03\x04\x05", "unknown file format (first bytes ff fe 00 00 01 02 03 04)"),
         (b"PK\x03\x04 and no more", "truncated or damaged torch archive"),
         (b"\x80\x02}q\x00.", "truncated or damaged torch checkpoint"),
     ],

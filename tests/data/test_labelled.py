@@ -95,8 +95,8 @@ def test_a_list_is_read_by_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("ant_2.JPEG\nbee_2.JPEG\ncat_2.JPEG\ndog_1.JPEG\n", "1 of its 4 images are not in the search set, first dog_1.JPEG"),
         ("ant_2.JPEG\nbee_2.JPEG\ncat_2.JPEG\nant_0.JPEG\n", "1 of its 4 images are not in the search set, first ant_0.JPEG"),
         ("ant_2.JPEG\nbee_2.JPEG\ncat_2.JPEG\nant_2.JPEG\n", "1 of its 4 lines name an image again"),
-        ("ant_2.JPEG\nbee_2.JPEG\n", "1 classes have no labelled image, first cat"),
-        ("", "3 classes have no labelled image, first ant"),
+        ("ant_2.JPEG\nbee_2.JPEG\n", "1 classes have no labelled image; the first is cat"),
+        ("", "3 classes have no labelled image; the first is ant"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(

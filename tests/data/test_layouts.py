@@ -106,7 +106,7 @@ def test_the_development_kit_names_the_classes(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[Make, str, str]] = {
     "flat val without classes": (
         lambda root, _: write(root, flat()),
-        "val holds 4 images in one folder, and no file says their classes",
+        "val holds 4 images in one folder, and no file gives their classes",
         "LOC_val_solution.csv (Kaggle) or ILSVRC2012_devkit_t12",
     ),
     "a list of other images": (
@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Make, str, str]] = {
     ),
     "a list of too many": (
         lambda root, patch: listed(root, "gone.JPEG n01\n" + "".join(f"{file} {cls}\n" for file, cls in FLAT.items()), patch),
-        "names 1 images that are absent, first gone.JPEG",
+        "names 1 images that do not exist; the first is gone.JPEG",
         "unpack",
     ),
     "a list of too few classes": (

@@ -98,7 +98,7 @@ def test_annotations_and_images_must_agree(monkeypatch: pytest.MonkeyPatch, tmp_
     check("val_9.JPEG has no class", name="tiny-imagenet")
     (root / "val" / "images" / "val_9.JPEG").unlink()
     (root / "val" / "images" / "val_0.JPEG").unlink()
-    check("names 1 images that are absent, first val_0.JPEG", name="tiny-imagenet")
+    check("names 1 images that do not exist; the first is val_0.JPEG", name="tiny-imagenet")
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG n01\n")
     check("val_annotations.txt:1: expected file and class", name="tiny-imagenet")
 

@@ -196,11 +196,11 @@ def test_classes_of_one_size_are_drawn_independently() -> None:
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        (trees.subset(params.AllClasses(name="all", classes=13)), "wants 13 classes, the source has 12"),
+        (trees.subset(params.AllClasses(name="all", classes=13)), "needs 13 classes, but the source has 12"),
         (trees.subset(halves(large=4)), "4 large classes of 4 in part 'first' of 12 leave no rare one"),
         (trees.subset(halves(tuning=12)), "1 large classes of 0 in part 'first' of 12 leave no rare one"),
         (trees.subset(params.Balanced(name="balanced", per_class=21)), "class n00 has 20 train images, 21 train images"),
-        (trees.subset(halves(per_class=33)), "train images, 33 rare images are wanted"),
+        (trees.subset(halves(per_class=33)), "train images, but 33 rare images are needed"),
         (trees.subset(search=21), "class n00 has 20 train images, 21 search images"),
         (trees.subset(query=11), "class n00 has 10 val images, 11 query images"),
         (trees.subset(unbalanced(classes=12, large=1, large_classes=("n11",), rare_images=25)), "has 20 train images, 25 rare"),
@@ -292,14 +292,16 @@ def test_a_damaged_list_is_named_with_its_line(text: str, message: str, tmp_path
 
 def test_listed_images_that_the_source_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_list(tmp_path, extra="/train/n01/n01_77.JPEG\n/train/n01/n01_78.JPEG\n")
-    with pytest.raises(DataError, match=r"2 of its 44 images are not in the source, first n01/n01_77\.JPEG, n01/n01_78\.JPEG"):
+    with pytest.raises(
+        DataError, match=r"2 of its 44 images are not in the source; the first is n01/n01_77\.JPEG, n01/n01_78\.JPEG"
+    ):
         of_list(tmp_path, monkeypatch)
 
 
 def test_listed_classes_that_the_source_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_list(tmp_path)
     path.write_text(path.read_text().replace("n10", "n77"))
-    with pytest.raises(DataError, match="1 of its 5 classes are not in the source, first n77"):
+    with pytest.raises(DataError, match="1 of its 5 classes are not in the source; the first is n77"):
         of_list(tmp_path, monkeypatch)
 
 

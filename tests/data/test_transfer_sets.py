@@ -142,7 +142,7 @@ def test_a_draw_depends_on_the_seed_and_never_on_the_test_labels() -> None:
 
 
 def test_too_few_images_to_draw_from_are_named() -> None:
-    with pytest.raises(DataError, match="Caltech-101: class number 0 has 30 images, 30 are to be drawn for train"):
+    with pytest.raises(DataError, match="Caltech-101: class number 0 has 30 images, but 30 are drawn for train"):
         transfer_sets.divide("caltech101", ["pool"] * 30, torch.zeros(30, dtype=torch.int64), seed=0)
     with pytest.raises(DataError, match="Food-101: its test part is empty"):
         transfer_sets.divide("food101", ["train"] * 30, torch.zeros(30, dtype=torch.int64), seed=0)

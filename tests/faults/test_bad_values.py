@@ -22,7 +22,7 @@ TEXT = (ROOT / "params.yaml").read_text("utf-8")
         ("mean: [0.13]", "mean: [.nan]", "finite"),
         ("numerics: &numerics {seed: 0", "numerics: &numerics {seed: 18446744073709551616", "less than"),
         ("knn: {k: [1, 20]}", "knn: {k: []}", "at least 1 item"),
-        ("store: {channels: 1}", "store: {channels: 3}", "its subset packs 3"),
+        ("store: {channels: 1}", "store: {channels: 3}", "its subset has 3-channel images"),
         ("root: .", "root: /tmp", "root: '/tmp' is absolute"),
         ("  isd:\n", "  isd-t0.1:\n", "pattern"),
         ('title: "Demo', 'title: !tag "Demo', "not YAML"),

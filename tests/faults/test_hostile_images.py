@@ -98,7 +98,7 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
             (folder / name / "x.JPEG").write_bytes(b"junk")
     result = prepare(tmp_path, root)
     assert result.code == 0, result
-    assert "1 files or folders under train and val were passed over: folders 1" in result.err
+    assert "1 files or folders under train and val were ignored: folders 1" in result.err
     assert (tmp_path / "profile/data/prepared/digits/images.tsv").read_text().count("\n") == len(FILES) + 1
 
 

@@ -122,7 +122,7 @@ def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path, c
         at_step(patch, 15, explode)
         code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert code == 1, error
-    assert "after the last step encoder 'teacher' gives features that are not finite for 16 of 16 images" in error
+    assert "after the last step encoder 'teacher' produces features that are not finite for 16 of 16 images" in error
     assert re.search(r"last good resume point: .*/checkpoint\.pt, of step 10\n", error)
     assert world.written(folder) == set()
 
@@ -172,8 +172,8 @@ def test_a_collapse_is_reported(folder: Path, undisturbed: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         with_spread({1: 0.9, 2: 0.004, 3: 0.008})(patch)
         said = world.train(folder)
-    assert "isd: warning: the embeddings have collapsed in epoch 2: embedding std 0.004, below 0.01" in said
-    assert "isd: warning: the embeddings have collapsed in epoch 3: embedding std 0.008, below 0.01" in said
+    assert "isd: warning: the embeddings collapsed in epoch 2: embedding std 0.004, below 0.01" in said
+    assert "isd: warning: the embeddings collapsed in epoch 3: embedding std 0.008, below 0.01" in said
     rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
     assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
     record = read_record(world.outputs(folder)["record"], PretrainRecord)

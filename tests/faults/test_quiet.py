@@ -81,7 +81,7 @@ def test_a_checkout_of_another_owner_is_told(done: Path) -> None:
     start = [sys.executable, "-m", "isd_repro", "knn", "isd"]
     ended = subprocess.run(start, cwd=done, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "warning: records will name no commit: fatal: detected dubious ownership" in ended.stderr
+    assert "warning: records will not name a commit: fatal: detected dubious ownership" in ended.stderr
     assert "git config --global --add safe.directory" in ended.stderr
 
 

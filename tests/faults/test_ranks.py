@@ -135,7 +135,7 @@ def test_a_run_that_diverges_stops_on_all_ranks_at_one_step(together: Together, 
     [
         (3, ("pretrain", "isd"), 3, "optim.batch_size: 16 images for 3 processes"),
         (2, ("pretrain", "no-such"), 3, "no run 'no-such'"),
-        (2, ("knn", "isd"), 3, "`knn` works in one process, and torchrun started 2"),
+        (2, ("knn", "isd"), 3, "`knn` runs in one process, but torchrun started 2"),
         (2, ("extract", "isd"), 4, "encoder.safetensors: no such file"),
     ],
 )

@@ -94,7 +94,7 @@ def test_only_damaged_points_are_refused_and_left_as_they_are(
     assert failed == 4
     assert f"error: {newest}: damaged resume point" in error
     assert f"{before}: damaged resume point" in error
-    assert "hint: delete them to start this run afresh" in error
+    assert "hint: delete them to restart this run" in error
     assert {path: path.read_bytes() for path in state.glob("*.pt")} == contents
     assert world.written(folder) == set()
     newest.unlink()
@@ -243,7 +243,7 @@ def test_other_code_is_refused_and_goes_on_only_when_told(
     assert failed == 1
     assert f"nn/bank.py was {was['nn/bank.py']}, is 0123456789ab" in error
     assert "train/loop.py" not in error
-    assert "delete the folder to start afresh; or set ISD_RESUME_CHANGED=1" in error
+    assert "delete the folder to restart; or set ISD_RESUME_CHANGED=1" in error
     assert world.written(folder) == set()
     monkeypatch.setenv("ISD_RESUME_CHANGED", "1")
     assert "resuming after step 10" in world.train(folder)
@@ -270,7 +270,7 @@ def test_another_number_of_threads_is_refused_unless_the_profile_states_it(
     assert other.name != one.name
     failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert failed == 1
-    assert f"{other}: other arithmetic than now trained this run up to step 10: cpu was " in error
+    assert f"{other}: this run was trained up to step 10 with different arithmetic: cpu was " in error
     assert "2 threads, is " in error
     assert "OMP_NUM_THREADS" in error
 

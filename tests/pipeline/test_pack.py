@@ -152,7 +152,7 @@ def test_a_finished_pack_is_used_again_where_the_images_are_the_same(
     image = tmp_path / "images" / "val" / "n02" / "val_4.JPEG"
     image.write_bytes(image.read_bytes() + b"\0")
     bench.run(subset)
-    assert "val/n02/val_4.JPEG is not what was packed" in bench.text.getvalue()
+    assert "val/n02/val_4.JPEG has changed since it was packed" in bench.text.getvalue()
     assert len(list(packs.iterdir())) == 2, "the older pack is another manifest's"
 
 
@@ -191,7 +191,7 @@ def test_images_that_cannot_be_read_are_left_out_until_they_can(packs: Path, tmp
     assert (bench.folder / "manifest.json").read_bytes() == first
     image.write_bytes(good)
     bench.run(trees.subset(store=RAW))
-    assert "train/n02/n02_3.JPEG could not be read and now can" in bench.text.getvalue()
+    assert "train/n02/n02_3.JPEG could not be read before and can be now" in bench.text.getvalue()
     assert {name: content for name, content in bytes_of(packs).items() if name in want} == want
 
 

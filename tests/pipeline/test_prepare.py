@@ -120,7 +120,7 @@ def test_one_changed_byte_changes_the_hash_and_is_reported(bench: Bench, tmp_pat
     path.write_bytes(path.read_bytes() + b"\0")  # decodes to the same pixels
     bench.run(trees.subset())
     assert open_prepared(bench.folder).identity.sha256 != before
-    assert "1 images have other bytes than when this subset was last prepared: train/n02/n02_0.JPEG" in bench.text.getvalue()
+    assert "1 images have changed since this subset was last prepared: train/n02/n02_0.JPEG" in bench.text.getvalue()
 
 
 def test_unreadable_images_are_left_out_and_counted(bench: Bench, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_unreadable_images_are_left_out_and_counted(bench: Bench, tmp_path: Path
         bench.run(trees.subset(corrupt_share=0.03))
     bench.run(trees.subset(corrupt_share=0.04))
     found = open_prepared(bench.folder)
-    assert "left out 1 of 30 images as unreadable: train/n02/n02_3.JPEG (" in bench.text.getvalue()
+    assert "skipped 1 of 30 images that cannot be read: train/n02/n02_3.JPEG (" in bench.text.getvalue()
     assert json.loads((bench.folder / "manifest.json").read_text())["dropped"] == ["train/n02/n02_3.JPEG"]
     assert len(found.store) == len(found.manifest.images) == 29
     for position, image in enumerate(found.manifest.images):

@@ -156,11 +156,11 @@ def test_the_rule(values: list[float], verdict: str) -> None:
 def test_the_sentence_follows_the_rule_has_the_profiles_reading_and_leads_the_page(tmp_path: Path) -> None:
     reading = "Reproduced here, at this scale."
     profile = draws(tmp_path, {**ASKED, "readings": {"supported": reading}})
-    assert profile.report().blocks[0].findings[0].body == "not known: no draw of 3 has both methods."
+    assert profile.report().blocks[0].findings[0].body == "unknown: none of the 3 draws has runs of both methods."
     fill(profile, [6, 6], [5, 5])
     said = profile.report().blocks[0].findings[0].body
     assert said.startswith("no verdict: +1.25 points on average over 2 of 3 draws")
-    assert said.endswith("the rule asks for 3 draws or more.")
+    assert said.endswith("the rule requires 3 draws or more.")
     fill(profile, [6, 6, 7], [5, 5, 6])
     report = profile.report()
     said = report.blocks[0].findings[0].plain
@@ -173,7 +173,7 @@ def test_the_sentence_follows_the_rule_has_the_profiles_reading_and_leads_the_pa
 
 
 def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="SimSiam is no method of repeated draws; there are MoCo, ISD and Labels"):
+    with pytest.raises(ConfigError, match="no repeated draws of SimSiam; known: MoCo, ISD and Labels"):
         draws(tmp_path, {**ASKED, "first": "SimSiam"}).report()
 
 

@@ -132,7 +132,7 @@ def test_the_command_line(world: World, command: Callable[..., tuple[int, str]])
     ("arguments", "code", "words"),
     [
         (("ids",), 3, "did you mean 'isd'"),
-        (("isd", "--k", "26"), 3, "26 clusters asked of 25 images"),
+        (("isd", "--k", "26"), 3, "26 clusters of 25 images"),
         (("isd", "--clusters", "0"), 2, "--clusters"),
         (("isd", "--seed", "4294967296"), 2, "--seed"),
         ((), 2, "Missing argument"),

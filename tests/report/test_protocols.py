@@ -171,7 +171,7 @@ def test_transfer_cells_by_hand(both: Profile) -> None:
     assert [(column.span, column.head) for column in found.columns] == heads
     said = " ".join(found.notes)
     for title in ("Food-101", "Oxford-IIIT Pets"):
-        assert f"{title}, 80 images to train on, 20 to validate, 35 to test" in said
+        assert f"{title}, 80 training, 20 validation and 35 test images" in said
     assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 3
     for at, row in enumerate(found.rows[1:], start=1):
         one, two, mean = row.cells

@@ -171,7 +171,7 @@ def test_damage_is_named(profile: Profile, change: Callable[[dict[str, Any]], No
 def test_a_record_without_a_run_is_a_footnote(profile: Profile) -> None:
     (profile.layout.records / "old").mkdir()
     assert profile.records().strays == ("old",)
-    assert "Records without a run in params.yaml, not shown: old." in profile.report().footnotes
+    assert "Records without a run in params.yaml are not shown: old." in profile.report().footnotes
 
 
 def test_no_records_at_all(tmp_path: Path) -> None:

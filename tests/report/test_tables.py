@@ -226,5 +226,5 @@ def test_a_record_of_other_parameters_is_told(profile: Profile) -> None:
     changed = run.model_copy(update={"optim": run.optim.model_copy(update={"lr": 0.1})})
     params = profile.params.model_copy(update={"runs": {**profile.params.runs, "isd": changed}})
     notes = Profile(params, profile.layout).report().footnotes
-    assert notes == ("isd was made with other parameters than params.yaml states now: optim.lr was 0.05, is 0.1.",)
+    assert notes == ("isd was made with parameters that differ from the current params.yaml: optim.lr was 0.05, is 0.1.",)
     assert profile.report().footnotes == ()

@@ -106,4 +106,4 @@ def test_a_picture_lies_whole_on_the_disk_with_its_caption(tmp_path: Path, caplo
     (tmp_path / "file").write_text("in the way", "utf-8")
     with RunTracker(None, tmp_path / "file") as tracker:
         tracker.log_image("views", pixels)
-    assert "the picture views is not kept" in caplog.text
+    assert "the picture views was not saved" in caplog.text

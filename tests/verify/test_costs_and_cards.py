@@ -79,7 +79,10 @@ def test_a_card_says_what_the_record_says(profile: Profile) -> None:
         row = f"| {encoder} | {metric} | {group} | {100 * score.correct / score.n:.1f} |"
         line = next(line for line in card.splitlines() if line.startswith(row))
         assert line.endswith(f"| {score.n} | recomputed from stored predictions |")
-    assert "1,040 images to train on, 100 labelled images to search or fit, 500 queries, 10 classes, 2 of them large" in card
+    assert (
+        "1,040 training images, 100 labelled images for the search or the classifier, 500 queries, 10 classes, 2 of them large"
+        in card
+    )
     assert "[DEV-03](../../../DEVIATIONS.md#dev-03)" in card
     for heading in (
         "## Scores",
