@@ -265,7 +265,8 @@ def test_every_published_number_is_in_the_files(tmp_path: Path) -> None:
         "ours are: 1 within, 1 outside, 0 not comparable and 4 not run. At half the tolerance 1 would be within, at twice 2."
     )
     assert profile.report().result == (
-        "ISD and MoCo v2 reach 41.8 % and 38.7 % on all queries (1-NN, student; one training each, so the difference may be due to the seed)."
+        "ISD and MoCo v2 reach 41.8 % and 38.7 % on all queries (1-NN, student; one training each, so the difference may be due"
+        " to the seed)."
     )
 
 
