@@ -1,4 +1,4 @@
-"""Command `verify`: from every number of a rendered report to its record, and on to the files that are here.
+"""Command `verify`: checks every number of a rendered report against its record and the available files.
 
 Records are read and rescored, and the report is rendered again and compared byte by byte. Where an encoder and its images are
 here, every evaluation is repeated by the very function that made its record, and its predictions are compared. What cannot be
@@ -61,8 +61,8 @@ from isd_repro.tensor_files import load_tensors
 TOLERATED = 0.005  # share of queries that may be classified otherwise under another arithmetic; docs/verify.md says why
 CELLS = "cells.json"
 _RESTORE = "restore the record from git, or run its stage again"
-_PARAMETER = "restore the value in the parameters; or, if it is meant, make the record anew with `dvc repro`"
-_BRING_BACK = "bring the run's own file back with `dvc checkout`; or run `{}` and what follows it again"
+_PARAMETER = "restore the value in params.yaml; or, if the change is intended, make a new record with `dvc repro`"
+_BRING_BACK = "restore the run's own file with `dvc checkout`; or run `{}` and all later stages again"
 _RENDER = "run `isd-repro report` again"
 Place = tuple[str, str, str, str]  # table, row, span, column: a number's address
 
@@ -77,10 +77,10 @@ class Verdict(StrEnum):
 
 
 MEANING = {
-    Verdict.RE_EVALUATED: "the encoder is here and gave every stored prediction again",
-    Verdict.RECOMPUTED: "counted anew from the stored predictions",
-    Verdict.RECORDED: "no predictions are stored: nothing checks it",
-    Verdict.FAILED: "something behind it is not as it should be",
+    Verdict.RE_EVALUATED: "the encoder is available and reproduced every stored prediction",
+    Verdict.RECOMPUTED: "recomputed from the stored predictions",
+    Verdict.RECORDED: "stored without predictions, so it cannot be checked",
+    Verdict.FAILED: "a check of the number or of its files failed",
 }
 _STYLES = {Verdict.RE_EVALUATED: "green", Verdict.RECOMPUTED: "", Verdict.RECORDED: "yellow", Verdict.FAILED: "bold red"}
 _WORST = (Verdict.FAILED, Verdict.RECORDED, Verdict.RECOMPUTED, Verdict.RE_EVALUATED)
@@ -147,7 +147,7 @@ def verify(params: Params, layout: Layout, options: Options, console: Console) -
     records = load(params, layout, state.faults.append)
     _parameters(state, records)
     _locked(state, records)
-    state.notes += [f"records of {run}, which is no run of the parameters, are in no table" for run in records.strays]
+    state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
     if not options.quick:
         for name in options.runs or params.runs:
             _files_of(state, name, records.runs[name])
@@ -186,7 +186,7 @@ def _parameters(state: Verification, records: Records) -> None:
         for kind, one in list(found.of_one_encoder.items())[:1]:  # an encoder's header holds its run's name
             if (other := encoders.setdefault(one.encoder_sha256, run)) != run:
                 truth = f"a file of its own, but the records of {other} name the same"
-                hint = "one of the two was copied; restore it from git, or run its stages again"
+                hint = "one of the two is a copy; restore it from git, or run its stages again"
                 state.fault(layout.record(run, kind), "encoder_sha256", one.encoder_sha256, truth, hint, run)
 
 
@@ -235,10 +235,10 @@ def _locked(state: Verification, records: Records) -> None:
     for path, md5 in known.items():
         run = path.parent.name
         if not path.is_file():
-            hint = "restore the record from git; or, if its run was given up, take its stages out of the lock"
+            hint = "restore the record from git; or, if its run was abandoned, remove its stages from the lock"
             state.fault(path, "file", "none", f"md5 {md5}, as {lock} says", hint, run)
         elif run in records.runs and (found := hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()) != md5:
-            hint = "restore the record from git; or, if a stage made it without DVC, take it into the lock with `dvc commit`"
+            hint = "restore the record from git; or, if a stage wrote it without DVC, add it to the lock with `dvc commit`"
             state.fault(path, "md5 of the file", found, f"{md5}, as {lock} says", hint, run)
     here = [layout.record(run, kind) for run, one in records.runs.items() for kind in one.records]
     others = [f"{path.parent.name}/{path.name}" for path in here if known and path.resolve() not in known]
@@ -281,7 +281,7 @@ def _rendered(state: Verification, records: Records) -> dict[Place, dict[str, An
             where = f"{' / '.join(place)}: {wrong[0]}"
             state.cells[place] = state.fault(path, where, *pair, cause(layout.report, files, CELLS))
     if damaged:
-        state.notes.append("other rendered files were not compared: the faults of records and parameters come first")
+        state.notes.append("other rendered files were not compared, because records or parameters failed their checks")
     else:
         _same_bytes(state, layout.report, {name: content for name, content in files.items() if name != CELLS or not state.cells})
         if layout.cards.is_dir():
@@ -303,7 +303,7 @@ def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes]) -
     names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, inside in names.items():
         if inside.as_posix() not in files and inside.name != CELLS and not any(part.startswith(".") for part in inside.parts):
-            state.fault(path, "file", "a file that no render makes", "none", f"remove it, or {_RENDER}")
+            state.fault(path, "file", "a file that no render writes", "none", f"remove it, or {_RENDER}")
 
 
 def _cells(content: bytes) -> dict[Place, dict[str, Any]] | None:
@@ -413,13 +413,15 @@ def _files_of(state: Verification, name: str, found: RunRecords) -> None:
         return
     layout, path = state.layout, state.layout.encoder(name)
     if not path.is_file():
-        state.notes.append(f"{name}: no encoder here ({state.shown(path)}), so its numbers are not re-evaluated")
+        state.notes.append(f"{name}: the encoder is not available ({state.shown(path)}), so its numbers are not re-evaluated")
         return
     folder = layout.prepared(state.params.runs[name].data.subset)
     if not _header(state, name, found) or not _snapshot_files(state, name, found):
         return
     if not (folder / "manifest.json").is_file():
-        state.notes.append(f"{name}: no prepared images here ({state.shown(folder)}), so its numbers are not re-evaluated")
+        state.notes.append(
+            f"{name}: the prepared images are not available ({state.shown(folder)}), so its numbers are not re-evaluated"
+        )
         return
     try:
         if not _manifest(state, name, found, manifests.read_header(folder).identity):
@@ -452,7 +454,7 @@ def _evaluations(state: Verification, name: str, found: RunRecords, subject: Sub
             continue
         _again(state, kind, found, subject)
     if left:
-        state.notes.append(f"{name}: not evaluated again without the option named: {', '.join(left)}")
+        state.notes.append(f"{name}: not re-evaluated unless the option is given: {', '.join(left)}")
     if "features" in vars(subject):
         _stored_features(state, name, found, subject.features)
 
@@ -489,7 +491,7 @@ def _snapshot_files(state: Verification, name: str, found: RunRecords) -> bool:
         files = {point: state.layout.snapshots(name) / snapshot_name(point.epoch) for point in record.points[:-1]}
         here = {point: path for point, path in files.items() if path.is_file()}
         if len(here) < len(files):
-            what = f"{len(files) - len(here)} of {len(files)} snapshots are not here"
+            what = f"{len(files) - len(here)} of {len(files)} snapshots are not available"
             state.notes.append(f"{name}: {what}, so their numbers are recorded only")
         for point, path in here.items():
             if (sha256 := sha256_file(path)) != point.encoder_sha256:
@@ -506,7 +508,7 @@ def _manifest(state: Verification, name: str, found: RunRecords, here: ManifestI
         if here != record.manifest:
             ours, theirs = here.model_dump(mode="json"), record.manifest.model_dump(mode="json")
             key = next(key for key in ("sha256", *ours) if ours[key] != theirs[key])
-            hint = "these are other images than the run saw: run `prepare` again with the run's parameters, or `dvc checkout`"
+            hint = "these are not the run's images: run `prepare` again with the run's parameters, or `dvc checkout`"
             file = state.layout.prepared(here.subset) / "manifest.json"
             state.fault(file, f"identity.{key}", ours[key], f"{theirs[key]}, as {name}/{kind}.json says", hint, name)
             return False

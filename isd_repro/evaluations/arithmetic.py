@@ -1,4 +1,4 @@
-"""Where evaluation computes, and in which arithmetic."""
+"""Device and arithmetic of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads our encoder files into backbones, every tensor accounted for."""
+"""Loads backbones from our encoder files, accounting for every tensor."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
         identity = EncoderIdentity.model_validate(header)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataError(f"{path}: not an encoder's identity: {problems}", _HINT) from error
+        raise DataError(f"{path}: its header is not that of an encoder: {problems}", _HINT) from error
     with torch.random.fork_rng():  # the draw of initial weights, all of them replaced, leaves no trace
         encoders: dict[str, nn.Module] = {name: build(identity.backbone, identity.image_size) for name in identity.encoders}
     expected = {f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()}
@@ -61,14 +61,14 @@ def check_manifest(path: Path, recorded: str, prepared: str) -> None:
     if recorded != prepared:
         raise DataError(
             f"{path}: manifest changed since it was made: made with {recorded[:12]}, prepared now {prepared[:12]}",
-            "run `pretrain` and what follows it again; `dvc repro` does so",
+            "run `pretrain` and all later stages again, or `dvc repro`",
         )
 
 
 def check_run(path: Path, said: str, run: str) -> None:
     """`DataError` where the file at `path` says that it is of another run, as after a copy from that run's folder."""
     if said != run:
-        raise DataError(f"{path}: is of run {said!r}, not {run!r}", "run `pretrain` for this run, and what follows it")
+        raise DataError(f"{path}: is of run {said!r}, not {run!r}", "run `pretrain` and all later stages for this run")
 
 
 def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Command `evaluate`: a checkpoint of any origin and labelled images in, the paper's numbers for it out.
+"""Command `evaluate`: evaluates any checkpoint on labelled images with the paper's protocols.
 
 It opens the checkpoint as a `Subject` and calls the same evaluations as the stages of a run; features are kept for the next time.
 """
@@ -90,14 +90,14 @@ class Request:
         """`ConfigError` where options contradict each other, a value is out of its range, or `--out` cannot be written."""
         if (self.data is None) == (self.prepared is None):
             raise ConfigError(
-                "name the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
+                "give the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
             )
         if self.listed is not None and self.data is None:
-            raise ConfigError("--list goes with --data", "a prepared folder says itself which classes are large")
+            raise ConfigError("--list goes with --data", "a prepared folder already says which classes are large")
         self._check_view()
         self._check_counts()
         if self.label is not None and (not self.label.strip() or "\n" in self.label or printable(self.label) != self.label):
-            raise ConfigError("--label: is empty or has characters that cannot be seen", "give words as a table shows them")
+            raise ConfigError("--label: is empty or contains invisible characters", "give a visible text on one line")
         if self.out is not None:
             self._check_out(self.out)
 
@@ -114,13 +114,11 @@ class Request:
     def _check_counts(self) -> None:
         """Numbers in their range, and none for a protocol that is not run."""
         if not self.ks or min(self.ks) < 1 or self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
-            raise ConfigError(
-                "--k, --linear-seeds and --linear-epochs must be 1 or more", "leave them out for the paper's values"
-            )
+            raise ConfigError("--k, --linear-seeds and --linear-epochs must be 1 or more", "omit them to use the paper's values")
         if len(set(self.ks)) < len(self.ks):
             raise ConfigError(f"--k: {', '.join(map(str, self.ks))} repeats a number", "give each number once")
         if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers {self.workers}: must be 1 or more", "leave it out for as many as there are cores")
+            raise ConfigError(f"--workers {self.workers}: must be 1 or more", "omit it to use all cores")
         unused = {
             "--k": self.protocol == "linear" and self.ks != Request.ks,
             "--linear-seeds": self.protocol == "knn" and self.seeds != 1,
@@ -129,7 +127,9 @@ class Request:
         }
         for option in (name for name, wrong in unused.items() if wrong):
             where = "--prepared, which is not decoded" if option == "--workers" else f"--protocol {self.protocol}"
-            raise ConfigError(f"{option} has no effect with {where}", f"leave {option} out, or ask for what it is about")
+            raise ConfigError(
+                f"{option} has no effect with {where}", f"omit {option}, or request the evaluation that it belongs to"
+            )
 
     def _check_out(self, out: Path) -> None:
         """Before the work, not after it: that the record can be written where it shall be, and takes no input's place."""
@@ -141,17 +141,17 @@ class Request:
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}", hint) from error
         if found is not None and not stat.S_ISREG(found.st_mode):
-            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device, no file"
+            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device, not a file"
             raise ConfigError(f"--out {out}: {what}", hint)
         for given in (self.ckpt, self.data, self.listed):
             if found is not None and given is not None and given.exists() and out.samefile(given):
-                raise ConfigError(f"--out {out}: is the very file that is read", hint)
+                raise ConfigError(f"--out {out}: is the file that is being read", hint)
         if len(os.fsencode(out.name)) > _NAME_MAX:
             raise ConfigError(f"--out: its name has more than {_NAME_MAX} bytes", hint)
         folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            what = "cannot be written to" if folder.is_dir() else "is no folder"
-            raise ConfigError(f"--out {out}: {folder} {what}", "name another folder, or permit writing")
+            what = "cannot be written to" if folder.is_dir() else "is not a folder"
+            raise ConfigError(f"--out {out}: {folder} {what}", "give another folder, or allow writing to this one")
         _ = self.name  # which says where it is none
 
     @property
@@ -160,7 +160,7 @@ class Request:
         own = self.out.resolve().parent.name if self.out is not None and self.out.name == "external.json" else ""
         text = re.sub(r"[^a-z0-9.-]+", "-", (own or self.ckpt.name.split(".")[0]).lower()).lstrip("-.") or "checkpoint"
         if own and text != own:
-            raise ConfigError(f"{self.out}: {own!r} is no name of a record", "use small letters, digits, dots and hyphens")
+            raise ConfigError(f"{self.out}: {own!r} is not a valid record name", "use small letters, digits, dots and hyphens")
         return text
 
     @property

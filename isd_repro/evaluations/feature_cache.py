@@ -197,7 +197,7 @@ def _folder(root: Path, identity: Identity) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder}: another process extracts these features"
-            raise UserError(message, "wait for it; what it finishes is reused") from error
+            raise UserError(message, "wait until it has finished; its features are then reused") from error
         said = folder / "identity.json"
         text = json.dumps(dict(identity), indent=1, sort_keys=True).encode() + b"\n"
         if not said.is_file() or said.read_bytes() != text:

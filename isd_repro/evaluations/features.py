@@ -51,7 +51,7 @@ def features(
         DataError: nothing to extract, or features that are not finite.
     """
     if count < 1:
-        raise DataError("no images to extract features from", "look at the subset's rule: its split is empty")
+        raise DataError("no images to extract features from", "check the subset's rule: it gives an empty split")
     for encoder in encoders.values():
         encoder.to(device).eval()
     found: dict[str, Tensor] = {}

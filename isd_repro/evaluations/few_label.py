@@ -1,4 +1,4 @@
-"""Score runs by a linear classifier that sees few labels.
+"""Evaluate runs with a linear classifier trained on few labels.
 
 The head is that of `linear`, with its settings, trained on a share of the labelled images alone; top-5 accuracy stands beside
 top-1.  # DEV-18

@@ -1,4 +1,4 @@
-"""Score runs by their nearest neighbours.
+"""Evaluate runs by nearest-neighbour classification.
 
 Classification by one exact cosine search in float32 (the paper's NN and 20-NN).
 

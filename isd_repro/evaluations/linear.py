@@ -1,4 +1,4 @@
-"""Score runs by a linear classifier on the frozen encoder.
+"""Evaluate runs with a linear probe on the frozen encoder.
 
 The paper's linear protocol: one linear layer is trained by SGD on standardised features of augmented views and
 scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does. That number is
@@ -165,8 +165,8 @@ def check_protocol(settings: Config) -> None:
     other = [f"{key} {given[key]} (paper {paper[key]})" for key in paper if given[key] != paper[key]]
     if settings.protocol == paper["protocol"] and other:
         raise ConfigError(
-            f"evaluation.linear.protocol: 'paper' with other values than the paper's: {', '.join(other)}",
-            "give the shortened or changed protocol a name of its own; tables print it",
+            f"evaluation.linear.protocol: 'paper' with values that are not the paper's: {', '.join(other)}",
+            "give the changed protocol another name, which tables will print",
         )
 
 

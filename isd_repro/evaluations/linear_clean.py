@@ -132,7 +132,9 @@ class CleanProbe:
         """
         correct, epoch, at = self._best
         if correct < 0:
-            raise UserError(f"linear-clean of encoder {self.name!r}: every rate of the grid diverged", "look at its features")
+            raise UserError(
+                f"linear-clean of encoder {self.name!r}: every learning rate of the grid diverged", "check its features"
+            )
         head = self._heads[at]
         head.load_state_dict(self._kept)
         predicted, among = answers(head, self._transform(query.to(self._held_z.device)))

@@ -1,4 +1,4 @@
-"""The stages `extract` and that of every evaluation: a run's files in, a features file or a record out."""
+"""Stage `extract` and the stages of evaluations: from a run's files to a features file or a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation is given and what it gives back, and the one place where a run's files are opened and checked."""
+"""Input and output of an evaluation, and the one function that opens and checks a run's files."""
 
 from __future__ import annotations
 

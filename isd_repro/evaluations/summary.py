@@ -1,4 +1,4 @@
-"""An evaluation's numbers for a reader: lines, tables by encoder and group, and accuracy by class."""
+"""Printed results of an evaluation: lines, tables by encoder and group, and accuracy per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score the encoders kept during training, epoch by epoch.
+"""Evaluate the encoders saved during training, epoch by epoch.
 
 Nearest neighbours of student and teacher over training: the paper's second figure. The settings are those of `knn`.
 """

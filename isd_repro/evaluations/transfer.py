@@ -1,4 +1,4 @@
-"""Score runs by classifiers on the features of other data sets.
+"""Evaluate runs by transfer: linear classifiers on their features of other data sets.
 
 Logistic regression on frozen features, its one setting chosen on validation images, as the paper's transfer table needs it.
 
@@ -230,7 +230,7 @@ def answer(
     for name, rows in (("train", train[0]), ("validation", val[0]), ("test", test)):
         require_finite(rows, f"{name} features")
         if not len(rows):
-            raise DataError(f"transfer: no {name} images", "look at the set's folder")
+            raise DataError(f"transfer: no {name} images", "check the folder of the data set")
     with exact(device):
         choice = choose(train, val, classes, score, settings, device)
         learnt, label = (torch.cat(parts) for parts in zip(train, val, strict=True))

@@ -1,4 +1,4 @@
-"""Score runs by their nearest neighbours, each weighted by its similarity.
+"""Evaluate runs by nearest-neighbour classification weighted by similarity.
 
 Each of the k nearest search images votes for its class with the weight exp(s / T), where s is its cosine similarity to the query
 (Wu et al., CVPR 2018). The defaults are those of the tables of DINO and lightly.

@@ -152,7 +152,7 @@ def test_a_rate_that_diverges_is_left_and_all_of_them_are_an_error() -> None:
     probe = CleanProbe("student", torch.randn(20, 4), torch.arange(20) % 2, 2, lambda epoch: [torch.arange(20)], SETTINGS, CPU)
     probe.learn(torch.full((20, 4), torch.nan), torch.arange(20) % 2, 0, 0)
     probe.close_epoch(1)
-    with pytest.raises(UserError, match="every rate of the grid diverged"):
+    with pytest.raises(UserError, match="every learning rate of the grid diverged"):
         probe.outcome(torch.randn(3, 4))
 
 

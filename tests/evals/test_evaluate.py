@@ -319,7 +319,7 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
         ({"crop_ratio": 1.5}, ConfigError, "--crop-ratio 1.5"),
         ({"std": (0.0, 1.0, 1.0)}, ConfigError, "--std"),
         ({"data": None, "prepared": Path("x"), "listed": Path("D1.txt")}, ConfigError, "--list goes with --data"),
-        ({"out": Path("Bad Name/external.json")}, ConfigError, "is no name of a record"),
+        ({"out": Path("Bad Name/external.json")}, ConfigError, "is not a valid record name"),
         ({"image_size": 7}, ConfigError, "--image-size 7: must be 8 to 4096"),
         ({"image_size": 4097}, ConfigError, "--image-size 4097: must be 8 to 4096"),
         ({"crop_ratio": 0.003}, ConfigError, "--image-size 16 with --crop-ratio 0.003: a short side above 4096"),
@@ -335,7 +335,7 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
         ({"seeds": 2}, ConfigError, "--linear-seeds has no effect with --protocol knn"),
         ({"epochs": 2}, ConfigError, "--linear-epochs has no effect with --protocol knn"),
         ({"label": " "}, ConfigError, "--label: is empty"),
-        ({"label": "a\nb"}, ConfigError, "--label: is empty or has characters"),
+        ({"label": "a\nb"}, ConfigError, "--label: is empty or contains invisible characters"),
     ],
     ids=str,
 )
@@ -362,13 +362,13 @@ def test_a_place_that_cannot_take_the_record_is_refused_before_anything_is_read(
         tmp_path / "pipe": "is a pipe or a device",
         tmp_path / "locked": "is a folder",
         tmp_path / "loop": "Too many levels",
-        tmp_path / "file" / "x.json": "file is no folder",
-        tmp_path / "dangling" / "x.json": "dangling is no folder",
+        tmp_path / "file" / "x.json": "file is not a folder",
+        tmp_path / "dangling" / "x.json": "dangling is not a folder",
         tmp_path / ("x" * 240 + ".json"): "more than 200 bytes",
         tmp_path / ("x" * 300): "File name too long",
-        checkpoint: "is the very file that is read",
+        checkpoint: "is the file that is being read",
         Path("/proc/none/x.json"): "cannot be written to",
-        tmp_path / "Bad Name" / "external.json": "is no name of a record",
+        tmp_path / "Bad Name" / "external.json": "is not a valid record name",
     }
     for out, words in said.items():
         if str(out).startswith("/proc") and os.access("/proc", os.W_OK):

@@ -248,7 +248,7 @@ def test_what_is_wrong_is_named_before_anything_is_read(world: World, target: Pa
 def test_few_label_refuses_what_linear_refuses(world: World) -> None:  # noqa: F811
     world.run(extract, "isd")
     configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "paper"}))
-    with pytest.raises(ConfigError, match="'paper' with other values"):
+    with pytest.raises(ConfigError, match="'paper' with values that are not the paper's"):
         world.run(few_label, "isd")
     write_encoder(world.layout.encoder("isd"), NARROW, ("student", "teacher"), world.manifest.sha256, seed=9)
     configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "short"}))

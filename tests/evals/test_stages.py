@@ -312,5 +312,5 @@ def test_k_above_the_search_set_and_a_false_paper_protocol_are_refused(world: Wo
     world.params = world.params.model_copy(update={"evaluation": changed})
     with pytest.raises(ConfigError, match="k = 22: the search set has 21 images"):
         world.run(knn, "isd")
-    with pytest.raises(ConfigError, match=r"'paper' with other values"):
+    with pytest.raises(ConfigError, match=r"'paper' with values that are not the paper's"):
         world.run(linear, "isd")

@@ -49,7 +49,7 @@ UNREADABLE = {
     "a date": (world.PARAMS.replace("label: ISD", "label: 2001-01-01"), "runs.isd.label"),
     "a key twice": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}3\n      epochs: 4"), "epochs"),
     "two documents": (world.PARAMS + "---\n" + world.PARAMS, "params.yaml"),
-    "a null byte": (world.PARAMS.replace("label: ISD", 'label: "a\\0b"'), "cannot be seen"),
+    "a null byte": (world.PARAMS.replace("label: ISD", 'label: "a\\0b"'), "contains invisible characters"),
     "a terminal's command": (world.PARAMS.replace("label: ISD", 'label: "\\e]0;x\\a"'), "runs.isd.label"),
 }
 
@@ -241,7 +241,9 @@ def test_evaluate_prints_and_writes_names_as_they_are(done: Path) -> None:
     """A label and class names that a terminal or a markup would obey."""
     folder = done / "data/prepared/digits"
     ask = ("evaluate", "--ckpt", "runs/isd/encoder.safetensors", "--prepared", str(folder), "--k", "1", "--per-class")
-    chain.refused(chain.call(done, *ask, "--label", "[red]\x1b[31m[/red]"), "--label: is empty or has characters", code=3)
+    chain.refused(
+        chain.call(done, *ask, "--label", "[red]\x1b[31m[/red]"), "--label: is empty or contains invisible characters", code=3
+    )
     (done / "runs/isd/encoder.safetensors").rename(done / "\x1b[31m.safetensors")
     odd = ("evaluate", "--ckpt", "\x1b[31m.safetensors", *ask[3:], "--json", "--no-cache")
     result = chain.call(done, *odd)

@@ -38,7 +38,7 @@ def test_one_file_and_one_block_make_a_command_a_column_a_row_and_a_verdict(clon
     pipeline.write_text(pipeline.read_text("utf-8").rstrip("\n") + "\n\n" + block("tests/pipeline/weighted_knn.yaml"), "utf-8")
     change(clone, "evaluation", "weighted_knn", value={"k": [5, 10]})
 
-    assert "each weighted by its similarity" in shell(clone, "isd-repro", "weighted-knn", "--help", env=env)
+    assert "weighted by similarity" in shell(clone, "isd-repro", "weighted-knn", "--help", env=env)
     shell(clone, "dvc", "repro", env=env)
     table = (clone / "reports/demo/tables/table.md").read_text("utf-8")
     assert "10-NN, weighted" in table

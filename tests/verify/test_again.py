@@ -46,8 +46,8 @@ def test_what_was_not_asked_for_and_what_is_not_here(protocols: Profile, monkeyp
     assert answer.verdicts(kind="snapshot") == {"recorded only", "re-evaluated"}, "the last one is the run's encoder"
     left = "Linear (--linear), Few labels (--linear), Over training (--snapshots), Transfer (--linear)"
     assert answer.tree["notes"] == [
-        "moco: not evaluated again without the option named: Transfer (--linear)",
-        f"isd: not evaluated again without the option named: {left}",
+        "moco: not re-evaluated unless the option is given: Transfer (--linear)",
+        f"isd: not re-evaluated unless the option is given: {left}",
     ]
     monkeypatch.delenv("ISD_CIFAR10_ROOT")
     (protocols.folder / "runs/isd/snapshots/epoch-00001.safetensors").unlink()

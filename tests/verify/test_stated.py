@@ -67,7 +67,7 @@ def test_records_beside_the_lock_are_told(clean: Profile) -> None:
     others = "untrained/pretrain.json, untrained/knn.json, moco/pretrain.json, moco/knn.json, isd/pretrain.json, isd/linear.json"
     assert answer.tree["notes"][:2] == [
         f"not in dvc.lock, so no stage of DVC made them: {others}",
-        "records of spare, which is no run of the parameters, are in no table",
+        "records of spare, which is not a run in params.yaml, are not in any table",
     ]
 
 

@@ -390,7 +390,7 @@ def test_files_that_are_missing_and_files_that_nobody_renders(clean: Profile) ->
     (clean.folder / TABLES / "better.md").write_text("| ISD | 99.9 |\n", encoding="utf-8")
     answer = clean.verify()
     assert caught(answer, f"{TABLES}/table.tex", "file")["found"] == "none"
-    assert "no render makes" in caught(answer, f"{TABLES}/better.md", "file")["found"]
+    assert "no render writes" in caught(answer, f"{TABLES}/better.md", "file")["found"]
     assert answer.verdicts() == {"recomputed"}, "a file beside the numbers changes none of them"
 
 

@@ -30,14 +30,17 @@ def test_linear_heads_are_trained_again_only_on_request(profile: Profile) -> Non
     assert answer.code == 0
     assert answer.verdicts(run="isd", metric="linear-last") == {"recomputed"}
     assert answer.verdicts(run="isd", metric="5-NN") == {"re-evaluated"}
-    assert answer.tree["notes"] == ["isd: not evaluated again without the option named: Linear (--linear)"]
+    assert answer.tree["notes"] == ["isd: not re-evaluated unless the option is given: Linear (--linear)"]
 
 
 def test_a_clean_checkout_is_recomputed(clean: Profile) -> None:
     answer = clean.verify()
     assert (answer.code, answer.failures) == (0, [])
     assert answer.tree["counts"]["recomputed"] == numbers_of(clean) == len(answer.tree["numbers"])
-    assert "isd: no encoder here (runs/isd/encoder.safetensors), so its numbers are not re-evaluated" in answer.tree["notes"]
+    assert (
+        "isd: the encoder is not available (runs/isd/encoder.safetensors), so its numbers are not re-evaluated"
+        in answer.tree["notes"]
+    )
 
 
 def test_quick_never_says_more_than_recomputed(profile: Profile) -> None:
@@ -49,7 +52,7 @@ def test_an_encoder_without_images_evaluates_nothing(profile: Profile) -> None:
     (profile.folder / "data/prepared/digits/manifest.json").unlink()
     answer = profile.verify()
     assert (answer.code, answer.verdicts()) == (0, {"recomputed"})
-    assert "untrained: no prepared images here" in answer.tree["notes"][0]
+    assert "untrained: the prepared images are not available" in answer.tree["notes"][0]
 
 
 @pytest.mark.parametrize("with_encoder", [True, False])
