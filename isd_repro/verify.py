@@ -78,7 +78,7 @@ class Verdict(StrEnum):
 
 MEANING = {
     Verdict.RE_EVALUATED: "the encoder is available and reproduced every stored prediction",
-    Verdict.RECOMPUTED: "recomputed from the stored predictions",
+    Verdict.RECOMPUTED: "computed again from the stored predictions",
     Verdict.RECORDED: "stored without predictions, so it cannot be checked",
     Verdict.FAILED: "a check of the number or of its files failed",
 }
