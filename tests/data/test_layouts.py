@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[Make, str, str]] = {
     "something else": (
         lambda root, _: write(root, {"cats/1.JPEG": ""}),
         "no folder 'train'; its folders are cats",
-        "name the folder",
+        "give the folder",
     ),
 }
 

@@ -98,7 +98,7 @@ def test_a_store_of_another_length_is_refused(change: bytes, tmp_path: Path) -> 
     info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.Store())
     path = tmp_path / PIXELS
     path.write_bytes(path.read_bytes() + change if change else path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=f"has {108 + 4 if change else 107} bytes, the manifest says 108 bytes"):
+    with pytest.raises(DataError, match=f"has {108 + 4 if change else 107} bytes, but the manifest says 108 bytes"):
         Store(tmp_path, info)
 
 

@@ -181,7 +181,7 @@ def test_a_label_beyond_the_classes_is_named(tmp_path: Path, monkeypatch: pytest
     make("cifar10", tmp_path, monkeypatch)
     opened = transfer_sets.open_set("cifar10")
     wrong = Opened(opened.spec, ("cat",), opened.part, opened.get)
-    with pytest.raises(DataError, match=r"CIFAR-10: image 1 .* has class number 1, the set has 1 classes"):
+    with pytest.raises(DataError, match=r"CIFAR-10: image 1 .* has class number 1, but the set has 1 classes"):
         read(wrong)
 
 

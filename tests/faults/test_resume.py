@@ -248,7 +248,9 @@ def test_other_code_is_refused_and_goes_on_only_when_told(
     monkeypatch.setenv("ISD_RESUME_CHANGED", "1")
     assert "resuming after step 10" in world.train(folder)
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
-    assert record.warnings == (f"resumed after step 10 under other code (nn/bank.py was {was['nn/bank.py']}, is 0123456789ab)",)
+    assert record.warnings == (
+        f"resumed after step 10 with different code (nn/bank.py was {was['nn/bank.py']}, is 0123456789ab)",
+    )
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
 
 

@@ -115,7 +115,7 @@ def test_without_a_run_ours_says_so_and_never_shows_the_papers_number(tmp_path: 
             assert (cell.plain, cell.value, cell.verdict) == ("", None, "")
     assert [cells["ISD", head, "paper"].number for head in ("linear", "1-NN", "20-NN")] == ["53.8", "41.5", "46.6"]
     facts = dict(profile.report().overview)
-    assert facts["What was run"] == "Nothing yet: none of 2 runs has a record."
+    assert facts["What was run"] == "Nothing yet: none of the 2 runs has a record."
     assert profile.report().result == ""
     (table, *_) = profile.report().tables
     assert [row.label for row in table.shown] == ["MoCo v2: ours", "MoCo v2: paper", "ISD: ours", "ISD: paper"]

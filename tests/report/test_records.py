@@ -155,7 +155,7 @@ def test_rows_of_one_table_must_share_their_query_labels(profile: Profile) -> No
         (lambda tree: tree.update(labels=pack_labels(torch.arange(9))), "labels has 9 entries, the manifest 500 queries"),
         (lambda tree: tree.update(labels=pack_labels(torch.full((500,), 10))), "labels names class 10, the manifest has 10"),
         (lambda tree: tree["scores"].append(tree["scores"][0]), "student 1-NN all is stated twice"),
-        (lambda tree: tree["scores"][0].update(correct=0, n=0), "0 of 0, which is no score"),
+        (lambda tree: tree["scores"][0].update(correct=0, n=0), "0 of 0, which is not a valid score"),
         (lambda tree: tree["manifest"].update(large=["c11"]), "manifest.large names c11"),
         (lambda tree: tree.update(extra=1), "extra: Extra inputs are not permitted"),
     ],
