@@ -58,7 +58,7 @@ def test_what_was_not_asked_for_and_what_is_not_here(protocols: Profile, monkeyp
     verdicts = {number["column"]: number["verdict"] for number in answer.tree["numbers"] if number["kind"] == "snapshot"}
     assert verdicts == {"1": "recorded only", "2": "re-evaluated", "3": "re-evaluated"}
     absent = "cifar10-folder is not here, so the numbers on it are not re-evaluated: ISD_CIFAR10_ROOT is not set"
-    missing = "isd: 1 of 2 snapshots are not here, so their numbers are recorded only"
+    missing = "isd: 1 of 2 snapshots are not available, so their numbers are recorded only"
     assert answer.tree["notes"] == [absent, missing]
 
 
