@@ -66,7 +66,7 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
     if not sum(counts.values()):
         raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
     where = "offline; `wandb sync` uploads them" if publisher.mode == "offline" else tracking.project
-    console.print(f"{counts['sent']} stages sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
+    console.print(f"{counts['sent']} sent, {counts['known']} already there ({where})", highlight=False, soft_wrap=True)
 
 
 def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Options) -> Iterator[Replay]:

@@ -227,7 +227,7 @@ def test_scores_that_changed_take_the_place_of_the_old_ones(profile: Path, onlin
 
 def test_offline_holds_the_same_once(profile: Path, wandb_on: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "7 sent, 0 already there (offline, `wandb sync` sends them)" in send(profile)
+    assert "7 sent, 0 already there (offline; `wandb sync` uploads them)" in send(profile)
     found = offline_runs(profile)
     assert set(found) == ALL
     rows = [row for row in history(found["tiny-isd-pretrain"]) if "loss" in row]
