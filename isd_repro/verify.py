@@ -49,8 +49,8 @@ from isd_repro.records import (
     unpack_labels,
 )
 from isd_repro.report import cards, page, text
-from isd_repro.report.faults import AGAIN, Fault, Key
 from isd_repro.report.learning_curves import LAST
+from isd_repro.report.problems import AGAIN, Key, Problem
 from isd_repro.report.records import RECORDED, Evaluation, Records, RunRecords, load
 from isd_repro.report.stamp import STAMP, cause
 from isd_repro.runtime.errors import ConfigError, DataError
@@ -104,27 +104,27 @@ class Verification:
     Attributes:
         repeated: (run, encoder, metric) whose every stored prediction was given again; a data set's metric is `<metric>-<set>`.
         snapshots: (run, epoch) whose every score was given again.
-        cells: faults of single numbers of the rendered report.
+        cells: problems of single numbers of the rendered report.
     """
 
     params: Params
     layout: Layout
     options: Options
     progress: Progress
-    faults: list[Fault] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     repeated: set[tuple[str, str, str]] = field(default_factory=set)
     snapshots: set[tuple[str, int]] = field(default_factory=set)
-    cells: dict[Place, Fault] = field(default_factory=dict)
+    cells: dict[Place, Problem] = field(default_factory=dict)
 
-    def fault(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> Fault:
-        """Note a fault; one that several runs share is one."""
-        new = Fault(file, key, str(found), str(expected), hint, runs)
-        for at, old in enumerate(self.faults):
+    def problem(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> Problem:
+        """Note a problem; one that several runs share is one."""
+        new = Problem(file, key, str(found), str(expected), hint, runs)
+        for at, old in enumerate(self.problems):
             if replace(old, runs=()) == replace(new, runs=()):
-                self.faults[at] = replace(old, runs=tuple(dict.fromkeys(old.runs + runs)))
+                self.problems[at] = replace(old, runs=tuple(dict.fromkeys(old.runs + runs)))
                 return old
-        self.faults.append(new)
+        self.problems.append(new)
         return new
 
     def shown(self, words: object) -> str:
@@ -144,7 +144,7 @@ def verify(params: Params, layout: Layout, options: Options, console: Console) -
     for name in options.runs:
         find_run(params, name)
     state = Verification(params, layout, options, Progress(console))
-    records = load(params, layout, state.faults.append)
+    records = load(params, layout, state.problems.append)
     _parameters(state, records)
     _locked(state, records)
     state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
@@ -153,7 +153,7 @@ def verify(params: Params, layout: Layout, options: Options, console: Console) -
             _files_of(state, name, records.runs[name])
     numbers = _numbers(state, records, _rendered(state, records))
     _print(state, numbers, time.monotonic() - started)
-    if state.faults:
+    if state.problems:
         raise DataError(f"{_failed(state)}, named above", "docs/verify.md says what each step compares")
 
 
@@ -176,7 +176,7 @@ def _parameters(state: Verification, records: Records) -> None:
             _changed(state, run, f"subsets.{now.data.subset}.store", *_both(subset.store), made.config.get("store", {}))
             if (manifest := made.config.get("manifest")) != made.manifest.sha256:
                 truth = f"{made.manifest.sha256}, its manifest.sha256"
-                state.fault(layout.record(run, "pretrain"), "config.manifest", manifest, truth, AGAIN, run)
+                state.problem(layout.record(run, "pretrain"), "config.manifest", manifest, truth, AGAIN, run)
         for kind, record in found.records.items():
             if not isinstance(record, PretrainRecord):
                 _settings(state, run, kind, record)
@@ -187,7 +187,7 @@ def _parameters(state: Verification, records: Records) -> None:
             if (other := encoders.setdefault(one.encoder_sha256, run)) != run:
                 truth = f"a file of its own, but the records of {other} name the same"
                 hint = "one of the two is a copy; restore it from git, or run its stages again"
-                state.fault(layout.record(run, kind), "encoder_sha256", one.encoder_sha256, truth, hint, run)
+                state.problem(layout.record(run, kind), "encoder_sha256", one.encoder_sha256, truth, hint, run)
 
 
 def _settings(state: Verification, run: str, kind: str, record: AnyEvaluation) -> None:
@@ -195,15 +195,15 @@ def _settings(state: Verification, run: str, kind: str, record: AnyEvaluation) -
     module, path = evaluations.load(kind), state.layout.record(run, kind)
     changed = evaluations.changes(kind, state.params.evaluation, record.settings)
     for key, (now, then) in changed.items():
-        state.fault(state.layout.file, f"evaluation.{kind}.{key}", now, f"{then}, as the record says", _PARAMETER, run)
+        state.problem(state.layout.file, f"evaluation.{kind}.{key}", now, f"{then}, as the record says", _PARAMETER, run)
     expected = module.protocol(state.params.evaluation)
     if record.protocol != expected and not changed:
-        state.fault(path, "protocol", repr(record.protocol), f"{expected!r}, from its settings", AGAIN, run)
+        state.problem(path, "protocol", repr(record.protocol), f"{expected!r}, from its settings", AGAIN, run)
     for one in record.evaluations if isinstance(record, TargetsRecord) else ():
         for key, found, truth in module.facts(one, getattr(state.params.evaluation, kind)):
             if found != truth:
                 where = f"{one.manifest.subset}: {key}"
-                state.fault(path, where, found, f"{truth}, as the list of data sets says", AGAIN, run)
+                state.problem(path, where, found, f"{truth}, as the list of data sets says", AGAIN, run)
 
 
 def _drawn(rule: Mapping[str, Any], dataset: str) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _changed(state: Verification, run: str, prefix: str, now: Any, chosen: Any, 
     for key in sorted(key for key in ours.keys() | theirs.keys() if key in theirs or key in own):
         if ours.get(key) != theirs.get(key):
             where, truth = f"{prefix}.{key}" if key else prefix, f"{theirs.get(key, 'nothing')}, as the record says"
-            state.fault(state.layout.file, where, ours.get(key, "nothing"), truth, _PARAMETER, run)
+            state.problem(state.layout.file, where, ours.get(key, "nothing"), truth, _PARAMETER, run)
 
 
 def _locked(state: Verification, records: Records) -> None:
@@ -236,10 +236,10 @@ def _locked(state: Verification, records: Records) -> None:
         run = path.parent.name
         if not path.is_file():
             hint = "restore the record from git; or, if its run was abandoned, remove its stages from the lock"
-            state.fault(path, "file", "none", f"md5 {md5}, as {lock} says", hint, run)
+            state.problem(path, "file", "none", f"md5 {md5}, as {lock} says", hint, run)
         elif run in records.runs and (found := hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()) != md5:
             hint = "restore the record from git; or, if a stage wrote it without DVC, add it to the lock with `dvc commit`"
-            state.fault(path, "md5 of the file", found, f"{md5}, as {lock} says", hint, run)
+            state.problem(path, "md5 of the file", found, f"{md5}, as {lock} says", hint, run)
     here = [layout.record(run, kind) for run, one in records.runs.items() for kind in one.records]
     others = [f"{path.parent.name}/{path.name}" for path in here if known and path.resolve() not in known]
     state.notes += [f"not in dvc.lock, so no stage of DVC made them: {', '.join(others)}"] if others else []
@@ -263,8 +263,8 @@ def _lock(path: Path) -> dict[Path, str]:
 def _rendered(state: Verification, records: Records) -> dict[Place, dict[str, Any]]:
     """Compare the report on the disk with a fresh one, byte by byte; the numbers that either shows, by address."""
     layout = state.layout
-    report = page.assemble(state.params, records, layout, state.faults.append)
-    damaged = {run for fault in state.faults for run in fault.runs}
+    report = page.assemble(state.params, records, layout, state.problems.append)
+    damaged = {run for problem in state.problems for run in problem.runs}
     files = page.render(report)
     fresh = _cells(files[CELLS]) or {}
     path = layout.report / CELLS
@@ -279,7 +279,7 @@ def _rendered(state: Verification, records: Records) -> dict[Place, dict[str, An
         if wrong and not damaged & {*ours.get("runs", ()), *theirs.get("runs", ())}:
             pair = (json.dumps(cell.get(wrong[0])) for cell in (ours, theirs))
             where = f"{' / '.join(place)}: {wrong[0]}"
-            state.cells[place] = state.fault(path, where, *pair, cause(layout.report, files, CELLS))
+            state.cells[place] = state.problem(path, where, *pair, cause(layout.report, files, CELLS))
     if damaged:
         state.notes.append("other rendered files were not compared, because records or parameters failed their checks")
     else:
@@ -294,16 +294,16 @@ def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes]) -
     for name in (name for name in files if name != STAMP):
         path = folder / name
         if not path.is_file():
-            state.fault(path, "file", "none", f"{len(files[name])} bytes", _RENDER)
+            state.problem(path, "file", "none", f"{len(files[name])} bytes", _RENDER)
         elif (found := path.read_bytes()) != files[name]:
             ours, theirs = (content.decode("utf-8", "replace").splitlines() for content in (found, files[name]))
             at = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
             pair = (lines[at][:200] if at < len(lines) else "nothing" for lines in (ours, theirs))
-            state.fault(path, f"line {at + 1}", *pair, cause(folder, {**files, STAMP: files.get(STAMP, b"")}, name))
+            state.problem(path, f"line {at + 1}", *pair, cause(folder, {**files, STAMP: files.get(STAMP, b"")}, name))
     names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, inside in names.items():
         if inside.as_posix() not in files and inside.name != CELLS and not any(part.startswith(".") for part in inside.parts):
-            state.fault(path, "file", "a file that no render writes", "none", f"remove it, or {_RENDER}")
+            state.problem(path, "file", "a file that no render writes", "none", f"remove it, or {_RENDER}")
 
 
 def _cells(content: bytes) -> dict[Place, dict[str, Any]] | None:
@@ -364,9 +364,9 @@ def _verdict(state: Verification, found: RunRecords, cell: Mapping[str, Any]) ->
     """Verdict of one score of a run or an evaluated checkpoint, and why it failed."""
     key: Key = (cell["encoder"], cell["metric"], cell["group"])
     snapshot = cell["kind"] == "snapshot"
-    for fault in state.faults:
-        if found.run in fault.runs and _concerns(fault, found, key, snapshot=snapshot):
-            return Verdict.FAILED, f"{fault.file}: {fault.key}"
+    for problem in state.problems:
+        if found.run in problem.runs and _concerns(problem, found, key, snapshot=snapshot):
+            return Verdict.FAILED, f"{problem.file}: {problem.key}"
     epoch = int(cell["column"]) if snapshot else 0
     if snapshot and any(epoch != curve.points[-1].epoch for curve in found.curves.values()):  # the last one is the run's encoder
         return (Verdict.RE_EVALUATED if (found.run, epoch) in state.snapshots else Verdict.RECORDED), ""
@@ -392,14 +392,14 @@ def _scores(found: RunRecords, key: Key) -> Iterator[tuple[str, str]]:
                     yield level, f"{base}-{name}"
 
 
-def _concerns(fault: Fault, found: RunRecords, key: Key, *, snapshot: bool) -> bool:
-    """A fault of one evaluation's record says nothing of another's numbers; one of a data set's is the mean's over all."""
+def _concerns(problem: Problem, found: RunRecords, key: Key, *, snapshot: bool) -> bool:
+    """A problem of one evaluation's record says nothing of another's numbers; one of a data set's is the mean's over all."""
     encoder, metric, _ = key
-    part, kind = fault.file.stem, kind_of(metric)
+    part, kind = problem.file.stem, kind_of(metric)
     if part in found.curves:  # its last point and the run's own scores are one encoder's: which of the two is right?
-        return snapshot or (fault.key == LAST and metric in {score.metric for score in found.curves[part].points[-1].scores})
-    if fault.score is not None and fault.score != key:
-        return fault.score[0] == encoder and fault.score[1].startswith(f"{metric}-") and kind in found.targets
+        return snapshot or (problem.key == LAST and metric in {score.metric for score in found.curves[part].points[-1].scores})
+    if problem.score is not None and problem.score != key:
+        return problem.score[0] == encoder and problem.score[1].startswith(f"{metric}-") and kind in found.targets
     known = found.evaluations.keys()
     return part not in known or kind not in known or part == kind
 
@@ -428,13 +428,13 @@ def _files_of(state: Verification, name: str, found: RunRecords) -> None:
             return
         subject = open_run(name, state.params, layout, state.progress, anew=True)
     except DataError as error:
-        state.fault(path, "identity", error.message, "the run's own encoder and images", error.hint, name)
+        state.problem(path, "identity", error.message, "the run's own encoder and images", error.hint, name)
         return
     try:
         right = _labels(state, name, found, subject)
     except DataError as error:
         said = error.message.removeprefix(f"{folder / 'manifest.json'}: ")
-        state.fault(folder, "prepared images", said, "those that `prepare` wrote", error.hint, name)
+        state.problem(folder, "prepared images", said, "those that `prepare` wrote", error.hint, name)
         return
     if right:
         _evaluations(state, name, found, subject)
@@ -467,12 +467,12 @@ def _header(state: Verification, name: str, found: RunRecords) -> bool:
     sha256, expected = sha256_file(path), record.encoder_sha256
     if sha256 != expected:
         said = f"{expected}, as {name}/{first}.json says"
-        state.fault(path, "sha256 of the file", sha256, said, _BRING_BACK.format("pretrain"), name)
+        state.problem(path, "sha256 of the file", sha256, said, _BRING_BACK.format("pretrain"), name)
         return False
     try:
         header = load_tensors(path, "encoder")[1]
     except DataError as error:
-        state.fault(path, "tensors", error.message.removeprefix(f"{path}: "), "an encoder", error.hint, name)
+        state.problem(path, "tensors", error.message.removeprefix(f"{path}: "), "an encoder", error.hint, name)
         return False
     facts: dict[str, Any] = {"run": name, "profile": state.params.profile, "manifest": record.manifest.sha256}
     if found.pretrain is not None:
@@ -480,7 +480,7 @@ def _header(state: Verification, name: str, found: RunRecords) -> bool:
     wrong = [key for key, value in facts.items() if header.get(key) != value]
     for key in wrong:
         said = f"{facts[key]}, as the records of {name} say"
-        state.fault(path, key, header.get(key), said, _BRING_BACK.format("pretrain"), name)
+        state.problem(path, key, header.get(key), said, _BRING_BACK.format("pretrain"), name)
     return not wrong
 
 
@@ -497,7 +497,7 @@ def _snapshot_files(state: Verification, name: str, found: RunRecords) -> bool:
             if (sha256 := sha256_file(path)) != point.encoder_sha256:
                 said, file = f"{point.encoder_sha256}, as {name}/{kind}.json says", state.layout.record(name, kind)
                 key = f"epoch {point.epoch}: {state.shown(path)}"
-                state.fault(file, key, sha256, said, _BRING_BACK.format("pretrain"), name)
+                state.problem(file, key, sha256, said, _BRING_BACK.format("pretrain"), name)
                 whole = False
     return whole
 
@@ -510,7 +510,7 @@ def _manifest(state: Verification, name: str, found: RunRecords, here: ManifestI
             key = next(key for key in ("sha256", *ours) if ours[key] != theirs[key])
             hint = "these are not the run's images: run `prepare` again with the run's parameters, or `dvc checkout`"
             file = state.layout.prepared(here.subset) / "manifest.json"
-            state.fault(file, f"identity.{key}", ours[key], f"{theirs[key]}, as {name}/{kind}.json says", hint, name)
+            state.problem(file, f"identity.{key}", ours[key], f"{theirs[key]}, as {name}/{kind}.json says", hint, name)
             return False
     return True
 
@@ -522,7 +522,7 @@ def _labels(state: Verification, name: str, found: RunRecords, subject: Subject)
         if not one.label.equal(label):
             at, classes = int((one.label != label).nonzero()[0]), subject.manifest.classes
             said, truth = classes[int(one.label[at])], f"{classes[int(label[at])]}, as the manifest's images say"
-            state.fault(state.layout.record(name, kind), f"labels[{at}]", said, truth, _RESTORE, name)
+            state.problem(state.layout.record(name, kind), f"labels[{at}]", said, truth, _RESTORE, name)
             right = False
     return right
 
@@ -540,7 +540,7 @@ def _inputs(state: Verification, kind: str, record: EvaluationRecord, subject: S
     for key in wrong:
         truth = f"{here[key]}, as the images and the draw say"
         file = state.layout.record(subject.name, kind)
-        state.fault(file, f"settings.{key}", stated.get(key), truth, _RESTORE, subject.name)
+        state.problem(file, f"settings.{key}", stated.get(key), truth, _RESTORE, subject.name)
     return not wrong
 
 
@@ -553,7 +553,7 @@ def _stored_features(state: Verification, name: str, found: RunRecords, now: Fea
         stored = load_features(path, sha256_file(state.layout.encoder(name)))
     except DataError as error:
         said = error.message.removeprefix(f"{path}: ")
-        state.fault(path, "identity", said, "features of the run's encoder", _BRING_BACK.format("extract"), name)
+        state.problem(path, "identity", said, "features of the run's encoder", _BRING_BACK.format("extract"), name)
         return
     pairs = [
         (rows, {"search": stored.search, "query": stored.query}[split].get(encoder))
@@ -567,7 +567,7 @@ def _stored_features(state: Verification, name: str, found: RunRecords, now: Fea
     for kind, one in found.own.items():
         if one.record.features_sha256 not in (None, sha256):
             said = f"{one.record.features_sha256}, as {name}/{kind}.json says"
-            state.fault(path, "sha256 of the file", sha256, said, _BRING_BACK.format("extract"), name)
+            state.problem(path, "sha256 of the file", sha256, said, _BRING_BACK.format("extract"), name)
             return
 
 
@@ -586,7 +586,7 @@ def _again(state: Verification, kind: str, found: RunRecords, subject: Subject) 
     assert not isinstance(record, PretrainRecord)
     config, evaluate = getattr(subject.settings, kind), evaluations.load(kind).evaluate
     if evaluations.changes(kind, subject.settings, record.settings):
-        return  # which is a fault of the parameters
+        return  # which is a problem of the parameters
     try:
         if isinstance(record, EvaluationRecord):
             outcome = evaluate(subject, config)
@@ -601,7 +601,7 @@ def _again(state: Verification, kind: str, found: RunRecords, subject: Subject) 
                 _again_on_target(state, subject, file, stated, evaluations.load(kind), config)
     except (ConfigError, DataError) as error:
         expected = f"an evaluation as in {name}/{kind}.json"
-        state.fault(state.layout.encoder(name), f"{kind} again", error.message, expected, error.hint, name)
+        state.problem(state.layout.encoder(name), f"{kind} again", error.message, expected, error.hint, name)
 
 
 def _again_on_target(
@@ -621,7 +621,7 @@ def _again_on_target(
         where, said = (f"manifest.{other}", ours[other]) if other else ("labels", "other labels")
         truth = f"{theirs[other] if other else 'those of its images'}, as the data set's images here say"
         hint = "these are other images or classes than the run saw: name the folder that it saw, or restore the record"
-        state.fault(file, f"{key}: {where}", said, truth, hint, name)
+        state.problem(file, f"{key}: {where}", said, truth, hint, name)
         return
     predictions = {which: unpack_labels(packed) for which, packed in now.predictions.items()}
     _compare(state, name, file, stated, predictions, now.settings, key)
@@ -643,7 +643,7 @@ def _compare(
         stored, (encoder, metric) = unpack_labels(packed), key.split("/")
         where = f"{prefix}predictions[{key!r}]"
         if key not in now or len(now[key]) != len(stored):
-            state.fault(file, where, "predictions", "none: the evaluation does not give them", _RESTORE, name)
+            state.problem(file, where, "predictions", "none: the evaluation does not give them", _RESTORE, name)
             alike = False
             continue
         other = (stored != now[key]).nonzero()[:, 0]
@@ -657,10 +657,10 @@ def _compare(
             continue
         at = int(other[0])
         truth = f"{classes[int(now[key][at])]}, as the encoder here gives ({said})"
-        state.fault(file, f"{where}[{at}]", classes[int(stored[at])], truth, _RESTORE, name)
+        state.problem(file, f"{where}[{at}]", classes[int(stored[at])], truth, _RESTORE, name)
     ours, theirs = dict(text.flatten(dict(chosen))) if chosen else {}, dict(text.flatten(record.settings))
     for key in (key for key in ours if alike and ours[key] != theirs.get(key)):
-        state.fault(file, f"{prefix}settings.{key}", theirs.get(key), f"{ours[key]}, as the encoder here gives", _RESTORE, name)
+        state.problem(file, f"{prefix}settings.{key}", theirs.get(key), f"{ours[key]}, as the encoder here gives", _RESTORE, name)
 
 
 def _compare_points(state: Verification, name: str, file: Path, record: CurveRecord, now: Mapping[int, CurvePoint]) -> None:
@@ -678,7 +678,7 @@ def _compare_points(state: Verification, name: str, file: Path, record: CurveRec
             for key in other:
                 found, truth = (f"{one[key][0]} of {one[key][1]}" if key in one else "none" for one in (stated, given))
                 where = f"epoch {point.epoch}: scores[{' '.join(key)}]"
-                state.fault(file, where, found, f"{truth}, as the snapshot here gives", _RESTORE, name)
+                state.problem(file, where, found, f"{truth}, as the snapshot here gives", _RESTORE, name)
 
 
 def _by_key(scores: tuple[Score, ...]) -> dict[tuple[str, str, str], tuple[int, int]]:
@@ -702,7 +702,7 @@ def same_arithmetic(recorded: Provenance) -> bool:
 
 
 def _failed(state: Verification) -> str:
-    return f"{len(state.faults)} check{'' if len(state.faults) == 1 else 's'} failed"
+    return f"{len(state.problems)} check{'' if len(state.problems) == 1 else 's'} failed"
 
 
 def _by_run(numbers: list[Number]) -> dict[str, Counter[Verdict]]:
@@ -717,19 +717,19 @@ def _by_run(numbers: list[Number]) -> dict[str, Counter[Verdict]]:
 def _print(state: Verification, numbers: list[Number], seconds: float) -> None:
     """Failures first, then the summary; in a pipe nothing is cut."""
     total, by_run, notes = Counter(one.verdict for one in numbers), _by_run(numbers), list(dict.fromkeys(state.notes))
-    faults = [
-        {"file": one.file, "key": one.key, "found": one.found, "expected": one.expected, "do": one.hint} for one in state.faults
+    problems = [
+        {"file": one.file, "key": one.key, "found": one.found, "expected": one.expected, "do": one.hint} for one in state.problems
     ]
     if state.options.as_json:
-        told = [{key: state.shown(value) for key, value in one.items()} for one in faults]
+        told = [{key: state.shown(value) for key, value in one.items()} for one in problems]
         tree = {
             "format": 1,
             "profile": state.params.profile,
-            "ok": not state.faults,
+            "ok": not state.problems,
             "counts": {str(verdict): total[verdict] for verdict in Verdict},
             "runs": {run: {str(verdict): of[verdict] for verdict in Verdict} for run, of in by_run.items()},
             "numbers": [{**one.as_json(), "reason": state.shown(one.reason) or None} for one in numbers],
-            "failures": [{**one, "runs": list(fault.runs)} for one, fault in zip(told, state.faults, strict=True)],
+            "failures": [{**one, "runs": list(problem.runs)} for one, problem in zip(told, state.problems, strict=True)],
             "notes": [state.shown(note) for note in notes],
             "seconds": round(seconds, 1),
         }
@@ -741,7 +741,7 @@ def _print(state: Verification, numbers: list[Number], seconds: float) -> None:
     def say(words: object, style: str = "") -> None:
         out.print(state.shown(words), style=style, markup=False, soft_wrap=True)
 
-    for one in faults:
+    for one in problems:
         say(one.pop("file"), "bold red")
         for term, words in one.items():
             say(f"  {term:<9} {words}")

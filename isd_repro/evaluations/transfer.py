@@ -253,7 +253,7 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
     """What a record says of a target set and what this project's list of sets says: key, found, expected."""
     spec = transfer_sets.SETS.get(cast("TransferName", record.manifest.subset))
     if spec is None:
-        return []  # a set that the settings do not name, which is a fault of its own
+        return []  # a set that the settings do not name, which is a problem of its own
     stated, rule = record.manifest, record.manifest.rule
     return [
         ("manifest.dataset", stated.dataset, spec.title),

@@ -17,7 +17,7 @@ from isd_repro.records import CurveRecord, Score
 from isd_repro.report import intervals, paper_comparison
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
-from isd_repro.report.faults import Fault, Sink, refuse
+from isd_repro.report.problems import OnProblem, Problem, refuse
 from isd_repro.report.records import RECORDED, Records, RunRecords
 from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
 
@@ -39,12 +39,12 @@ class Reference:
     points: tuple[tuple[int, Cell], ...]
 
 
-def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) -> dict[str, CurveRecord]:
-    """The records of scores over training of a profile's runs, those that the sink was told of left out.
+def load(params: Params, layout: Layout, records: Records, tell: OnProblem = refuse) -> dict[str, CurveRecord]:
+    """The records of scores over training of a profile's runs, those that the tell was told of left out.
 
     Raises:
         DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
-            the run's other records; unless `sink` takes it.
+            the run's other records; unless `tell` takes it.
     """
     found = {}
     for name, run in records.runs.items():
@@ -53,7 +53,7 @@ def load(params: Params, layout: Layout, records: Records, sink: Sink = refuse) 
             continue
         wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
         for key, ours, theirs in wrong:
-            sink(Fault(layout.record(name, record.kind), key, repr(ours), repr(theirs), f"run `{record.kind}` again", (name,)))
+            tell(Problem(layout.record(name, record.kind), key, repr(ours), repr(theirs), f"run `{record.kind}` again", (name,)))
         if not wrong:
             found[name] = record
     return found

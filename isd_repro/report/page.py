@@ -24,9 +24,9 @@ from isd_repro.report import (
 from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
 from isd_repro.report.cells import Finding, Table
-from isd_repro.report.faults import Sink, refuse
 from isd_repro.report.figures import Figure
 from isd_repro.report.footnotes import footnotes, verified
+from isd_repro.report.problems import OnProblem, refuse
 from isd_repro.report.records import Records
 from isd_repro.report.repetitions import families, rivals
 from isd_repro.report.stamp import stamped
@@ -73,12 +73,12 @@ class Report:
         return [figure for block in self.blocks for figure in block.figures]
 
 
-def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refuse) -> Report:
+def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem = refuse) -> Report:
     """Compute every table, sentence and figure of a profile from its verified records.
 
     Raises:
         ConfigError: `report.paper` names what the paper does not have.
-        DataError: a record of snapshots disagrees with its run's other records; unless `sink` takes it.
+        DataError: a record of snapshots disagrees with its run's other records; unless `tell` takes it.
     """
     blocks = [*_beside(params, records), *_asked(params, records)]
     for subsets in families(params):
@@ -98,7 +98,7 @@ def assemble(params: Params, records: Records, layout: Layout, sink: Sink = refu
     asked = ours.own_tables(params, records)
     blocks += [Block(table.title, (table,), ()) for table in asked]
     every = [table for block in blocks for table in block.tables]
-    blocks += _trajectories(params, records, learning_curves.load(params, layout, records, sink))
+    blocks += _trajectories(params, records, learning_curves.load(params, layout, records, tell))
     if curves := figures.losses(params, records):
         blocks.append(Block("Training loss", (), (), (curves,)))
     return Report(

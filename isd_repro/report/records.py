@@ -1,7 +1,7 @@
 """Reads a profile's committed records and checks them against each other and against their own predictions.
 
-Each check that fails is a `Fault`, handed to a `Sink`. The report's sink raises at the first; `verify` keeps them all and goes
-on with what is left.
+Each check that fails is a `Problem`, told to an `OnProblem`. Rendering a report raises at the first; `verify` keeps them all and
+goes on with what is left.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from isd_repro.records import (
     read_record,
     unpack_labels,
 )
-from isd_repro.report import stated
-from isd_repro.report.faults import AGAIN, Fault, Sink, refuse
-from isd_repro.report.faults import Key as Key
+from isd_repro.report import consistency
+from isd_repro.report.problems import AGAIN, OnProblem, Problem, refuse
+from isd_repro.report.problems import Key as Key
 from isd_repro.runtime.errors import DataError
 
 EXTERNAL = "external.json"
@@ -89,16 +89,16 @@ class Targets:
 Checked = Evaluation | Targets | CurveRecord  # a curve as it stands: `trajectory.load` holds it against the others
 
 
-def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluation | None:
-    """Recompute every score that has predictions; None where nothing can be unpacked and the sink takes that."""
+def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Evaluation | None:
+    """Recompute every score that has predictions; None where nothing can be unpacked and the tell takes that."""
     manifest = record.manifest
     unknown = sorted(set(manifest.large) - set(manifest.classes))
     if unknown:
         message = f"{path}: manifest.large names {', '.join(unknown)}, which are missing from manifest.classes"
-        sink(Fault(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
+        tell(Problem(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
         return None
     packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
-    unpacked = {key: _unpack(text, key, record, path, run, sink) for key, text in packed.items()}
+    unpacked = {key: _unpack(text, key, record, path, run, tell) for key, text in packed.items()}
     whole = {key: values for key, values in unpacked.items() if values is not None}
     if len(whole) < len(unpacked):
         return None
@@ -112,10 +112,10 @@ def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluat
         name = " ".join(key)
         where = f"scores[{name}]"
         if key in scores:
-            sink(Fault(path, where, "stated twice", "once", AGAIN, (run,), key, f"{path}: {name} is stated twice"))
+            tell(Problem(path, where, "stated twice", "once", AGAIN, (run,), key, f"{path}: {name} is stated twice"))
         if not 0 <= one.correct <= one.n or one.n == 0:
             message = f"{path}: {name} states {one.correct} of {one.n}, which is not a valid score"
-            sink(Fault(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key, message))
+            tell(Problem(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key, message))
             continue
         predicted = predictions.get(f"{one.encoder}/{one.metric}")
         levels[key] = RECORDED if predicted is None else RECOMPUTED
@@ -125,30 +125,30 @@ def check(record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Evaluat
             if (correct, n) != (one.correct, one.n):
                 given, gives = f"{one.correct} of {one.n}", f"{correct} of {n}"
                 message = f"{path}: {name} states {given}, its predictions give {gives}"
-                sink(Fault(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key, message))
+                tell(Problem(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key, message))
         scores[key] = one
     lone = sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores})
     if lone:
         message = f"{path}: predictions[{lone[0]!r}] belongs to no score"
-        sink(Fault(path, f"predictions[{lone[0]!r}]", "no score", "a score of the same name", AGAIN, (run,), words=message))
+        tell(Problem(path, f"predictions[{lone[0]!r}]", "no score", "a score of the same name", AGAIN, (run,), words=message))
     return Evaluation(record, scores, levels, label, predictions, masks)
 
 
-def _unpack(text: str, key: str, record: EvaluationRecord, path: Path, run: str, sink: Sink) -> Tensor | None:
+def _unpack(text: str, key: str, record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Tensor | None:
     wanted, classes = record.manifest.query, len(record.manifest.classes)
     try:
         values = unpack_labels(text, wanted)
     except (binascii.Error, zlib.error, ValueError) as error:
         message = f"{path}: {key} cannot be unpacked ({error})"
-        sink(Fault(path, key, f"no packed labels ({error})", f"{wanted} packed labels", AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"no packed labels ({error})", f"{wanted} packed labels", AGAIN, (run,), words=message))
         return None
     if len(values) != wanted:
         message = f"{path}: {key} has {len(values)} entries, the manifest {wanted} queries"
-        sink(Fault(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,), words=message))
         return None
     if len(values) and int(values.max()) >= classes:
         message = f"{path}: {key} names class {int(values.max())}, the manifest has {classes} classes"
-        sink(Fault(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,), words=message))
         return None
     return values
 
@@ -163,7 +163,7 @@ def _masks(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
     return {group: mask for group, mask in masks.items() if bool(mask.any())}
 
 
-def _check_targets(record: TargetsRecord, path: Path, sink: Sink) -> Targets:
+def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Targets:
     """Recompute both numbers of every target set, and hold each evaluation against its record."""
     keys = [part.manifest.subset for part in record.evaluations]
     facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
@@ -171,7 +171,7 @@ def _check_targets(record: TargetsRecord, path: Path, sink: Sink) -> Targets:
     for key, part in zip(keys, record.evaluations, strict=True):
         facts += [(f"{key}: run", part.run, record.run), (f"{key}: profile", part.profile, record.profile)]
         facts += [(f"{key}: encoder_sha256", part.encoder_sha256, record.encoder_sha256)]
-        one = check(part, path, record.run, partial(_of_set, key, sink))
+        one = check(part, path, record.run, partial(_of_set, key, tell))
         if one is None:
             continue
         checked[key] = one
@@ -180,17 +180,17 @@ def _check_targets(record: TargetsRecord, path: Path, sink: Sink) -> Targets:
         if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
             message = f"{path}: {key}: mean_per_class is {given}, its predictions give {means}"
             where = f"{means}, from its predictions"
-            sink(Fault(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
+            tell(Problem(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
     for fact, found, expected in facts:
         if found != expected:
-            sink(Fault(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
+            tell(Problem(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
     return Targets(record, checked)
 
 
-def _of_set(key: str, sink: Sink, fault: Fault) -> None:
-    """A fault of one target data set: it is that set's number which it makes worthless."""
-    score = (fault.score[0], f"{fault.score[1]}-{key}", fault.score[2]) if fault.score else None
-    sink(replace(fault, key=f"{key}: {fault.key}", score=score))
+def _of_set(key: str, tell: OnProblem, problem: Problem) -> None:
+    """A problem of one target data set: it is that set's number which it makes worthless."""
+    score = (problem.score[0], f"{problem.score[1]}-{key}", problem.score[2]) if problem.score else None
+    tell(replace(problem, key=f"{key}: {problem.key}", score=score))
 
 
 # --- a run, and a profile ---------------------------------------------------------------------------------------------
@@ -244,33 +244,6 @@ class RunRecords:
         """The evaluation on the run's own images that a metric belongs to."""
         return self.own.get(kind_of(metric))
 
-    # Names of single evaluations, for readers that do not iterate yet.
-
-    @property
-    def knn(self) -> Evaluation | None:
-        """Nearest neighbours."""
-        return self.own.get("knn")
-
-    @property
-    def linear(self) -> Evaluation | None:
-        """Linear."""
-        return self.own.get("linear")
-
-    @property
-    def few_label(self) -> Evaluation | None:
-        """Few labels."""
-        return self.own.get("few_label")
-
-    @property
-    def transfer(self) -> Targets | None:
-        """Transfer."""
-        return self.targets.get("transfer")
-
-    @property
-    def trajectory(self) -> CurveRecord | None:
-        """Over training."""
-        return self.curves.get("trajectory")
-
 
 @dataclass(frozen=True)
 class External:
@@ -295,19 +268,19 @@ class Records:
     externals: tuple[External, ...] = ()  # record folders with external.json, by name
 
 
-def load(params: Params, layout: Layout, sink: Sink = refuse) -> Records:
+def load(params: Params, layout: Layout, tell: OnProblem = refuse) -> Records:
     """Read and check all records of a profile.
 
     Raises:
         DataError: a record is damaged, belongs to another run, disagrees with another part or run about encoder, images or
-            labels, or states a score that its predictions do not give; unless `sink` takes it.
+            labels, or states a score that its predictions do not give; unless `tell` takes it.
     """
-    runs = {name: _load_run(name, params, layout, sink) for name in params.runs}
-    _same_images(runs, params, layout, sink)
+    runs = {name: _load_run(name, params, layout, tell) for name in params.runs}
+    _same_images(runs, params, layout, tell)
     folders = sorted(path.name for path in layout.records.iterdir() if path.is_dir()) if layout.records.is_dir() else []
     others = [name for name in folders if name not in params.runs and not name.startswith(".")]
     files = {name: layout.records / name / EXTERNAL for name in others}
-    found = (_load_external(name, path, sink) for name, path in files.items() if path.is_file())
+    found = (_load_external(name, path, tell) for name, path in files.items() if path.is_file())
     externals = _told_apart(params, [external for external in found if external])
     strays = tuple(name for name, path in files.items() if not path.is_file())
     return Records(runs=runs, strays=strays, externals=externals)
@@ -320,38 +293,38 @@ def kinds_in(folder: Path) -> list[str]:
     return [*(kind for kind in known if kind in found), *sorted(found - set(known))]
 
 
-def _read(path: Path, read: Callable[[], Record], run: str, sink: Sink) -> Record | None:
-    """One record; None where the file is missing, or is none and the sink takes that. A link to nowhere is not missing."""
+def _read(path: Path, read: Callable[[], Record], run: str, tell: OnProblem) -> Record | None:
+    """One record; None where the file is missing, or is none and the tell takes that. A link to nowhere is not missing."""
     if not (path.exists() or path.is_symlink()):
         return None
     try:
         record = read()
     except DataError as error:
         words = error.message.removeprefix(f"{path}: ")
-        sink(Fault(path, "form", words, "a record", error.hint, (run,), words=error.message))
+        tell(Problem(path, "form", words, "a record", error.hint, (run,), words=error.message))
         return None
     if isinstance(record, EvaluationRecord | TargetsRecord | CurveRecord) and (
         wrong := evaluations.problem(record.kind, record.settings)
     ):
-        sink(Fault(path, "settings", wrong, f"settings of `{record.kind}`", AGAIN, (run,)))
+        tell(Problem(path, "settings", wrong, f"settings of `{record.kind}`", AGAIN, (run,)))
         return None
     return record
 
 
-def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecords:
+def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> RunRecords:
     kinds = kinds_in(layout.records / name)
     paths = {kind: layout.record(name, kind) for kind in (PRETRAIN, *kinds)}
-    pretrain = _read(paths[PRETRAIN], lambda: read_record(paths[PRETRAIN], PretrainRecord), name, sink)
+    pretrain = _read(paths[PRETRAIN], lambda: read_record(paths[PRETRAIN], PretrainRecord), name, tell)
     found: dict[str, PretrainRecord | AnyEvaluation] = {PRETRAIN: pretrain} if pretrain else {}
     for kind in kinds:
-        record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, sink)
+        record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, tell)
         found |= {kind: record} if record else {}
     for kind, one in found.items():
         facts = {"kind": (one.kind, kind), "profile": (one.profile, params.profile), "run": (one.run, name)}
         facts["manifest.subset"] = (one.manifest.subset, params.runs[name].data.subset)
         for key, (ours, theirs) in facts.items() if not isinstance(one, CurveRecord) else ():
             if ours != theirs:
-                sink(Fault(paths[kind], key, repr(ours), repr(theirs), AGAIN, (name,)))
+                tell(Problem(paths[kind], key, repr(ours), repr(theirs), AGAIN, (name,)))
     present = {kind: one for kind, one in found.items() if not isinstance(one, CurveRecord)}
     first = next(iter(present), "")
     for kind, one in present.items():
@@ -362,23 +335,23 @@ def _load_run(name: str, params: Params, layout: Layout, sink: Sink) -> RunRecor
             if ours != theirs:
                 message = f"{paths[first]} and {paths[kind]} disagree on {key}: {theirs} and {ours}"
                 hint = "the records come from different runs; run the later stages again"
-                sink(Fault(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
+                tell(Problem(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
     checked: dict[str, Checked | None] = {}
     for kind, one in found.items():
         if isinstance(one, EvaluationRecord):
-            checked[kind] = check(one, paths[kind], name, sink)
+            checked[kind] = check(one, paths[kind], name, tell)
         elif isinstance(one, TargetsRecord):
-            checked[kind] = _check_targets(one, paths[kind], sink)
+            checked[kind] = _check_targets(one, paths[kind], tell)
         elif isinstance(one, CurveRecord):
             checked[kind] = one
-    stated.consistent(name, present, paths, sink)
-    stated.plausible(name, found, paths, sink)
+    consistency.consistent(name, present, paths, tell)
+    consistency.plausible(name, found, paths, tell)
     return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
 
 
-def _load_external(name: str, path: Path, sink: Sink) -> External | None:
+def _load_external(name: str, path: Path, tell: OnProblem) -> External | None:
     """A record that `evaluate --out` wrote; checked like a run's, and against what it says of its own file."""
-    record = _read(path, lambda: read_record(path, ExternalRecord), name, sink)
+    record = _read(path, lambda: read_record(path, ExternalRecord), name, tell)
     if record is None:
         return None
     kinds = [one.kind for one in record.evaluations]
@@ -388,8 +361,8 @@ def _load_external(name: str, path: Path, sink: Sink) -> External | None:
         facts += [(f"{part.kind}.manifest.sha256", part.manifest.sha256, record.evaluations[0].manifest.sha256)]
     for key, found, expected in facts:
         if found != expected:
-            sink(Fault(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
-    checked = {part.kind: check(part, path, name, sink) for part in record.evaluations}
+            tell(Problem(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
+    checked = {part.kind: check(part, path, name, tell) for part in record.evaluations}
     return External(record, RunRecords(name, None, {kind: part for kind, part in checked.items() if part is not None}))
 
 
@@ -408,7 +381,7 @@ def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External
     return tuple(found)
 
 
-def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, sink: Sink) -> None:
+def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:
     """Rows of one table must be about the same queries over the same images, under the same settings."""
     seen: dict[str, tuple[Path, ManifestIdentity]] = {}
     labels: dict[str, tuple[Path, Tensor]] = {}
@@ -423,20 +396,20 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
             if theirs != ours:
                 message = f"{other} and {path} disagree on manifest.sha256: {theirs} and {ours}"
                 hint = f"runs of subset {subset!r} used different images; run the older ones again"
-                sink(Fault(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
+                tell(Problem(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
             if not isinstance(record, PretrainRecord):
                 said = record.protocol, record.asked if isinstance(record, EvaluationRecord) else record.settings
                 other, before = settings.setdefault(kind, (path, said))
                 if said != before:
                     message = f"{other} and {path} were made with different settings"
                     hint = f"run `{kind}` again for the older"
-                    sink(Fault(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
+                    tell(Problem(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
         for kind, evaluation in found.own.items():
             path = layout.record(name, kind)
             other, label = labels.setdefault(subset, (path, evaluation.label))
             if not label.equal(evaluation.label):
                 message = f"{other} and {path} hold different query labels for one manifest"
-                sink(Fault(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
+                tell(Problem(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
         for kind, of_sets in found.targets.items():
             for key, one in of_sets.sets.items():
                 path = layout.record(name, kind)
@@ -444,4 +417,4 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
                 if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
                     hint = f"the images or their division changed; run `{kind}` again for the older"
                     message = f"{other} and {path} disagree on the images of {key}"
-                    sink(Fault(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))
+                    tell(Problem(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))

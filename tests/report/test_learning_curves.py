@@ -25,7 +25,7 @@ SIZES = {"all": 500, "rare": 400, "large": 100}
 def record(profile: Profile, name: str = "isd") -> CurveRecord:
     """Two snapshots with chosen counts, and the run's own last scores."""
     found = profile.records().runs[name]
-    assert found.knn is not None
+    assert found.own.get("knn") is not None
     early = tuple(
         Score(encoder=encoder, metric="1-NN", group=group, correct=EARLY[encoder, group], n=SIZES[group])  # type: ignore[arg-type]
         for encoder, group in EARLY
@@ -37,11 +37,11 @@ def record(profile: Profile, name: str = "isd") -> CurveRecord:
         run=name,
         protocol="1-NN, 20-NN exact float32, ties by lowest label",
         settings={"k": [1, 20]},
-        manifest=found.knn.record.manifest,
+        manifest=found.own["knn"].record.manifest,
         points=(
             CurvePoint(epoch=2, encoder_sha256=synthetic.sha("two"), scores=early),
             CurvePoint(epoch=6, encoder_sha256=synthetic.sha("six"), scores=later),
-            CurvePoint(epoch=10, encoder_sha256=synthetic.sha("encoder", name), scores=found.knn.record.scores),
+            CurvePoint(epoch=10, encoder_sha256=synthetic.sha("encoder", name), scores=found.own["knn"].record.scores),
         ),
         provenance=synthetic.provenance(),
     )

@@ -271,6 +271,6 @@ def test_what_does_not_agree_is_refused(both: Profile, part: Any, change: Callab
 
 def test_the_best_epoch_may_differ_between_runs(both: Profile) -> None:
     found = both.records()
-    epochs = [run.few_label.record.settings["best_epoch"] for run in found.runs.values() if run.few_label]
+    epochs = [run.own["few_label"].record.settings["best_epoch"] for run in found.runs.values() if "few_label" in run.own]
     assert epochs[0] != epochs[1]
     assert all(set(one.levels.values()) == {RECOMPUTED} for run in found.runs.values() for one in run.checked)

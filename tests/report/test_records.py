@@ -30,7 +30,7 @@ def refused(profile: Profile) -> str:
 
 
 def test_scores_are_recomputed(profile: Profile) -> None:
-    found = profile.records().runs["isd"].knn
+    found = profile.records().runs["isd"].own.get("knn")
     assert found is not None
     assert set(found.scores) == {
         (e, m, g) for e in ("student", "teacher") for m in ("1-NN", "20-NN") for g in ("all", "rare", "large")
@@ -40,7 +40,7 @@ def test_scores_are_recomputed(profile: Profile) -> None:
 
 def test_groups_come_from_the_large_classes(profile: Profile) -> None:
     """Counted one query at a time, from class names."""
-    found = profile.records().runs["isd"].knn
+    found = profile.records().runs["isd"].own.get("knn")
     assert found is not None
     predicted, label = found.predictions["student/1-NN"].tolist(), found.label.tolist()
     rare = [p == t for p, t in zip(predicted, label, strict=True) if synthetic.CLASSES[t] not in synthetic.LARGE]
@@ -85,7 +85,7 @@ def test_a_tampered_prediction_is_caught(profile: Profile) -> None:
 
 def test_a_score_without_predictions_is_recorded_only(profile: Profile) -> None:
     edit(profile.layout.record("isd", "knn"), lambda tree: tree["predictions"].pop("teacher/1-NN"))
-    found = profile.records().runs["isd"].knn
+    found = profile.records().runs["isd"].own.get("knn")
     assert found is not None
     assert {key for key, level in found.levels.items() if level == RECORDED} == {
         ("teacher", "1-NN", g) for g in ("all", "rare", "large")

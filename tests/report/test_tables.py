@@ -34,7 +34,7 @@ def test_unbalanced_shape(profile: Profile) -> None:
         assert [(column.span, column.head) for column in table.columns] == heads
     assert [row.run for row in student.rows] == list(profile.params.runs)
     assert (student.main, teacher.main) == (True, False)
-    found = profile.records().runs["moco"].knn
+    found = profile.records().runs["moco"].own.get("knn")
     assert found is not None
     cell, score = student.rows[2].cells[3], found.scores["student", "20-NN", "rare"]
     assert (cell.correct, cell.n, cell.value) == (score.correct, score.n, 100 * score.correct / score.n)
@@ -83,7 +83,7 @@ def test_differences_say_how_many_runs_are_behind_them(profile: Profile) -> None
     table, found = named(profile, "small-differences"), profile.records().runs
 
     def value(run: str, group: str) -> float:
-        part = found[run].knn
+        part = found[run].own["knn"]
         assert part is not None
         return part.scores["student", "1-NN", group].top1
 

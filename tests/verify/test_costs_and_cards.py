@@ -72,10 +72,10 @@ def test_every_exported_encoder_has_a_card(profile: Profile) -> None:
 def test_a_card_says_what_the_record_says(profile: Profile) -> None:
     card, found = rendered(profile)["isd.md"], profile.records().runs["isd"]
     assert found.pretrain is not None
-    assert found.knn is not None
+    assert found.own.get("knn") is not None
     for value in (synthetic.sha("encoder", "isd"), synthetic.sha("manifest", "small"), found.pretrain.fingerprint, "5" * 40):
         assert value in card
-    for (encoder, metric, group), score in found.knn.scores.items():
+    for (encoder, metric, group), score in found.own["knn"].scores.items():
         row = f"| {encoder} | {metric} | {group} | {100 * score.correct / score.n:.1f} |"
         line = next(line for line in card.splitlines() if line.startswith(row))
         assert line.endswith(f"| {score.n} | recomputed from stored predictions |")

@@ -24,8 +24,8 @@ from tests.report.test_protocols import both as both
 def judged(profile: Profile) -> list[Number]:
     """As `verify --quick` judges the cells of a fresh page."""
     state = verify.Verification(profile.params, profile.layout, verify.Options(quick=True), Progress(Console(quiet=True)))
-    records = load(profile.params, profile.layout, state.faults.append)
-    files = page.render(page.assemble(profile.params, records, profile.layout, state.faults.append))
+    records = load(profile.params, profile.layout, state.problems.append)
+    files = page.render(page.assemble(profile.params, records, profile.layout, state.problems.append))
     return verify._numbers(state, records, verify._cells(files["cells.json"]) or {})
 
 
@@ -96,7 +96,7 @@ def test_a_card_has_every_protocol(both: Profile) -> None:
         "Oxford-IIIT Pets, mean per class |",
     ):
         assert f"| student | {words}" in card or f"to {words}" in card
-    sets = both.records().runs["isd"].transfer
+    sets = both.records().runs["isd"].targets.get("transfer")
     assert sets is not None
     mean = sets.record.evaluations[1].mean_per_class["student/transfer"]
     assert f"mean per class | all | {mean:.1f} |" in card

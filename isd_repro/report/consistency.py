@@ -9,14 +9,14 @@ from typing import Any
 
 from isd_repro.config.reader import fingerprint
 from isd_repro.records import CurvePoint, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
-from isd_repro.report.faults import AGAIN, Fault, Sink
+from isd_repro.report.problems import AGAIN, OnProblem, Problem
 
 Parts = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord]
 Every = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord]
 _Fact = tuple[str, str, object, object]  # part, key, found, expected
 
 
-def consistent(name: str, present: Parts, paths: Mapping[Any, Path], sink: Sink) -> None:
+def consistent(name: str, present: Parts, paths: Mapping[Any, Path], tell: OnProblem) -> None:
     """What one part says twice, or two parts both say, must be the same."""
     first = next(iter(present), None)
     for part, record in present.items():
@@ -26,26 +26,26 @@ def consistent(name: str, present: Parts, paths: Mapping[Any, Path], sink: Sink)
                 record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
             )
             where = f"{theirs}, as {paths[first].name} says"
-            sink(Fault(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
+            tell(Problem(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
         if isinstance(record, PretrainRecord):
             given = fingerprint(record.config)
             if given != record.fingerprint:
                 message = f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {given}"
                 where = f"{given}, from its config"
-                sink(Fault(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
+                tell(Problem(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
             optim = record.config.get("optim")
             epochs = optim.get("epochs") if isinstance(optim, dict) else None
             if len(record.curve) != epochs:
                 message = f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}"
                 where = f"{epochs}, from its config"
-                sink(Fault(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
+                tell(Problem(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
     features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
     if len(set(features.values())) > 1:
         words = f"{' and '.join(str(paths[part]) for part in features)} disagree on features_sha256"
         hint = "run `knn`, `linear` and `few-label` again on the same features"
         for part, other in permutations(features, 2):
             said = f"{features[other]}, as {other}.json says"
-            sink(Fault(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
+            tell(Problem(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -54,11 +54,11 @@ def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str
     return key, repr(ours[key]), repr(theirs[key])
 
 
-def plausible(name: str, everything: Every, paths: Mapping[Any, Path], sink: Sink) -> None:
+def plausible(name: str, everything: Every, paths: Mapping[Any, Path], tell: OnProblem) -> None:
     """Encoders, epochs, images and protocols that a part states must be possible by what it states elsewhere."""
     for part, key, found, expected in _facts(everything):
         if found != expected:
-            sink(Fault(paths[part], key, repr(found), repr(expected), AGAIN, (name,)))
+            tell(Problem(paths[part], key, repr(found), repr(expected), AGAIN, (name,)))
 
 
 def _facts(everything: Every) -> Iterator[_Fact]:

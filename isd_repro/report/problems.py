@@ -13,7 +13,7 @@ AGAIN = "run its stage again; if it was edited by hand, restore it from git"
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """Something that is not as it should be.
 
     Attributes:
@@ -41,9 +41,9 @@ class Fault:
         return self.words or f"{self.file}: {self.key} is {self.found}, expected {self.expected}"
 
 
-Sink = Callable[[Fault], None]
+OnProblem = Callable[[Problem], None]
 
 
-def refuse(fault: Fault) -> None:
-    """The sink that stops at the first fault."""
-    raise DataError(fault.message, fault.hint)
+def refuse(problem: Problem) -> None:
+    """Raise at the first problem."""
+    raise DataError(problem.message, problem.hint)
