@@ -56,12 +56,13 @@ def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
     return encoders, identity
 
 
-def check_manifest(path: Path, recorded: str, prepared: str) -> None:
-    """`DataError` where the prepared images (`prepared`, a sha256) are not those that the file at `path` was made with."""
+def check_manifest(path: Path, recorded: str, prepared: str, folder: Path | None = None) -> None:
+    """`DataError` if the file at `path` was made from other images than those prepared in `folder`; both manifests by sha256."""
     if recorded != prepared:
         raise DataError(
-            f"{path}: manifest changed since it was made: made with {recorded[:12]}, prepared now {prepared[:12]}",
-            "run `pretrain` and all later stages again, or `dvc repro`",
+            f"{path}: manifest changed since it was made: made with {recorded[:12]}, {folder or 'the prepared subset'} has"
+            f" {prepared[:12]}",
+            "restore or prepare that subset again; if its images have changed, run `pretrain` and all later stages again",
         )
 
 

@@ -212,14 +212,14 @@ def open_run(
     encoders, identity = load_encoders(file)
     check_run(file, identity.run, name)
     manifest = manifests.read_header(layout.prepared(run.data.subset)).identity
-    check_manifest(file, identity.manifest, manifest.sha256)
+    check_manifest(file, identity.manifest, manifest.sha256, layout.prepared(run.data.subset))
     if path is None:
         _check_record(file, sha256, layout.record(name, "pretrain"))
 
     def opened() -> tuple[Prepared, Reader]:
         with ranks.first_alone():
             prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
-        check_manifest(file, identity.manifest, prepared.identity.sha256)
+        check_manifest(file, identity.manifest, prepared.identity.sha256, layout.prepared(run.data.subset))
         return prepared, StoreReader(prepared.store)
 
     def snapshots() -> dict[int, Callable[[], Subject]]:
