@@ -166,7 +166,7 @@ def test_a_server_that_dies_half_way_is_told_and_the_next_attempt_goes_on(
     monkeypatch.setattr(session, "INIT_TIMEOUT", 2.0)
     monkeypatch.setattr(session, "FINISH_TIMEOUT", 2.0)
     online.die_after = 3
-    with pytest.raises(UserError, match="W&B did not take it") as caught:
+    with pytest.raises(UserError, match="W&B did not accept it") as caught:
         send(profile)
     assert "continues where it stopped" in caught.value.hint
     marks = [path.name for path in (profile / "wandb" / "published").rglob("tiny-*")]
