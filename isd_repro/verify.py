@@ -2,7 +2,7 @@
 
 Records are read and rescored, and the report is rendered again and compared byte by byte. Where an encoder and its images are
 here, every evaluation is repeated by the very function that made its record, and its predictions are compared. What cannot be
-known for want of a file is said.
+known because a file is not available is said.
 """
 
 from __future__ import annotations

@@ -33,13 +33,14 @@ def flat(tables: Sequence[Table], parts: Mapping[str, Any]) -> Iterator[dict[str
 
 def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {key: getattr(cell, key) for key in ("value", "low", "high", "deviation", "tolerance")}
+    runs = list(dict.fromkeys(cell.runs))
     return {
         "table": table.id,
         "row": row.label,
         "span": column.span,
         "column": column.head,
         "kind": cell.kind,
-        "runs": list(cell.runs),
+        "runs": runs,
         "encoder": cell.encoder,
         "metric": cell.metric,
         "group": cell.group,
@@ -52,8 +53,8 @@ def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str,
         "verdict": cell.verdict or None,
         "paper": asdict(cell.paper) if cell.paper else None,
         "detail": cell.detail or None,
-        "records": [run_details.record_link(run, cell.part) for run in cell.runs if cell.part in parts[run]["parts"]],
-        "commands": [run_details.command(run, cell.part) for run in cell.runs],
+        "records": [run_details.record_link(run, cell.part) for run in runs if cell.part in parts[run]["parts"]],
+        "commands": [run_details.command(run, cell.part) for run in (runs if len(runs) < 3 else ["RUN"])],
     }
 
 

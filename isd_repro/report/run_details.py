@@ -134,7 +134,7 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         rows.append(("Why" if cell.value is None else "How", cell.detail))
     rows += _paper_facts(cell.paper) if cell.paper else []
     runs = list(dict.fromkeys(cell.runs))
-    if len(runs) > 1:
+    if len(runs) > 1 and cell.kind != "statistic":
         values = {run: score_cell(records.runs[run], cell.encoder, cell.metric, cell.group).value for run in runs}
         known = [f"{run} {text.decimal(value, 2)}" for run, value in values.items() if value is not None]
         rows += [("Values", ", ".join(known))] if known else []

@@ -1,4 +1,4 @@
-"""Wrong parameters and wrong data: the exit code, and a message that names what to mend."""
+"""Wrong parameters and wrong data: the exit code, and a message that names what to fix."""
 
 from __future__ import annotations
 
