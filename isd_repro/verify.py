@@ -51,7 +51,7 @@ from isd_repro.records import (
 from isd_repro.report import cards, page, text
 from isd_repro.report.learning_curves import LAST
 from isd_repro.report.problems import AGAIN, Key, Problem
-from isd_repro.report.records import RECORDED, Evaluation, Records, RunRecords, load
+from isd_repro.report.run_records import RECORDED, Evaluation, Records, RunRecords, load
 from isd_repro.report.stamp import STAMP, cause
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file

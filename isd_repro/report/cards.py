@@ -9,7 +9,7 @@ from isd_repro.config.params import Params
 from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, run_details, text
 from isd_repro.report.cells import Cell
-from isd_repro.report.records import RECORDED, Records, RunRecords
+from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.report.scores import score_cell
 from isd_repro.report.stamp import stamped
 from isd_repro.report.tables import head, reported, rule_text, target_cell

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isd_repro.report import text
-from isd_repro.report.records import RECORDED, Part, part_of
+from isd_repro.report.run_records import RECORDED, Part, part_of
 
 Kind = Literal[
     "score", "snapshot", "external", "difference", "mean", "statistic", "not run", "none", "paper", "against", "computed"

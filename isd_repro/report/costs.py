@@ -13,7 +13,7 @@ from isd_repro.config.params import Params
 from isd_repro.provenance import Provenance
 from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
 from isd_repro.report import text
-from isd_repro.report.records import Records, RunRecords
+from isd_repro.report.run_records import Records, RunRecords
 
 
 @dataclass(frozen=True)

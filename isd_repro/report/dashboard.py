@@ -16,9 +16,9 @@ from rich.console import Console
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.records import AnyEvaluation, CurveRecord
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 from isd_repro.report.publish import evaluations_of, rows_of
-from isd_repro.report.records import Records
+from isd_repro.report.run_records import Records
 from isd_repro.runtime.files import write_atomic
 from isd_repro.tracking import names, saved_views, session
 from isd_repro.tracking.anonymous import Scrubber, secrets
@@ -58,7 +58,7 @@ def dashboard(params: Params, layout: Layout, dry_run: Path | None, *, anonymous
 
 def describe(params: Params, layout: Layout) -> dict[str, Any]:
     """Both views: `report` with its blocks, and `workspace` with its sections of panels."""
-    assembled = page.assemble(params, records.load(params, layout), layout)
+    assembled = page.assemble(params, run_records.load(params, layout), layout)
     sections = _sections(params, assembled.records)
     tag = f"Tags in ['profile:{params.profile}']"
     tables = _PICTURE.sub("", page.render(assembled)["table.md"].decode())

@@ -21,8 +21,8 @@ from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
 from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.learning_curves import Reference, by_epoch, names_of
-from isd_repro.report.records import Records
 from isd_repro.report.repetitions import method_name, methods
+from isd_repro.report.run_records import Records
 from isd_repro.report.scores import score_cell
 from isd_repro.report.tables import GROUPS, groups_of
 from isd_repro.report.text import class_name, visible

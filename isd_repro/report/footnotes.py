@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from isd_repro.config.params import Params
 from isd_repro.report import text
-from isd_repro.report.records import RECOMPUTED, RECORDED, Records
 from isd_repro.report.repetitions import families
 from isd_repro.report.run_details import changes
+from isd_repro.report.run_records import RECOMPUTED, RECORDED, Records
 from isd_repro.report.tables import externals_of
 
 

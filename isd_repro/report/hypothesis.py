@@ -13,8 +13,8 @@ from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Finding, Row, Table
 from isd_repro.report.intervals import Paired
-from isd_repro.report.records import Key, Records
 from isd_repro.report.repetitions import families, methods, under_test
+from isd_repro.report.run_records import Key, Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import ENCODERS, first_metric, groups_of, metrics_of
 from isd_repro.report.within_class import within_class

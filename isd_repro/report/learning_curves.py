@@ -18,7 +18,7 @@ from isd_repro.report import intervals, paper_comparison
 from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.problems import OnProblem, Problem, refuse
-from isd_repro.report.records import RECORDED, Records, RunRecords
+from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
 
 LAST = "last point's scores"

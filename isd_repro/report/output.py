@@ -56,9 +56,9 @@ def show(params: Params, layout: Layout) -> None:
 
 
 def _assemble(params: Params, layout: Layout) -> Report:
-    from isd_repro.report import page, records
+    from isd_repro.report import page, run_records
 
-    return page.assemble(params, records.load(params, layout), layout)
+    return page.assemble(params, run_records.load(params, layout), layout)
 
 
 def _print(assembled: Report, layout: Layout) -> None:

@@ -11,8 +11,8 @@ from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.footnotes import verified
-from isd_repro.report.records import Records
 from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
+from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import first_metric, groups_of, rule_text
 

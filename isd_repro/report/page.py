@@ -27,8 +27,8 @@ from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
 from isd_repro.report.footnotes import footnotes, verified
 from isd_repro.report.problems import OnProblem, refuse
-from isd_repro.report.records import Records
 from isd_repro.report.repetitions import families, rivals
+from isd_repro.report.run_records import Records
 from isd_repro.report.stamp import stamped
 from isd_repro.report.templating import data_uri, environment, template_text
 

@@ -16,9 +16,9 @@ from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, V
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
 from isd_repro.report.paper import MeanCheck, Paper, PaperRow, PaperTable, Tolerance, Value
 from isd_repro.report.paper_checks import Gain
-from isd_repro.report.records import RECORDED, Key, Records
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
+from isd_repro.report.run_records import RECORDED, Key, Records
 from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
 from isd_repro.report.tables import one_seed
 from isd_repro.runtime.errors import ConfigError

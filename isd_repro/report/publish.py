@@ -21,8 +21,8 @@ from isd_repro.config.reader import find_run
 from isd_repro.evaluations import summary
 from isd_repro.provenance import Provenance
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
-from isd_repro.report import image_pages, page, records
-from isd_repro.report.records import RunRecords
+from isd_repro.report import image_pages, page, run_records
+from isd_repro.report.run_records import RunRecords
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.tracking import media, names, read_metrics, session
@@ -71,7 +71,7 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
 
 def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Options) -> Iterator[Replay]:
     """Every stage of the chosen runs that left something, sources before what is made from them; the report last."""
-    assembled = page.assemble(params, records.load(params, layout), layout)
+    assembled = page.assemble(params, run_records.load(params, layout), layout)
     builder = _Builder(params, layout, options)
     manifests: set[str] = set()
     results: list[Artifact] = []

@@ -11,7 +11,7 @@ from isd_repro.config.params import Params, Run
 from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.cells import Cell, Printed
-from isd_repro.report.records import Records, RunRecords
+from isd_repro.report.run_records import Records, RunRecords
 from isd_repro.report.scores import score_cell
 
 DEVIATION = re.compile(r"\bDEV-\d+\b")

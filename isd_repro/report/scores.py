@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Kind
-from isd_repro.report.records import RECORDED, Key, Records, RunRecords
+from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:

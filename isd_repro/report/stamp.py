@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.config.params import Params
-from isd_repro.report.records import Records
+from isd_repro.report.run_records import Records
 
 STAMP = "render.json"
 _RENDER = "run `isd-repro report` again"

@@ -16,8 +16,8 @@ from isd_repro.evaluations import head as head
 from isd_repro.records import TargetEvaluation
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
-from isd_repro.report.records import RECORDED, Evaluation, External, Key, Records, RunRecords
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
+from isd_repro.report.run_records import RECORDED, Evaluation, External, Key, Records, RunRecords
 from isd_repro.report.scores import difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
 
 ENCODERS = ("student", "teacher")

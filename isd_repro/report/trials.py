@@ -9,7 +9,7 @@ from isd_repro.config.params import Params, Trials
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.hypothesis import by_class
-from isd_repro.report.records import Records
+from isd_repro.report.run_records import Records
 from isd_repro.report.scores import score_cell
 
 

@@ -32,7 +32,7 @@ from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.nn.backbones import build
 from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
@@ -167,7 +167,7 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     shutil.copytree(made.layout.records, layout.records)
     out = layout.records / "theirs" / "external.json"
     ask(Request(**made.ours, label="Theirs", out=out), capsys)
-    report = page.assemble(made.params, records.load(made.params, layout), layout)
+    report = page.assemble(made.params, run_records.load(made.params, layout), layout)
     rows = {row.label: row for row in report.tables[0].rows}
     ours, theirs = rows[made.params.runs[RUN].label], rows["Theirs"]
     paired = list(zip(ours.cells, theirs.cells, strict=True))
@@ -183,16 +183,16 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     tree["evaluations"][0]["scores"][0]["correct"] -= 1
     out.write_text(json.dumps(tree))
     with pytest.raises(DataError, match="its predictions give"):
-        records.load(made.params, layout)
+        run_records.load(made.params, layout)
     tree["evaluations"][0]["scores"][0]["correct"] += 1
     tree["sha256"] = "0" * 64
     out.write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"knn\.encoder_sha256 is"):
-        records.load(made.params, layout)
+        run_records.load(made.params, layout)
     tree["sha256"] = tree["evaluations"][0]["encoder_sha256"]
     tree["evaluations"][0]["manifest"]["sha256"] = "1" * 64
     out.write_text(json.dumps(tree))
-    report = page.assemble(made.params, records.load(made.params, layout), layout)
+    report = page.assemble(made.params, run_records.load(made.params, layout), layout)
     assert "Theirs" not in {row.label for row in report.tables[0].rows}
     assert any("no table here uses the same images" in note for note in report.footnotes)
 
@@ -211,7 +211,7 @@ def test_no_two_rows_are_alike(made: World, tmp_path: Path, capsys: pytest.Captu
             out.parent.mkdir()
             parts = [{**part, "run": name} for part in tree["evaluations"]]
             out.write_text(json.dumps({**tree, "name": name, "label": said, "evaluations": parts}))
-    found = records.load(made.params, layout)
+    found = run_records.load(made.params, layout)
     rows = [row.label for row in page.assemble(made.params, found, layout).tables[0].rows]
     assert rows[0] == label
     assert rows[1] == f"{label} (checkpoint a)"

@@ -9,7 +9,7 @@ import pytest
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 from tests.report import synthetic
 
 ODD = "BYOL | 50 % & <b>_x_</b>"
@@ -21,8 +21,8 @@ class Profile:
     params: Params
     layout: Layout
 
-    def records(self) -> records.Records:
-        return records.load(self.params, self.layout)
+    def records(self) -> run_records.Records:
+        return run_records.load(self.params, self.layout)
 
     def report(self) -> page.Report:
         return page.assemble(self.params, self.records(), self.layout)

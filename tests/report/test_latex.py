@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isd_repro.config import reader as config
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.templating import panels
 from tests.report.conftest import Profile
@@ -23,7 +23,7 @@ DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{d
 
 def tex_of(path: Path) -> tuple[str, list[Table]]:
     params, layout = config.load(path)
-    report = page.assemble(params, records.load(params, layout), layout)
+    report = page.assemble(params, run_records.load(params, layout), layout)
     return page.render(report)["table.tex"].decode(), report.tables
 
 

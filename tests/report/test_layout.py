@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isd_repro.config import reader as config
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 
 ROOT = Path(__file__).parents[2]
 PROFILES = [ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))]
@@ -42,7 +42,7 @@ def browse(tmp_path: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
 def test_first_screen_and_print(tmp_path: Path, path: Path) -> None:
     params, layout = config.load(path)
-    report = page.assemble(params, records.load(params, layout), layout)
+    report = page.assemble(params, run_records.load(params, layout), layout)
     written = tmp_path / "index.html"
     written.write_bytes(page.render(report)["index.html"])
     measured = tmp_path / "measured.html"

@@ -234,7 +234,7 @@ def test_cells_files_agree_with_the_table(profile: Profile) -> None:
 RENDER = """
 import sys
 from pathlib import Path
-from isd_repro.report import page, records
+from isd_repro.report import page, run_records
 from tests.report.conftest import Profile
 from isd_repro.config.params import Params
 from tests.report import synthetic

@@ -12,7 +12,7 @@ import pytest
 
 from isd_repro.config import reader as config
 from isd_repro.config.params import Params
-from isd_repro.report import page, paper_comparison, records
+from isd_repro.report import page, paper_comparison, run_records
 from isd_repro.report.cells import Cell
 from isd_repro.report.paper import Tolerance, load
 from isd_repro.runtime.errors import ConfigError
@@ -70,7 +70,7 @@ def test_only_the_papers_profiles_have_its_columns() -> None:
     """Every profile of the repository: those on ImageNet have a table of the paper, and no other has a word of one."""
     for path in [ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))]:
         params, layout = config.load(path)
-        report = page.assemble(params, records.load(params, layout), layout)
+        report = page.assemble(params, run_records.load(params, layout), layout)
         kinds = {cell.kind for table in report.tables for row in (*table.rows, *table.foot) for cell in row.cells}
         if path.parent.name in ("imagenet", "imagenet-unbalanced"):
             assert {"paper", "against"} <= kinds

@@ -24,7 +24,7 @@ from isd_repro.records import (
     write_record,
 )
 from isd_repro.report import intervals
-from isd_repro.report.records import RECOMPUTED
+from isd_repro.report.run_records import RECOMPUTED
 from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile

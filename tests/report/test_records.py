@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from isd_repro.records import pack_labels, unpack_labels
-from isd_repro.report.records import RECOMPUTED, RECORDED
+from isd_repro.report.run_records import RECOMPUTED, RECORDED
 from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile

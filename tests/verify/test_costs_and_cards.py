@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from isd_repro.records import Attempt
-from isd_repro.report import cards, costs, records
-from isd_repro.report.records import Records
+from isd_repro.report import cards, costs, run_records
+from isd_repro.report.run_records import Records
 from tests.report import synthetic
 from tests.report.conftest import Profile, make
 
@@ -135,6 +135,6 @@ def test_the_command_of_a_card_is_one(profile: Profile) -> None:
 def test_no_cards_without_runs(tmp_path: Path) -> None:
     params = synthetic.profile({"isd": ("ISD", "small")}, {"small": {"name": "balanced", "per_class": 5}})
     layout = synthetic.layout(tmp_path, params)
-    found = cards.render(params, records.load(params, layout), layout)
+    found = cards.render(params, run_records.load(params, layout), layout)
     assert set(found) == {"README.md", "render.json"}
     assert b"No run has exported an encoder yet." in found["README.md"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from isd_repro import verify
 from isd_repro.records import write_record
 from isd_repro.report import cards, page
-from isd_repro.report.records import load
+from isd_repro.report.run_records import load
 from isd_repro.runtime.progress import Progress
 from isd_repro.verify import Number
 from tests.report.conftest import Profile
