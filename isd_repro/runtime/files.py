@@ -200,8 +200,12 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be locked ({error.strerror})", "use a file system with file locks (flock)") from error
     holder = f"process {os.getpid()} on {platform.node()}"
     try:
-        with _naming(path):
-            path.write_text(holder, "utf-8")
+        try:
+            with _naming(path):
+                path.write_text(holder, "utf-8")
+        except OSError:  # a full disk: the file is still ours, whatever it holds
+            path.unlink(missing_ok=True)
+            raise
         yield
     finally:
         with suppress(OSError):

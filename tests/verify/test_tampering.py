@@ -159,7 +159,7 @@ def test_a_whole_run_copied_and_renamed(profile: Profile) -> None:
         shutil.copy(profile.folder / "runs/moco" / name, profile.folder / "runs/isd" / name)
     answer = profile.verify()
     assert caught(answer, "params.yaml", "runs.isd.method.name")["expected"] == "moco, as the record says"
-    caught(answer, "reports/tiny/records/isd/pretrain.json", "encoder_sha256", "copied")
+    caught(answer, "reports/tiny/records/isd/pretrain.json", "encoder_sha256", "copy")
     assert caught(answer, "runs/isd/encoder.safetensors", "run")["found"] == "moco"
     assert answer.verdicts(run="isd") == {"failed"}
 
