@@ -146,7 +146,7 @@ def test_a_finished_pack_is_used_again_where_the_images_are_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(Packer, "pack", lambda *_: pytest.fail("packs again"))
         bench.run(subset)
-    assert "which is used again" in bench.text.getvalue()
+    assert "this pack is used again" in bench.text.getvalue()
     assert (bench.folder / "manifest.json").read_bytes() == manifest
     assert bytes_of(packs) == before
     image = tmp_path / "images" / "val" / "n02" / "val_4.JPEG"
@@ -169,7 +169,7 @@ def test_a_damaged_pack_is_named_and_made_anew(file: str, packs: Path, tmp_path:
         open_prepared(bench.folder)
     bench.run(subset)
     assert f"{path}" in bench.text.getvalue()
-    assert "packing again" in bench.text.getvalue()
+    assert "packed again" in bench.text.getvalue()
     assert bytes_of(packs) == want
 
 
@@ -187,7 +187,7 @@ def test_images_that_cannot_be_read_are_left_out_until_they_can(packs: Path, tmp
     assert "continuing after 51 of 51 images" in bench.text.getvalue()
     first = (bench.folder / "manifest.json").read_bytes()
     bench.run(trees.subset(store=RAW, corrupt_share=0.1))
-    assert "which is used again" in bench.text.getvalue()
+    assert "this pack is used again" in bench.text.getvalue()
     assert (bench.folder / "manifest.json").read_bytes() == first
     image.write_bytes(good)
     bench.run(trees.subset(store=RAW))
@@ -236,5 +236,5 @@ def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path
     shutil.rmtree(profile / "data")
     done = CliRunner().invoke(cli.app, ["prepare", "x", *words])
     assert done.exit_code == 0, done.output
-    assert "which is used again" in done.output
+    assert "this pack is used again" in done.output
     assert bytes_of(packs) == before
