@@ -21,7 +21,7 @@ from isd_repro.config.params import BackboneConfig
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.linear import Config as Linear
-from isd_repro.evaluations.linear_head import PaperHead, Task
+from isd_repro.evaluations.linear_head import LinearTask, PaperHead
 from isd_repro.nn import backbones
 from isd_repro.runtime.errors import ConfigError
 
@@ -105,7 +105,7 @@ class _Problem:
         self.seen = self.features()
         search, count = torch.cat(self.seen).cpu(), -(-sizes.images // 10)
         query_label = torch.randint(0, sizes.classes, (count,), generator=draws)
-        self.task = Task({_NAME: search}, {_NAME: search[:count]}, query_label, sizes.classes, self.epoch)
+        self.task = LinearTask({_NAME: search}, {_NAME: search[:count]}, query_label, sizes.classes, self.epoch)
 
     def epoch(self, _epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)

@@ -190,11 +190,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every number of a report against its records and files; exit with code 4 if any differs."""
-    from isd_repro.verify import Options
+    from isd_repro.verify import VerifyOptions
     from isd_repro.verify import verify as check_numbers
 
     loaded, layout, console = _profile(params)
-    options = Options(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
+    options = VerifyOptions(runs=tuple(run or ()), quick=quick, linear=linear, snapshots=snapshots, as_json=as_json)
     check_numbers(loaded, layout, options, console)
 
 

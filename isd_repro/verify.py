@@ -35,7 +35,7 @@ from isd_repro.data import manifests
 from isd_repro.data.prepare import rule_of
 from isd_repro.evaluations import kind_of
 from isd_repro.evaluations.features import load_features
-from isd_repro.evaluations.subject import Curve, Features, Outcome, Subject, Targets, open_run
+from isd_repro.evaluations.subject import Curve, Outcome, SplitFeatures, Subject, Targets, open_run
 from isd_repro.provenance import Provenance, describe
 from isd_repro.records import (
     AnyEvaluation,
@@ -87,8 +87,8 @@ _WORST = (Verdict.FAILED, Verdict.RECORDED, Verdict.RECOMPUTED, Verdict.RE_EVALU
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of the command; `runs` empty means all of them."""
+class VerifyOptions:
+    """VerifyOptions of the command; `runs` empty means all of them."""
 
     runs: tuple[str, ...] = ()
     quick: bool = False  # records and rendered files alone
@@ -109,7 +109,7 @@ class Verification:
 
     params: Params
     layout: Layout
-    options: Options
+    options: VerifyOptions
     progress: Progress
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Verification:
         return str(words).replace(f"{self.layout.root}/", "")
 
 
-def verify(params: Params, layout: Layout, options: Options, console: Console) -> None:
+def verify(params: Params, layout: Layout, options: VerifyOptions, console: Console) -> None:
     """Print a verdict for every number; tables or JSON on standard output, progress on `console`.
 
     Raises:
@@ -544,7 +544,7 @@ def _inputs(state: Verification, kind: str, record: EvaluationRecord, subject: S
     return not wrong
 
 
-def _stored_features(state: Verification, name: str, found: RunRecords, now: Features) -> None:
+def _stored_features(state: Verification, name: str, found: RunRecords, now: SplitFeatures) -> None:
     """The features file, where it is here: of this encoder, that which the evaluations used, and how far it is from now."""
     path = state.layout.features(name)
     if not path.is_file():

@@ -31,7 +31,7 @@ from isd_repro.data.image_folder import ImageSet
 from isd_repro.evaluations import feature_cache, stage, summary
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.features import BLOCK
-from isd_repro.evaluations.subject import Features, Outcome, Subject
+from isd_repro.evaluations.subject import Outcome, SplitFeatures, Subject
 from isd_repro.provenance import describe
 from isd_repro.records import EvaluationRecord, ExternalRecord, unpack_labels, write_record
 from isd_repro.runtime import files
@@ -295,7 +295,7 @@ class _Features:
         """Sha256 over all rows."""
         return feature_cache.digest(self._root, self._identities)
 
-    def read(self, subject: Subject) -> Features:
+    def read(self, subject: Subject) -> SplitFeatures:
         """Both splits' features by encoder, memory-mapped."""
         splits = {"search": subject.split("search"), "query": subject.split("query")}
         views = {

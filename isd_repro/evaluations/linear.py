@@ -21,7 +21,7 @@ from isd_repro.data.manifests import Split
 from isd_repro.evaluations import linear_head
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
-from isd_repro.evaluations.linear_head import HeadResult, PaperHead, Rider, Task
+from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
 from isd_repro.evaluations.subject import Outcome, Subject, Views
 from isd_repro.runtime.errors import ConfigError
 
@@ -77,7 +77,7 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
     further: dict[tuple[str, int], PaperHead] = {}
     clean: dict[str, CleanProbe] = {}
 
-    def riders(task: Task) -> list[Rider]:
+    def riders(task: LinearTask) -> list[Rider]:
         for name in subject.encoders:
             for seed in (seed for seed in range(config.seeds) if seed != config.seed and config.seeds > 1):
                 other = config.model_copy(update={"seed": seed})
@@ -123,7 +123,7 @@ def probe(
     *,
     title: str = "linear",
     on_row: Callable[[Mapping[str, float]], None] = lambda row: None,
-    riders: Callable[[Task], Sequence[Rider]] = lambda task: (),
+    riders: Callable[[LinearTask], Sequence[Rider]] = lambda task: (),
 ) -> dict[str, HeadResult]:
     """Train the heads on a labelled split, having said how long that takes; results by encoder.
 
@@ -141,7 +141,7 @@ def probe(
     seconds = pace(subject.encoders, views, subject.device) * config.epochs * len(split)
     subject.progress.say(f"{subject.name} {title}: {config.epochs} epochs of {len(split)} images, about {duration(seconds)}")
     search, query = subject.features["search"], subject.features["query"]
-    task = Task(
+    task = LinearTask(
         search={name: values if rows is None else values[rows] for name, values in search.items()},
         query=query,
         query_label=subject.split("query").label,

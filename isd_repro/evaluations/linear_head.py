@@ -45,7 +45,7 @@ class Standardise:
 
 
 @dataclass(frozen=True)
-class Task:
+class LinearTask:
     """What the heads learn from and are asked.
 
     Attributes:
@@ -125,7 +125,7 @@ def new_head(features: int, classes: int, seed: int) -> nn.Linear:
 
 def train(
     encoders: Mapping[str, nn.Module],
-    task: Task,
+    task: LinearTask,
     settings: Config,
     device: torch.device,
     on_epoch: OnEpoch = lambda row: None,
@@ -171,7 +171,7 @@ def train(
 class PaperHead:
     """The paper's protocol for one encoder: its head, and the best that the head has reached."""
 
-    def __init__(self, name: str, title: str, task: Task, settings: Config, device: torch.device) -> None:
+    def __init__(self, name: str, title: str, task: LinearTask, settings: Config, device: torch.device) -> None:
         require_finite(task.search[name], f"search features of encoder {name!r}")
         require_finite(task.query[name], f"query features of encoder {name!r}")
         found = standardise(task.search[name])

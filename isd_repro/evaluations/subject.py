@@ -29,7 +29,7 @@ from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
 
-Features = Mapping[str, Mapping[str, Tensor]]  # by split ("search", "query") and encoder: float32, N x D, not normalised
+SplitFeatures = Mapping[str, Mapping[str, Tensor]]  # by split ("search", "query") and encoder: float32, N x D, not normalised
 Pictures = Mapping[str, tuple[Tensor, str]]  # by key: uint8, C x H x W, and a caption
 Views = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch from 0 -> (images B x C x H x W, labels B) in order
 _Part = TypeVar("_Part", bound=Frozen)
@@ -102,7 +102,7 @@ class Subject:
     settings: Any
     progress: Progress
     open_images: Callable[[], tuple[Prepared, Reader]]
-    read_features: Callable[[Subject], Features]
+    read_features: Callable[[Subject], SplitFeatures]
     device: torch.device = field(default_factory=best_device)
     on_row: Callable[[Mapping[str, float]], None] = lambda row: None
     parts_root: Callable[[str], Path] | None = None
@@ -124,7 +124,7 @@ class Subject:
         return self._images[1]
 
     @cached_property
-    def features(self) -> Features:
+    def features(self) -> SplitFeatures:
         """Features of both splits, read from a file or computed."""
         return self.read_features(self)
 
@@ -142,7 +142,7 @@ class Subject:
         values = (getattr(self.settings, name) for name in type(self.settings).model_fields)
         return next(value for value in values if isinstance(value, kind))
 
-    def extract(self) -> Features:
+    def extract(self) -> SplitFeatures:
         """Compute the features of both splits; every image is read once for all encoders."""
         splits = {name: self.prepared.split(name) for name in ("search", "query")}
         with self.progress.task(f"{self.name}: features") as bar:
@@ -254,7 +254,7 @@ def open_run(
     return subject
 
 
-def stored_features(subject: Subject, path: Path) -> Features:
+def stored_features(subject: Subject, path: Path) -> SplitFeatures:
     """The features in a file; `DataError` where they are another run's, another encoder's or of other images."""
     found = load_features(path, subject.sha256)
     check_run(path, str(found.identity.get("run")), subject.name)

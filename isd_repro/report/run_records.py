@@ -79,14 +79,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Targets:
+class CheckedTargets:
     """A record of several target data sets that has passed every check, and its evaluations by data set."""
 
     record: TargetsRecord
     sets: Mapping[str, Evaluation]
 
 
-Checked = Evaluation | Targets | CurveRecord  # a curve as it stands: `trajectory.load` holds it against the others
+Checked = Evaluation | CheckedTargets | CurveRecord  # a curve as it stands: `trajectory.load` holds it against the others
 
 
 def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Evaluation | None:
@@ -163,7 +163,7 @@ def _masks(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
     return {group: mask for group, mask in masks.items() if bool(mask.any())}
 
 
-def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Targets:
+def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> CheckedTargets:
     """Recompute both numbers of every target set, and hold each evaluation against its record."""
     keys = [part.manifest.subset for part in record.evaluations]
     facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
@@ -184,7 +184,7 @@ def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Target
     for fact, found, expected in facts:
         if found != expected:
             tell(Problem(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
-    return Targets(record, checked)
+    return CheckedTargets(record, checked)
 
 
 def _of_set(key: str, tell: OnProblem, problem: Problem) -> None:
@@ -221,9 +221,9 @@ class RunRecords:
         return {kind: one for kind, one in self.evaluations.items() if isinstance(one, Evaluation)}
 
     @property
-    def targets(self) -> dict[str, Targets]:
+    def targets(self) -> dict[str, CheckedTargets]:
         """Every checked evaluation on other data sets, by its name."""
-        return {kind: one for kind, one in self.evaluations.items() if isinstance(one, Targets)}
+        return {kind: one for kind, one in self.evaluations.items() if isinstance(one, CheckedTargets)}
 
     @property
     def curves(self) -> dict[str, CurveRecord]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.evaluations.linear import check_protocol
-from isd_repro.evaluations.linear_head import Task
+from isd_repro.evaluations.linear_head import LinearTask
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ class World:
         self.query = centre[self.query_label] + 0.8 * torch.randn(QUERIES, 3, 2, 2, generator=draw)
         self.batch = batch
         self.epochs: list[int] = []
-        self.task = Task(
+        self.task = LinearTask(
             search={name: torch.from_numpy(forward(net, self.train)).float() for name, net in nets.items()},
             query={name: torch.from_numpy(forward(net, self.query)).float() for name, net in nets.items()},
             query_label=self.query_label,

@@ -24,7 +24,7 @@ from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.features import load_features
 from isd_repro.evaluations.few_label import Config as FewLabel
 from isd_repro.evaluations.linear import among_five
-from isd_repro.evaluations.linear_head import Task
+from isd_repro.evaluations.linear_head import LinearTask
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.evaluations.transfer import Config as Transfer
 from isd_repro.records import TargetsRecord, read_record, unpack_labels
@@ -70,7 +70,7 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
         assert len(at) == {"30": 6, "100": 21}[share]
         part = Split(search.index[at], search.label[at])
         assert record.settings["labelled"][share]["images"] == len(at)
-        task = Task(
+        task = LinearTask(
             search={name: rows[at] for name, rows in features.search.items()},
             query=features.query,
             query_label=features.query_label,

@@ -39,7 +39,7 @@ def wrong(tmp_path: Path, content: str | bytes, *words: str) -> str:
 
 UNREADABLE = {
     "many wrong keys": (world.PARAMS + "".join(f"k{n}: 1\n" for n in range(2_000)), "and 1950 more"),
-    "a number of many digits": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}" + "9" * 5000), "cannot be read"),
+    "a number of many digits": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}" + "9" * 5000), "cannot be parsed"),
     "a date that is none": (world.PARAMS.replace(EPOCHS, f"{EPOCHS[:-1]}2001-99-99"), "params.yaml:1"),
     "a tag that runs code": (
         world.PARAMS.replace(EPOCHS, EPOCHS[:-1] + '!!python/object/apply:os.system ["touch it-ran"]'),

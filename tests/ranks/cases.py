@@ -141,7 +141,7 @@ def linear_heads(store: Store) -> dict[str, Any]:
     with torch.no_grad():
         known = {name: encoder(torch.randn(IMAGES, 3, SIDE, SIDE)) for name, encoder in encoders.items()}
         asked = {name: encoder(torch.randn(11, 3, SIDE, SIDE)) for name, encoder in encoders.items()}
-    task = linear.Task(known, asked, torch.arange(11) % CLASSES, CLASSES, batches)
+    task = linear.LinearTask(known, asked, torch.arange(11) % CLASSES, CLASSES, batches)
     rows: list[dict[str, float]] = []
     found = linear.train(encoders, task, settings, CPU, lambda row: rows.append(dict(row)))
     heads = {f"{name}.{key}": value for name, out in found.items() for key, value in out.head.state_dict().items()}

@@ -23,7 +23,7 @@ from tests.report.test_protocols import both as both
 
 def judged(profile: Profile) -> list[Number]:
     """As `verify --quick` judges the cells of a fresh page."""
-    state = verify.Verification(profile.params, profile.layout, verify.Options(quick=True), Progress(Console(quiet=True)))
+    state = verify.Verification(profile.params, profile.layout, verify.VerifyOptions(quick=True), Progress(Console(quiet=True)))
     records = load(profile.params, profile.layout, state.problems.append)
     files = page.render(page.assemble(profile.params, records, profile.layout, state.problems.append))
     return verify._numbers(state, records, verify._cells(files["cells.json"]) or {})

@@ -36,13 +36,6 @@ def test_a_run_that_was_deleted(clean: Profile) -> None:
     assert len(answer.failures) == 2
 
 
-def test_a_record_that_was_deleted(clean: Profile) -> None:
-    write_lock(clean, ("isd", "linear"))
-    clean.record("isd", "linear").unlink()
-    clean.report()
-    caught(clean.verify(), f"{RECORDS}/isd/linear.json", "file")
-
-
 def test_a_run_renamed_with_all_that_names_it(clean: Profile) -> None:
     write_lock(clean, ("isd", "pretrain"), ("isd", "knn"), ("isd", "linear"))
     for part in ("pretrain", "knn", "linear"):
