@@ -138,9 +138,9 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         values = {run: score_cell(records.runs[run], cell.encoder, cell.metric, cell.group).value for run in runs}
         known = [f"{run} {text.decimal(value, 2)}" for run, value in values.items() if value is not None]
         rows += [("Values", ", ".join(known))] if known else []
-    if runs and cell.kind != "none":
+    if runs and cell.kind not in ("none", "statistic"):
         each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
-        rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}; or everything with dvc repro"))
+        rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}; or dvc repro"))
     if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].records:
         record = records.runs[cell.runs[0]].records[cell.part]
         rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []
