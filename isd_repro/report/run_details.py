@@ -117,7 +117,7 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
     rows: list[tuple[str, str]] = []
     if cell.kind in ("score", "snapshot") and cell.low is not None and cell.high is not None:
         rows.append(("Score", f"{cell.value:.2f} %: {text.count(cell.correct or 0)} of {text.count(cell.n or 0)} queries"))
-        rows.append(("95 % interval", f"{cell.low:.2f} to {cell.high:.2f} % (Wilson; queries alone, one run)"))
+        rows.append(("95 % interval", f"{cell.low:.2f} to {cell.high:.2f} % (Wilson)"))
         rows.append(("Verification", cell.level))
     elif cell.value is not None and cell.kind != "paper":
         signed = cell.kind in ("difference", "against") or cell.words.startswith(("+", text.MINUS))
@@ -130,7 +130,7 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         )
     if cell.verdict:
         rows.append(("Verdict", cell.verdict))
-    if cell.detail:
+    if cell.detail and cell.kind != "statistic":
         rows.append(("Why" if cell.value is None else "How", cell.detail))
     rows += _paper_facts(cell.paper) if cell.paper else []
     runs = list(dict.fromkeys(cell.runs))
@@ -140,7 +140,7 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         rows += [("Values", ", ".join(known))] if known else []
     if runs and cell.kind not in ("none", "statistic"):
         each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
-        rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}; or dvc repro"))
+        rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}"))
     if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].records:
         record = records.runs[cell.runs[0]].records[cell.part]
         rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []
