@@ -141,9 +141,6 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
     if runs and cell.kind not in ("none", "statistic"):
         each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
         rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}"))
-    if cell.kind in ("score", "snapshot") and cell.part in records.runs[cell.runs[0]].records:
-        record = records.runs[cell.runs[0]].records[cell.part]
-        rows += [("Protocol", record.protocol)] if not isinstance(record, PretrainRecord) else []
     return rows
 
 
