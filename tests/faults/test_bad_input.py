@@ -36,7 +36,7 @@ WRONG = {
     "a wrong type": Wrong(("epochs: 3", "epochs: many"), ("runs.isd.optim.epochs:", "(got 'many')"), "epochs:"),
     "a wrong choice": Wrong(("{name: cosine}", "{name: linear}"), ("runs.isd.optim.schedule", "'step', 'cosine'"), "schedule:"),
     "an unknown subset": Wrong(
-        ("subset: digits", "subset: letters"), ("runs.isd.data.subset: 'letters' is none of ['digits']",), "subset:"
+        ("subset: digits", "subset: letters"), ("runs.isd.data.subset: 'letters' is not one of ['digits']",), "subset:"
     ),
     "a wrong method key": Wrong(
         ("tau_student: 0.1", "tau_studnet: 0.1"),
