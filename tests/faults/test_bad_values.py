@@ -22,6 +22,8 @@ TEXT = (ROOT / "params.yaml").read_text("utf-8")
         ("mean: [0.13]", "mean: [.nan]", "finite"),
         ("numerics: &numerics {seed: 0", "numerics: &numerics {seed: 18446744073709551616", "less than"),
         ("knn: {k: [1, 20]}", "knn: {k: []}", "at least 1 item"),
+        ("knn: {k: [1, 20]}", "knn: {k: [1, 20, 1]}", "evaluation.knn.k: 1 is listed twice"),
+        ("linear_runs: [untrained", "linear_runs: [isd, untrained", "linear_runs: 'isd' is listed twice"),
         ("store: {channels: 1}", "store: {channels: 3}", "its subset has 3-channel images"),
         ("root: .", "root: /tmp", "root: '/tmp' is absolute"),
         ("  isd:\n", "  isd-t0.1:\n", "pattern"),
