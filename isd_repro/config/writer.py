@@ -59,12 +59,11 @@ def _flowing(value: Any) -> Any:
     return found
 
 
-def _folded(text: str, indent: int) -> str:
+def _folded(text: str, indent: int) -> Any:
     """The text as a `>-` block whose lines DVC leaves as they are."""
     lines = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
     if " ".join(lines) != text:  # spaces or line breaks that folding would lose
         return text
-    folded = FoldedScalarString(text)
-    ends = [len(" ".join(lines[: i + 1])) for i in range(len(lines) - 1)]
-    folded.fold_pos = ends  # type: ignore[attr-defined]
+    folded: Any = FoldedScalarString(text)
+    folded.fold_pos = [len(" ".join(lines[: i + 1])) for i in range(len(lines) - 1)]
     return folded
