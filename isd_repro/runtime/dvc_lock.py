@@ -69,7 +69,7 @@ class DvcLock:
             write_atomic(self.copy.with_suffix(".damaged"), text.encode())
             write_atomic(self.path, kept.encode()) if kept else self.path.unlink()
             say(f"{self.path}: restored as it was when {stage} started")
-        elif text != kept:
+        elif not stage or text != kept:
             say(f"{self.path}: nothing to restore")
             return
         if ran_with != self.runs_with:
