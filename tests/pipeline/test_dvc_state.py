@@ -190,7 +190,7 @@ def changed(value: Any) -> Any:
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"
 
 
-PARTS = {
+PARTS: dict[str, list[tuple[str, ...]]] = {
     "prepare@digits": [("subsets", "digits")],
     "pretrain@isd": [("runs", "isd", part) for part in ("backbone", "method", "optim", "data", "numerics")],
     "knn@isd": [("evaluation", "knn")],
