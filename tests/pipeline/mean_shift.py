@@ -39,7 +39,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """One step; the new embeddings are pushed first, so that each image is its own nearest neighbour."""
         student_BD = unit(self.predictor(self.student(batch.view_student)))
-        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        ema.update(self.teacher, self.student, self.config.momentum)
+        teacher_BD = ema.embed(self.teacher, batch.view_teacher, batch.shuffle)
         self.bank.push(teacher_BD)
         loss = mean_shift_loss(student_BD, teacher_BD, self.bank.rows.clone(), self.config.neighbours)
         return StepOutput(loss, {"distance": loss.detach()})
