@@ -176,8 +176,8 @@ def comparison() -> Settings:
             at = {**chosen()["isd"], "tau_teacher_over_student": ratio}
             runs[f"isd-ratio{round(100 * ratio):02d}-{seed}"] = run("isd", at, f"ISD, ratio {ratio:g}, seed {seed}", seed)
     caption = (
-        "Eight self-supervised methods on the demo's 1,040 unbalanced digits, each at the best of eight settings, with three seeds;"
-        " and ISD and SCE with softer and harder targets."
+        "Eight self-supervised methods on the demo's 1,040 unbalanced digits, each at the best of eight settings, with three"
+        " seeds; and ISD and SCE with softer and harder targets."
     )
     return profile("neighbours", "ISD's relatives on unbalanced digits", caption, runs)
 
