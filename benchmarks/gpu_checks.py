@@ -143,7 +143,7 @@ def compile_(context: Context) -> None:
 def resume(context: Context) -> None:
     """Whether a run gives the same bits again, and after a resume, by engine and by cuDNN's deterministic mode; and its price.
 
-    One has ImageNet's stem: it has the only max pooling, whose gradient on CUDA torch does not count as deterministic.
+    One network has ImageNet's stem, because only that has a large convolution and max pooling.
     """
     small, device = replace(SMALL, batch=128), harness.device_of()
     kinds = {
