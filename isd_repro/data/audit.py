@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from isd_repro.data.subsets import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_list
+from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_list
 from isd_repro.runtime.errors import DataError
 
 _WNID = re.compile(r"n\d{8}")

@@ -23,11 +23,11 @@ from torch import Tensor
 from isd_repro.config import params
 from isd_repro.data import sources
 from isd_repro.data.eval_loader import PADDED, Reader, StoreReader
+from isd_repro.data.lists import parse_list
 from isd_repro.data.manifests import Image, Manifest, Prepared, open_prepared
 from isd_repro.data.packing import in_order, name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError, open_image
 from isd_repro.data.store import Store, convert, usable_cores
-from isd_repro.data.subsets import parse_list
 from isd_repro.runtime.errors import DataError, printable
 
 _SHOWN = 5

@@ -13,7 +13,7 @@ import pytest
 
 from isd_repro import cli
 from isd_repro.data import audit as auditing
-from isd_repro.data.subsets import LIST_SHA256
+from isd_repro.data.lists import LIST_SHA256
 from isd_repro.runtime.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "isd-unbalanced-lists.tar.gz"
