@@ -190,9 +190,7 @@ def expected_outs(stage: str, key: str, layout: Layout) -> set[Path]:
             return {layout.encoder(key), layout.metrics(key), layout.snapshots(key), layout.record(key, "pretrain")}
         case "extract":
             return {layout.features(key)}
-        case "knn":
-            return {layout.record(key, "knn")}
-        case "linear" | "few_label" | "transfer" | "trajectory":
+        case name if name in evaluations.names():
             return {layout.record(key, stage)}
         case "report":
             return {layout.report, layout.cards}
