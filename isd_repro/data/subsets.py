@@ -268,6 +268,11 @@ def _permutation(n: int, seed: int, *purpose: str) -> list[int]:
     return [int(value) for value in torch.randperm(n, generator=generator)]
 
 
+def rare_order(images: int, seed: int, cls: str) -> list[int]:
+    """The order in which a rare class's images, sorted by file name, are drawn: the first n are trained on."""
+    return _permutation(images, seed, "rare", cls)
+
+
 def _draw(
     groups: _Groups, split: str, classes: Sequence[str], per_class: int | None, seed: int, purpose: str, where: str
 ) -> list[int]:
