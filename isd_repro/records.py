@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
 Shot = Literal["many", "medium", "few"]  # groups of classes by their number of training images
+SHOTS: tuple[Shot, ...] = get_args(Shot)
 CHOSEN = ("best_epoch", "chosen", "correct_by_seed")  # keys of a record's settings that say what was chosen on the way
 METRIC = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,60}$"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named

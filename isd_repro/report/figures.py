@@ -325,6 +325,26 @@ def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, 
     return Figure(f"trajectory-{subset}", title, caption, draw)
 
 
+def class_sizes(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Training images of each class, largest first, a line a set; `counts` is by set and class."""
+    marks = [*COLOURS.values(), *OTHERS]
+
+    def draw() -> Canvas:
+        figure, (ax,) = canvas(1, 300, left=52, legend=math.ceil(len(counts) / 4))
+        lines = []
+        for at, (name, sizes) in enumerate(counts.items()):
+            style = {"color": marks[at % len(marks)], "linestyle": _DASHES[at // len(marks) % len(_DASHES)]}
+            ax.step(range(1, len(sizes) + 1), sorted(sizes.values(), reverse=True), where="mid", lw=1.6, **style)
+            lines.append((name, style))
+        ax.set_yscale("log")
+        ax.set_xlabel("classes, largest first")
+        ax.set_ylabel("training images")
+        _legend(figure, lines, 4)
+        return figure
+
+    return Figure("class-sizes", "Training images by class", "Classes in the order of their size.", draw)
+
+
 def embedding(facts: Mapping[str, Any]) -> Figure:
     """The t-SNE panels of a run, from the `tsne` part of `figures.json`."""
     classes, panels = facts["classes"], facts["panels"]

@@ -14,7 +14,7 @@ from isd_repro import evaluations
 from isd_repro.config.fields import GROUPS
 from isd_repro.config.params import Halves, ListFile, Params, Unbalanced
 from isd_repro.evaluations import head as head
-from isd_repro.records import TargetEvaluation
+from isd_repro.records import SHOTS, TargetEvaluation
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
@@ -34,7 +34,7 @@ def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
         found |= {"rare", "large"}
     if config.shots:
         known = [group for one in manifests if one for group, classes in one.shots.items() if classes]
-        found |= set(known or ("many", "medium", "few"))
+        found |= set(known or SHOTS)
     return tuple(group for group in GROUPS if group in found)
 
 
