@@ -1,4 +1,4 @@
-"""Commands `data audit` and `data lists`: class sizes of any set, confounds of the authors' lists, and whether they are published.
+"""Commands `data audit` and `data lists`: class sizes of any set, confounds of the authors' lists, and whether they are known.
 
 Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
 drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
