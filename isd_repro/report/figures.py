@@ -337,6 +337,7 @@ def class_sizes(counts: Mapping[str, Mapping[str, int]]) -> Figure:
             ax.step(range(1, len(sizes) + 1), sorted(sizes.values(), reverse=True), where="mid", lw=1.6, **style)
             lines.append((name, style))
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
         ax.set_xlabel("classes, largest first")
         ax.set_ylabel("training images")
         _legend(figure, lines, 4)

@@ -170,7 +170,8 @@ def test_the_command_prints_a_row_a_set_and_draws_a_line_a_set(
     assert caught.value.code == 0
     assert "D3.txt 260 3 200 50 10 20 0.487 1 1 1" in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert plot.read_text().startswith("<svg")
-    assert "D3.txt" in plot.read_text()
+    for text in ("D3.txt", ">100</text>", "training images"):  # the set, a tick in plain digits, the axis
+        assert text in plot.read_text()
 
 
 # --- the published lists ----------------------------------------------------------------------------------------------
