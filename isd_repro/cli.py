@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -414,6 +415,9 @@ _TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new t
 
 def main(commands: Callable[[], object] | None = None) -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    # Read when torch loads. By default OpenMP's threads spin while they wait for each other, and so take the core from the
+    # thread that they wait for as soon as another program wants one, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     streams.careful()
     try:
         _main(commands or app)
