@@ -28,7 +28,7 @@ from isd_repro.config.fields import Count, Frozen, Group, Many, Name, Natural, P
 class Source(Frozen):
     """Where images come from. The folder itself is never a parameter: it differs from machine to machine."""
 
-    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100"]
+    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100", "stl10"]
     root_env: Words = ""  # environment variable that names the folder; unused by `digits`
     dataset: Words  # the data set's public name, as provenance shows it
 
@@ -270,7 +270,9 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
-    # Groups `many`, `medium` and `few`. Younger than the first manifests, so that it is not dumped where it is not given.
+    # The next two are younger than the first manifests, so that they are not dumped where they are not given.
+    unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
+    # Groups `many`, `medium` and `few`.
     shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
 
 

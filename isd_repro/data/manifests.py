@@ -37,6 +37,7 @@ from isd_repro.runtime.files import write_atomic
 HEADER = "manifest.json"
 IMAGES = "images.tsv"
 COLUMNS = ("split", "class", "file", "sha256", "roles")
+UNLABELLED = "unlabelled"  # split of images that have no class and can only be trained on
 PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
 _AGAIN = "run `prepare` for this subset again"
@@ -47,8 +48,8 @@ Positions = npt.NDArray[np.int64]
 class Image:
     """One image of a source."""
 
-    split: str  # "train" or "val"
-    cls: str
+    split: str  # "train", "val" or "unlabelled"
+    cls: str  # "" where the split is "unlabelled"
     file: str  # base name
     sha256: str  # of the file's bytes, or of the raw pixels where the source has no files
 
@@ -83,8 +84,8 @@ class Manifest:
 
     @cached_property
     def labels(self) -> Positions:
-        """Class of every image, as a position in `classes`; int64, N."""
-        position = {name: label for label, name in enumerate(self.classes)}
+        """Class of every image, as a position in `classes`, and -1 of images without a label; int64, N."""
+        position = {name: label for label, name in enumerate(self.classes)} | {"": -1}
         return np.fromiter((position[image.cls] for image in self.images), dtype=np.int64, count=len(self.images))
 
     @cached_property
@@ -172,7 +173,7 @@ def read(folder: Path) -> Manifest:
         for letter, name in ROLES.items()
     }
     claimed = header.identity
-    differing = {image.cls for image in images}.symmetric_difference(claimed.classes)
+    differing = {image.cls for image in images if image.split != UNLABELLED}.symmetric_difference(claimed.classes)
     differing |= {*claimed.large, *itertools.chain(*claimed.shots.values())}.difference(claimed.classes)
     if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
         first = min(differing, default="their order")
@@ -210,7 +211,11 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
                 raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
             for number, line in enumerate(file, start=2):
                 cells = line.rstrip("\n").split("\t")
-                if len(cells) != len(COLUMNS) or cells[0] not in ("train", "val") or not 0 < len(cells[4]) <= len(ROLES):
+                if (
+                    len(cells) != len(COLUMNS)
+                    or cells[0] not in ("train", UNLABELLED, "val")
+                    or not 0 < len(cells[4]) <= len(ROLES)
+                ):
                     raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
                 images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
                 roles.append(intern(cells[4]))
@@ -228,7 +233,7 @@ class Split:
 
     Attributes:
         index: positions in the store, int64, n, ascending.
-        label: class of each, a position in the manifest's classes, int64, n.
+        label: class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n.
     """
 
     index: Tensor

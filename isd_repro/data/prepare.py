@@ -91,6 +91,7 @@ def rule_of(subset: Subset) -> dict[str, object]:
         "search_per_class": subset.search_per_class,
         "query_per_class": subset.query_per_class,
         "store": _settings(subset.store),
+        **({"unlabelled": True} if subset.unlabelled else {}),
         **({"shots": subset.shots.model_dump(mode="json")} if subset.shots else {}),
     }
 
@@ -199,7 +200,8 @@ def _manifest(
         shots=selection.shots,
     )
     for role, positions in (("train", manifest.train), ("search", manifest.search), ("query", manifest.query)):
-        counts = np.bincount(manifest.labels[positions], minlength=len(manifest.classes))
+        labels = manifest.labels[positions]
+        counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
         for label in np.flatnonzero(counts == 0).tolist():
             found = f"class {manifest.classes[label]} has no readable {role} image"
             raise DataError(f"subset {name!r}: {found}", "repair the images of this class")

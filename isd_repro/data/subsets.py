@@ -23,7 +23,7 @@ import torch
 
 from isd_repro.config import params
 from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, parse_labelled, parse_list, read_classes
-from isd_repro.data.manifests import Positions
+from isd_repro.data.manifests import UNLABELLED, Positions
 from isd_repro.data.sources import Located
 from isd_repro.records import Shot
 from isd_repro.runtime import files
@@ -87,13 +87,16 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
     """
     groups = _group(images)
     where = f"subset {name!r}"
-    pool = _Pool(images, groups, tuple(sorted({cls for _, cls in groups})), where)
+    pool = _Pool(images, groups, tuple(sorted({cls for split, cls in groups if split != UNLABELLED})), where)
     drawn = _RULES[subset.rule.name](pool, subset.rule)
+    unlabelled = groups.get((UNLABELLED, ""), [])
+    if subset.unlabelled and not unlabelled:
+        raise DataError(f"{where}: the source has no images without labels", "remove `unlabelled`; STL-10 has such images")
     seed = getattr(subset.rule, "seed", 0)  # rules without a draw of their own have none
     return Selection(
         classes=drawn.classes,
         large=drawn.large,
-        train=_positions(drawn.train),
+        train=_positions([*drawn.train, *(unlabelled if subset.unlabelled else ())]),
         search=_positions(_draw(groups, "train", drawn.classes, subset.search_per_class, seed, "search", where)),
         query=_positions(_draw(groups, "val", drawn.classes, subset.query_per_class, seed, "query", where)),
         shots=_shots(Counter(images[at].cls for at in drawn.train), subset.shots),
