@@ -15,11 +15,13 @@ from isd_repro.records import (
     TargetsRecord,
     balancedness,
     mean_per_class,
+    pack_labels,
     read_evaluation,
     read_record,
     unpack_labels,
     write_record,
 )
+from isd_repro.runtime.errors import DataError
 
 FILES = sorted(Path(__file__).parents[1].glob("reports/*/records/*/*.json"))
 PROFILES = sorted({path.parents[2].name for path in FILES})
@@ -42,6 +44,13 @@ def test_balancedness_by_hand() -> None:
     predicted, label = torch.tensor([0, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 3])
     assert balancedness(predicted, label) == pytest.approx((5000 / 3) ** 0.5)
     assert mean_per_class(predicted, label) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("wrong", [70_000, 65_536, -1])
+def test_a_class_that_no_record_holds_is_refused(wrong: int) -> None:
+    assert unpack_labels(pack_labels(torch.tensor([0, 65_535]))).tolist() == [0, 65_535]
+    with pytest.raises(DataError, match=f"class indices from .*{wrong}"):
+        pack_labels(torch.tensor([0, wrong]))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
