@@ -93,6 +93,9 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     title = params.subsets[subset].source.dataset
     first = one_seed(params, runs_of(params, subset), "Run")
     notes = (describe(params, records, subset), *protocols(params, found))
+    if shots := params.subsets[subset].shots:
+        many, few = f"more than {text.count(shots.many_above)}", f"fewer than {text.count(shots.few_below)}"
+        notes += (f"Many and few: queries of classes with {many} and with {few} training images; medium: the others.",)
     if len(groups) == 1:
         keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
         columns = tuple(Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys)
