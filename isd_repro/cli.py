@@ -226,7 +226,8 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="A subset prepared by the pipeline, instead of --data.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="A list of the authors (D1 to D10): use its classes and its large/rare groups.")
+        Path | None,
+        typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
         Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")

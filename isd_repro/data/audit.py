@@ -28,7 +28,7 @@ from rich.table import Table
 
 from isd_repro.config.params import Shots
 from isd_repro.data import manifests
-from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_labelled, parse_list
+from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, Listed, is_authors, parse_labelled, parse_list
 from isd_repro.data.manifests import HEADER
 from isd_repro.data.sources import open_images
 from isd_repro.records import SHOTS, Shot
@@ -165,7 +165,7 @@ def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Re
     Raises:
         DataError: a file is none of these.
     """
-    authors = {path: parse_list(path) for path in paths if _is_authors(path)}
+    authors = {path: parse_list(path) for path in paths if path.is_file() and is_authors(path)}
     counted = {path: _sizes(authors[path]) if path in authors else _counts(path) for path in paths}
     read = {path: found for path, found in authors.items() if found.large}
     lists = tuple(_audit(path, found, words or {}) for path, found in read.items())
@@ -191,14 +191,6 @@ def read_words(path: Path) -> dict[str, str]:
             raise DataError(f"{path}:{number}: expected class, tab and name, found {line!r}", "Tiny-ImageNet ships a words.txt")
         found[cls] = name.strip()
     return found
-
-
-def _is_authors(path: Path) -> bool:
-    """Whether a file begins as the authors' lists do."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"class names")
 
 
 def _counts(path: Path) -> Counter[str]:
@@ -236,11 +228,11 @@ def _natural(path: Path) -> tuple[str, int, str]:
     return (match[1], int(match[2]), "") if match else (path.stem, -1, "")
 
 
-def _sizes(found: AuthorsList) -> Counter[str]:
+def _sizes(found: Listed) -> Counter[str]:
     return Counter(cls for cls, _ in found.images)
 
 
-def _audit(path: Path, found: AuthorsList, words: Mapping[str, str]) -> Audit:
+def _audit(path: Path, found: Listed, words: Mapping[str, str]) -> Audit:
     sizes = _sizes(found)
     classes, large = sorted(found.classes), set(found.large)
     rare = [cls for cls in classes if cls not in large]
@@ -272,7 +264,7 @@ def _animals(classes: Sequence[str], large: set[str]) -> Animals | None:
     return Animals(both, len(of) - both, ways / comb(len(classes), len(large)))
 
 
-def _overlap(one: tuple[str, AuthorsList], two: tuple[str, AuthorsList], biggest: int) -> Overlap:
+def _overlap(one: tuple[str, Listed], two: tuple[str, Listed], biggest: int) -> Overlap:
     (first, a), (second, b) = one, two
     shared = set(a.classes) & set(b.classes)
     rare = shared - set(a.large) - set(b.large)

@@ -31,13 +31,13 @@ _LABELLED = "a line is `train/n01440764/n01440764_190.JPEG 0`: the image's path,
 
 
 @dataclass(frozen=True)
-class AuthorsList:
-    """One of the authors' files.
+class Listed:
+    """A list of images.
 
     Attributes:
         classes: in the file's order.
-        images: (class, file) in the file's order.
-        large: the classes with more images than most classes have, sorted.
+        images: (class, file) in the file's order; the class is the folder that holds the file.
+        large: of an authors' list the classes with more images than most classes have, sorted.
         sha256: of the file's bytes.
     """
 
@@ -47,7 +47,13 @@ class AuthorsList:
     sha256: str
 
 
-def parse_list(path: Path) -> AuthorsList:
+def is_authors(path: Path) -> bool:
+    """Whether a file begins as the authors' lists do."""
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"class names")
+
+
+def parse_list(path: Path) -> Listed:
     """Read a list in the authors' format: `class names : `, one class a line, `Train Images: `, one /train/<class>/<file> a line.
 
     Raises:
@@ -74,23 +80,10 @@ def parse_list(path: Path) -> AuthorsList:
         raise DataError(f"{path}: names a class or an image twice, or a class without images", hint)
     usual = min(Counter(counts.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     large = tuple(sorted(cls for cls, count in counts.items() if count > usual))
-    return AuthorsList(classes, tuple(images), large, hashlib.sha256(content).hexdigest())
+    return Listed(classes, tuple(images), large, hashlib.sha256(content).hexdigest())
 
 
-@dataclass(frozen=True)
-class LabelledList:
-    """A list of `path label` lines.
-
-    Attributes:
-        images: (class, file) in the file's order; the class is the folder that holds the file.
-        sha256: of the file's bytes.
-    """
-
-    images: tuple[tuple[str, str], ...]
-    sha256: str
-
-
-def parse_labelled(path: Path) -> LabelledList:
+def parse_labelled(path: Path) -> Listed:
     """Read a list of `path label` lines, the form in which ImageNet-LT and its relatives are published.
 
     Raises:
@@ -117,7 +110,7 @@ def parse_labelled(path: Path) -> LabelledList:
             raise DataError(found, "expected one label for each folder and one folder for each label")
     if not images:
         raise DataError(f"{path}: contains no line", _LABELLED)
-    return LabelledList(tuple(images), hashlib.sha256(content).hexdigest())
+    return Listed(tuple(label_of), tuple(images), (), hashlib.sha256(content).hexdigest())
 
 
 def read_classes(path: Path, available: Collection[str]) -> tuple[tuple[str, ...], str]:

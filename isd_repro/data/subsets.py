@@ -99,7 +99,7 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
         train=_positions([*drawn.train, *(unlabelled if subset.unlabelled else ())]),
         search=_positions(_draw(groups, "train", drawn.classes, subset.search_per_class, seed, "search", where)),
         query=_positions(_draw(groups, "val", drawn.classes, subset.query_per_class, seed, "query", where)),
-        shots=_shots(Counter(images[at].cls for at in drawn.train), subset.shots),
+        shots=group_by_size(Counter(images[at].cls for at in drawn.train), subset.shots),
         notes=drawn.notes,
     )
 
@@ -118,7 +118,7 @@ def _positions(values: Sequence[int]) -> Positions:
     return np.array(sorted(values), dtype=np.int64)
 
 
-def _shots(sizes: Mapping[str, int], thresholds: params.Shots | None) -> dict[Shot, tuple[str, ...]]:
+def group_by_size(sizes: Mapping[str, int], thresholds: params.Shots | None) -> dict[Shot, tuple[str, ...]]:
     """Classes by their number of training images, as ImageNet-LT groups them."""
     if thresholds is None:
         return {}
