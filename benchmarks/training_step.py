@@ -10,10 +10,11 @@ The variants are a ladder. On a CPU:
     fast                the bank's loss without B x K logits
     fast, bf16          networks in bf16, bank in float16; only on CPUs that multiply bf16
 
-On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16`,
-`fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph, cuDNN's own choice of kernels, and
-BatchNorm in two groups. All variants start from the same weights and bank, and the check compares their losses on one
-batch. The memory of a CUDA graph is allocated when it is captured, so its extra memory does not show it.
+On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16` with
+contiguous weights and with channels_last, `fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph,
+cuDNN's own choice of kernels, and BatchNorm in two groups. All variants start from the same weights and bank, and the check
+compares their losses on one batch. The memory of a CUDA graph is allocated when it is captured, so its extra memory does not
+show it.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def ladder(device: torch.device) -> dict[str, Variant]:
         return {
             "plain": Variant(plain=True, layout=wide),
             "reference": Variant(),
+            "reference, bf16, contiguous": Variant(Numerics(precision="bf16"), layout=wide),
             "reference, bf16": Variant(Numerics(precision="bf16")),
             "fast, bf16": Variant(HALF),
             "+ compiled": Variant(HALF, compiled=True),
@@ -160,7 +162,12 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
             found[f"s of memory traffic{words}"] = sizes.steps * _PASSES * written * size / copied
         return found
 
-    return harness.compare("step", sizes, trainers, check=check, floor=floor, how=lambda name: trainers[name].words, say=say)
+    found = harness.compare("step", sizes, trainers, check=check, floor=floor, how=lambda name: trainers[name].words, say=say)
+    least = {}
+    for name in found.seconds:
+        words = " in bf16" if trainers[name].variant.numerics.precision == "bf16" else ""
+        least[name] = max(found.floor[f"s at that rate{words}"], found.floor[f"s of memory traffic{words}"])
+    return replace(found, images=sizes.steps * sizes.batch, least=least)
 
 
 def images_of(sizes: Sizes) -> Images:
