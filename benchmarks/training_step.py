@@ -195,7 +195,7 @@ def build(sizes: Sizes, device: torch.device, numerics: Numerics, groups: int = 
     shape = BackboneConfig(arch=sizes.arch, stem=sizes.stem, width=sizes.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        setting = Setting(1, sizes.batch, **engine.setting_of(numerics))
+        setting = Setting(classes=1, images=sizes.batch, batch_size=sizes.batch, steps=sizes.steps, **engine.setting_of(numerics))
         method = module.Method(config, lambda: backbones.build(shape, sizes.side), setting)
     set_bn_groups(method, groups)
     return method.to(device).train()
@@ -268,15 +268,15 @@ class Trainer:
     # --- a step as a CUDA graph: everything but the views, which the host draws -------------------------------------------
 
     def _replay(self, batch: Batch) -> Tensor:
-        for mine, given in zip(vars(self._captured.batch).values(), vars(batch).values(), strict=True):
-            mine.copy_(given)
+        for name, mine in _tensors(self._captured.batch).items():
+            mine.copy_(getattr(batch, name))
         self._captured.graph.replay()
         return self._captured.loss
 
     @cached_property
     def _captured(self) -> _Captured:
         """One step, captured after three on a stream of its own; weights, bank and momenta are then put back."""
-        batch = Batch(*(value.clone() for value in vars(batch_of(self.images, self.views())).values()))
+        batch = Batch(**{name: value.clone() for name, value in _tensors(batch_of(self.images, self.views())).items()})
         before = {name: value.clone() for name, value in self.method.state_dict().items()}
         bank: Any = getattr(self.method, "bank", None)
         place = torch.arange(self.sizes.batch, device=self.images.device)
@@ -305,6 +305,11 @@ class Trainer:
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()
         return _Captured(graph, batch, loss)
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    """The tensors of a batch by their names."""
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 
 @dataclass
