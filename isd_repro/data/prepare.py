@@ -94,6 +94,12 @@ def rule_of(subset: Subset) -> dict[str, object]:
     }
 
 
+def _list_of(subset: Subset) -> dict[str, object]:
+    """The sha256 of the list that was read, which its name alone does not say."""
+    rule = subset.rule
+    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / f"{rule.list}.txt")} if rule.name == "list" else {}
+
+
 def _settings(store: parameters.Store) -> dict[str, object]:
     return store.model_dump(mode="json", exclude={"external"})
 
@@ -187,7 +193,7 @@ def _manifest(
     manifest = Manifest(
         dataset=subset.source.dataset,
         subset=name,
-        rule=rule_of(subset),
+        rule=rule_of(subset) | _list_of(subset),
         classes=selection.classes,
         large=selection.large,
         images=tuple(kept),

@@ -158,9 +158,13 @@ def _sources(params: Params) -> tuple[tuple[str, str], ...]:
     paper = papers.load()
     tables = [paper.table(wanted.table) for wanted in params.report.paper]
     read = [(table, paper.sources[table.source]) for table in tables]
-    return tuple(
-        (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
-        for table, source in read
+    pinned = ("Published numbers and tolerances", f"paper.yaml of this package, sha256 {papers.sha256()}")
+    return (
+        pinned,
+        *(
+            (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
+            for table, source in read
+        ),
     )
 
 

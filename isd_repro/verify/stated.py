@@ -66,7 +66,7 @@ def _settings(state: Verification, run: str, kind: str, record: AnyEvaluation) -
 def _drawn(rule: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """A manifest's rule in the form of the parameters; how it was stored is compared in full elsewhere."""
     counts = ("search_per_class", "query_per_class")
-    own = {key: value for key, value in rule.items() if key not in ("source", "store", *counts)}
+    own = {key: value for key, value in rule.items() if key not in ("source", "store", "sha256", *counts)}
     source = {"name": rule.get("source"), "dataset": dataset}
     return {"rule": own, "source": source, **{key: rule.get(key) for key in counts}}
 
