@@ -374,8 +374,8 @@ class Params(Frozen):
     efficiency: Efficiency = Efficiency()
     tracking: Tracking = Tracking()
     subsets: dict[Name, Subset]
-    recipes: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it; anchors that runs merge; not read
     linear_runs: Many[Name] = ()  # runs that the `linear` stage scores
+    knn_dense_runs: Many[Name] = ()  # and `knn_dense`
     few_label_runs: Many[Name] = ()  # and `few_label`
     transfer_runs: Many[Name] = ()  # and `transfer`
     trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores
@@ -403,7 +403,7 @@ class Params(Frozen):
             raise ValueError("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
         if self.transfer_runs and not self.evaluation.transfer.sets:
             raise ValueError("transfer_runs: no target data sets; list them in evaluation.transfer.sets")
-        listed = [*self.linear_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
+        listed = [*self.linear_runs, *self.knn_dense_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
         listed += [*self.report.exploratory, *(run for table in self.report.paper for run in table.rows)]
         for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
             if key not in self.runs:
