@@ -53,16 +53,14 @@ class Case:
 
 
 def image_counts(case: Case) -> Iterator[Answer]:
-    """Numbers of classes and images, and of queries of each class, are those of the rule."""
-    subset, manifest, rule = case.subset, case.manifest, case.subset.rule
-    classes, part = len(manifest.classes), case.part
+    """Numbers of classes and images are those of the rule."""
+    subset, manifest, rule, part = case.subset, case.manifest, case.subset.rule, case.part
+    classes, lost = len(manifest.classes), _lost(case)
     wanted = getattr(rule, "classes", None)
     if wanted is not None and classes != wanted:
         yield Wrong(part, "manifest.classes", classes, f"{wanted}, by the rule")
     if rule.name != "list" and len(manifest.large) != getattr(rule, "large", 0):
         yield Wrong(part, "manifest.large", len(manifest.large), f"{getattr(rule, 'large', 0)}, by the rule")
-    images = manifest.train + manifest.search + manifest.query
-    lost = math.floor(subset.corrupt_share * images / max(1 - subset.corrupt_share, 1e-9))  # images that `prepare` may skip
     each = {"search": subset.search_per_class, "query": subset.query_per_class, "train": getattr(rule, "per_class", None)}
     for role, count in each.items():
         found = getattr(manifest, role)
@@ -72,16 +70,28 @@ def image_counts(case: Case) -> Iterator[Answer]:
         rare = rule.rare_images * (classes - len(manifest.large))
         if manifest.train < rare + len(manifest.large) - lost:
             yield Wrong(part, "manifest.train", manifest.train, f"{rare} of rare classes, by the rule, and those of large ones")
-    if subset.query_per_class is not None:
-        for kind, one in case.found.own.items():
-            if evaluations.own_queries(kind):
-                continue
-            for name, count in zip(manifest.classes, one.label.bincount(minlength=classes).tolist(), strict=True):
-                if not subset.query_per_class - lost <= count <= subset.query_per_class:
-                    yield Wrong(kind, f"labels: {name}", f"{count} queries", f"{subset.query_per_class}, by the rule")
     open_counts = [f"{role} images" for role, count in each.items() if count is None]
     if open_counts:
         yield Unproved(f"the rule does not fix the number of {', '.join(open_counts)}", _RECORDED)
+
+
+def queries_of_classes(case: Case) -> Iterator[Answer]:
+    """Every class has as many queries as the rule says."""
+    count, classes = case.subset.query_per_class, case.manifest.classes
+    if count is None:
+        yield Unproved("the rule takes every validation image of the source", _RECORDED)
+        return
+    for kind, one in case.found.own.items():
+        sizes = () if evaluations.own_queries(kind) else one.label.bincount(minlength=len(classes)).tolist()
+        for name, found in zip(classes, sizes, strict=False):
+            if not count - _lost(case) <= found <= count:
+                yield Wrong(kind, f"labels: {name}", f"{found} queries", f"{count}, by the rule")
+
+
+def _lost(case: Case) -> int:
+    """How many images `prepare` may have left out because they cannot be read."""
+    images, share = case.manifest.train + case.manifest.search + case.manifest.query, case.subset.corrupt_share
+    return math.floor(share * images / max(1 - share, 1e-9))
 
 
 def steps(case: Case) -> Iterator[Answer]:
@@ -196,6 +206,7 @@ def commits(case: Case) -> Iterator[Answer]:
 
 CHECKS = {
     "numbers of images": image_counts,
+    "queries of each class": queries_of_classes,
     "steps": steps,
     "learning rates": learning_rates,
     "losses": losses,

@@ -44,7 +44,7 @@ def test_wrong_answers_deleted_from_every_record(clean: Profile) -> None:
     answer = clean.verify("--quick")
     one = failed(answer, "numbers of images", f"{RECORDS}/isd/pretrain.json", "manifest.query")
     assert one["expected"].startswith("30, by the rule: 3 of each of 10 classes")
-    failed(answer, "numbers of images", f"{RECORDS}/isd/knn.json", "labels: ")
+    failed(answer, "queries of each class", f"{RECORDS}/isd/knn.json", "labels: ")
 
 
 def with_collapse(tree: dict[str, Any]) -> None:
