@@ -142,6 +142,8 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
+    # Go on where more than 1 % of the queries have the bytes of a training or search image. Younger than the first pages.
+    allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
 
 
 # --- what a run is ------------------------------------------------------------------------------------------------

@@ -141,6 +141,9 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
                 found = packer.find_finished(external, key)
                 place, outcomes, info = found or (unfinished, *packer.pack(unfinished, key))
             manifest, dropped = _manifest(name, subset, selection, used, packer.images, outcomes)
+            allow = f"set subsets.{name}.allow_shared_images: true"
+            if said := manifest.check_shared(f"subset {name!r}", allow, allowed=subset.allow_shared_images):
+                packer.say(said)
             _report_changes(folder, manifest, dropped, len(used), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))
             if external is not None:

@@ -19,6 +19,7 @@ from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.progress import Progress
 from isd_repro.verify.again import check_files
 from isd_repro.verify.findings import Verification, VerifyOptions
+from isd_repro.verify.images import check_images
 from isd_repro.verify.lock import check_lock
 from isd_repro.verify.numbers import numbers_of
 from isd_repro.verify.output import failed, show
@@ -44,6 +45,7 @@ def verify(params: Params, layout: Layout, options: VerifyOptions, console: Cons
     records = load(params, layout, state.problems.append)
     check_parameters(state, records)
     _check_records(state, records)
+    check_images(state, records)
     check_lock(state, records)
     state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
     if not options.quick:
