@@ -312,6 +312,7 @@ class Hypothesis(Frozen):
     contradicted_below: float | None = None  # points; none gives no verdict
     draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
     readings: dict[Literal["supported", "contradicted", "undecided"], Words] = Field(default_factory=dict)  # of a verdict
+    registered: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # commit that first contained this rule
 
 
 class Power(Frozen):

@@ -49,7 +49,7 @@ def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
     side = "above" if mean > 0 else "below"
     between = f", 95 % interval {text.signed(interval[0], 2)} to {text.signed(interval[1], 2)}" if interval else ""
     verdict = hypothesis.outcome(asked, done.values)
-    judged = "" if verdict == "no verdict" else f"; verdict by the rule set before the runs: {verdict}"
+    judged = "" if verdict == "no verdict" else f"; verdict by the stated rule: {verdict}"
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
     return (
         f"{asked.first} is {text.decimal(abs(mean), 2)} points {side} {asked.second} on {asked.group} queries ({asked.k}-NN,"

@@ -25,6 +25,7 @@ from isd_repro.verify.numbers import numbers_of
 from isd_repro.verify.output import failed, show
 from isd_repro.verify.records import CHECKS, Case
 from isd_repro.verify.rendered import check_rendered
+from isd_repro.verify.rule import check_rule
 from isd_repro.verify.stated import check_parameters
 
 __all__ = ["VerifyOptions", "verify"]
@@ -47,6 +48,7 @@ def verify(params: Params, layout: Layout, options: VerifyOptions, console: Cons
     _check_records(state, records)
     check_images(state, records)
     check_lock(state, records)
+    check_rule(state, records)
     state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
     if not options.quick:
         for name in options.runs or params.runs:
