@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isd_repro import evaluations
@@ -23,14 +25,16 @@ from isd_repro.records import (
     Score,
     unpack_labels,
 )
-from isd_repro.report import text
+from isd_repro.report import intervals, text
 from isd_repro.report.run_records import Evaluation, RunRecords
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import load_tensors
-from isd_repro.verify.findings import RESTORE, Verification
+from isd_repro.verify.findings import RESTORE, Answer, State, Unproved, Verification, Wrong
 
 TOLERATED = 0.005  # share of queries that may be classified otherwise under another arithmetic; docs/verify.md says why
+NOISE, TRIALS = 1e-4, 8  # relative change of a feature, ten times what float32 rounding leaves, and how often it is drawn
+ONE_SIDED = 0.001  # of a sign test, below which differences that all help are no rounding
 _BRING_BACK = "restore the run's own file with `dvc checkout`; or run `{}` and all later stages again"
 
 
@@ -230,7 +234,7 @@ def _again(state: Verification, kind: str, found: RunRecords, subject: Subject) 
             assert isinstance(outcome, Outcome)
             if outcome.label is not None and not _same_labels(state, kind, found, subject, outcome.label):
                 return
-            _compare(state, name, file, record, outcome.predictions, outcome.chosen)
+            _compare(state, subject, kind, file, record, outcome.predictions, outcome.chosen)
         elif isinstance(record, CurveRecord):
             curve = evaluate(subject, config)
             assert isinstance(curve, Curve)
@@ -263,19 +267,24 @@ def _again_on_target(
         state.problem(file, f"{key}: {where}", said, truth, hint, name)
         return
     predictions = {which: unpack_labels(packed) for which, packed in now.predictions.items()}
-    _compare(state, name, file, stated, predictions, now.settings, key)
+    _compare(state, subject, "", file, stated, predictions, now.settings, key)
 
 
 def _compare(
     state: Verification,
-    name: str,
+    subject: Subject,
+    kind: str,
     file: Path,
     record: EvaluationRecord,
     now: Mapping[str, Tensor],
     chosen: Mapping[str, Any],
     target: str = "",
 ) -> None:
-    """Every stored prediction and choice against today's; what another arithmetic explains leaves the verdict alone."""
+    """Every stored prediction and choice against today's; what another arithmetic explains leaves the verdict alone.
+
+    `kind` is of an evaluation on the run's own images; that of another data set is not repeated with changed features.
+    """
+    name, label = subject.name, unpack_labels(record.labels)
     prefix, suffix = (f"{target}: ", f"-{target}") if target else ("", "")
     classes, alike = record.manifest.classes, True
     for key, packed in sorted(record.predictions.items()):
@@ -291,15 +300,57 @@ def _compare(
             continue
         alike, said = False, f"{len(other)} of {len(stored)} predictions differ"
         if not same_arithmetic(record.provenance) and len(other) <= TOLERATED * len(stored):
-            stays = "this machine or torch is not the record's, so it stays recomputed"
-            state.notes.append(f"{name}: {prefix}{said} in {key}; {stays}")
-            continue
+            unclear = _unclear(subject, kind, key, now[key]) if kind else None
+            clear = other[~unclear[other]] if unclear is not None else other[:0]
+            if not len(clear):
+                better, worse = (int((one[other] == label[other]).sum()) for one in (stored, now[key]))
+                state.flips.append((len(other), better, worse))
+                ties = "all near ties" if unclear is not None else "their margins were not checked"
+                stays = "this machine or torch is not the record's, so it stays recomputed"
+                state.notes.append(f"{name}: {prefix}{said} in {key} ({ties}; {better} better, {worse} worse); {stays}")
+                continue
+            other, said = clear, f"{said}, of which {len(clear)} are no near ties, so that another machine does not explain them"
         at = int(other[0])
         truth = f"{classes[int(now[key][at])]}, as the encoder here gives ({said})"
         state.problem(file, f"{where}[{at}]", classes[int(stored[at])], truth, RESTORE, name)
     ours, theirs = dict(text.flatten(dict(chosen))) if chosen else {}, dict(text.flatten(record.settings))
     for key in (key for key in ours if alike and ours[key] != theirs.get(key)):
         state.problem(file, f"{prefix}settings.{key}", theirs.get(key), f"{ours[key]}, as the encoder here gives", RESTORE, name)
+
+
+def _unclear(subject: Subject, kind: str, key: str, now: Tensor) -> Tensor | None:
+    """Which queries are near ties: their class changes in one of TRIALS when every feature is changed a little, bool, Q.
+
+    None for an evaluation that trains, where the same change would be another training.
+    """
+    module, config = evaluations.load(kind), getattr(subject.settings, kind)
+    if getattr(module, "TRAINS", False):
+        return None
+    found = torch.zeros(len(now), dtype=torch.bool)
+    for trial in range(TRIALS):
+        generator = torch.Generator().manual_seed(trial)
+        changed = {
+            split: {name: rows * (1 + NOISE * torch.randn(rows.shape, generator=generator)) for name, rows in of.items()}
+            for split, of in subject.features.items()
+        }
+        other = replace(subject, read_features=lambda _, changed=changed: changed)  # type: ignore[misc]
+        found |= module.evaluate(other, config).predictions[key] != now
+    return found
+
+
+def check_flips(state: Verification) -> None:
+    """Rounding has no side: predictions that another machine gave otherwise are better as often as worse."""
+    better, worse = (sum(one[at] for one in state.flips) for at in (1, 2))
+    if not state.flips:
+        return
+    said = (
+        f"{sum(one[0] for one in state.flips)} predictions differ on this machine: {better} stored ones are better, {worse} worse"
+    )
+    answers: list[Answer] = [Unproved(said, State.RECORDED)]
+    if better > worse and intervals.sign_test(better, worse) < ONE_SIDED:
+        expected = f"as many better as worse (sign test below {ONE_SIDED})"
+        answers = [Wrong(state.layout.records, "predictions of another machine", said, expected)]
+    state.note("predictions of another machine", "profile", answers)
 
 
 def _compare_points(state: Verification, name: str, file: Path, record: CurveRecord, now: Mapping[int, CurvePoint]) -> None:

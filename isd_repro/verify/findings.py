@@ -87,7 +87,7 @@ class Verification:
         repeated: (run, encoder, metric) whose every stored prediction was given again; a data set's metric is `<metric>-<set>`.
         snapshots: (run, epoch) whose every score was given again.
         cells: problems of single numbers of the rendered report.
-        flips: predictions of another machine that differ, by whether the stored one is right, ours is, or neither.
+        flips: predictions of another machine: how many differ, of how many the stored one is right, and ours.
     """
 
     params: Params
@@ -100,6 +100,7 @@ class Verification:
     repeated: set[tuple[str, str, str]] = field(default_factory=set)
     snapshots: set[tuple[str, int]] = field(default_factory=set)
     cells: dict[Place, Problem] = field(default_factory=dict)
+    flips: list[tuple[int, int, int]] = field(default_factory=list)
 
     def problem(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> Problem:
         """Note a problem; one that several runs share is one."""
