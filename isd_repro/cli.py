@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from isd_repro.config.layout import Layout
     from isd_repro.config.params import Params
+    from isd_repro.runtime.dvc_lock import DvcLock
 
 app = typer.Typer(
     name="isd-repro",
@@ -75,10 +76,23 @@ def _console() -> Console:
 
 
 def _profile(file: Path) -> tuple[Params, Layout, Console]:
-    """The parameters, layout and console of a profile."""
+    """The parameters, layout and console of a profile; of a stage that DVC started, `dvc.lock` is copied first."""
     from isd_repro.config import reader
 
-    return *reader.load(file), _console()
+    params, layout = reader.load(file)
+    if (stage := os.environ.get("DVC_STAGE")) and launcher.rank() == 0:
+        _dvc_lock(params, layout).keep(stage.rpartition(":")[2])
+    return params, layout, _console()
+
+
+def _dvc_lock(params: Params, layout: Layout) -> DvcLock:
+    from isd_repro import provenance
+    from isd_repro.runtime.dvc_lock import DvcLock
+    from isd_repro.runtime.files import sha256_file
+
+    runs_with = f"{sha256_file(layout.file)} {provenance.source_hash()}"
+    copy = layout.state("dvc") / f"{layout.profile}.lock"
+    return DvcLock(layout.folder / "dvc.lock", copy, runs_with, {*params.subsets, *params.runs})
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
@@ -216,6 +230,13 @@ def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")
         if problems:
             raise ConfigError("\n".join(problems), "each method's keys are in its file under isd_repro/methods/")
         typer.echo(f"{file}: ok")
+
+
+@app.command(rich_help_panel=RESULTS)
+def rescue(params: ParamsFile = DEFAULT) -> None:
+    """Restore a dvc.lock that is empty or cut off because DVC was stopped while it wrote it. Nothing is trained."""
+    loaded, layout, _ = _profile(params)
+    _dvc_lock(loaded, layout).rescue(typer.echo)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -456,7 +477,9 @@ def _main(commands: Callable[[], object]) -> None:
         _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}", "check free disk space and permissions; partial files were removed")
+        from isd_repro.runtime.files import advice
+
+        _say(f"{where}{error.strerror or error}", advice(error))
         _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):

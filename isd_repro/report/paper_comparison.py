@@ -6,6 +6,7 @@ the run's, where its images or steps are others or are not known to be the paper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -226,7 +227,7 @@ def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
     if len(values) < len(parts):
         return cell
     level = RECORDED if any(part.level == RECORDED for part in parts) else ""
-    return replace(cell, kind="mean", value=sum(values) / len(values), level=level, detail=f"mean of {len(values)} columns")
+    return replace(cell, kind="mean", value=math.fsum(values) / len(values), level=level, detail=f"mean of {len(values)} columns")
 
 
 def _notes(table: PaperTable) -> tuple[str, ...]:
