@@ -343,9 +343,7 @@ def check_flips(state: Verification) -> None:
     better, worse = (sum(one[at] for one in state.flips) for at in (1, 2))
     if not state.flips:
         return
-    said = (
-        f"{sum(one[0] for one in state.flips)} predictions differ on this machine: {better} stored ones are better, {worse} worse"
-    )
+    said = f"{sum(one[0] for one in state.flips)} predictions differ here: {better} stored ones are better, {worse} worse"
     answers: list[Answer] = [Unproved(said, State.RECORDED)]
     if better > worse and intervals.sign_test(better, worse) < ONE_SIDED:
         expected = f"as many better as worse (sign test below {ONE_SIDED})"

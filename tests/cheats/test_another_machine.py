@@ -51,7 +51,7 @@ def test_near_ties_are_told_with_their_direction(profile: Profile, monkeypatch: 
     answer = profile.verify("--run", "isd")
     assert answer.code == 0
     assert answer.tree["checks"]["predictions of another machine"]["reasons"] == [
-        "recorded only (profile): 1 predictions differ on this machine: 1 stored ones are better, 0 worse"
+        "recorded only (profile): 1 predictions differ here: 1 stored ones are better, 0 worse"
     ]
 
 
