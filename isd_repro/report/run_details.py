@@ -170,11 +170,6 @@ def linked(note: str) -> list[tuple[str, bool]]:
     return [(piece, mark) for piece, mark in [*pieces, (note[at:], False)] if piece]
 
 
-def total_seconds(records: Records) -> float:
-    """Seconds of all parts of all runs."""
-    return math.fsum(record.provenance.seconds for found in records.runs.values() for record in found.records.values())
-
-
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:
     """Keys that both the params and a record's config hold, with different values."""
     planned = run.model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})

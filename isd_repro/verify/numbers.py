@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from isd_repro.evaluations import kind_of
+from isd_repro.report import numbers
 from isd_repro.report.learning_curves import LAST
 from isd_repro.report.problems import Key, Problem
 from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.verify.findings import Place, Verdict, Verification
 
+NOT_RUN = "no record of the run has this score"
 _ORDER = list(Verdict)
 
 
@@ -33,21 +35,23 @@ class Number:
 
 
 def numbers_of(state: Verification, records: Records, cells: Mapping[Place, Mapping[str, Any]]) -> list[Number]:
-    """A verdict for every cell that has a number of ours and is asked for, never better than what was done for it."""
-    wanted, numbers = set(state.options.runs), []
-    externals = {external.label: external.found for external in records.externals}
+    """A verdict for every cell that has a number of ours and is asked for, never better than what was done for it.
+
+    Repetitions that have not been run are behind no number; a mean has the verdict of those that were.
+    """
+    wanted, found_numbers = set(state.options.runs), []
     for place, cell in cells.items():
-        brought = cell["kind"] == "external"
-        found = [externals[cell["row"]]] if brought and cell["row"] in externals else []
-        runs = tuple(one.run for one in found) or ((cell["row"],) if brought else tuple(dict.fromkeys(cell["runs"])))
-        if cell["value"] is None or not runs or cell["kind"] in ("paper", "computed") or (wanted and not wanted & set(runs)):
+        runs, found = numbers.runs_of(cell), numbers.found_of(cell, records)
+        runs = tuple(one.run for one in found) if cell["kind"] == "external" and found else runs
+        if not runs or (wanted and not wanted & set(runs)):
             continue
-        each = [_verdict(state, one, cell) for one in found or [records.runs[run] for run in runs if run in records.runs]]
-        verdict, reason = min(each, key=lambda one: _ORDER.index(one[0]), default=(Verdict.FAILED, f"no records of {runs[0]}"))
+        each = [_verdict(state, one, cell) for one in found]
+        made = [one for one in each if one[1] != NOT_RUN] if len(each) > 1 else each
+        verdict, reason = min(made, key=lambda one: _ORDER.index(one[0]), default=(Verdict.FAILED, f"{NOT_RUN}: {runs[0]}"))
         if place in state.cells:
             verdict, reason = Verdict.FAILED, f"{state.cells[place].file}: {state.cells[place].key}"
-        numbers.append(Number(place, cell, runs, verdict, reason))
-    return numbers
+        found_numbers.append(Number(place, cell, runs, verdict, reason))
+    return found_numbers
 
 
 def _verdict(state: Verification, found: RunRecords, cell: Mapping[str, Any]) -> tuple[Verdict, str]:
@@ -57,29 +61,14 @@ def _verdict(state: Verification, found: RunRecords, cell: Mapping[str, Any]) ->
     for problem in state.problems:
         if found.run in problem.runs and _concerns(problem, found, key, snapshot=snapshot):
             return Verdict.FAILED, f"{problem.file}: {problem.key}"
-    epoch = int(cell["column"]) if snapshot else 0
-    if snapshot and any(epoch != curve.points[-1].epoch for curve in found.curves.values()):  # the last one is the run's encoder
-        return (Verdict.RE_EVALUATED if (found.run, epoch) in state.snapshots else Verdict.RECORDED), ""
-    scores = list(_scores(found, key))
+    if numbers.is_early_snapshot(cell, found):
+        return (Verdict.RE_EVALUATED if (found.run, int(cell["column"])) in state.snapshots else Verdict.RECORDED), ""
+    scores = list(numbers.scores_of(found, key))
     if not scores:
-        return Verdict.FAILED, f"no record of {found.run} has {' '.join(key)}"
+        return Verdict.FAILED, NOT_RUN
     if all((found.run, key[0], metric) in state.repeated for _, metric in scores):
         return Verdict.RE_EVALUATED, ""
-    return (Verdict.RECORDED if any(level == RECORDED for level, _ in scores) else Verdict.RECOMPUTED), ""
-
-
-def _scores(found: RunRecords, key: Key) -> Iterator[tuple[str, str]]:
-    """Level and metric of the scores behind a number: one, or one for each data set where it is their mean."""
-    encoder, metric, group = key
-    if (own := found.evaluation(metric)) is not None:
-        if key in own.levels:
-            yield own.levels[key], metric
-        return
-    for kind, targets in found.targets.items():
-        for name, one in targets.sets.items() if kind == kind_of(metric) else ():
-            for (other, base, of), level in one.levels.items():
-                if (other, of) == (encoder, group) and metric in (base, f"{base}-{name}"):
-                    yield level, f"{base}-{name}"
+    return (Verdict.RECORDED if numbers.level_of(cell, found) == RECORDED else Verdict.RECOMPUTED), ""
 
 
 def _concerns(problem: Problem, found: RunRecords, key: Key, *, snapshot: bool) -> bool:
