@@ -15,8 +15,8 @@ def footnotes(params: Params, records: Records, recorded: int) -> list[str]:
     notes = []
     if recorded:
         notes.append(
-            f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): without stored predictions they cannot be"
-            " recomputed."
+            f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): without stored predictions they cannot"
+            " be recomputed."
         )
     parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
     for words, named in (

@@ -174,7 +174,9 @@ def _manifest_of(name: str, subset: Subset, listing: Listing, selection: Selecti
         role: np.array(sorted(place[at] for at in getattr(selection, role).tolist()), dtype=np.int64)
         for role in ("train", "search", "query")
     }
-    return Manifest(subset.source.dataset, name, {}, selection.classes, selection.large, tuple(images), **roles)
+    return Manifest(
+        subset.source.dataset, name, {}, selection.classes, selection.large, tuple(images), **roles, shots=selection.shots
+    )
 
 
 def _place(image: Located) -> tuple[str, str, str]:

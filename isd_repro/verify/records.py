@@ -57,11 +57,14 @@ def image_counts(case: Case) -> Iterator[Answer]:
     subset, manifest, rule, part = case.subset, case.manifest, case.subset.rule, case.part
     classes, lost = len(manifest.classes), _lost(case)
     wanted = getattr(rule, "classes", None)
+    wanted = len(wanted) if isinstance(wanted, tuple) else wanted
     if wanted is not None and classes != wanted:
         yield Wrong(part, "manifest.classes", classes, f"{wanted}, by the rule")
-    if rule.name != "list" and len(manifest.large) != getattr(rule, "large", 0):
+    if rule.name not in ("list", "file") and len(manifest.large) != getattr(rule, "large", 0):
         yield Wrong(part, "manifest.large", len(manifest.large), f"{getattr(rule, 'large', 0)}, by the rule")
-    each = {"search": subset.search_per_class, "query": subset.query_per_class, "train": getattr(rule, "per_class", None)}
+    each = {"search": subset.search_per_class, "query": subset.query_per_class, "train": None}
+    if not subset.unlabelled:
+        each["train"] = getattr(rule, "per_class", None)
     for role, count in each.items():
         found = getattr(manifest, role)
         if count is not None and not classes * count - lost <= found <= classes * count:
