@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from isd_repro.config.params import ListFile, PaperRows, Params, Run
-from isd_repro.data.subsets import LIST_SHA256
+from isd_repro.data.lists import LIST_SHA256
 from isd_repro.evaluations import kind_of
 from isd_repro.report import paper_checks, text
 from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, Verdict

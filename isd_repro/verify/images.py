@@ -13,11 +13,12 @@ from PIL.Image import Image as Picture
 
 from isd_repro.config.params import ListFile, Subset
 from isd_repro.data import manifests, sources, subsets
+from isd_repro.data.lists import LIST_SHA256
 from isd_repro.data.manifests import HEADER, IMAGES, MAX_SHARED, Manifest
 from isd_repro.data.packing import name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError
 from isd_repro.data.store import Store, convert
-from isd_repro.data.subsets import LIST_SHA256, Selection
+from isd_repro.data.subsets import Selection
 from isd_repro.records import ManifestIdentity
 from isd_repro.report.run_records import Records
 from isd_repro.runtime.errors import ConfigError, DataError, UserError

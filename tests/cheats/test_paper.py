@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from isd_repro.config.params import Run
-from isd_repro.data.subsets import LIST_SHA256
+from isd_repro.data.lists import LIST_SHA256
 from isd_repro.records import ManifestIdentity, PretrainRecord
 from isd_repro.report import paper
 from isd_repro.report.paper import PaperImages
