@@ -45,7 +45,7 @@ wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboar
 paper = _group("paper", "Check the numbers that the paper prints.")
 checkpoint = _group("checkpoint", "Inspect checkpoints of any origin.")
 
-ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile.")]
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile, or its folder.")]
 SubsetNames = Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")]
 RunNames = Annotated[list[str], typer.Argument(help="Names of runs in params.yaml.")]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Remove host, user, paths, commit, git remote and e-mail.")]
@@ -199,22 +199,15 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
-def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")]) -> None:
-    """Validate parameter files, including the method of each run; needs no data."""
-    from isd_repro import methods
-    from isd_repro.config import reader
-    from isd_repro.runtime.errors import ConfigError
+def check(
+    files: Annotated[list[Path], typer.Argument(help="params.yaml files, or folders of profiles.")],
+    images: Annotated[bool, typer.Option("--images", help="Also draw each subset from its images, and check its sizes.")] = False,
+) -> None:
+    """Find in parameter files what a later stage would fail on; needs no data unless --images is given."""
+    from isd_repro.check import check as find_mistakes
 
     for file in files:
-        problems = []
-        for name, run in reader.load(file)[0].runs.items():
-            try:
-                methods.config_of(name, run.method, file)
-            except ConfigError as error:
-                problems.append(error.message)
-        if problems:
-            raise ConfigError("\n".join(problems), "each method's keys are in its file under isd_repro/methods/")
-        typer.echo(f"{file}: ok")
+        find_mistakes(file, images=images, say=typer.echo)
 
 
 @app.command(rich_help_panel=RESULTS)
