@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --timeout 120
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help venv demo test test-slow test-gpu rehearse lint check format lock clean
+.PHONY: help venv demo test test-slow test-gpu rehearse lint check format lock sync clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ format: venv ## format the code and fix what ruff can
 lock: ## write requirements.lock from pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header -o requirements.lock
+
+sync: ## copy dvc.yaml to every profile
+	@for folder in pipelines/*/; do cp dvc.yaml "$$folder"; done
 
 clean: ## remove caches; environment, results and resume state stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

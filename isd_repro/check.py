@@ -46,12 +46,15 @@ def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> 
         DataError: with `images`, they are missing or do not satisfy a rule.
     """
     params, layout = reader.load(file)
+    written = file / layout.name if file.is_dir() else file
     tree = YAML(typ="rt").load(layout.file.read_text("utf-8"))
     found = [*_profile(params, layout), *_runs(params, tree), *_alike(params), *_evaluations(params), *_report(params, layout)]
     if found:
-        raise ConfigError(reader.listed(file / layout.name if file.is_dir() else file, tree, found), HINT)
+        raise ConfigError(reader.listed(written, tree, found), HINT)
     if images:
-        _draw(params, layout, say)
+        found = list(_draw(params, say))
+        if found:
+            raise ConfigError(reader.listed(written, tree, found), HINT)
     say(f"{file}: ok")
 
 
@@ -159,13 +162,12 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _draw(params: Params, layout: Layout, say: Callable[[str], object]) -> None:
+def _draw(params: Params, say: Callable[[str], object]) -> Iterator[Problem]:
     """Draw every subset and hold the sizes of its runs and evaluations against it."""
     metrics = [metric for kind in evaluations.names() for metric in evaluations.columns(params.evaluation, kind)]
     neighbours = {
         int(number[1]): evaluations.kind_of(number[0]) for number in (re.fullmatch(r"(\d+)-NN", one) for one in metrics) if number
     }
-    found: list[Problem] = []
     for name, subset in params.subsets.items():
         with sources.open_source(subset.source) as listing:
             drawn = subsets.select(listing.images, subset, name)
@@ -173,11 +175,8 @@ def _draw(params: Params, layout: Layout, say: Callable[[str], object]) -> None:
         say(f"{name}: {len(drawn.classes)} classes, {train} training images, {search} to search, {len(drawn.query)} queries")
         for key, run in params.runs.items():
             if run.data.subset == name and run.optim.batch_size > train:
-                found.append(
-                    (("runs", key, "optim", "batch_size"), f"{run.optim.batch_size}, but {name!r} has {train} training images")
-                )
+                found = f"{run.optim.batch_size}, but {name!r} has {train} training images"
+                yield ("runs", key, "optim", "batch_size"), found
         for k, kind in neighbours.items():
             if k > search:
-                found.append((("evaluation", kind, "k"), f"{k}, but the search set of {name!r} has {search} images"))
-    if found:
-        raise ConfigError(reader.listed(layout.file, YAML(typ="rt").load(layout.file.read_text("utf-8")), found), HINT)
+                yield ("evaluation", kind, "k"), f"{k}, but the search set of {name!r} has {search} images"

@@ -431,7 +431,7 @@ def _files_of(state: Verification, name: str, found: RunRecords) -> None:
         state.problem(path, "identity", error.message, "the run's own encoder and images", error.hint, name)
         return
     try:
-        right = _labels(state, name, found, subject)
+        right = _labels(state, found, subject)
     except DataError as error:
         said = error.message.removeprefix(f"{folder / 'manifest.json'}: ")
         state.problem(folder, "prepared images", said, "those that `prepare` wrote", error.hint, name)
@@ -515,16 +515,26 @@ def _manifest(state: Verification, name: str, found: RunRecords, here: ManifestI
     return True
 
 
-def _labels(state: Verification, name: str, found: RunRecords, subject: Subject) -> bool:
-    """The labels of every record are those of the images."""
-    label, right = subject.split("query").label, True
-    for kind, one in found.own.items():
-        if not one.label.equal(label):
-            at, classes = int((one.label != label).nonzero()[0]), subject.manifest.classes
-            said, truth = classes[int(one.label[at])], f"{classes[int(label[at])]}, as the manifest's images say"
-            state.problem(state.layout.record(name, kind), f"labels[{at}]", said, truth, _RESTORE, name)
-            right = False
-    return right
+def _labels(state: Verification, found: RunRecords, subject: Subject) -> bool:
+    """The labels of every record of the manifest's queries are those of the images."""
+    label = subject.split("query").label
+    same = [_same_labels(state, kind, found, subject, label) for kind in found.own if not evaluations.own_queries(kind)]
+    return all(same)
+
+
+def _same_labels(state: Verification, kind: str, found: RunRecords, subject: Subject, label: Tensor) -> bool:
+    """The labels of a record are those of its queries."""
+    name, stated, classes = subject.name, found.own[kind].label, subject.manifest.classes
+    if stated.equal(label):
+        return True
+    file = state.layout.record(name, kind)
+    if len(stated) != len(label):
+        state.problem(file, "labels", f"{len(stated)} entries", f"{len(label)}, the queries of the images", _RESTORE, name)
+        return False
+    at = int((stated != label).nonzero()[0])
+    truth = f"{classes[int(label[at])]}, as the manifest's images say"
+    state.problem(file, f"labels[{at}]", classes[int(stated[at])], truth, _RESTORE, name)
+    return False
 
 
 def _inputs(state: Verification, kind: str, record: EvaluationRecord, subject: Subject) -> bool:
@@ -591,6 +601,8 @@ def _again(state: Verification, kind: str, found: RunRecords, subject: Subject) 
         if isinstance(record, EvaluationRecord):
             outcome = evaluate(subject, config)
             assert isinstance(outcome, Outcome)
+            if outcome.label is not None and not _same_labels(state, kind, found, subject, outcome.label):
+                return
             _compare(state, name, file, record, outcome.predictions, outcome.chosen)
         elif isinstance(record, CurveRecord):
             curve = evaluate(subject, config)

@@ -402,8 +402,8 @@ class Params(Frozen):
     efficiency: Efficiency = Efficiency()
     tracking: Tracking = Tracking()
     subsets: dict[Name, Subset]
-    recipes: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it; anchors that runs merge; not read
     linear_runs: Many[Name] = ()  # runs that the `linear` stage scores
+    knn_dense_runs: Many[Name] = ()  # and `knn_dense`
     few_label_runs: Many[Name] = ()  # and `few_label`
     transfer_runs: Many[Name] = ()  # and `transfer`
     trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores

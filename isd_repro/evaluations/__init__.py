@@ -125,6 +125,11 @@ def own_table(name: str) -> bool:
     return bool(getattr(load(name), "OWN_TABLE", False))
 
 
+def own_queries(name: str) -> bool:
+    """Whether an evaluation classifies other images than the manifest's queries."""
+    return bool(getattr(load(name), "OWN_QUERIES", False))
+
+
 def in_order(metrics: Sequence[str], evaluation: Any) -> list[str]:
     """Metrics in the order of the evaluations' files and columns; those that no setting asks for come last in each."""
     planned = [metric for name in names() for metric in columns(evaluation, name)]

@@ -41,19 +41,21 @@ _Config = TypeVar("_Config", bound=Frozen)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Predictions on the subject's own queries.
+    """Predictions on the subject's own queries, or on others of its images.
 
     Attributes:
         predictions: class of every query by "<encoder>/<metric>", int64, Q, in the order in which scores are shown.
         chosen: what was chosen on the way, such as the best epoch; it goes into the record's settings.
         notes: what a reader should know of the choices.
         pictures: makes the pictures that a tracker shows.
+        label: class of every query, int64, Q, where the evaluation has `OWN_QUERIES`; None: those of the subject's queries.
     """
 
     predictions: Mapping[str, Tensor]
     chosen: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     pictures: Callable[[], Pictures] = dict
+    label: Tensor | None = None
 
 
 @dataclass(frozen=True)

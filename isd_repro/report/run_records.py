@@ -22,6 +22,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.evaluations import kind_of
 from isd_repro.records import (
+    MAX_QUERIES,
     AnyEvaluation,
     CurveRecord,
     EvaluationRecord,
@@ -98,12 +99,17 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
         tell(Problem(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
         return None
     packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
-    unpacked = {key: _unpack(text, key, record, path, run, tell) for key, text in packed.items()}
+    wanted = None if evaluations.own_queries(record.kind) else manifest.query
+    unpacked = {key: _unpack(text, key, wanted, record, path, run, tell) for key, text in packed.items()}
     whole = {key: values for key, values in unpacked.items() if values is not None}
     if len(whole) < len(unpacked):
         return None
     label = whole["labels"]
     predictions = {name: whole[f"predictions[{name!r}]"] for name in record.predictions}
+    for name in (name for name, values in predictions.items() if len(values) != len(label)):
+        found, expected = f"{len(predictions[name])} entries", f"{len(label)}, as many as labels"
+        tell(Problem(path, f"predictions[{name!r}]", found, expected, AGAIN, (run,)))
+        return None
     masks = _masks(label, manifest)
     scores: dict[Key, Score] = {}
     levels: dict[Key, str] = {}
@@ -134,15 +140,19 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
     return Evaluation(record, scores, levels, label, predictions, masks)
 
 
-def _unpack(text: str, key: str, record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Tensor | None:
-    wanted, classes = record.manifest.query, len(record.manifest.classes)
+def _unpack(
+    text: str, key: str, wanted: int | None, record: EvaluationRecord, path: Path, run: str, tell: OnProblem
+) -> Tensor | None:
+    """Packed classes, `wanted` of them where that is known; None where they cannot be."""
+    classes = len(record.manifest.classes)
     try:
-        values = unpack_labels(text, wanted)
+        values = unpack_labels(text, MAX_QUERIES if wanted is None else wanted)
     except (binascii.Error, zlib.error, ValueError) as error:
         message = f"{path}: {key} cannot be unpacked ({error})"
-        tell(Problem(path, key, f"no packed labels ({error})", f"{wanted} packed labels", AGAIN, (run,), words=message))
+        expected = "packed labels" if wanted is None else f"{wanted} packed labels"
+        tell(Problem(path, key, f"no packed labels ({error})", expected, AGAIN, (run,), words=message))
         return None
-    if len(values) != wanted:
+    if wanted is not None and len(values) != wanted:
         message = f"{path}: {key} has {len(values)} entries, the manifest {wanted} queries"
         tell(Problem(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,), words=message))
         return None
@@ -384,7 +394,7 @@ def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:
     """Rows of one table must be about the same queries over the same images, under the same settings."""
     seen: dict[str, tuple[Path, ManifestIdentity]] = {}
-    labels: dict[str, tuple[Path, Tensor]] = {}
+    labels: dict[tuple[str, str], tuple[Path, Tensor]] = {}
     settings: dict[str, tuple[Path, tuple[str, object]]] = {}
     targets: dict[tuple[str, str], tuple[Path, Evaluation]] = {}
     for name, found in runs.items():
@@ -406,7 +416,8 @@ def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout,
                     tell(Problem(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
         for kind, evaluation in found.own.items():
             path = layout.record(name, kind)
-            other, label = labels.setdefault(subset, (path, evaluation.label))
+            whose = kind if evaluations.own_queries(kind) else ""
+            other, label = labels.setdefault((subset, whose), (path, evaluation.label))
             if not label.equal(evaluation.label):
                 message = f"{other} and {path} hold different query labels for one manifest"
                 tell(Problem(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))

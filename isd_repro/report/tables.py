@@ -340,7 +340,7 @@ def _own_notes(kind: str, done: Sequence[Evaluation]) -> list[str]:
     if done:
         record = done[0].record
         about = getattr(evaluations.load(kind), "notes", None)
-        notes = [f"Protocol: {record.protocol}.", f"n = {text.count(record.manifest.query)} queries."]
+        notes = [f"Protocol: {record.protocol}.", f"n = {text.count(len(done[0].label))} queries."]
         notes += about(record.settings) if about else []
     return [*notes, *filter(None, [evaluations.note(kind)])]
 

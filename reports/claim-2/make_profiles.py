@@ -8,11 +8,10 @@ The files are written out in full, without YAML anchors, so that every run can b
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from isd_repro.config.writer import dump, styled
 
 HERE = Path(__file__).parent
 PIPELINES = HERE.parents[1] / "pipelines"
@@ -111,11 +110,12 @@ def profile(name: str, title: str, caption: str, notes: list[str], snapshots: in
         "profile": name,
         "root": "../..",
         "report": {"title": title, "caption": caption, "notes": notes, "reference": "untrained-9"},
-        "evaluation": {"knn": {"k": [1, 20]}},
+        "evaluation": {"knn": {"k": [1, 20]}, "knn_dense": {"k": [1, 20], "trained": BALANCED}},
         "efficiency": {"log_every": 20, "checkpoint_every": 2, "snapshot_every": snapshots},
         "tracking": {"wandb": "auto", "project": "isd-repro"},
         "subsets": subsets,
         "linear_runs": [],
+        "knn_dense_runs": list(runs),
         "few_label_runs": [],
         "transfer_runs": [],
         "trajectory_runs": [],
@@ -192,17 +192,8 @@ def tuning() -> dict[str, Any]:
 
 def texts() -> dict[Path, str]:
     """Every generated file by its path."""
-    found = {}
-    yaml = YAML()
-    yaml.default_flow_style = None
-    yaml.width = 10_000  # a block is a line
-    yaml.representer.ignore_aliases = lambda _: True
-    for params in (gate(), tuning()):
-        text = io.StringIO("# Made by reports/claim-2/make_profiles.py; what it is for stands in reports/claim-2/PROTOCOL.md.\n")
-        text.seek(0, io.SEEK_END)
-        yaml.dump(params, text)
-        found[PIPELINES / params["profile"] / "params.yaml"] = text.getvalue()
-    return found
+    head = "# Made by reports/claim-2/make_profiles.py; what it is for stands in reports/claim-2/PROTOCOL.md.\n"
+    return {PIPELINES / params["profile"] / "params.yaml": head + dump(styled(params)) for params in (gate(), tuning())}
 
 
 if __name__ == "__main__":

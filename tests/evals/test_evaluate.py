@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     subset["search_per_class"], subset["query_per_class"] = 4, 10
     tree["report"].pop("reference")
     tree["report"].pop("pixels")
-    tree |= {"runs": {RUN: run}, "recipes": {}, "linear_runs": [RUN], "evaluation": {}, "tracking": {"wandb": "off"}}
+    tree |= {"runs": {RUN: run}, "linear_runs": [RUN], "evaluation": {}, "tracking": {"wandb": "off"}}
     yaml = YAML()
     yaml.representer.ignore_aliases = lambda _: True
     with (root / "params.yaml").open("w", encoding="utf-8") as file:

@@ -72,9 +72,9 @@ WRONG = {  # the change, the message, and text of the line where the mistake sta
         "linear: {epochs: 3",
     ),
     "width that an architecture lacks": (
-        ("narrow {arch: resnet-narrow, width: 4, channels: 1}", "narrow {arch: resnet18, width: 32, channels: 1}"),
+        ("&narrow {arch: resnet-narrow, width: 4, channels: 1}", "&narrow {arch: resnet18, width: 32, channels: 1}"),
         "runs.untrained.backbone: resnet18 has width 64 and pool 1 (got width 32",
-        "    backbone: *narrow",
+        "    backbone: &narrow",
     ),
     "run in a list": (
         ("linear_runs: [isd]", "linear_runs: [isd, isdd]"),
@@ -83,7 +83,7 @@ WRONG = {  # the change, the message, and text of the line where the mistake sta
     ),
     "mistyped key of an anchor": (
         ("epochs: 1, batch_size", "epoch: 1, batch_size"),
-        "runs.untrained.optim.epoch: unknown key (did you mean 'epochs'?)",
+        "runs.moco.optim.epoch: unknown key (did you mean 'epochs'?)",
         "epoch: 1",
     ),
 }
@@ -139,7 +139,7 @@ def test_sizes_are_checked_against_the_images(tmp_path: Path) -> None:
     done = chain.call(tmp_path, "check", "--images", "params.yaml")
     chain.refused(
         done,
-        "optim.batch_size: 1024, but 'digits' has 840 training images [also runs.moco",
+        "optim.batch_size: 1024, but 'digits' has 840 training images [also runs.isd",
         "evaluation.knn.k: 41, but the",
         code=3,
     )

@@ -60,7 +60,6 @@ def clone(tmp_path: Path) -> Path:
     params["report"].pop("pixels", None)
     params["evaluation"]["linear"]["epochs"] = 2
     params["evaluation"]["linear"]["milestones"] = [1]
-    params["recipes"] = {}
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
         yaml = YAML()
         yaml.representer.ignore_aliases = lambda _: True

@@ -32,24 +32,21 @@ report: {title: Tiny, caption: A profile for tests}
 tracking: {wandb: "off"}
 subsets:
   toy: {source: {name: digits, dataset: "toy <i>"}, rule: {name: all}, store: {channels: 1}}
-recipes:
-  common: &common
+runs:
+  isd: &isd
     label: "A run <b>"
     backbone: {arch: resnet-narrow, width: 2, channels: 1}
     optim: {epochs: 1, batch_size: 4, lr: 0.1, schedule: {name: cosine}}
     data: {subset: toy, image_size: 8, crop_ratio: 1.0, mean: [0.0], std: [1.0], view_student: {}, view_teacher: {}}
-runs:
-  isd:
-    <<: *common
     method: {name: isd, tau_student: 0.1, tau_teacher: 0.02, momentum: 0.9, bank_size: 64, heads: none}
   isd-mlp:
-    <<: *common
+    <<: *isd
     method: {name: isd, tau_student: 0.1, tau_teacher: 0.02, momentum: 0.9, bank_size: 8, heads: mlp}
   moco:
-    <<: *common
+    <<: *isd
     method: {name: moco, tau: 0.2, momentum: 0.9, bank_size: 64, dim: 16}
   raw:
-    <<: *common
+    <<: *isd
     backbone: {arch: pixels, channels: 1}
     method: {name: supervised}
     optim: {epochs: 0, batch_size: 4, lr: 0.1, schedule: {name: cosine}}

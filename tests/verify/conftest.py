@@ -18,6 +18,7 @@ from tests.verify import protocols_world, world
 
 few_label = partial(run_evaluation, "few_label")
 knn = partial(run_evaluation, "knn")
+knn_dense = partial(run_evaluation, "knn_dense")
 linear = partial(run_evaluation, "linear")
 trajectory = partial(run_evaluation, "trajectory")
 transfer = partial(run_evaluation, "transfer")
@@ -54,7 +55,7 @@ def made(folder: Path, text: str) -> Path:
         for stage in (pretrain, extract, knn):
             stage(run, params, layout, console)
     asked = ((linear, params.linear_runs), (few_label, params.few_label_runs), (transfer, params.transfer_runs))
-    for stage, names in (*asked, (trajectory, params.trajectory_runs)):
+    for stage, names in (*asked, (trajectory, params.trajectory_runs), (knn_dense, params.knn_dense_runs)):
         for run in names:
             stage(run, params, layout, console)
     report(params, layout, console)

@@ -1,4 +1,4 @@
-"""The profile of `world` with every protocol: few labels, another data set, snapshots."""
+"""The profile of `world` with every protocol: dense queries, few labels, another data set, snapshots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ PARAMS = (
     .replace("{epochs: 1, batch_size", "{epochs: 3, batch_size")
     .replace(
         "  linear: {protocol",
+        "  knn_dense: {k: [1, 5]}\n"
         "  few_label: {fractions: [0.25, 0.5], seed: 3}\n"
         "  transfer: {sets: [cifar10-folder], c_min: 0.01, c_max: 100.0, c_values: 5}\n"
         "  linear: {protocol",
     )
     .replace(
-        "linear_runs: [isd]", "linear_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]"
+        "linear_runs: [isd]",
+        "linear_runs: [isd]\nknn_dense_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]",
     )
 )
 NAMES = ("bird", "cat", "dog")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from isd_repro import verify
@@ -19,7 +21,7 @@ from tests.verify.test_tampering import caught
 from tests.verify.world import Profile
 
 RECORDS = "reports/tiny/records"
-FEW, TRANSFER, TRAJECTORY = (f"{RECORDS}/isd/{part}.json" for part in ("few_label", "transfer", "trajectory"))
+DENSE, FEW, TRANSFER, TRAJECTORY = (f"{RECORDS}/isd/{part}.json" for part in ("knn_dense", "few_label", "transfer", "trajectory"))
 
 
 def test_everything_is_done_again(protocols: Profile) -> None:
@@ -27,6 +29,7 @@ def test_everything_is_done_again(protocols: Profile) -> None:
     assert (answer.code, answer.failures, answer.tree["notes"]) == (0, [], [])
     assert answer.verdicts() == {"re-evaluated"}
     assert {number["metric"] for number in answer.tree["numbers"]} >= {
+        "1-NN-dense",
         "few-25pct-last",
         "few-50pct-best-top5",
         "transfer-cifar10-folder",
@@ -72,6 +75,38 @@ def test_a_tampered_few_label_prediction_that_changes_no_score(protocols: Profil
     assert "1 of 30 predictions differ" in one["expected"]
     assert answer.verdicts(run="isd", metric="few-25pct-last") == {"failed"}
     assert answer.verdicts(run="isd", metric="linear-last") == {"re-evaluated"}
+
+
+def first_two_swapped(tree: dict[str, Any]) -> None:
+    """Queries of two classes change their places: labels and predictions alike, so that no score changes."""
+    label = unpack_labels(tree["labels"])
+    at = int((label != label[0]).nonzero()[0])
+    order = torch.arange(len(label))
+    order[[0, at]] = torch.tensor([at, 0])
+    tree["labels"] = pack_labels(label[order])
+    for key, packed in tree["predictions"].items():
+        tree["predictions"][key] = pack_labels(unpack_labels(packed)[order])
+
+
+def cut(tree: dict[str, Any]) -> None:
+    tree["predictions"]["teacher/5-NN-dense"] = pack_labels(unpack_labels(tree["predictions"]["teacher/5-NN-dense"])[:-1])
+
+
+def test_tampered_dense_queries(protocols: Profile) -> None:
+    """Their labels are in no manifest: those that the evaluation gives again are compared."""
+    record = protocols.record("isd", "knn_dense")
+    queries = len(unpack_labels(json.loads(record.read_text("utf-8"))["labels"]))
+    assert queries > 30, "validation images and others"
+    protocols.edit(record, first_two_swapped)
+    protocols.report()
+    assert protocols.verify("--quick").code == 0
+    answer = protocols.verify()
+    caught(answer, DENSE, "labels[0]", "restore the record")
+    assert answer.verdicts(run="isd", metric="1-NN-dense") == {"failed"}
+    assert answer.verdicts(run="isd", metric="1-NN", kind="score") == {"re-evaluated"}
+    protocols.edit(record, cut)
+    one = caught(protocols.verify("--quick"), DENSE, "predictions['teacher/5-NN-dense']")
+    assert (one["found"], one["expected"]) == (f"{queries - 1} entries", f"{queries}, as many as labels")
 
 
 def other(epoch: int) -> int:

@@ -32,32 +32,28 @@ subsets:
     search_per_class: 4
     query_per_class: 3
     store: {channels: 1}
-recipes:
-  optim: &optim {epochs: 1, batch_size: 32, lr: 0.05, schedule: {name: cosine}}
-  data: &data
-    subset: digits
-    image_size: 20
-    crop_ratio: 1.0
-    mean: [0.13]
-    std: [0.31]
-    view_student: {crop_min: 0.4, flip: 0.0}
-    view_teacher: {crop_min: 0.4, flip: 0.0}
-  narrow: &narrow {arch: resnet-narrow, width: 4, channels: 1}
 linear_runs: [isd]
 runs:
   untrained:
     label: Untrained
     notes: [DEV-07]
-    backbone: *narrow
+    backbone: &narrow {arch: resnet-narrow, width: 4, channels: 1}
     method: {name: supervised}
-    optim: {<<: *optim, epochs: 0}
-    data: *data
+    optim: {epochs: 0, batch_size: 32, lr: 0.05, schedule: {name: cosine}}
+    data: &data
+      subset: digits
+      image_size: 20
+      crop_ratio: 1.0
+      mean: [0.13]
+      std: [0.31]
+      view_student: {crop_min: 0.4, flip: 0.0}
+      view_teacher: {crop_min: 0.4, flip: 0.0}
   moco:
     label: MoCo v2
     notes: [DEV-07]
     backbone: *narrow
     method: {name: moco, tau: 0.2, momentum: 0.9, bank_size: 64, dim: 8}
-    optim: *optim
+    optim: &optim {epochs: 1, batch_size: 32, lr: 0.05, schedule: {name: cosine}}
     data: *data
   isd:
     label: ISD
