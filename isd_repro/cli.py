@@ -199,6 +199,20 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
+def compare(
+    other: Annotated[
+        str, typer.Argument(metavar="[REV | FOLDER]", help="A commit, a checkout, or a folder of reports.")
+    ] = "HEAD",
+    params: ParamsFile = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a profile's numbers with those of another commit or machine; exit with code 4 if they do not agree."""
+    from isd_repro.compare import compare as compare_numbers
+
+    compare_numbers(other, *_profile(params)[:2], as_json=as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
 def check(
     files: Annotated[list[Path], typer.Argument(help="params.yaml files, or folders of profiles.")],
     images: Annotated[bool, typer.Option("--images", help="Also draw each subset from its images, and check its sizes.")] = False,
