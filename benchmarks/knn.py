@@ -70,7 +70,7 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
     if device.type == "cuda":
 
         def large_blocks() -> Tensor:
-            with patch.multiple(knn, QUERY_ROWS=8192, BANK_ROWS=32_768, QUERY_BYTES=2**30):
+            with patch.multiple(knn, QUERY_ROWS=8192, BANK_ROWS=32_768):
                 return works[ONE]()
 
         works["one search, blocks of 8,192 x 32,768"] = large_blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -242,6 +243,19 @@ def evaluate(
     ] = "student",
     arch: Annotated[str, typer.Option(help="Architecture, if the tensor shapes do not determine it.")] = "auto",
     teacher_bn: Annotated[Literal["own", "student"], typer.Option(help="BatchNorm statistics used for the teacher.")] = "own",
+    key: Annotated[
+        str | None, typer.Option(help="Container of the encoder in the file, as state_dict_ema; default: found.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Prefix of the encoder's tensors, as module.backbone.; default: found.")
+    ] = None,
+    padding: Annotated[
+        Literal["1", "2", "same"] | None,
+        typer.Option(help="Padding of a 3x3 stem, or TensorFlow's SAME; default: by the file's layout."),
+    ] = None,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out modules beside the ResNet that are no known head.")
+    ] = False,
     image_size: Annotated[int | None, typer.Option(help="Image size in pixels; default: from the file, else 224.")] = None,
     crop_ratio: Annotated[
         float | None, typer.Option(help="Center crop size / resized short side; default: from the file, else 0.875.")
@@ -275,6 +289,10 @@ def evaluate(
         which=which,
         arch=arch,
         teacher_bn=teacher_bn,
+        key=key,
+        prefix=prefix,
+        padding=padding,
+        drop_unknown=drop_unknown,
         image_size=image_size,
         crop_ratio=crop_ratio,
         mean=numbers("--mean", mean),
@@ -357,12 +375,14 @@ def data_lists(folder: Annotated[Path, typer.Argument(help="Folder with D1.txt t
 @checkpoint.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A torch or safetensors checkpoint from this or another project.")],
+    key: Annotated[str | None, typer.Option(help="Look only into this container of the file.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Look only for an encoder under this prefix.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every tensor of a checkpoint and how it is used; exit with code 4 if the file cannot be loaded."""
     from isd_repro.checkpoints.inspection import show as account
 
-    account(file, as_json=as_json)
+    account(file, key, prefix, as_json=as_json)
 
 
 @wandb.command(name="publish")
@@ -412,6 +432,9 @@ _TOO_LITTLE = r"out of memory|can't allocate|not enough memory|can't start new t
 
 def main(commands: Callable[[], object] | None = None) -> None:
     """Run the command; a `UserError` becomes one message on standard error and its exit code."""
+    # Read when torch loads. By default OpenMP's threads spin while they wait for each other, and so take the core from the
+    # thread that they wait for as soon as another program wants one, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     streams.careful()
     try:
         _main(commands or app)

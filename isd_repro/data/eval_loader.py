@@ -140,7 +140,7 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
         for part in parts(reader.sizes[chosen], reader.channels):
             pixels, sizes = reader.read(chosen[part])
             reader.ahead(torch.cat([chosen[part.stop :], index[following[following < len(index)]]]))
-            views = augment.centre(pixels.to(device), sizes, frame.size, frame.crop_ratio)
+            views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)
             found.append(augment.normalise(views, frame.mean, frame.std))
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -188,7 +188,7 @@ def _view(
         pixels, _ = reader.read(index[at])
         reader.ahead(torch.cat([index[mine[mine >= part.stop]], following]))
         window = Crop(crop.top[at], crop.left[at], crop.height[at], crop.width[at], crop.flip[at])
-        found.append(augment.resample(_padded(pixels, sizes[part]).to(device), window, size))
+        found.append(augment.resample(augment.to_device(_padded(pixels, sizes[part]), device), window, size))
     return found[0] if len(found) == 1 else torch.cat(found)
 
 

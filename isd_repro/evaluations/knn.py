@@ -11,7 +11,8 @@ queries or bank images there are.
 Memory. Neither the bank nor the queries are ever copied whole: both may be memory-mapped files larger than memory. Beside
 them stand 16 N bytes for the order of the bank, 8 Q k bytes of neighbours, the normalised queries of one pass (at most
 QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read
-once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers.
+once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers. On a CUDA device a pass takes up to
+CUDA_QUERY_BYTES, so that it crosses to the device once; no bit depends on the number of passes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
 
 QUERY_ROWS = 1024
 BANK_ROWS = 2048
-QUERY_BYTES = 2**26
+QUERY_BYTES, CUDA_QUERY_BYTES = 2**26, 2**30
 GROUPS = 64  # columns whose residues are compared together
 _FEW = 16  # groups of one row that are cheaper to gather than to rank
 VOTE_ROWS = 4096
@@ -124,7 +125,8 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
     if len(query) and not any(bool((torch.linalg.vector_norm(part, dim=1) > _ZERO).any()) for part in query.split(QUERY_ROWS)):
         raise DataError("query features: every one is zero", UNUSABLE)
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
-    rows = max(1, QUERY_BYTES // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
+    room = CUDA_QUERY_BYTES if device.type == "cuda" else QUERY_BYTES
+    rows = max(1, room // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
     found = [torch.empty(0, k, dtype=torch.int64)]
     with exact(device), torch.inference_mode():
         found += [_search(bank, order, part, k, device).cpu() for part in query.split(rows)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro import methods
-from isd_repro.config.params import Numerics
+from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.config.reader import fingerprint
 from isd_repro.data import augment
 from isd_repro.interfaces import Batch
@@ -157,19 +157,35 @@ def test_compiled_encoders_train_as_eager_ones(
     assert method.state_dict().keys() == eager.state_dict().keys()
 
 
-def test_the_encoders_really_run_through_the_compiler(compiler: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[int] = []
+@pytest.fixture
+def graphs(compiler: Callable[[str], None]) -> list[int]:
+    """Filled with one entry for every graph that is compiled."""
+    found: list[int] = []
 
     def counting(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        graphs.append(len(graph.graph.nodes))
+        found.append(len(graph.graph.nodes))
         return graph.forward
 
     compiler(counting)  # type: ignore[arg-type]
+    return found
+
+
+def test_the_encoders_really_run_through_the_compiler(graphs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial compiles what training uses; no step, log line or end of an epoch adds a graph, and with it memory."""
     method, _ = compiled("isd", monkeypatch)
     assert len(graphs) >= 2  # the student's and the teacher's
     before = len(graphs)
-    losses(method, 0, 3)
-    assert len(graphs) == before  # the trial has compiled what training uses
+    problem.train(method, efficiency=Efficiency(log_every=3))
+    assert len(graphs) == before
+
+
+def test_colours_are_compiled_once_for_any_number_of_images(graphs: list[int]) -> None:
+    """And once for a single image, which the compiler takes for a constant."""
+    for change in engine.changes_of(augment.CHANGES, CPU, FAST):
+        before = len(graphs)
+        for count in (5, 1, *range(2, 12)):
+            change(torch.rand(count, 3, 6, 6), torch.rand(count, 1, 1, 1))
+        assert 1 <= len(graphs) - before <= 2
 
 
 def test_resume_points_go_from_compiled_to_eager_and_back(

@@ -84,6 +84,7 @@ def test_steps_and_seeds_differ(store: Store) -> None:
 def test_an_epoch_shows_no_image_twice_and_epochs_leave_out_different_ones(store: Store) -> None:
     batches = make(store)
     assert batches.steps_per_epoch == TRAIN // BATCH
+    assert {batches.at(step).view_teacher.shape for step in range(8)} == {(BATCH, 1, SIDE, SIDE)}  # compiled code sees one shape
     orders = [torch.cat([batches.at(4 * epoch + step).index for step in range(4)]).tolist() for epoch in range(6)]
     for order in orders:
         assert len(set(order)) == len(order) == 20
