@@ -322,8 +322,8 @@ def _print(found: Comparison) -> None:
     for change in found.conclusions:
         say(f"conclusion changes: {change.what}: ours {change.ours}, theirs {change.theirs}")
     counts = Counter(pair.state for pair in found.numbers)
-    said = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
-    say(f"{text.count(len(found.numbers))} numbers: {', '.join(said)}; {len(found.conclusions) or 'no'} conclusions change")
+    states = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
+    say(f"{text.count(len(found.numbers))} numbers: {', '.join(states)}; {len(found.conclusions) or 'no'} conclusions change")
 
 
 def _shown(value: float | None, interval: tuple[float, float] | None) -> str:
