@@ -92,7 +92,9 @@ def _runs(params: Params, tree: Any) -> Iterator[Problem]:
 
 def _build(run: Run, config: Frozen) -> None:
     with torch.device("meta"):
-        setting = Setting(2, run.optim.batch_size, **engine.setting_of(run.numerics))
+        size, images = run.optim.batch_size, 2**20  # unknown; enough for any method
+        steps = run.optim.epochs * (images // size)
+        setting = Setting(classes=2, images=images, batch_size=size, steps=steps, **engine.setting_of(run.numerics))
         method = methods.load(run.method.name).Method(config, lambda: backbones.build(run.backbone, run.data.image_size), setting)
         set_bn_groups(method, run.numerics.bn_groups)
 

@@ -23,7 +23,7 @@ from pydantic import (
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Group, Many, Name, Natural, Pixels, Positive, Unit, Words
 
-_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10, "tiny-imagenet": 200}  # at most; a copy may hold a part of them
+_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10, "tiny-imagenet": 200}  # at most
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
