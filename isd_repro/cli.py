@@ -184,11 +184,15 @@ def report(params: ParamsFile = DEFAULT) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def show(params: ParamsFile = DEFAULT) -> None:
-    """Print a profile's main tables and the path of its HTML page."""
+def show(
+    params: ParamsFile = DEFAULT,
+    metric: Annotated[str, typer.Option(help="The score to show, such as 20-NN; by default the first.")] = "",
+    wide: Annotated[bool, typer.Option("--wide", help="Print every main table with all scores, each seed in a row.")] = False,
+) -> None:
+    """Print a profile's result, its main table and the address of its HTML page."""
     from isd_repro.report.output import show as print_table
 
-    print_table(*_profile(params)[:2])
+    print_table(*_profile(params)[:2], metric=metric, wide=wide)
 
 
 @app.command(rich_help_panel=RESULTS)
