@@ -388,11 +388,12 @@ def new(
         str, typer.Option(help="Environment variable that names a folder with train/<class>/ and val/<class>/.")
     ] = "",
     dataset: Annotated[str, typer.Option(help="Public name of these images.")] = "",
+    changes: Annotated[list[str] | None, typer.Option("--set", "-S", help="key=value of params.yaml; can be repeated.")] = None,
 ) -> None:
     """Make a profile from another one, for example for your own images."""
     from isd_repro.profiles import new as make
 
-    make(name, source, images, dataset, typer.echo)
+    make(name, source, images, dataset, changes or (), typer.echo)
 
 
 @run.command(name="remove")

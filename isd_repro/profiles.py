@@ -179,8 +179,8 @@ def _pair(given: str) -> tuple[str, Any]:
 
 def _split(given: str) -> tuple[str, str]:
     key, separator, value = given.partition("=")
-    if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key) or not value:
-        raise ConfigError(f"{given!r}: expected key=value", "keys are those of a run, such as optim.lr or method.tau_student")
+    if not separator or not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", key) or not value:
+        raise ConfigError(f"{given!r}: expected key=value", "keys are dotted, such as optim.lr or method.tau_student of a run")
     return key, value
 
 
@@ -293,7 +293,7 @@ def _edit_lock(layout: Layout, edit: Callable[[Any], object]) -> None:
 # --- a new profile ----------------------------------------------------------------------------------------------------
 
 
-def new(name: str, source: Path, images: str, dataset: str, say: Say) -> None:
+def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[str], say: Say) -> None:
     """Make a profile from another one: its parameters without results, and the pipeline.
 
     Args:
@@ -301,10 +301,11 @@ def new(name: str, source: Path, images: str, dataset: str, say: Say) -> None:
         source: the other profile's `params.yaml`, or its folder.
         images: environment variable that names a folder with `train/<class>/` and `val/<class>/`; empty keeps the source's.
         dataset: public name of these images.
+        changes: `key=value`; keys from the top of the file, values in YAML.
         say: takes the lines for the user.
 
     Raises:
-        ConfigError: the name is taken or no name, or the new parameters do not pass `check`.
+        ConfigError: an option cannot be read, the name is taken or no name, or the new parameters do not pass `check`.
     """
     if bool(images) != bool(dataset):
         raise ConfigError("--images and --dataset go together", "for example: --images ISD_MY_ROOT --dataset 'My images'")
@@ -313,13 +314,26 @@ def new(name: str, source: Path, images: str, dataset: str, say: Say) -> None:
     if folder.exists() or not _NAME.fullmatch(name) or (layout.root / "reports" / name).exists():
         raise ConfigError(f"{name!r} is taken, or no name of a profile", "use small letters, digits and hyphens")
     tree = _tree(layout)
+    tree.ca.comment = None
+    tree.yaml_set_start_comment(f"Made from profile {layout.profile} by `isd-repro new`. docs/params.md explains every key.")
     tree["profile"], tree["root"] = name, "../.."
     tree["report"].pop("paper", None)  # only the paper's own images stand beside its numbers
     if images:
         tree["report"]["title"], tree["report"]["caption"] = dataset, f"Runs on {dataset}."
         tree["report"].pop("notes", None)
+        tree["transfer_runs"] = []  # it needs other data sets, too
         for subset in tree["subsets"].values():
             subset["source"] = writer.styled({"name": "image-folder", "root_env": images, "dataset": dataset}, 6)
+    for key, value in map(_pair, changes):
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            if not isinstance(node.get(part), dict):
+                raise ConfigError(
+                    f"{key}: {'.'.join(above)} is no group of keys in {layout.file}", "docs/params.md lists all keys"
+                )
+            node = node[part]
+        node[last] = writer.styled(value, 2 * len(above), len(last) + 2 * len(above) + 2)
     try:
         folder.mkdir(parents=True)
         shutil.copy(layout.root / "dvc.yaml", folder)

@@ -140,13 +140,26 @@ def test_a_run_with_results_goes_with_all_of_them(demo: Path) -> None:
 
 
 def test_a_profile_for_other_images(demo: Path) -> None:
-    call(demo, "new", "mine", "--from", ".", "--images", "ISD_MY_ROOT", "--dataset", "My images")
+    call(
+        demo,
+        "new",
+        "mine",
+        "--from",
+        ".",
+        "--images",
+        "ISD_MY_ROOT",
+        "--dataset",
+        "My images",
+        "-S",
+        "subsets.digits.search_per_class=5",
+    )
     folder = demo / "pipelines" / "mine"
     assert (folder / "dvc.yaml").read_bytes() == (demo / "dvc.yaml").read_bytes()
     params, layout = reader.load(folder)
     assert (params.profile, layout.root) == ("mine", demo.resolve())
     assert {subset.source.root_env for subset in params.subsets.values()} == {"ISD_MY_ROOT"}
     assert params.runs == reader.load(demo)[0].runs
+    assert [subset.search_per_class for subset in params.subsets.values()] == [5]
     chain.refused(chain.call(demo, "new", "mine", "--from", "."), "'mine' is taken", code=3)
     chain.refused(chain.call(demo, "new", "other", "--from", ".", "--images", "X"), "--images and --dataset go together", code=3)
 
