@@ -247,7 +247,8 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="A subset prepared by the pipeline, instead of --data.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="A list of the authors (D1 to D10): use its classes and its large/rare groups.")
+        Path | None,
+        typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
         Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")
@@ -368,14 +369,23 @@ def data_pack(
 
 @data.command(name="audit")
 def data_audit(
-    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder with such files.")],
+    sets: Annotated[
+        list[Path],
+        typer.Argument(help="Lists of images, folders of lists, prepared subsets, or folders or zips of images."),
+    ],
     words: Annotated[Path | None, typer.Option(help="File with class names, one `<class><tab><name>` per line.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the class sizes of all sets to this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Report the contents of lists, their overlaps, and what being a large class is confounded with."""
+    """Report the class sizes of sets; of the authors' lists also overlaps and what being large is confounded with."""
     from isd_repro.data.audit import audit
 
-    audit(lists, words, as_json=as_json)
+    found = audit(sets, words, as_json=as_json)
+    if plot is not None:
+        from isd_repro.report.figures import class_sizes
+        from isd_repro.runtime.files import write_atomic
+
+        write_atomic(plot, class_sizes({one.name: one.counts for one in found.sets}).svg().encode())
 
 
 @data.command(name="lists")

@@ -226,7 +226,7 @@ def test_cells_files_agree_with_the_table(profile: Profile) -> None:
     files = profile.files()
     tree = json.loads(files["cells.json"])
     rows = list(csv.DictReader(StringIO(files["cells.csv"])))
-    assert len(rows) == len(tree["cells"]) == 2 * 5 * 6 + 5 * 5
+    assert len(rows) == len(tree["cells"]) == 2 * 5 * (6 + 2) + 5 * 5
     for row, cell in zip(rows, tree["cells"], strict=True):
         assert row["value"] == ("" if cell["value"] is None else str(cell["value"]))
     scores = [cell for cell in tree["cells"] if cell["kind"] == "score"]
