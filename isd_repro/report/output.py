@@ -14,7 +14,7 @@ from isd_repro.runtime.errors import UserError, printable
 from isd_repro.runtime.files import write_atomic
 
 if TYPE_CHECKING:
-    from rich.table import Table as Grid
+    from rich.table import Table as RichTable
 
     from isd_repro.report.cells import Table
     from isd_repro.report.page import Report
@@ -128,14 +128,14 @@ def _print_table(out: Console, table: Table, *, wide: bool) -> None:
         out.print(f"{len(table.columns) - count} more columns: isd-repro show --wide\n", style="dim")
 
 
-def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> Grid:
+def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> RichTable:
     """The first `count` columns of a table; a row for each seed, or one for all of them."""
     from rich import box
-    from rich.table import Table as Grid
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     title = Text(_safe(out, table.title))
-    grid = Grid(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column(Text(table.first), overflow="fold")
     rows, foot = (table.shown, table.foot) if seeds else (tuple(row for row, _ in table.groups), table.last)
     for at, column in enumerate(table.columns[:count]):
