@@ -99,12 +99,12 @@ def _narrowed(tables: list[Table], metric: str) -> list[Table]:
         shown = [_metrics(table, at) for at in range(len(table.columns))]
         wanted = {metric} if metric else next(filter(None, shown), set())
         keep = [at for at, metrics in enumerate(shown) if len(metrics) != 1 or metrics == wanted]
-        cut = {
-            part: tuple(replace(row, cells=tuple(row.cells[at] for at in keep)) for row in getattr(table, part))
-            for part in ("rows", "foot")
-        }
         if wanted <= set().union(*shown):
-            found.append(replace(table, columns=tuple(table.columns[at] for at in keep), **cut))
+            rows, foot = (
+                tuple(replace(row, cells=tuple(row.cells[at] for at in keep)) for row in part)
+                for part in (table.rows, table.foot)
+            )
+            found.append(replace(table, columns=tuple(table.columns[at] for at in keep), rows=rows, foot=foot))
     return found
 
 
