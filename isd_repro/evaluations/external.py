@@ -300,7 +300,7 @@ class _Features:
                 "place": [request.key, request.prefix, request.padding],
                 "teacher_bn": request.teacher_bn if name == "teacher" else "own",
                 "manifest": opened.prepared.identity.sha256,
-                "transform": {**asdict(frame), "pixels": opened.pixels, "block": BLOCK},
+                "transform": {**asdict(frame), "pixels": opened.pixels, "group": BLOCK},
                 "dtype": "float32",
                 "arithmetic": {"device": best_device().type, "torch": torch.__version__},
             }
