@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from isd_repro.config.layout import Layout
     from isd_repro.config.params import Params
+    from isd_repro.runtime.dvc_lock import DvcLock
 
 app = typer.Typer(
     name="isd-repro",
@@ -75,10 +76,23 @@ def _console() -> Console:
 
 
 def _profile(file: Path) -> tuple[Params, Layout, Console]:
-    """The parameters, layout and console of a profile."""
+    """The parameters, layout and console of a profile; of a stage that DVC started, `dvc.lock` is copied first."""
     from isd_repro.config import reader
 
-    return *reader.load(file), _console()
+    params, layout = reader.load(file)
+    if (stage := os.environ.get("DVC_STAGE")) and launcher.rank() == 0:
+        _dvc_lock(params, layout).keep(stage.rpartition(":")[2])
+    return params, layout, _console()
+
+
+def _dvc_lock(params: Params, layout: Layout) -> DvcLock:
+    from isd_repro import provenance
+    from isd_repro.runtime.dvc_lock import DvcLock
+    from isd_repro.runtime.files import sha256_file
+
+    runs_with = f"{sha256_file(layout.file)} {provenance.source_hash()}"
+    copy = layout.state("dvc") / f"{layout.profile}.lock"
+    return DvcLock(layout.folder / "dvc.lock", copy, runs_with, {*params.subsets, *params.runs})
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
@@ -219,6 +233,13 @@ def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")
 
 
 @app.command(rich_help_panel=RESULTS)
+def rescue(params: ParamsFile = DEFAULT) -> None:
+    """Restore a dvc.lock that is empty or cut off because DVC was stopped while it wrote it. Nothing is trained."""
+    loaded, layout, _ = _profile(params)
+    _dvc_lock(loaded, layout).rescue(typer.echo)
+
+
+@app.command(rich_help_panel=RESULTS)
 def evaluate(
     ckpt: Annotated[Path, typer.Option("--ckpt", help="A checkpoint from this or another project, in any supported layout.")],
     data: Annotated[
@@ -226,7 +247,8 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="A subset prepared by the pipeline, instead of --data.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="A list of the authors (D1 to D10): use its classes and its large/rare groups.")
+        Path | None,
+        typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
         Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")
@@ -347,14 +369,23 @@ def data_pack(
 
 @data.command(name="audit")
 def data_audit(
-    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder with such files.")],
+    sets: Annotated[
+        list[Path],
+        typer.Argument(help="Lists of images, folders of lists, prepared subsets, or folders or zips of images."),
+    ],
     words: Annotated[Path | None, typer.Option(help="File with class names, one `<class><tab><name>` per line.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the class sizes of all sets to this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Report the contents of lists, their overlaps, and what being a large class is confounded with."""
+    """Report the class sizes of sets; of the authors' lists also overlaps and what being large is confounded with."""
     from isd_repro.data.audit import audit
 
-    audit(lists, words, as_json=as_json)
+    found = audit(sets, words, as_json=as_json)
+    if plot is not None:
+        from isd_repro.report.figures import class_sizes
+        from isd_repro.runtime.files import write_atomic
+
+        write_atomic(plot, class_sizes({one.name: one.counts for one in found.sets}).svg().encode())
 
 
 @data.command(name="lists")
@@ -452,7 +483,9 @@ def _main(commands: Callable[[], object]) -> None:
         _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}", "check free disk space and permissions; partial files were removed")
+        from isd_repro.runtime.files import advice
+
+        _say(f"{where}{error.strerror or error}", advice(error))
         _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):

@@ -130,11 +130,21 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         _check_machine(run)
         torch.manual_seed(run.numerics.seed)
-        setting = Setting(len(prepared.identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
+        size, images = run.optim.batch_size, len(prepared.split("train").index)
+        setting = Setting(
+            classes=len(prepared.identity.classes),
+            images=images,
+            batch_size=size,
+            steps=run.optim.epochs * (images // size),
+            **engine.setting_of(run.numerics),
+        )
         method: nn.Module = methods.load(run.method.name).Method(
             method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
         )
         set_bn_groups(method, run.numerics.bn_groups)
+        if getattr(method, "needs_labels", False) and run.optim.epochs and bool((prepared.split("train").label < 0).any()):
+            found = f"method.name: {run.method.name} learns from labels, and the training images of this subset have some without"
+            raise ConfigError(found, "use a subset without `unlabelled: true`")
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Plan(name, run, prepared, config, fingerprint(config), method, device)

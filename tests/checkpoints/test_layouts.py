@@ -193,7 +193,7 @@ def test_our_resume_file_infers_its_backbone(pool: int, tmp_path: Path) -> None:
     method = Method(
         Config(tau_student=0.1, tau_teacher=0.1, momentum=0.9, bank_size=8, heads="mlp"),
         lambda: build(config, 12),
-        Setting(classes=2, batch_size=4),
+        Setting(classes=2, images=4, batch_size=4, steps=1),
     )
     randomise(method.student, 1)
     randomise(method.teacher, 2)

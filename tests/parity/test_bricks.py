@@ -127,13 +127,12 @@ def test_a_teacher_starts_as_the_student_and_shares_nothing_with_it() -> None:
         assert theirs.requires_grad, name
 
 
-def test_teach_gives_back_rows_in_the_order_of_the_images() -> None:
+def test_embed_gives_back_rows_in_the_order_of_the_images() -> None:
     torch.manual_seed(0)
-    student = nn.Linear(5, 3).double()
-    teacher = ema.teacher_of(student)
+    teacher = ema.teacher_of(nn.Linear(5, 3).double())
     view, shuffle = numbers(1, 6, 5), torch.tensor([4, 2, 0, 5, 1, 3])
-    rows = ema.teach(teacher, student, 0.5, view, shuffle)
-    plain = view @ student.weight.T + student.bias
+    rows = ema.embed(teacher, view, shuffle)
+    plain = view @ teacher.weight.T + teacher.bias
     torch.testing.assert_close(rows, plain / plain.square().sum(1, keepdim=True).sqrt(), rtol=1e-12, atol=1e-13)
     assert not rows.requires_grad
 
@@ -208,6 +207,23 @@ def test_grouped_batchnorm_is_one_batchnorm_per_part(shape: tuple[int, ...], gro
     source = numbers(30, *shape)
     torch.testing.assert_close(holder(source), frozen(source), rtol=1e-13, atol=1e-13)
     assert int(layer.num_batches_tracked) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batchnorm_under_autocast_keeps_its_statistics_in_float32(groups: int) -> None:
+    """Images of bf16 come in and go out; sums over them would lose half a percent in that format."""
+    layer = nn.BatchNorm2d(4, momentum=1.0)
+    set_bn_groups(nn.Sequential(layer), groups)
+    images = (3 + numbers(1, 12, 4, 6, 6)).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(images)
+    out.float().square().sum().backward()
+    assert (out.dtype, out.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
+    want = torch.stack([part.double().mean((0, 2, 3)) for part in images.detach().chunk(groups)]).mean(0)
+    assert layer.running_mean is not None
+    torch.testing.assert_close(layer.running_mean, want.float(), rtol=1e-5, atol=0)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
 
 
 def test_one_group_leaves_the_plain_classes() -> None:
