@@ -137,7 +137,7 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
     apart = device.type == "cpu" and len(index) > 0 and bool((reader.sizes[index] != reader.sizes[index[0]]).any())
 
     def view(pixels: Tensor, sizes: Tensor) -> Tensor:
-        views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)
+        views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
         return augment.normalise(views, frame.mean, frame.std)
 
     def images(position: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import transforms as v1
 
+from isd_repro.data.augment import centre
 from isd_repro.data.eval_loader import Frame, centred
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.features import BLOCK, Features, features, load_features, save_features
@@ -123,6 +125,19 @@ def test_an_images_bits_do_not_depend_on_the_sizes_of_its_neighbours() -> None:
         )
     few = torch.tensor([8, 2])  # a split of fewer images
     assert torch.equal(centred(reader, few, frame, CPU)(torch.arange(2)), whole[few])
+
+
+@pytest.mark.parametrize("size", [20, 60])
+def test_the_view_is_the_released_one_but_for_rounding_to_eight_bits(size: int) -> None:
+    """Resize and CenterCrop on an 8-bit image, which round twice: DEV-28."""
+    draw = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (1, 3, 40, 52), generator=draw, dtype=torch.uint8)
+    short = round(size / 0.875)
+    released = v1.Compose([v1.ToPILImage(), v1.Resize(short), v1.CenterCrop(size), v1.ToTensor()])(pixels[0])
+    found = centre(pixels, torch.tensor([[40, 52]]), size, 0.875)[0]
+    levels = (found - released).abs() * 255
+    assert 0.1 < float(levels.mean()) < 0.4
+    assert float(levels.max()) < 1.5
 
 
 def test_encoder_bytes_are_unchanged_and_each_encoder_has_its_own_features(pictures: Tensor) -> None:
