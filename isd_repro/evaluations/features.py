@@ -65,16 +65,16 @@ def features(
             start = first + ranks.rank() * size
             stop = min(start + size, count) if alone else start + size  # all ranks have equal shares to exchange
             batch = images(torch.arange(start, stop).clamp_(max=count - 1)).to(device, torch.float32)
-            rows: dict[str, list[Tensor]] = {name: [] for name in encoders}
+            made: dict[str, list[Tensor]] = {name: [] for name in encoders}
             group = _group(batch, device)
             for part in batch.split(group):
                 filled = torch.cat([part, part[-1:].expand(group - len(part), *part.shape[1:])]) if len(part) < group else part
                 for name, encoder in encoders.items():
                     with torch.inference_mode():
-                        rows[name].append(encoder(filled)[: len(part)].cpu())
+                        made[name].append(encoder(filled)[: len(part)].cpu())
                 if alone:
                     on_block(len(part))
-            for name, parts in rows.items():
+            for name, parts in made.items():
                 blocks = ranks.at_first(torch.cat(parts))  # every rank's, by rank; none on ranks other than 0
                 found.setdefault(name, torch.empty(count, blocks[0].shape[1]) if blocks else torch.empty(0))
                 for at, block in zip(range(first, count, size), blocks, strict=False):
