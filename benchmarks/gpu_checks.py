@@ -141,12 +141,20 @@ def compile_(context: Context) -> None:
 
 
 def resume(context: Context) -> None:
-    """Whether a run gives the same bits again, and after a resume, by engine and by cuDNN's deterministic mode; and its price."""
-    sizes, device = context.sizes(replace(SMALL, batch=128)), harness.device_of()
-    kinds = {"reference, float32": Variant(), "fast, bf16": Variant(HALF)}
+    """Whether a run gives the same bits again, and after a resume, by engine and by cuDNN's deterministic mode; and its price.
+
+    One network has ImageNet's stem, because only that has a large convolution and max pooling.
+    """
+    small, device = replace(SMALL, batch=128), harness.device_of()
+    kinds = {
+        "reference, float32": (small, Variant()),
+        "reference, float32, ImageNet's stem": (replace(small, stem="imagenet"), Variant()),
+        "fast, bf16": (small, Variant(HALF)),
+    }
     if device.type == "cuda":
-        kinds["fast, bf16, compiled"] = Variant(HALF, compiled=True)
-    for words, variant in kinds.items():
+        kinds["fast, bf16, compiled"] = small, Variant(HALF, compiled=True)
+    for words, (wanted, variant) in kinds.items():
+        sizes = context.sizes(wanted)
         for deterministic in (False, True):
             name = f"{words}, cuDNN deterministic {deterministic}"
             flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=True)
@@ -233,39 +241,92 @@ def commands(context: Context) -> None:
 
     The images are those of the tar that GPU_DAY_IMAGES names (train/<class>/ and val/<class>/), else noise.
     """
-    with tempfile.TemporaryDirectory(prefix="isd-commands-") as name:
-        place = Path(name)
-        images = _image_folder(place / "images", toy=context.toy)
-        (place / "params.yaml").write_text(json.dumps(_profile(images, toy=context.toy)))
-        given = {**os.environ, "GPU_DAY_ROOT": str(images), "WANDB_MODE": "disabled"}
-        given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
-        def call(*words: str, stop: bool = False) -> None:
-            began = time.monotonic()
-            process = subprocess.Popen([sys.executable, "-m", "isd_repro", *words], cwd=place, env=given)
-            while stop and process.poll() is None and not any(place.glob(".state/*/checkpoint.pt")):
-                time.sleep(0.1)
-            if stop:
-                process.terminate()
-            code, what = process.wait(), " ".join(words) + (", asked to stop after an epoch" if stop else "")
-            context.say(what, code=code, seconds=time.monotonic() - began)
-            if code != (75 if stop else 0):
-                context.say(what, failed=f"it ended with {code}")
-
+    with _profile_folder(context) as (place, images):
+        call = _caller(context, place, images)
+        (place / "params.yaml").write_text(json.dumps(_profile(images, toy=context.toy, epochs=2 if context.toy else 8)))
         call("prepare", "unbalanced")
         call("pretrain", "isd", stop=True)
         for run in ("isd", "moco", "untrained"):
             call("pretrain", run)
-            for path in place.rglob(f"runs/{run}/metrics.jsonl"):
-                rows = [row for row in map(json.loads, path.read_text("utf-8").splitlines()) if "images_per_second" in row]
-                if rows:
-                    context.say(f"{run}: curve", images_per_second=rows[-1]["images_per_second"], loss=rows[-1].get("loss"))
         call("extract", "isd", "moco", "untrained")
         call("knn", "isd", "moco", "untrained")
-        for path in sorted(place.rglob("records/*/knn.json")):
-            scores = json.loads(path.read_text("utf-8"))["scores"]
-            top1 = {f"{each['encoder']} {each['metric']} {each['group']}": 100 * each["correct"] / each["n"] for each in scores}
-            context.say(f"{path.parent.name}: top-1, percent", **top1)
+        _tell_scores(context, place)
+
+
+def claim(context: Context) -> None:
+    """ISD and MoCo v2 on unbalanced classes at ResNet-18, 64 px: longer and longer trainings, as the time allows.
+
+    One seed and settings of no protocol: it says how long a test of the claim would take, and nothing about the claim.
+    """
+    if not os.environ.get("GPU_DAY_IMAGES") and not context.toy:
+        context.say("left out", why="GPU_DAY_IMAGES names no images")
+        return
+    with _profile_folder(context) as (place, images):
+        call, took, before, an_epoch = _caller(context, place, images), 0.0, 0, 0.0
+        for epochs in (1, 2) if context.toy else (5, 25, 100):
+            if time.monotonic() + took + an_epoch * (epochs - before) > harness.Clock.end:
+                context.say(f"{epochs} epochs", left_out="not enough time")
+                return
+            began, profile = time.monotonic(), _profile(images, toy=context.toy, epochs=epochs)
+            (place / "params.yaml").write_text(json.dumps(profile))
+            if not before:
+                call("prepare", "unbalanced")
+            call("pretrain", "isd", "moco")
+            call("extract", "isd", "moco")
+            call("knn", "isd", "moco")
+            speeds = _tell_scores(context, place, f"{epochs} epochs, ")
+            took, before = time.monotonic() - began, epochs
+            an_epoch = _train_images(images, profile) * sum(1 / speed for speed in speeds)
+
+
+def _train_images(images: Path, profile: dict[str, Any]) -> int:
+    """Images of the unbalanced train split."""
+    rule = profile["subsets"]["unbalanced"]["rule"]
+    classes = [path for path in (images / "train").iterdir() if path.name not in rule["large_classes"]]
+    large = sum(len(list((images / "train" / name).iterdir())) for name in rule["large_classes"])
+    return large + len(classes) * int(rule["rare_images"])
+
+
+@contextmanager
+def _profile_folder(context: Context) -> Iterator[tuple[Path, Path]]:
+    """A folder for a profile, and its images."""
+    with tempfile.TemporaryDirectory(prefix="isd-commands-") as name:
+        yield Path(name), _image_folder(Path(name) / "images", toy=context.toy)
+
+
+def _caller(context: Context, place: Path, images: Path) -> Callable[..., None]:
+    """Runs a command in the folder of a profile and tells how it ended."""
+    given = {**os.environ, "GPU_DAY_ROOT": str(images), "WANDB_MODE": "disabled"}
+    given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+    def call(*words: str, stop: bool = False) -> None:
+        began = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-m", "isd_repro", *words], cwd=place, env=given)
+        while stop and process.poll() is None and not any(place.glob(".state/*/checkpoint.pt")):
+            time.sleep(0.1)
+        if stop:
+            process.terminate()
+        code, what = process.wait(), " ".join(words) + (", asked to stop after an epoch" if stop else "")
+        context.say(what, code=code, seconds=time.monotonic() - began)
+        if code != (75 if stop else 0):
+            context.say(what, failed=f"it ended with {code}")
+
+    return call
+
+
+def _tell_scores(context: Context, place: Path, prefix: str = "") -> list[float]:
+    """Tell the last row of every run's curve, and its scores; images per second of each run."""
+    speeds = []
+    for path in sorted(place.rglob("runs/*/metrics.jsonl")):
+        rows = [row for row in map(json.loads, path.read_text("utf-8").splitlines()) if "images_per_second" in row]
+        if rows:
+            speeds.append(max(float(rows[-1]["images_per_second"]), 1.0))
+            context.say(f"{prefix}{path.parent.name}: curve", images_per_second=speeds[-1], loss=rows[-1].get("loss"))
+    for path in sorted(place.rglob("records/*/knn.json")):
+        scores = json.loads(path.read_text("utf-8"))["scores"]
+        top1 = {f"{each['encoder']} {each['metric']} {each['group']}": 100 * each["correct"] / each["n"] for each in scores}
+        context.say(f"{prefix}{path.parent.name}: top-1, percent", **top1)
+    return speeds
 
 
 def _image_folder(folder: Path, *, toy: bool) -> Path:
@@ -285,7 +346,7 @@ def _image_folder(folder: Path, *, toy: bool) -> Path:
     return folder
 
 
-def _profile(images: Path, *, toy: bool) -> dict[str, Any]:
+def _profile(images: Path, *, toy: bool, epochs: int) -> dict[str, Any]:
     """A small profile of unbalanced classes, engine `fast` with bf16: its largest classes stay, the others become rare."""
     counts = {path.name: len(list(path.iterdir())) for path in (images / "train").iterdir()}
     large = sorted(counts, key=lambda name: (-counts[name], name))[: 2 if toy else 8]
@@ -297,7 +358,7 @@ def _profile(images: Path, *, toy: bool) -> dict[str, Any]:
     run = {
         "backbone": {"arch": "resnet-narrow", "width": 4} if toy else {"arch": "resnet18", "stem": "small"},
         "data": {**data, "view_student": strong, "view_teacher": strong},
-        "optim": {**optim, "epochs": 2 if toy else 8},
+        "optim": {**optim, "epochs": epochs},
         "numerics": {"seed": 0, "bn_groups": 2, "precision": "float32" if toy else "bf16", "engine": "fast"},
     }
     bank = {"momentum": 0.99, "bank_size": 4 * batch}
@@ -335,4 +396,5 @@ CHECKS: dict[str, Callable[[Context], None]] = {
     "resume": resume,
     "profile": profile_,
     "commands": commands,
+    "claim": claim,
 }

@@ -2,7 +2,8 @@
 
 The steps of PLAN are checks (`gpu_checks`) and comparisons (`cases`). Each is a process of its own, killed at its time limit with
 what it wrote kept; none stops another. The folder gets one JSON file for each comparison and their table (`README.md`), one line
-for each finding of a check (`results.jsonl`), `log.txt`, `tests.txt` and `profile.txt`; a summary is printed last. `--toy` runs
+for each finding of a check (`results.jsonl`), `log.txt`, `tests.txt`, `profile.txt` and `summary.txt`, which is printed last.
+`--archive FILE.tar.gz` holds them all and is written anew after every step, for machines that give few files back. `--toy` runs
 the same at small sizes, without a CUDA device on the CPU: the rehearsal.
 """
 
@@ -14,6 +15,7 @@ import os
 import signal
 import statistics
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -41,6 +43,7 @@ PLAN: tuple[dict[str, float], ...] = (
     {"loader": 50},
     {"linear": 40},
     {"knn": 30},
+    {"claim": 400},  # longer and longer runs with what time is left
 )
 LEAST = 8.0  # seconds; a step with less time left is not started
 _MOST = 11_000  # characters of the summary: who runs this remotely may see the end of the output only
@@ -62,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for group in PLAN for name in group]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-day"), help="folder for the results")
+    parser.add_argument("--archive", type=Path, help="a .tar.gz of the folder, written anew after every step")
     parser.add_argument("--only", nargs="*", choices=names, metavar="STEP", help=f"steps to run: {', '.join(names)}")
     parser.add_argument("--skip", nargs="*", choices=names, metavar="STEP", default=[], help="steps to leave out")
-    parser.add_argument("--budget", type=float, default=470.0, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=500.0, help="seconds for everything")
     parser.add_argument("--toy", action="store_true", help="small sizes, as a rehearsal")
     parser.add_argument(
         "--without-triton", action="store_true", help="leave the Triton kernel out, should it break the device's context"
@@ -76,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bank_attention._trial = lambda features, device: "left out by --without-triton"  # type: ignore[assignment]  # noqa: SLF001
     chosen = [name for name in given.only or names if name not in given.skip]
     plan = [{name: limit for name, limit in group.items() if name in chosen} for group in PLAN]
-    return Day(given.out, given.budget, toy=given.toy).run(plan)
+    return Day(given.out, given.budget, toy=given.toy, archive=given.archive).run(plan)
 
 
 class Day:
     """One run of the plan."""
 
-    def __init__(self, out: Path, budget: float, *, toy: bool) -> None:
-        self.out, self.toy, self.began = out, toy, time.monotonic()
+    def __init__(self, out: Path, budget: float, *, toy: bool, archive: Path | None = None) -> None:
+        self.out, self.toy, self.archive, self.began = out, toy, archive, time.monotonic()
         self.patience = 4 if toy else 1  # a rehearsal may have to share a small machine
         self.end = self.began + self.patience * budget
         out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +107,8 @@ class Day:
                     started.append(self._start(name, limit))
             self._wait(started)
         lines = summary(self.out, self.ends, time.monotonic() - self.began)
+        (self.out / "summary.txt").write_text("\n".join([*lines, ""]), "utf-8")
+        self._pack()
         _print("\n".join(lines))
         return int(any(line.startswith("FAILED") for line in lines) or any(how != "ok" for _, how, _ in self.ends))
 
@@ -126,16 +132,28 @@ class Day:
                 _kill(each.process.pid)  # and whatever it left running
                 each.process.join(5)
                 running.remove(each)
-                self._ended(each.name, how, taken)
                 text = each.log.read_text("utf-8", "replace") if each.log.is_file() else ""
                 with (self.out / "log.txt").open("a", encoding="utf-8") as stream:
                     stream.write(f"=== {each.name}\n{text[:200_000]}\n{text[200_000:][-200_000:]}\n")
                 each.log.unlink(missing_ok=True)
+                self._ended(each.name, how, taken)
 
     def _ended(self, name: str, how: str, seconds: float) -> None:
         self.ends.append((name, how, seconds))
         append(self.out, {"step": name, "name": "end", "how": how, "seconds": round(seconds, 1)})
+        self._pack()
         _print(f"[{time.monotonic() - self.began:6.1f} s] {name}: {how} after {seconds:.1f} s")
+
+    def _pack(self) -> None:
+        """Write the archive anew; whoever stops this process finds the one before."""
+        if self.archive is None:
+            return
+        self.archive.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.archive.with_name(f".{self.archive.name}")
+        with tarfile.open(partial, "w:gz") as packed:
+            for path in sorted(self.out.glob("[!.]*")):
+                packed.add(path, f"{self.out.name}/{path.name}")
+        partial.replace(self.archive)
 
 
 def child(name: str, out: Path, log: Path, limit: float, toy: bool) -> None:
@@ -195,7 +213,9 @@ def summary(out: Path, ends: list[tuple[str, str, float]], seconds: float) -> li
                 faster = f", x{found['faster'][variant]['median']:.2f}" if variant in found["faster"] else ""
                 memory = f", {found['memory_mib'][variant]:.0f} MiB" if variant in found["memory_mib"] else ""
                 how = f" ({found['how'][variant][:60]})" if variant in found["how"] else ""
-                lines.append(f"{path.stem}: {variant} {1e3 * statistics.median(taken):.4g} ms{faster}{memory}{how}")
+                speed = found["speed"][variant]
+                speed = f", {speed}" if speed else ""
+                lines.append(f"{path.stem}: {variant} {1e3 * statistics.median(taken):.4g} ms{faster}{speed}{memory}{how}")
             lines.append(f"{path.stem}: floor " + ", ".join(f"{name} {value:.3g}" for name, value in found["floor"].items()))
     for row in rows:
         if row["name"] != "end" and "failed" not in row:

@@ -74,6 +74,8 @@ class Comparison:
         memory_mib: peak memory beyond the inputs, by variant; empty if not measured.
         how: the kernel or compiler that a variant ran with.
         failed: the error of a variant that could not run.
+        images: that a call takes; 0 where it takes none.
+        least: seconds that a call needs at the rates of `floor` at least, by variant.
         load: the machine's load average before and after.
     """
 
@@ -86,6 +88,8 @@ class Comparison:
     limits: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+    least: dict[str, float] = field(default_factory=dict)
     clock: str = "processor seconds"
     machine: str = ""
     load: tuple[float, float] = (0.0, 0.0)
@@ -104,6 +108,12 @@ class Comparison:
         """The variant that the others are compared with."""
         return next(iter(self.seconds), "")
 
+    def speed(self, variant: str) -> str:
+        """Images per second and the share of what the hardware allows, in words that follow others; empty without either."""
+        seconds = statistics.median(self.seconds[variant])
+        found = f", {self.images / seconds:.0f} images/s" if self.images else ""
+        return found + (f", {self.least[variant] / seconds:.0%} of the roofline" if variant in self.least else "")
+
     def ratios(self, variant: str) -> list[float]:
         """How many times faster than the baseline a variant was, by repetition."""
         return [base / own for base, own in zip(self.seconds[self.baseline], self.seconds[variant], strict=True)]
@@ -120,6 +130,7 @@ class Comparison:
             "baseline": self.baseline,
             "n": len(self.seconds.get(self.baseline, ())),
             "faster": {n: {"median": statistics.median(self.ratios(n)), "turns": self.ratios(n)} for n in others},
+            "speed": {name: self.speed(name).removeprefix(", ") for name in self.seconds},
             "less_memory": {name: memory[self.baseline] / memory[name] for name in measured},
         }
 
@@ -134,7 +145,7 @@ class Comparison:
         for name, values in self.seconds.items():
             faster = "" if name == self.baseline else f"   {spread(self.ratios(name), '.2f')} times as fast"
             memory = f"   {self.memory_mib[name]:.1f} MiB extra" if name in self.memory_mib else ""
-            found.append(f"  {name:<26} {spread(values, '.4g')} s{faster}{memory}")
+            found.append(f"  {name:<26} {spread(values, '.4g')} s{faster}{memory}{self.speed(name)}")
         found += [f"  {name:<26} FAILED: {why}" for name, why in self.failed.items()]
         for title, numbers in (("floor", self.floor), ("check", self.check)):
             if numbers:

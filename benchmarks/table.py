@@ -98,7 +98,7 @@ def _note(name: str, found: dict[str, Any]) -> str:
         parts.append(f"Check: {_pairs(found['check'], '{:.2g}')}")
     else:
         parts.append(_pairs({key: value for key, value in found.items() if type(value) in (int, float)}, "{:.4g}"))
-    parts += [f"{variant}: {words}" for variant, words in found.get("how", {}).items()]
+    parts += [f"{variant}: {words}" for key in ("speed", "how") for variant, words in found.get(key, {}).items() if words]
     parts += [f"**{variant} failed**: {words}" for variant, words in found.get("failed", {}).items()]
     return f"- `{name}`: {'. '.join(part for part in parts if part)}."
 

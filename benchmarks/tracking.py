@@ -90,7 +90,8 @@ def _train(name: str, sizes: Sizes, source: _Source, folder: Path, losses: dict[
     backbone = BackboneConfig(arch="resnet-narrow", width=sizes.width)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = isd.Method(options, lambda: backbones.build(backbone, sizes.side), Setting(10, sizes.batch))
+        setting = Setting(classes=10, images=sizes.batch, batch_size=sizes.batch, steps=1)
+        method = isd.Method(options, lambda: backbones.build(backbone, sizes.side), setting)
     method = method.to(device=source.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress, bare = Progress(), name == "bare"
     run = StageRun(f"bench-{time.monotonic_ns()}", "bench", "bench", "pretrain", (), {})
@@ -123,8 +124,9 @@ class _Source:
         for _ in range(4):
             one, other = (torch.randn(shape, generator=draws).to(memory_format=torch.channels_last) for _ in range(2))
             label = torch.randint(0, 10, (sizes.batch,), generator=draws)
-            rest = (torch.arange(sizes.batch), label, torch.randperm(sizes.batch, generator=draws))
-            self._batches.append(Batch(*(value.to(device) for value in (one, other, *rest))))
+            index, shuffle = torch.arange(sizes.batch), torch.randperm(sizes.batch, generator=draws)
+            one, other, index, label, shuffle = (value.to(device) for value in (one, other, index, label, shuffle))
+            self._batches.append(Batch(one, other, index, label, shuffle))
 
     def at(self, step: int) -> Batch:
         return self._batches[step % len(self._batches)]

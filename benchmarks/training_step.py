@@ -10,10 +10,11 @@ The variants are a ladder. On a CPU:
     fast                the bank's loss without B x K logits
     fast, bf16          networks in bf16, bank in float16; only on CPUs that multiply bf16
 
-On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16`,
-`fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph, cuDNN's own choice of kernels, and
-BatchNorm in two groups. All variants start from the same weights and bank, and the check compares their losses on one
-batch. The memory of a CUDA graph is allocated when it is captured, so its extra memory does not show it.
+On a CUDA device every variant has batched views of images that lie on the device, and the ladder goes on: `reference, bf16` with
+contiguous weights and with channels_last, `fast, bf16`, then compiled networks and colours, the whole step as one CUDA graph,
+cuDNN's own choice of kernels, and BatchNorm in two groups. All variants start from the same weights and bank, and the check
+compares their losses on one batch. The memory of a CUDA graph is allocated when it is captured, so its extra memory does not
+show it.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def ladder(device: torch.device) -> dict[str, Variant]:
         return {
             "plain": Variant(plain=True, layout=wide),
             "reference": Variant(),
+            "reference, bf16, contiguous": Variant(Numerics(precision="bf16"), layout=wide),
             "reference, bf16": Variant(Numerics(precision="bf16")),
             "fast, bf16": Variant(HALF),
             "+ compiled": Variant(HALF, compiled=True),
@@ -160,7 +162,12 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
             found[f"s of memory traffic{words}"] = sizes.steps * _PASSES * written * size / copied
         return found
 
-    return harness.compare("step", sizes, trainers, check=check, floor=floor, how=lambda name: trainers[name].words, say=say)
+    found = harness.compare("step", sizes, trainers, check=check, floor=floor, how=lambda name: trainers[name].words, say=say)
+    least = {}
+    for name in found.seconds:
+        words = " in bf16" if trainers[name].variant.numerics.precision == "bf16" else ""
+        least[name] = max(found.floor[f"s at that rate{words}"], found.floor[f"s of memory traffic{words}"])
+    return replace(found, images=sizes.steps * sizes.batch, least=least)
 
 
 def images_of(sizes: Sizes) -> Images:
@@ -188,7 +195,7 @@ def build(sizes: Sizes, device: torch.device, numerics: Numerics, groups: int = 
     shape = BackboneConfig(arch=sizes.arch, stem=sizes.stem, width=sizes.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        setting = Setting(1, sizes.batch, **engine.setting_of(numerics))
+        setting = Setting(classes=1, images=sizes.batch, batch_size=sizes.batch, steps=sizes.steps, **engine.setting_of(numerics))
         method = module.Method(config, lambda: backbones.build(shape, sizes.side), setting)
     set_bn_groups(method, groups)
     return method.to(device).train()
@@ -261,15 +268,15 @@ class Trainer:
     # --- a step as a CUDA graph: everything but the views, which the host draws -------------------------------------------
 
     def _replay(self, batch: Batch) -> Tensor:
-        for mine, given in zip(vars(self._captured.batch).values(), vars(batch).values(), strict=True):
-            mine.copy_(given)
+        for name, mine in _tensors(self._captured.batch).items():
+            mine.copy_(getattr(batch, name))
         self._captured.graph.replay()
         return self._captured.loss
 
     @cached_property
     def _captured(self) -> _Captured:
         """One step, captured after three on a stream of its own; weights, bank and momenta are then put back."""
-        batch = Batch(*(value.clone() for value in vars(batch_of(self.images, self.views())).values()))
+        batch = Batch(**{name: value.clone() for name, value in _tensors(batch_of(self.images, self.views())).items()})
         before = {name: value.clone() for name, value in self.method.state_dict().items()}
         bank: Any = getattr(self.method, "bank", None)
         place = torch.arange(self.sizes.batch, device=self.images.device)
@@ -298,6 +305,11 @@ class Trainer:
         for state in self.optimizer.state.values():
             state["momentum_buffer"].zero_()
         return _Captured(graph, batch, loss)
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    """The tensors of a batch by their names."""
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 
 @dataclass

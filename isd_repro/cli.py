@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from isd_repro.config.layout import Layout
     from isd_repro.config.params import Params
+    from isd_repro.runtime.dvc_lock import DvcLock
 
 app = typer.Typer(
     name="isd-repro",
@@ -75,10 +76,23 @@ def _console() -> Console:
 
 
 def _profile(file: Path) -> tuple[Params, Layout, Console]:
-    """The parameters, layout and console of a profile."""
+    """The parameters, layout and console of a profile; of a stage that DVC started, `dvc.lock` is copied first."""
     from isd_repro.config import reader
 
-    return *reader.load(file), _console()
+    params, layout = reader.load(file)
+    if (stage := os.environ.get("DVC_STAGE")) and launcher.rank() == 0:
+        _dvc_lock(params, layout).keep(stage.rpartition(":")[2])
+    return params, layout, _console()
+
+
+def _dvc_lock(params: Params, layout: Layout) -> DvcLock:
+    from isd_repro import provenance
+    from isd_repro.runtime.dvc_lock import DvcLock
+    from isd_repro.runtime.files import sha256_file
+
+    runs_with = f"{sha256_file(layout.file)} {provenance.source_hash()}"
+    copy = layout.state("dvc") / f"{layout.profile}.lock"
+    return DvcLock(layout.folder / "dvc.lock", copy, runs_with, {*params.subsets, *params.runs})
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
@@ -219,6 +233,13 @@ def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")
 
 
 @app.command(rich_help_panel=RESULTS)
+def rescue(params: ParamsFile = DEFAULT) -> None:
+    """Restore a dvc.lock that is empty or cut off because DVC was stopped while it wrote it. Nothing is trained."""
+    loaded, layout, _ = _profile(params)
+    _dvc_lock(loaded, layout).rescue(typer.echo)
+
+
+@app.command(rich_help_panel=RESULTS)
 def evaluate(
     ckpt: Annotated[Path, typer.Option("--ckpt", help="A checkpoint from this or another project, in any supported layout.")],
     data: Annotated[
@@ -236,6 +257,19 @@ def evaluate(
     ] = "student",
     arch: Annotated[str, typer.Option(help="Architecture, if the tensor shapes do not determine it.")] = "auto",
     teacher_bn: Annotated[Literal["own", "student"], typer.Option(help="BatchNorm statistics used for the teacher.")] = "own",
+    key: Annotated[
+        str | None, typer.Option(help="Container of the encoder in the file, as state_dict_ema; default: found.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Prefix of the encoder's tensors, as module.backbone.; default: found.")
+    ] = None,
+    padding: Annotated[
+        Literal["1", "2", "same"] | None,
+        typer.Option(help="Padding of a 3x3 stem, or TensorFlow's SAME; default: by the file's layout."),
+    ] = None,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out modules beside the ResNet that are no known head.")
+    ] = False,
     image_size: Annotated[int | None, typer.Option(help="Image size in pixels; default: from the file, else 224.")] = None,
     crop_ratio: Annotated[
         float | None, typer.Option(help="Center crop size / resized short side; default: from the file, else 0.875.")
@@ -269,6 +303,10 @@ def evaluate(
         which=which,
         arch=arch,
         teacher_bn=teacher_bn,
+        key=key,
+        prefix=prefix,
+        padding=padding,
+        drop_unknown=drop_unknown,
         image_size=image_size,
         crop_ratio=crop_ratio,
         mean=numbers("--mean", mean),
@@ -351,12 +389,14 @@ def data_lists(folder: Annotated[Path, typer.Argument(help="Folder with D1.txt t
 @checkpoint.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A torch or safetensors checkpoint from this or another project.")],
+    key: Annotated[str | None, typer.Option(help="Look only into this container of the file.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Look only for an encoder under this prefix.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every tensor of a checkpoint and how it is used; exit with code 4 if the file cannot be loaded."""
     from isd_repro.checkpoints.inspection import show as account
 
-    account(file, as_json=as_json)
+    account(file, key, prefix, as_json=as_json)
 
 
 @wandb.command(name="publish")
@@ -433,7 +473,9 @@ def _main(commands: Callable[[], object]) -> None:
         _leave(error.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}", "check free disk space and permissions; partial files were removed")
+        from isd_repro.runtime.files import advice
+
+        _say(f"{where}{error.strerror or error}", advice(error))
         _leave(EXIT_FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_TOO_LITTLE, str(error)):

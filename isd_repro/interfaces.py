@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input, on the training device: with W ranks, one rank's part of it.
+    """One training step's input, on the training device.
 
-    Rank r holds B / W rows from r * B / W on: of the student's view, `index` and `label` as they are, and of the teacher's view
-    in the order of `shuffle`, so that shuffle-BN moves no images between ranks.
+    Row i of every view, `index` and `label` belongs to the same image. With W ranks, rank r holds the B / W rows from
+    r * B / W on.
 
     Attributes:
         view_student: normalised float images, B x C x H x W.
-        view_teacher: normalised float images of the same B sources, B x C x H x W.
+        view_teacher: another view of the same images, B x C x H x W.
         index: position of each image in the training split, int64, B.
         label: class of each image, int64, B; only `supervised` may read it.
-        shuffle: a permutation of range(B), int64, whole on every rank; shuffle-BN passes the teacher view in this order.
+        shuffle: a permutation of the whole batch, int64, the same on every rank; `ema.embed` uses it for shuffle-BN.
+        step: number of the step, counted from 0 over all epochs, for schedules.
     """
 
     view_student: Tensor
@@ -33,6 +34,7 @@ class Batch:
     index: Tensor
     label: Tensor
     shuffle: Tensor
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,30 @@ class StepOutput:
     metrics: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a method knows of its run apart from the batches: counts and arithmetic, but no paths.
 
     Attributes:
+        classes: of the training split.
+        images: of the training split; positions in `Batch.index` are below it.
+        batch_size: B, over all ranks.
+        steps: of the whole training.
         fast: `numerics.engine` is `fast`: the bank's loss by attention.
         bank_dtype: of the bank's rows; float16 with `fast` and bf16 alone.
     """
 
     classes: int
+    images: int
     batch_size: int
+    steps: int
     fast: bool = False
     bank_dtype: torch.dtype = torch.float32
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; a last, smaller batch is dropped."""
+        return self.images // self.batch_size
 
 
 class Backbone(nn.Module):
@@ -70,7 +83,11 @@ class Backbone(nn.Module):
 
 
 class Method(Protocol):
-    """One self-supervised method: a module whose forward makes one training step's loss."""
+    """One self-supervised method: a module whose forward makes one training step's loss.
+
+    Two attributes are optional: `symmetric`, True where both views pass through the student with a gradient, and `fixed_lr`,
+    modules whose learning rate does not follow the schedule.
+    """
 
     def __call__(self, batch: Batch) -> StepOutput: ...
 

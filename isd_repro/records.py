@@ -24,6 +24,7 @@ from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
 
 MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
+_LARGEST_CLASS = 65_535
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
 CHOSEN = ("best_epoch", "chosen", "correct_by_seed")  # keys of a record's settings that say what was chosen on the way
@@ -202,7 +203,12 @@ AnyEvaluation = EvaluationRecord | TargetsRecord | CurveRecord
 
 
 def pack_labels(values: Tensor) -> str:
-    """Class indices below 65,536 as text: little-endian uint16, zlib, base64."""
+    """Class indices as text: little-endian uint16, zlib, base64; `DataError` where one is below 0 or above 65,535."""
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= _LARGEST_CLASS:
+        raise DataError(
+            f"class indices from {int(values.min())} to {int(values.max())}: a record holds 0 to {_LARGEST_CLASS}",
+            "evaluate at most 65,536 classes at once",
+        )
     raw = values.cpu().numpy().astype("<u2").tobytes()
     return base64.b64encode(zlib.compress(raw, 9)).decode()
 

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from isd_repro.runtime.errors import DataError
-from isd_repro.runtime.files import write_atomic
+from isd_repro.runtime.files import naming, write_atomic
 
 FORMAT = 1
 KEY = "isd_repro"
@@ -57,6 +57,9 @@ def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, ValueError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the content
+            with naming(path):
+                raise
         raise DataError(f"{path}: damaged or not a safetensors file ({error})", "delete it and run its stage again") from error
     return tensors, identified(path, kind, metadata, tensors)
 

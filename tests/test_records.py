@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from isd_repro.records import (
     CurveRecord,
@@ -13,11 +14,13 @@ from isd_repro.records import (
     PretrainRecord,
     TargetsRecord,
     mean_per_class,
+    pack_labels,
     read_evaluation,
     read_record,
     unpack_labels,
     write_record,
 )
+from isd_repro.runtime.errors import DataError
 
 FILES = sorted(Path(__file__).parents[1].glob("reports/*/records/*/*.json"))
 PROFILES = sorted({path.parents[2].name for path in FILES})
@@ -33,6 +36,13 @@ def assert_scores(record: EvaluationRecord) -> None:
             if score.group == "all" or (int(b) in large) == (score.group == "large")
         ]
         assert (score.correct, score.n) == (sum(a == b for a, b in pairs), len(pairs))
+
+
+@pytest.mark.parametrize("wrong", [70_000, 65_536, -1])
+def test_a_class_that_no_record_holds_is_refused(wrong: int) -> None:
+    assert unpack_labels(pack_labels(torch.tensor([0, 65_535]))).tolist() == [0, 65_535]
+    with pytest.raises(DataError, match=f"class indices from .*{wrong}"):
+        pack_labels(torch.tensor([0, wrong]))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from isd_repro.checkpoints.layouts import Entry, Parsed
 from isd_repro.runtime.errors import DataError
 
 _SHOWN = 8
+_SUBNORMAL = 1000  # one in so many subnormal weights is worth a word
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _COUNTER = "num_batches_tracked"  # absent in files from before torch 0.4.1, and without effect in evaluation
 
@@ -22,8 +23,8 @@ class TensorUse:
 
     Attributes:
         key: its name in the file, or the name that it should have.
-        use: "used", "other encoder", "head dropped", "bank", "counter", "optimizer" or "not used"; in an inspection also
-            "missing", "surplus" and "other shape".
+        use: "used", "other encoder", "head dropped", "dropped", "bank", "counter", "optimizer" or "not used"; in an
+            inspection also "missing", "surplus" and "other shape".
         encoder: "student", "teacher" or "".
     """
 
@@ -59,13 +60,16 @@ def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor]) -> Diffe
 
 def problems(differences: Differences, prefix: str) -> list[str]:
     """One sentence for each kind of difference, with the file's prefix before the names."""
-    missing, surplus = dict(differences.missing), dict(differences.surplus)
+    surplus, by_shape = dict(differences.surplus), dict[tuple[int, ...], list[str]]()
+    for name, shape in reversed(list(differences.missing.items())):
+        by_shape.setdefault(shape, []).append(name)
     renamed = []
-    for name, shape in list(surplus.items()):
-        twin = next((other for other, wanted in missing.items() if wanted == shape), None)
-        if twin is not None:
-            renamed.append(f"{prefix}{name} {shape} where {prefix}{twin} is expected")
-            del surplus[name], missing[twin]
+    for name, shape in differences.surplus.items():
+        if by_shape.get(shape):
+            renamed.append(f"{prefix}{name} {shape} where {prefix}{by_shape[shape].pop()} is expected")
+            del surplus[name]
+    lost = {name for names in by_shape.values() for name in names}
+    missing = {name: shape for name, shape in differences.missing.items() if name in lost}
     sentences = {
         "renamed": renamed,
         "missing": [f"{prefix}{name}, expected {shape}" for name, shape in missing.items()],
@@ -87,7 +91,8 @@ def refuse(where: str, arch: str, found: list[str]) -> DataError:
     hints = {
         "renamed": "rename the tensor; names must be those of torchvision's ResNet",
         "missing": "the file is incomplete or has another architecture; missing tensors are never filled in",
-        "surplus": "the network has parts that a ResNet does not have, so its features cannot be computed",
+        "surplus": "if these are heads that the features do not pass through, leave them out with --drop-unknown; parts of the "
+        "ResNet itself are never left out",
         "of another shape": "the tensor belongs to another architecture",
     }
     hint = next(hints[kind] for kind in hints if any(f" {kind}: " in sentence for sentence in found))
@@ -126,6 +131,31 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
             )
         result[name] = value
     return result
+
+
+def marked(
+    rows: list[TensorUse], tensors: Mapping[str, Entry], differences: Differences, encoder: str, prefix: str
+) -> list[TensorUse]:
+    """The rows with an encoder's differences in them."""
+    marks = {tensors[name].key: "surplus" for name in differences.surplus}
+    marks |= {tensors[name].key: "other shape" for name in differences.misshapen}
+    missing = differences.missing.items()
+    return [replace(row, use=marks.get(row.key, row.use)) for row in rows] + [
+        TensorUse(f"{prefix}{name}", shape, "float32", "missing", encoder) for name, shape in missing
+    ]
+
+
+def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str]:
+    """Notes on the weights used: precisions other than float32, and values that processors are slow with."""
+    taken = [entry for entry in parsed.entries if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())]
+    kinds = {_dtype(entry.tensor) for entry in taken} - {"float32"}
+    notes = [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds)]
+    floats = [entry.tensor for entry in taken if entry.tensor.is_floating_point()]
+    tiny = torch.finfo(torch.float32).tiny
+    small = sum(int(((tensor != 0) & (tensor.abs() < tiny)).sum()) for tensor in floats)
+    if small > sum(tensor.numel() for tensor in floats) // _SUBNORMAL:
+        notes.append(f"{small:,} weights are subnormal (below {tiny:.1e}), which slows processors down up to 50 times")
+    return notes
 
 
 def uses(parsed: Parsed, wanted: Collection[str], used: Mapping[str, Collection[str]]) -> list[TensorUse]:

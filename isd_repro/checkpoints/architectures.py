@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from isd_repro.interfaces import Backbone
@@ -53,7 +54,7 @@ class Architecture:
     multiplier: int = 1  # of every channel
     inner: int = 1  # of the bottlenecks' inner channels
     small: bool = False  # 3x3 stem
-    padding: int = 1  # of a 3x3 stem
+    padding: str = "1"  # of a 3x3 stem; "same": every convolution and the max-pool as TensorFlow's SAME
     channels: int = 3  # of the images
     width: int = 64  # resnet-narrow: channels of the first stage
     pool: int = 1  # resnet-narrow: side of the pooling grid
@@ -80,7 +81,8 @@ class ResNet(Backbone):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         width = 64 * arch.multiplier
-        kernel, stride, padding = (3, 1, arch.padding) if arch.small else (7, 2, 3)
+        same = arch.padding == "same"
+        kernel, stride, padding = (3, 1, 1 if same else int(arch.padding)) if arch.small else (7, 2, 3)
         self.conv1 = nn.Conv2d(arch.channels, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -92,6 +94,10 @@ class ResNet(Backbone):
             inputs = planes * (4 if arch.bottleneck else 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.features = inputs
+        for module in list(self.modules()) if same else ():
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Conv2d | nn.MaxPool2d) and child.padding not in {0, (0, 0)}:
+                    setattr(module, name, _same(child))
 
     def forward(self, images: Tensor) -> Tensor:
         """B x C x H x W -> B x features: means of the last stage."""
@@ -100,6 +106,37 @@ class ResNet(Backbone):
             hidden = self.get_submodule(f"layer{stage}")(hidden)
         features: Tensor = self.avgpool(hidden).flatten(1)
         return features
+
+
+class _SameConv(nn.Conv2d):
+    """A convolution without a bias that pads as TensorFlow's SAME: an odd pixel of padding goes to the right and below."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x D x ceil(H / stride) x ceil(W / stride)."""
+        return super().forward(_padded(images, self.kernel_size[0], self.stride[0]))
+
+
+class _SamePool(nn.MaxPool2d):
+    """The same for the stem's max-pool (3x3, stride 2): behind a ReLU, 0 is the lowest value."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x C x ceil(H / stride) x ceil(W / stride)."""
+        pooled: Tensor = super().forward(_padded(images, 3, 2))
+        return pooled
+
+
+def _same(module: nn.Conv2d | nn.MaxPool2d) -> nn.Module:
+    if isinstance(module, nn.MaxPool2d):
+        return _SamePool(3, 2)
+    return _SameConv(module.in_channels, module.out_channels, module.kernel_size, module.stride, bias=False)  # type: ignore[arg-type]
+
+
+def _padded(images: Tensor, kernel: int, stride: int) -> Tensor:
+    sides = []
+    for length in (images.shape[3], images.shape[2]):
+        total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+        sides += [total // 2, total - total // 2]
+    return functional.pad(images, sides)
 
 
 def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
@@ -112,18 +149,20 @@ def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: in
     return nn.Sequential(first, *(block(outputs, planes, base_width=64 * arch.inner) for _ in range(blocks - 1)))
 
 
-def infer(shapes: Shapes, where: str, padding: int = 1) -> Architecture:
+def infer(shapes: Shapes, where: str) -> Architecture:
     """The architecture whose tensors these are, or nearly: what differs is for the caller to say.
 
     Args:
         shapes: torchvision's name -> shape, heads left out.
         where: file and encoder, for messages.
-        padding: of a 3x3 stem, which shapes do not show.
 
     Raises:
         DataError: no supported architecture is near.
     """
     _refuse_variants(shapes, where)
+    if not any(name.endswith(".running_mean") for name in shapes):
+        words = "normalisation layers without running statistics (GroupNorm, or BatchNorm that uses each batch's own)"
+        raise DataError(f"{where}: {words}", _HINT)
     layers = tuple(_blocks(shapes, stage) for stage in (1, 2, 3, 4))
     bottleneck = any(re.search(r"^layer\d\.\d+\.conv3\.weight$", name) for name in shapes)
     family = _KNOWN.get((bottleneck, layers))
@@ -146,7 +185,7 @@ def infer(shapes: Shapes, where: str, padding: int = 1) -> Architecture:
             "supported are 64, 128, 192 and 256 channels, or 1 to 4 times the inner width",
             _HINT,
         )
-    return Architecture(family, layers, bottleneck, base // 64, inner, kernel == 3, padding, stem[1])
+    return Architecture(family, layers, bottleneck, base // 64, inner, kernel == 3, channels=stem[1])
 
 
 def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bool) -> Architecture:
@@ -169,6 +208,8 @@ def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bo
 
 def _refuse_variants(shapes: Shapes, where: str) -> None:
     signs = {
+        r"^(?:conv|bn)[2-9]\.": "a deep stem of several convolutions (CLIP's ModifiedResNet)",
+        r"pool\w*\.": "pooling with weights of its own",
         r"^conv1\.\d+\.": "a deep stem of three convolutions (timm's ResNet-C, -D, -S and -T)",
         r"^layer\d\.\d+\.se\.": "squeeze-and-excitation blocks",
         r"\.downsample\.2\.": "shortcuts with average pooling (ResNet-D)",

@@ -21,13 +21,13 @@ from isd_repro.runtime.errors import DataError, printable
 _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
 
 
-def show(path: Path, *, as_json: bool = False) -> None:
+def show(path: Path, key: str | None = None, prefix: str | None = None, *, as_json: bool = False) -> None:
     """Print the account of a checkpoint on standard output; it needs neither data nor a pipeline.
 
     Raises:
         DataError: the file cannot be read, or, after the account, no encoder in it could be evaluated as it is.
     """
-    found = checkpoints.inspect(path)
+    found = checkpoints.inspect(path, key, prefix)
     if as_json:
         sys.stdout.write(json.dumps(_plain(found), indent=1, sort_keys=True) + "\n")
     else:

@@ -1,248 +1,359 @@
-"""Recognises the layout of a checkpoint and sorts its tensors; each layout is one small rule, tried in order.
+"""Finds the ResNets of a checkpoint and sorts its tensors.
 
-Names are compared after `module.` (DataParallel, wherever it stands) and `_orig_mod.` (torch.compile) are taken out. A rule
-says which names mark its layout, under which prefix each encoder stands, which tensors are heads and which are banks. What
-it leaves of an encoder's names is torchvision's naming, which is also timm's.
+One rule reads most files: a ResNet stands wherever one prefix, in any container of the file, owns the names of a ResNet.
+Names are compared after the wrappers of DataParallel, torch.compile, FSDP and activation checkpointing are taken out. Where
+several prefixes own a ResNet, one of them may be a teacher by its name; equal weights under two names are one ResNet; anything
+else is for the user to choose. What is left of the names is torchvision's naming, which is also timm's, or one of two others
+that map to it one to one.
 
-Sources: UMBCvision/ISD at 4bdd603 (train_isd.py, train_isd_plus.py, train_byol.py), UMBCvision/MSF (train_msf.py),
-UMBCvision/CompRess (train_student.py), facebookresearch/moco (moco/builder.py), vturrisi/solo-learn (solo/methods/base.py).
+`LAYOUTS` names the trainers whose files are known, and says what their names and shapes do not show.
+
+Sources: UMBCvision/ISD at 4bdd603 (train_isd.py, train_isd_plus.py, train_byol.py, convert_everything.py), UMBCvision/MSF
+(train_msf.py), facebookresearch/moco (moco/builder.py), facebookresearch/moco-v3 (moco/builder.py), vturrisi/solo-learn
+(solo/methods/base.py), huggingface/transformers (modeling_resnet.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from isd_repro.checkpoints.read import Raw, tensors_in
 from isd_repro.runtime.errors import DataError, one_line
 
-_RESNET = r"(?:conv1|bn1|layer[1-4])\."
-_FC = (r"^fc\.",)
+Padding = Literal["1", "2", "same"]
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_BLOCK = r"\.0\.(?:conv1|bn1)\.weight"
+_TEACHER = re.compile(r"encoder_[kt](?![a-z])|momentum|teacher|target|(?:^|[^a-z])(?:ema|key)(?![a-z])")
+_BACKBONE = re.compile(r"^(?:conv1|bn1|layer[1-4])\.")
+# Names inside a ResNet's prefix whose tensors take part in its features, or may.
+_PART = re.compile(r"^(?:conv|bn|norm|gn|layer|stem|stage|act|relu|\w*pool)\w*(?:\.|$)|^[0-8]\.")
+_WORD = r"(?:^|\.)(?:[a-z0-9]+_)*"
+_HEAD = re.compile(_WORD + r"(?:fc\d*|heads?|mlp|neck|proj\w*|pred(?:ict)?\w*|prototypes?\d*|classifier|linear\w*)(?:\.|_|$)")
+_BANK = re.compile(_WORD + r"(?:queue\d*|labels|bank|memory)(?:\.|_|$)")
+_BARE = "strides, padding and activations do not show in shapes and are assumed to be torchvision's"
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One layout. Patterns are regular expressions that are searched for in a name."""
+class Layout:
+    """A trainer whose files are known.
+
+    Attributes:
+        marks: regular expressions, each found in some name beside the student's weights.
+        keys: of the file's top level.
+        absent: a regular expression found in no name.
+        padding: of a 3x3 stem, or "same" where every convolution with a stride pads as TensorFlow's SAME.
+        note: what is assumed of it.
+    """
 
     name: str
-    marks: tuple[str, ...]  # each is found in some name
-    container: str = ""  # the key that holds the state dict; empty means any
-    student: tuple[str, ...] = ("",)  # prefixes; the first one that any name has is the file's
-    teacher: tuple[str, ...] = ()
-    inner_heads: tuple[str, ...] = _FC  # inside an encoder's prefix
-    outer_heads: tuple[str, ...] = ()  # outside
-    banks: tuple[str, ...] = (r"^queue(?:_ptr)?$", r"^labels$")
-    indexed: bool = False  # children are numbered: nn.Sequential(*resnet.children())
-    small_padding: int = 1  # of a 3x3 stem; shapes do not show it
+    marks: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    absent: str = r"^$"
+    padding: Padding = "1"
     note: str = ""
 
 
-_AUTHORS: dict[str, Any] = {"student": ("encoder_q.",), "teacher": ("encoder_k.",), "outer_heads": (r"^predict_q\.",)}
-_BARE = "strides, padding and activations do not show in shapes and are assumed to be torchvision's"
-_MEMORY = (r"memory_bank\.", r"\bqueue")
-
-OURS = Rule("isd-repro encoder", (), student=("student.",), teacher=("teacher.",), inner_heads=())
-RULES: tuple[Rule, ...] = (
-    Rule(
+_Q, _PREDICT, _QUEUE = r"^encoder_q\.", r"^predict_q\.", r"^queue$"
+OURS = Layout("isd-repro encoder")
+LAYOUTS = (
+    Layout(
         "isd-repro resume",
-        (r"^student\.",),
-        container="method",
-        student=("student.backbone.", "student."),
-        teacher=("teacher.backbone.", "teacher."),
-        inner_heads=(),
-        outer_heads=(r"^(?:student|teacher)\.projector\.", r"^predictor\.", r"^classifier\."),
-        banks=(r"^bank\.",),
+        keys=("fingerprint", "method", "optimizer", "progress"),
         note="a resume point does not record how its images were prepared",
     ),
-    Rule("msf", (r"^encoder_q\.", r"^encoder_t\."), **{**_AUTHORS, "teacher": ("encoder_t.",)}),
-    Rule("isd-plus", (r"^encoder_q\.fc\.", r"^predict_q\.", r"^queue$"), **_AUTHORS),
-    Rule("isd", (r"^encoder_q\.", r"^predict_q\.", r"^queue$"), **_AUTHORS),
-    Rule("byol", (r"^encoder_q\.", r"^predict_q\."), **_AUTHORS),
-    Rule("moco-v2", (r"^encoder_q\.fc\.[02]\.",), **_AUTHORS),
-    Rule("moco", (r"^encoder_q\.",), **_AUTHORS),
-    Rule(
+    Layout("msf", (_Q, r"^encoder_t\.")),
+    Layout("isd-plus", (r"^encoder_q\.fc\.", _PREDICT, _QUEUE)),
+    Layout("isd", (_Q, _PREDICT, _QUEUE)),
+    Layout(
+        "byol, converted from JAX",
+        (_Q, _PREDICT),
+        absent="num_batches_tracked$",
+        padding="same",
+        note="weights converted from JAX: convolutions and max-pool with a stride are padded as TensorFlow's SAME",
+    ),
+    Layout("byol", (_Q, _PREDICT)),
+    Layout("moco-v2", (r"^encoder_q\.fc\.[02]\.",)),
+    Layout("moco", (_Q,)),
+    Layout("moco-v3", (r"^base_encoder\.", r"^momentum_encoder\.")),
+    Layout(
         "solo-learn",
-        (rf"^(?:backbone|encoder)\.{_RESNET}", r"^(?:classifier|projector|predictor|momentum_\w+)\."),
-        student=("backbone.", "encoder."),
-        teacher=("momentum_backbone.", "momentum_encoder."),
-        outer_heads=(r"^(?:momentum_)?(?:classifier|projector|predictor)\.", r"^prototypes\."),
-        banks=_MEMORY,
-        small_padding=2,
-        note="solo-learn pads the 3x3 stem of small images by 2",
+        (r"^(?:backbone|encoder)\.", r"^classifier\.weight$", r"^(?:projector|momentum_\w+)\."),
+        keys=("pytorch-lightning_version",),
+        padding="2",
+        note=_BARE,
     ),
-    Rule(
-        "lightly",
-        (rf"^(?:(?:student_)?backbone|encoder)\.{_RESNET}",),
-        student=("backbone.", "student_backbone.", "encoder."),
-        teacher=("backbone_momentum.", "momentum_backbone.", "teacher_backbone."),
-        outer_heads=(r"(?:^|_)(?:projection|prediction)_(?:head|mlp)", r"^(?:student|teacher)_head\."),
-        banks=_MEMORY,
-    ),
-    Rule(
-        "lightly indexed",
-        (r"^(?:(?:student_)?backbone\.)?[4-7]\.\d+\.(?:conv|bn|downsample)",),
-        student=("backbone.", "student_backbone.", ""),
-        teacher=("backbone_momentum.", "momentum_backbone.", "teacher_backbone."),
-        outer_heads=(r"(?:^|_)(?:projection|prediction)_(?:head|mlp)", r"^(?:student|teacher)_head\."),
-        banks=_MEMORY,
-        indexed=True,
-    ),
-    Rule("compress or torchvision", (rf"^{_RESNET}",), container="model", note=_BARE),
-    Rule("resnet (torchvision, timm)", (rf"^{_RESNET}",), note=_BARE),
 )
-# Position in nn.Sequential(*resnet.children()); 2, 3 and 8 are ReLU, max-pool and average pool, without tensors.
-_INDEX = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _same_names(name: str) -> str:
+    return name
+
+
+def _numbered(name: str) -> str:
+    """Children of `nn.Sequential(*resnet.children())`; 2, 3 and 8 are ReLU, max-pool and average pool, without tensors."""
+    child, _, rest = name.partition(".")
+    known = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    return f"{known[child]}.{rest}" if child in known else name
+
+
+def _transformers(name: str) -> str:
+    """`ResNetModel` of transformers."""
+    short = {"convolution": "conv", "normalization": "bn"}
+    name = re.sub(r"^encoder\.stages\.(\d)\.layers\.", lambda found: f"layer{int(found[1]) + 1}.", name)
+    name = re.sub(r"^embedder\.embedder\.(convolution|normalization)\.", lambda found: f"{short[found[1]]}1.", name)
+    name = re.sub(r"\.shortcut\.(?:(convolution)|normalization)\.", lambda found: f".downsample.{0 if found[1] else 1}.", name)
+    return re.sub(r"\.layer\.(\d)\.(convolution|normalization)\.", lambda found: f".{short[found[2]]}{int(found[1]) + 1}.", name)
+
+
+# The first block of a ResNet -> what makes torchvision's names of its names.
+_NAMINGS: dict[str, tuple[re.Pattern[str], Callable[[str], str]]] = {
+    "torchvision's names": (re.compile(rf"^(|.*\.)layer1{_BLOCK}$"), _same_names),
+    "numbered children": (re.compile(rf"^(|.*\.)4{_BLOCK}$"), _numbered),
+    "transformers' names": (
+        re.compile(r"^(|.*\.)encoder\.stages\.0\.layers\.0\.layer\.0\.(?:convolution|normalization)\.weight$"),
+        _transformers,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a ResNet stands: a container ("" is the top level; "a/b" is b in a), a prefix of bare names, and a naming."""
+
+    container: str
+    prefix: str
+    naming: str
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.container, self.prefix) if part) or "the top level"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file."""
+    """One tensor of the file.
 
-    key: str  # as the file has it
+    Attributes:
+        key: its name as the file has it.
+        use: "backbone", "counter", "head dropped", "dropped", "bank", "optimizer" or "not used".
+        encoder: "student", "teacher" or "".
+        name: torchvision's name, for "backbone" and "counter".
+    """
+
+    key: str
     tensor: Tensor
-    use: str  # "backbone", "counter", "head dropped", "bank", "optimizer" or "not used"
+    use: str
     encoder: str = ""
-    name: str = ""  # torchvision's name, for "backbone" and "counter"
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file's tensors, sorted by what they are."""
+    """A file's tensors, sorted by what they are: `encoders` holds entries by encoder and by torchvision's name."""
 
-    rule: Rule
+    layout: Layout
     entries: tuple[Entry, ...]
-    encoders: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)  # encoder -> torchvision's name -> entry
-    prefixes: Mapping[str, str] = field(default_factory=dict)  # encoder -> prefix
-    notes: tuple[str, ...] = ()  # other backbones that the file has, too
+    encoders: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    prefixes: Mapping[str, str] = field(default_factory=dict)  # by encoder, for messages
+    notes: tuple[str, ...] = ()
 
 
-def parse(raw: Raw) -> Parsed:
-    """Recognise the layout and sort the tensors.
+States = Mapping[str, Mapping[str, tuple[str, Tensor]]]  # container -> bare name -> name in the file, tensor
+
+
+def parse(raw: Raw, key: str | None = None, prefix: str | None = None, *, drop_unknown: bool = False) -> Parsed:
+    """Find the encoders and sort the tensors.
+
+    Args:
+        raw: the file's content.
+        key: read only this container and what is in it.
+        prefix: read only the ResNet under this prefix.
+        drop_unknown: leave out modules beside the ResNet's own that are no known head.
 
     Raises:
-        DataError: no layout fits, two names are the same without their wrappers, or the file is a feature file.
+        DataError: no ResNet, or several that are not a student and its teacher; two names are the same without wrappers.
     """
-    container, state = _state_dict(raw)
-    plain: dict[str, str] = {}  # bare name -> name in the file
-    for key in state:
-        bare = _bare(key)
-        if bare in plain:
-            raise DataError(
-                f"{raw.path}: {plain[bare]} and {key} are both {bare} without module.",
-                "keep only one of them and save the file again",
+    states = _states(raw)
+    notes: list[str] = []
+    found: list[Place] = []
+    if raw.header is not None:
+        places = {name: Place("", f"{name}.", "torchvision's names") for name in ("student", "teacher")}
+        places = {name: place for name, place in places.items() if any(each.startswith(place.prefix) for each in states[""])}
+        container, layout = "", OURS
+    else:
+        found = list(_places(states))
+        places = _chosen(raw, states, _asked(raw, found, key, prefix), notes)
+        container = next(iter(places.values())).container
+        layout = _layout(raw, states[container], places)
+        everything = [name for names in states.values() for name in names]
+        if layout.padding != "same" and not any(name.endswith("num_batches_tracked") for name in everything):
+            notes.append(
+                "no num_batches_tracked: written before torch 0.4.1, or converted from TensorFlow or JAX, whose networks pad "
+                "otherwise (--padding same)"
             )
-        plain[bare] = key
-    rule = OURS if raw.header is not None else _rule_of(raw, container, list(plain))
-    prefixes = {}
-    for encoder, choices in (("student", rule.student), ("teacher", rule.teacher)):
-        found = next((prefix for prefix in choices if any(name.startswith(prefix) for name in plain)), None)
-        if found is not None:
-            prefixes[encoder] = found
-    entries = [_sort(rule, prefixes, name, key, state[key]) for name, key in plain.items()]
-    encoders: dict[str, dict[str, Entry]] = {encoder: {} for encoder in prefixes}
+    entries: list[Entry] = []
+    for at, names in states.items():
+        for name, (file_key, tensor) in names.items():
+            shown = file_key if at == container else f"{at}/{file_key}".lstrip("/")
+            entries.append(_sort(places, found, at, name, Entry(shown, tensor, "not used"), drop_unknown))
+    encoders: dict[str, dict[str, Entry]] = {encoder: {} for encoder in places}
     for entry in entries:
+        if entry.name and entry.name in encoders[entry.encoder]:
+            twin = encoders[entry.encoder][entry.name].key
+            raise DataError(
+                f"{raw.path}: {twin} and {entry.key} are both {entry.name}", "keep one of them and save the file again"
+            )
         if entry.name:
             encoders[entry.encoder][entry.name] = entry
-    entries += _others(raw, container)
-    return Parsed(rule, tuple(entries), encoders, prefixes, _spare(entries, container, prefixes))
-
-
-def _spare(entries: Sequence[Entry], container: str, prefixes: Mapping[str, str]) -> tuple[str, ...]:
-    """What was taken, where the file has other backbones that no encoder is made of."""
-    first = re.compile(r"(?:^|(?<=[./]))(?:layer1|4)\.0\.conv1\.weight$")
-    places = [first.sub("", entry.key) for entry in entries if entry.use == "not used" and first.search(entry.key)]
-    taken = " and ".join(f"{container}{'/' if container else ''}{prefix}" or "the top" for prefix in prefixes.values())
-    return tuple(f"weights are taken from {taken}; there is another backbone under {place or 'the top'}" for place in places)
+    inside = {id(tensor) for names in states.values() for _, tensor in names.values()}
+    for at, tensor in tensors_in(raw.tree, raw.path):
+        if id(tensor) not in inside:
+            entries.append(Entry(at, tensor, "optimizer" if at.startswith("optimizer") else "not used"))
+    prefixes = {name: place.prefix if place.container == container else str(place) for name, place in places.items()}
+    return Parsed(layout, tuple(entries), encoders, prefixes, tuple(notes))
 
 
 def unrecognised(raw: Raw) -> tuple[Entry, ...]:
-    """All tensors of a file that no rule fits."""
+    """All tensors of a file in which no ResNet is found."""
     return tuple(Entry(place, tensor, "not used") for place, tensor in tensors_in(raw.tree, raw.path))
 
 
-def _state_dict(raw: Raw) -> tuple[str, dict[str, Tensor]]:
-    """The container that holds the weights, and its tensors; the file itself is the container ""."""
-    if {"fingerprint", "method", "optimizer", "progress"} <= raw.tree.keys():
-        choices = ["method"]
-    else:
-        choices = ["state_dict", "model", "network", ""]
-    for container in choices:
-        value = raw.tree.get(container) if container else raw.tree
-        if isinstance(value, dict):
-            state = {str(key): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
-            if state:
-                return container, state
-    return "", {}
+def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
+    """Every container that holds tensors, the optimizer's aside, with bare names."""
+    found: dict[str, dict[str, tuple[str, Tensor]]] = {"": {}}
+    stack: list[tuple[str, Mapping[Any, Any]]] = [("", raw.tree)]
+    while stack:
+        place, content = stack.pop()
+        inside: list[tuple[str, Mapping[Any, Any]]] = []
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                names, bare = found.setdefault(place, {}), _WRAPPERS.sub("", str(key))
+                if bare in names:
+                    raise DataError(
+                        f"{raw.path}: {names[bare][0]} and {key} are both {bare} without module. and other wrappers",
+                        "keep only one of them and save the file again",
+                    )
+                names[bare] = (str(key), value)
+            elif isinstance(value, dict) and not (place == "" and str(key).startswith("optimizer")):
+                inside.append((f"{place}/{key}".lstrip("/"), value))
+        stack += reversed(inside)
+    return found
 
 
-def _others(raw: Raw, container: str) -> list[Entry]:
-    """Tensors outside the state dict."""
-    rest = {key: value for key, value in raw.tree.items() if key != container and (container or not isinstance(value, Tensor))}
-    return [
-        Entry(place, tensor, "optimizer" if place.startswith("optimizer") else "not used")
-        for place, tensor in tensors_in(rest, raw.path)
-    ]
+def _places(states: States) -> Iterator[Place]:
+    """Every ResNet of the file, or what begins like one."""
+    seen = set()
+    for container, names in states.items():
+        for name in names:
+            for naming, (first, _) in _NAMINGS.items():
+                match = first.match(name)
+                if match and (place := Place(container, match[1], naming)) not in seen:
+                    seen.add(place)
+                    yield place
 
 
-def _bare(key: str) -> str:
-    return re.sub(r"(?:^|(?<=\.))(?:module|_orig_mod)\.", "", key)
-
-
-def _any(patterns: tuple[str, ...], name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def _rule_of(raw: Raw, container: str, names: list[str]) -> Rule:
-    for rule in RULES:
-        if rule.container not in {"", container}:
-            continue
-        if all(any(re.search(mark, name) for name in names) for mark in rule.marks):
-            return rule
-    if not names:
-        held = f"found {one_line(', '.join(list(raw.tree)[:6]))}" if raw.tree else "the file is empty"
+def _asked(raw: Raw, found: Sequence[Place], key: str | None, prefix: str | None) -> list[Place]:
+    """Those of the container and prefix that were asked for."""
+    kept = [place for place in found if key is None or place.container == key or place.container.startswith(f"{key}/")]
+    kept = [place for place in kept if prefix is None or place.prefix.rstrip(".") == _WRAPPERS.sub("", f"{prefix}.").rstrip(".")]
+    if kept:
+        return kept
+    if found:
+        asked = " and ".join(f"{name} {value}" for name, value in (("--key", key), ("--prefix", prefix)) if value is not None)
         raise DataError(
-            f"{raw.path}: no state dict under state_dict, model or network, nor at the top: {held}",
-            "save model.state_dict() by itself or under one of these keys",
+            f"{raw.path}: no ResNet under {asked}; there are {_listed(found)}", "give one of these, or omit the option"
         )
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    raise DataError(
-        f"{raw.path}: unknown layout: {len(names)} tensors ({shown})" + _foreign(names),
-        "supported are ResNets with torchvision's names, bare or below encoder_q., backbone., encoder. and the like; rename the "
-        "tensors to torchvision's names and save them with safetensors (docs/checkpoints.md)",
-    )
+    raise _unknown(raw)
 
 
-def _foreign(names: list[str]) -> str:
-    """What else the names look like."""
+def _chosen(raw: Raw, states: States, places: list[Place], notes: list[str]) -> dict[str, Place]:
+    """Student and teacher among these; a single ResNet is the student, whatever it is called."""
+    students = _distinct([place for place in places if not _TEACHER.search(str(place))], states)
+    teachers = _distinct([place for place in places if _TEACHER.search(str(place))], states)
+    if not students and len(teachers) == 1:
+        notes.append(f"the only encoder of the file, under {teachers[0]}, is evaluated as the student")
+        students, teachers = teachers, []
+    if len(students) != 1:
+        raise DataError(
+            f"{raw.path}: {len(students or teachers)} different ResNets: {_listed(students or teachers)}",
+            "choose one with --key (the container) or --prefix",
+        )
+    if len(teachers) > 1:
+        notes.append(f"no teacher is read, because there are several: {_listed(teachers)}; --key and --prefix choose one")
+    return {"student": students[0]} | ({"teacher": teachers[0]} if len(teachers) == 1 else {})
+
+
+def _distinct(places: list[Place], states: States) -> list[Place]:
+    """The same weights under several names are one ResNet."""
+    found: list[tuple[Place, dict[str, Tensor]]] = []
+    for place in places:
+        names = states[place.container]
+        rename = _NAMINGS[place.naming][1]
+        own = {
+            rename(name[len(place.prefix) :]): tensor
+            for name, (_, tensor) in names.items()
+            if name.startswith(place.prefix) and _BACKBONE.match(rename(name[len(place.prefix) :]))
+        }
+        if not any(own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own) for _, other in found):
+            found.append((place, own))
+    return [place for place, _ in found]
+
+
+def _listed(places: Sequence[Place]) -> str:
+    shown = ", ".join(one_line(str(place), 80) for place in places[:_SHOWN])
+    return shown + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
+
+
+def _layout(raw: Raw, names: Mapping[str, object], places: Mapping[str, Place]) -> Layout:
+    for layout in LAYOUTS:
+        marked = all(any(re.search(mark, name) for name in names) for mark in layout.marks)
+        if marked and set(layout.keys) <= raw.tree.keys() and not any(re.search(layout.absent, name) for name in names):
+            return layout
+    return Layout(next(iter(places.values())).naming, note=_BARE)
+
+
+def _sort(places: Mapping[str, Place], others: Sequence[Place], container: str, name: str, entry: Entry, drop: bool) -> Entry:
+    """The entry with its use; the longest prefix of any ResNet of the container owns a name."""
+    owners = [(encoder, place) for encoder, place in places.items() if place.container == container]
+    owners += [("", place) for place in others if place.container == container and place not in places.values()]
+    mine = [(encoder, place) for encoder, place in owners if name.startswith(place.prefix)]
+    encoder, place = max(mine, key=lambda each: len(each[1].prefix), default=("", None))
+    if place is None or not encoder:
+        use = "bank" if _BANK.search(name) else "head dropped" if _HEAD.search(name) else "not used"
+        return Entry(entry.key, entry.tensor, use)
+    inner = _NAMINGS[place.naming][1](name[len(place.prefix) :])
+    if not _BACKBONE.match(inner) and others:
+        module = inner.partition(".")[0]
+        if inner == "n_averaged":  # of torch's AveragedModel
+            return Entry(entry.key, entry.tensor, "not used", encoder)
+        if _BANK.search(module) or _HEAD.search(module) or (drop and not _PART.match(inner)):
+            use = "bank" if _BANK.search(module) else "head dropped" if _HEAD.search(module) else "dropped"
+            return Entry(entry.key, entry.tensor, use, encoder)
+    return Entry(entry.key, entry.tensor, "counter" if inner.endswith("num_batches_tracked") else "backbone", encoder, inner)
+
+
+def _unknown(raw: Raw) -> DataError:
+    """No ResNet in the file: what was seen instead."""
+    names = [place for place, _ in tensors_in(raw.tree, raw.path)]
+    if not names:
+        held = f"found {one_line(', '.join(list(raw.tree)[:_SHOWN]))}" if raw.tree else "the file is empty"
+        return DataError(f"{raw.path}: no tensors in it: {held}", "save model.state_dict() and give that file")
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     signs = {
-        r"\.shortcut\.": "lightly's own ResNet, whose exported form leaves out the ReLU behind the stem",
-        r"(?:^|\.)features\.\d+\.": "an AlexNet, VGG or MobileNet",
-        r"(?:^|\.)blocks\.\d+\.|cls_token|pos_embed": "a vision transformer",
-        r"^(?:stem|stages)\.": "a ResNetV2, ConvNeXt or RegNet",
-        r"^conv2d_\d+\.": "CompRess's SimCLR ResNet-50x4, with numbered layers",
+        r"\.\d+\.\d+\.shortcut\.[01]\.": "lightly's own ResNet, whose exported form leaves out the ReLU behind the stem",
+        r"cls_token|pos_embed": "a vision transformer",
+        r"(?:^|/)conv2d_\d+\.": "CompRess's SimCLR ResNet-50x4, with numbered layers",
     }
-    for sign, words in signs.items():
-        if any(re.search(sign, name) for name in names):
-            return f"; this looks like {words}"
-    return ""
-
-
-def _sort(rule: Rule, prefixes: Mapping[str, str], name: str, key: str, tensor: Tensor) -> Entry:
-    if _any(rule.outer_heads, name):
-        owner = next((encoder for encoder in prefixes if name.startswith(f"{encoder}.")), "")
-        return Entry(key, tensor, "head dropped", owner)
-    for encoder, prefix in sorted(prefixes.items(), key=lambda item: -len(item[1])):
-        if not name.startswith(prefix):
-            continue
-        inner = name[len(prefix) :]
-        if _any(rule.inner_heads, inner):
-            return Entry(key, tensor, "head dropped", encoder)
-        if rule.indexed:
-            first, dot, rest = inner.partition(".")
-            inner = _INDEX.get(first, first) + dot + rest
-        return Entry(key, tensor, "counter" if inner.endswith("num_batches_tracked") else "backbone", encoder, inner)
-    return Entry(key, tensor, "bank" if _any(rule.banks, name) else "not used")
+    seen = [f"; this looks like {words}" for sign, words in signs.items() if any(re.search(sign, name) for name in names)]
+    return DataError(
+        f"{raw.path}: no ResNet among its {len(names)} tensors ({shown}): none is named layer1.0.conv1.weight, under any prefix"
+        + "".join(seen[:1]),
+        "if it is a ResNet, rename its tensors to torchvision's names and save them with safetensors (docs/checkpoints.md)",
+    )

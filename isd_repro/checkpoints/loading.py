@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.architectures import AUTO, Architecture, infer, settle
-from isd_repro.checkpoints.layouts import Entry, Parsed
+from isd_repro.checkpoints.layouts import Entry, Padding, Parsed
 from isd_repro.config.fields import Frozen, Many, Pixels, Positive
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
@@ -25,6 +25,10 @@ from isd_repro.runtime.errors import ConfigError, DataError, one_line
 
 Which = Literal["student", "teacher", "both"]
 Statistics = Literal["own", "student"]
+# Keys under which trainers save the name of the architecture, names of ResNets, and those of ResNets without any addition.
+_NAMED = {"arch", "architecture", "model", "model_name", "backbone", "backbone_name", "encoder", "encoder_name", "base_model"}
+_RESNET = re.compile(r"[a-z]*resne[stx]\w*?\d\w*")
+_PLAIN = re.compile(r"resnet\d+(?:x\d)?(?:_\w+)?")
 
 
 class Header(Frozen):
@@ -96,25 +100,40 @@ class _Blueprint:
     notes: tuple[str, ...]
 
 
-def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: Statistics = "own") -> Checkpoint:
-    """Build the encoders of a checkpoint of any known layout.
+def load(
+    path: Path,
+    which: Which = "student",
+    *,
+    arch: str = AUTO,
+    teacher_bn: Statistics = "own",
+    key: str | None = None,
+    prefix: str | None = None,
+    padding: Padding | None = None,
+    drop_unknown: bool = False,
+) -> Checkpoint:
+    """Build the encoders of a checkpoint.
 
     Args:
         path: the file.
         which: the encoders to build.
-        arch: a name to check against the shapes; for a resume point of `resnet-narrow` also the pooling grid (":2").
+        arch: a name to check against the shapes; for a resume point of `resnet-narrow` also the pooling grid (":2"). Where the
+            file calls itself a variant that has a plain ResNet's tensors, the plain ResNet's name says that it is meant.
         teacher_bn: "own" running statistics, or with "student" the released evaluation's mix of the teacher's weights with
             the student's statistics (as the released code does).
+        key: the container of the encoder, where the file has several.
+        prefix: the same for the prefix of its tensors.
+        padding: of a 3x3 stem, or "same" for TensorFlow's; None takes the layout's.
+        drop_unknown: leave out modules beside the ResNet's own that are no known head.
 
     Raises:
         ConfigError: an unknown `arch`, or `teacher_bn` without a teacher asked for.
-        DataError: the file cannot be read, its layout is unknown, the encoder asked for is not in it, or its tensors are not
+        DataError: the file cannot be read, has no ResNet or several, the encoder asked for is not in it, or its tensors are not
             exactly those of its architecture: each one missing, surplus, misshapen or not finite is named.
     """
     if teacher_bn == "student" and which == "student":
         raise ConfigError("--teacher-bn student: no teacher is evaluated", "add --which teacher or --which both")
     raw = read.read(path)
-    parsed, header = layouts.parse(raw), _header(raw)
+    parsed, header = layouts.parse(raw, key, prefix, drop_unknown=drop_unknown), _header(raw)
     wanted = ("student", "teacher") if which == "both" else (which,)
     encoders: dict[str, nn.Module] = {}
     used: dict[str, set[str]] = {}
@@ -122,7 +141,7 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
     for encoder in wanted:
         where = f"{path}: {encoder}"
         tensors = _tensors_of(parsed, encoder, teacher_bn, raw)
-        plan = _blueprint(parsed, tensors, header, arch, where)
+        plan = _blueprint(parsed, tensors, header, arch, padding, where)
         differences = account.compare(tensors, plan.network.state_dict())
         if differences:
             raise account.refuse(where, plan.arch, account.problems(differences, parsed.prefixes.get(encoder, "")))
@@ -131,18 +150,11 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
         for name, entry in tensors.items():
             used.setdefault(entry.encoder, set()).add(name)
     archs = dict.fromkeys(plan.arch for plan in plans)
-    notes = dict.fromkeys(
-        (
-            *parsed.notes,
-            *_contradiction(raw, archs),
-            *(note for plan in plans for note in plan.notes),
-            *_conversions(parsed, used),
-        )
-    )
+    notes = [*parsed.notes, *_stated(raw, archs, arch), *(note for plan in plans for note in plan.notes)]
     return Checkpoint(
         path=path,
         sha256=raw.sha256,
-        layout=parsed.rule.name,
+        layout=parsed.layout.name,
         arch=" / ".join(archs),
         channels=plans[0].channels,
         encoders=encoders,
@@ -152,32 +164,37 @@ def load(path: Path, which: Which = "student", *, arch: str = AUTO, teacher_bn: 
         mean=header.mean if header else None,
         std=header.std if header else None,
         identity=raw.header,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys([*notes, *account.conversions(parsed, used)])),
     )
 
 
-def inspect(path: Path) -> Inspection:
-    """The account of a file, whether or not its encoders are whole.
+def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> Inspection:
+    """The account of a file, whether or not its encoders are whole; of a pickle that is refused, names and shapes.
 
     Raises:
         DataError: the file cannot be read.
     """
-    raw = read.read(path)
     try:
-        parsed, header = layouts.parse(raw), _header(raw)
+        raw = read.read(path)
+    except read.Refused as error:
+        listed = tuple(TensorUse(place, *shaped, "not used", "") for place, shaped in error.outline.tensors())
+        return Inspection(path, error.sha256, error.size, "refused", "", "", (), listed, (error.message,), ())
+    try:
+        parsed, header = layouts.parse(raw, key, prefix), _header(raw)
     except DataError as error:
         listed = tuple(account.row(entry, entry.use) for entry in layouts.unrecognised(raw))
-        return Inspection(path, raw.sha256, raw.size, raw.form, "", "", (), listed, (error.message,), ())
+        problem = f"{error.message}; {error.hint}"
+        return Inspection(path, raw.sha256, raw.size, raw.form, "", "", (), listed, (problem,), ())
     names = _names(parsed, raw)
     everything = {name: set(parsed.encoders.get(name, {})) for name in names}
     rows = account.uses(parsed, names, everything)
     found: list[str] = []
-    notes: list[str] = [*parsed.notes, *_conversions(parsed, everything)]
+    notes: list[str] = [*parsed.notes, *account.conversions(parsed, everything)]
     archs: list[str] = []
     for encoder in names:
         tensors = parsed.encoders.get(encoder, {})
         try:
-            plan = _blueprint(parsed, tensors, header, AUTO, f"{path}: {encoder}")
+            plan = _blueprint(parsed, tensors, header, AUTO, None, f"{path}: {encoder}")
         except DataError as error:
             found.append(error.message)
             continue
@@ -186,40 +203,19 @@ def inspect(path: Path) -> Inspection:
         prefix = parsed.prefixes.get(encoder, "")
         differences = account.compare(tensors, plan.network.state_dict())
         found += [f"{encoder}: {sentence}" for sentence in account.problems(differences, prefix)]
-        rows = _marked(rows, tensors, differences, encoder, prefix)
+        rows = account.marked(rows, tensors, differences, encoder, prefix)
         if not differences:
-            found += _not_finite(tensors, f"{path}: {encoder}")
-    arch = " / ".join(dict.fromkeys(archs))
-    notes += _contradiction(raw, archs)
+            found += _refusal(account.float32, tensors, f"{path}: {encoder}")
+    found += _refusal(lambda: notes.extend(_stated(raw, archs, AUTO)))
+    arch, notes = " / ".join(dict.fromkeys(archs)), list(dict.fromkeys(notes))
     return Inspection(
-        path,
-        raw.sha256,
-        raw.size,
-        raw.form,
-        parsed.rule.name,
-        arch,
-        names,
-        tuple(rows),
-        tuple(found),
-        tuple(dict.fromkeys(notes)),
+        path, raw.sha256, raw.size, raw.form, parsed.layout.name, arch, names, tuple(rows), tuple(found), tuple(notes)
     )
 
 
-def _marked(
-    rows: list[TensorUse], tensors: Mapping[str, Entry], differences: account.Differences, encoder: str, prefix: str
-) -> list[TensorUse]:
-    """The rows with an encoder's differences in them."""
-    marks = {tensors[name].key: "surplus" for name in differences.surplus}
-    marks |= {tensors[name].key: "other shape" for name in differences.misshapen}
-    marked = [replace(row, use=marks.get(row.key, row.use)) for row in rows]
-    return marked + [
-        TensorUse(f"{prefix}{name}", shape, "float32", "missing", encoder) for name, shape in differences.missing.items()
-    ]
-
-
-def _not_finite(tensors: Mapping[str, Entry], where: str) -> list[str]:
+def _refusal(check: Callable[..., object], *arguments: object) -> list[str]:
     try:
-        account.float32(tensors, where)
+        check(*arguments)
     except DataError as error:
         return [error.message]
     return []
@@ -244,7 +240,7 @@ def _tensors_of(parsed: Parsed, encoder: str, teacher_bn: Statistics, raw: read.
     names = _names(parsed, raw)
     if encoder not in names:
         raise DataError(
-            f"{raw.path}: no {encoder} in it (layout {parsed.rule.name}: {', '.join(names) or 'no encoder'})",
+            f"{raw.path}: no {encoder} in it (layout {parsed.layout.name}: {', '.join(names) or 'no encoder'})",
             f"use --which {names[0]}" if names else "the file contains no backbone",
         )
     own = dict(parsed.encoders.get(encoder, {}))
@@ -258,17 +254,29 @@ def _is_statistic(name: str) -> bool:
     return name.endswith((".running_mean", ".running_var"))
 
 
-def _blueprint(parsed: Parsed, tensors: Mapping[str, Entry], header: Header | None, arch: str, where: str) -> _Blueprint:
+def _blueprint(
+    parsed: Parsed, tensors: Mapping[str, Entry], header: Header | None, arch: str, padding: Padding | None, where: str
+) -> _Blueprint:
     if header is not None:
         return _own(header, tensors, arch, where)
     shapes = {name: tuple(entry.tensor.shape) for name, entry in tensors.items()}
-    found: Architecture = settle(infer(shapes, where, parsed.rule.small_padding), arch, where, pool_known=False)
-    notes = [parsed.rule.note] if parsed.rule.note and (parsed.rule.small_padding == 1 or found.small) else []
+    found: Architecture = settle(infer(shapes, where), arch, where, pool_known=False)
+    notes = [parsed.layout.note] if parsed.layout.note else []
     if found.family == "resnet-narrow":
         grid = "as --arch says" if ":" in arch else "the default; --arch resnet-narrow:N says otherwise"
         notes.append(f"the pooling grid does not show in the shapes: {found.pool} x {found.pool}, {grid}")
-    elif found.small:
-        notes.append("3x3 stem: assumed to have stride 1 and no max-pool, which shapes do not show")
+        if padding is not None:
+            raise ConfigError("--padding: resnet-narrow always pads by 1", "omit --padding")
+        return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
+    if padding in {"1", "2"} and not found.small:
+        raise ConfigError(f"--padding {padding}: the stem is 7x7, which pads by 3", "omit --padding, or give --padding same")
+    found = replace(found, padding=padding or parsed.layout.padding)
+    if found.small:
+        source = "as --padding says" if padding else "solo-learn's" if found.padding == "2" else "torchvision's way"
+        notes.append(
+            f"3x3 stem: assumed to have stride 1, no max-pool and padding {found.padding} ({source}), which shapes do not show; "
+            "--padding states another padding"
+        )
     return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
 
 
@@ -297,24 +305,30 @@ def _fill(network: Backbone, tensors: dict[str, Tensor]) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _contradiction(raw: read.Raw, archs: Iterable[str]) -> list[str]:
-    """Where the file names an architecture (`arch`, at the top or among the saved arguments), and its shapes are another."""
-    places = (vars(value) if isinstance(value, Namespace) else value for value in (raw.tree, *raw.tree.values()))
-    stated = [place["arch"] for place in places if isinstance(place, dict) and isinstance(place.get("arch"), str)]
-    family = re.compile(r"(?:wide_)?resnet(?:\d+|-narrow)")
-    return [
-        f"the file calls itself {one_line(name)}, but its tensor shapes say {arch}"
-        for name in dict.fromkeys(stated)
-        for arch in archs
-        if (said := family.match(name.lower())) and (shown := family.match(arch)) and said.group() != shown.group()
-    ]
+def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:
+    """Notes on names of ResNets in the file, at its top or among saved arguments, that are not what its shapes say.
+
+    Raises:
+        DataError: the file calls itself a variant, which may have a plain ResNet's tensors, and no `given` overrules it.
+    """
+    notes: dict[str, None] = {}
+    plain = {_spelled(arch) for arch in archs}
+    places = [raw.tree, *(vars(value) if isinstance(value, Namespace) else value for value in raw.tree.values())]
+    for place in places:
+        for key, name in place.items() if isinstance(place, dict) else ():
+            found = _RESNET.search(_spelled(name)) if key in _NAMED and isinstance(name, str) else None
+            if found is None or _spelled(name) in plain:
+                continue
+            if plain and given == AUTO and not _PLAIN.fullmatch(found.group()):
+                raise DataError(
+                    f"{raw.path}: the file calls itself {one_line(name)}, a variant whose features a plain ResNet does not give",
+                    f"if it is a plain ResNet, say so with --arch {next(iter(archs))}",
+                )
+            notes[f"the file calls itself {one_line(name)}; it is read as {' / '.join(archs)}, as its tensor shapes say"] = None
+    return list(notes)
 
 
-def _conversions(parsed: Parsed, used: Mapping[str, set[str]]) -> list[str]:
-    """Precisions other than float32 among the weights used."""
-    kinds = {
-        str(entry.tensor.dtype).removeprefix("torch.")
-        for entry in parsed.entries
-        if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())
-    }
-    return [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds - {"float32"})]
+def _spelled(name: str) -> str:
+    """The name of an architecture in one spelling, without the hub's folder, timm's tag and what is said elsewhere."""
+    name = re.sub(r"(?<=resnet)[-_ ](?=\d)", "", name.lower().rpartition("/")[2].partition(".")[0].partition(":")[0])
+    return re.sub(r"(?<=\d)w(?=\d)", "x", name.removesuffix("-small"))

@@ -1,7 +1,7 @@
 """Safe reading: recognises a file by its bytes and reads its tensors. No code in a file is ever run.
 
-Pickles go through torch's restricted unpickler (`weights_only=True`) with one addition, `argparse.Namespace`, which holds
-plain values and which the authors' scripts save beside the weights. Whatever else a pickle asks for is refused.
+A pickle is looked at first (`outline`): what it asks for beyond tensors and plain values is refused. Only then does torch's
+restricted unpickler (`weights_only=True`) load it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import stat
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from isd_repro.checkpoints.outline import Outline
 from isd_repro.runtime.archives import check_zip, zip_entries
-from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.errors import DataError, one_line
 from isd_repro.tensor_files import KEY, identified
 
-MAX_TENSORS = 50_000  # a ResNet-101 with teacher and optimizer has under 3,000
+MAX_TENSORS = 10_000  # a ResNet-101 with teacher and optimizer has under 3,000
+MAX_HEADER = 4 * 2**20  # bytes of a safetensors header; 10,000 tensors have 2 MB
 MAX_NODES = 1_000_000  # containers and values of a pickle, so that one that repeats itself ends
 MAX_DEPTH = 24
-MAX_PICKLE = 256 * 2**20  # bytes of a torch archive's structure, weights excluded
+MAX_PICKLE = 64 * 2**20  # bytes of a torch archive's structure, weights excluded
 
-_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
 _FORMATS = "a torch checkpoint (.pt, .pth, .tar, .ckpt) or a safetensors file"
 CONVERT = (
     "if you trust its origin, open it with the software that wrote it, in an environment that holds nothing of value, "
     "save its state dict alone with safetensors.torch.save_file, and give that file here (docs/checkpoints.md shows the lines)"
 )
+_EXPORT = "export the weights as safetensors under torchvision's names (docs/checkpoints.md shows the lines)"
 # First bytes of what people hand over by mistake: (offset, bytes, what it is, what to do).
 _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
@@ -54,8 +56,8 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
         "a tar archive",
         "unpack it first; a checkpoint from before torch 0.4 must be saved again with a later torch",
     ),
-    (0, b"\x89HDF", "an HDF5 file (Keras?)", "export the weights as safetensors under torchvision's names"),
-    (0, b"\x93NUMPY", "a NumPy array", "export the weights as safetensors under torchvision's names"),
+    (0, b"\x89HDF", "an HDF5 file (Keras?)", _EXPORT),
+    (0, b"\x93NUMPY", "a NumPy array", _EXPORT),
     (0, b"GGUF", "a GGUF file", "ResNets are not stored in this format; use a torch or safetensors checkpoint"),
 )
 
@@ -72,21 +74,33 @@ class Raw:
     header: dict[str, Any] | None  # our encoder files' identity
 
 
+class Refused(DataError):
+    """A pickle that is not loaded; `outline` says what it holds, and `sha256` and `size` are of its file."""
+
+    def __init__(self, message: str, outline: Outline) -> None:
+        super().__init__(message, CONVERT)
+        self.outline, self.sha256, self.size = outline, "", 0
+
+
 def read(path: Path) -> Raw:
     """Read a file of any supported form.
 
     Raises:
-        DataError: there is no such file, it is none of the supported forms, damaged, absurdly large inside, or needs code to
-            be opened.
+        Refused: opening it needs code.
+        DataError: there is no such file, it is none of the supported forms, damaged, or absurdly large inside.
     """
     content = _content(path)
     header = None
-    if content[:4] == b"PK\x03\x04":
-        form, tree = "torch", _torch_archive(path, content)
-    elif content[8:9] == b"{":
-        form, (tree, header) = "safetensors", _safetensors(path, content)
-    else:
-        form, tree = "torch legacy", _torch_load(path, content)
+    try:
+        if content[:4] == b"PK\x03\x04":
+            form, tree = "torch", _torch_archive(path, content)
+        elif content[8:9] == b"{":
+            form, (tree, header) = "safetensors", _safetensors(path, content)
+        else:
+            form, tree = "torch legacy", _torch_load(path, content, content)
+    except Refused as error:
+        error.sha256, error.size = hashlib.sha256(content).hexdigest(), len(content)
+        raise
     for place, _ in tensors_in(tree, path):
         if not place.isprintable():
             raise DataError(
@@ -161,6 +175,8 @@ def _safetensors(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, 
         raise DataError(
             f"{path}: truncated safetensors file: its header has {length:,} bytes and the file {size:,}", "fetch it again"
         )
+    if length > MAX_HEADER:
+        raise DataError(f"{path}: absurd header: {length:,} bytes, at most {MAX_HEADER:,} are read", "do not trust the file")
     try:
         header = json.loads(content[8 : 8 + length])
     except (ValueError, RecursionError) as error:
@@ -201,7 +217,7 @@ def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
             f"{path}: a TorchScript archive, which holds code", "save the module's state_dict() with torch.save and use that file"
         )
     if "data.pkl" not in names:
-        raise DataError(f"{path}: a zip archive that torch.save did not write", f"expected {_FORMATS}")
+        raise _other_zip(path, [info.filename for info in infos])
     unpacked = sum(info.file_size for info in infos)
     if unpacked > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise DataError(
@@ -218,19 +234,44 @@ def _torch_archive(path: Path, content: bytes) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         hint = "fetch it again; a file that torch wrote without checksums must be saved again with them"
         raise DataError(f"{path}: damaged torch archive: {error}", hint) from error
-    return _torch_load(path, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        payload = archive.read(names["data.pkl"])
+    return _torch_load(path, content, payload)
 
 
-def _torch_load(path: Path, content: bytes) -> dict[str, Any]:
+def _other_zip(path: Path, names: list[str]) -> DataError:
+    """A zip archive that `torch.save` did not write: what it is, or what lies in it."""
+    if any(name.endswith(".npy") for name in names):
+        return DataError(f"{path}: a NumPy archive (.npz)", _EXPORT)
+    if any(re.search(r"(?:^|/)(?:serialized_exported_program\.json|archive_format)$", name) for name in names):
+        return DataError(
+            f"{path}: a program of torch.export (.pt2)", "save the module's state_dict() with torch.save and use that file"
+        )
+    inside = next((name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".tar", ".safetensors"))), "")
+    shown = one_line(", ".join(names[:4])) or "nothing"
+    hint = f"unpack it and give {one_line(inside)}" if inside else f"expected {_FORMATS}"
+    return DataError(f"{path}: a zip archive that torch.save did not write; it holds {shown}", hint)
+
+
+def _torch_load(path: Path, content: bytes, payload: bytes) -> dict[str, Any]:
+    """`payload` is the part of the file that begins with a pickle; what it asks for is looked at before anything is loaded."""
+    outline, found = None, None
     try:
-        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols and old storages
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True, mmap=False)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, str(error)) from None
+        outline = Outline(payload, len(content))
+        problem = outline.problem
+        if not problem:
+            with torch.serialization.safe_globals([argparse.Namespace, *outline.stands]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols and old storages
+                found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # damaged bytes fail anywhere in a reader, with any exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{path}: truncated or damaged torch checkpoint ({reason})", "fetch it again") from error
+        lines = str(error).partition("WeightsUnpickler error:")[2] or str(error) or type(error).__name__
+        reason = one_line(" ".join(lines.split()))
+        if outline is None or not isinstance(error, pickle.UnpicklingError):
+            raise DataError(f"{path}: truncated or damaged torch checkpoint ({reason})", "fetch it again") from error
+        problem = f"the restricted unpickler stopped ({reason})"
+    if problem:
+        words = "only tensors and plain values are loaded, and nothing of it was run"
+        raise Refused(f"{path}: refused: {problem}; {words}", outline)
     if isinstance(found, argparse.Namespace):
         found = vars(found)
     if not isinstance(found, dict):
@@ -251,29 +292,6 @@ def _torch_load(path: Path, content: bytes) -> dict[str, Any]:
     return tree
 
 
-def _refused(path: Path, reason: str) -> DataError:
-    """The restricted unpickler stopped: say at what."""
-    asked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", reason)
-    if asked:
-        return DataError(
-            f"{path}: refused: the pickle asks for {asked.group(1)}; only tensors, plain values and argparse.Namespace "
-            "are loaded, and nothing of it was run",
-            CONVERT,
-        )
-    if "Unsupported operand" in reason:
-        return DataError(
-            f"{path}: refused: a pickle with operations that torch.save does not write, so not a checkpoint of torch; "
-            "nothing of it was run",
-            CONVERT,
-        )
-    lines = [line.strip() for line in reason.partition("WeightsUnpickler error:")[2].splitlines() if line.strip()]
-    return DataError(
-        f"{path}: refused: the restricted unpickler stopped ({lines[0] if lines else 'not a checkpoint of torch, or damaged'}); "
-        "nothing of it was run",
-        CONVERT,
-    )
-
-
 def _unknown(path: Path, head: bytes) -> DataError:
     for offset, magic, name, hint in _OTHERS:
         if head[offset : offset + len(magic)] == magic:
@@ -284,6 +302,8 @@ def _unknown(path: Path, head: bytes) -> DataError:
             "ONNX files use their own names; use the checkpoint from which it was exported",
         )
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) and _is_utf8(head):
+        if b'"weight_map"' in head:
+            return DataError(f"{path}: the index of a checkpoint in several files", "merge the files into one with safetensors")
         kind = "a web page" if head.lstrip()[:1] == b"<" else "a text file"
         return DataError(f"{path}: {kind}, not a checkpoint", f"the download failed or it is the wrong file; expected {_FORMATS}")
     return DataError(f"{path}: unknown file format (first bytes {head[:8].hex(' ')})", f"expected {_FORMATS}")

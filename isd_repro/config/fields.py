@@ -18,6 +18,16 @@ _Item = TypeVar("_Item")
 Many = Annotated[tuple[_Item, ...], Strict(False)]  # strict models take a list for a tuple; its items stay strict
 
 
+def _none_twice(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    twice = next((item for at, item in enumerate(items) if item in items[:at]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is listed twice; list it once")
+    return items
+
+
+Distinct = Annotated[Many[_Item], AfterValidator(_none_twice)]  # each item makes a stage, a column or a row of its own
+
+
 def _words(text: str) -> str:
     if not all(each == "\n" or is_visible(each) for each in text):
         raise ValueError("contains invisible characters, such as terminal or text-direction control codes")

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from isd_repro.config.fields import Count, Frozen, Many, Name, Natural, Pixels, Positive, Unit, Words
+from isd_repro.config.fields import Count, Distinct, Frozen, Many, Name, Natural, Pixels, Positive, Unit, Words
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class Unbalanced(Frozen):
     classes: Count | None = None
     large: Count  # L, the number of large classes
     rare_images: Count  # n, images kept of each rare class
-    large_classes: Many[Words] | None = None  # explicit choice instead of a draw
+    large_classes: Distinct[Words] | None = None  # explicit choice instead of a draw
     per_class: PerClass = None
     seed: Natural = 0
 
@@ -197,6 +197,17 @@ class Optim(Frozen):
     sgd_momentum: Unit = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Schedule
+    # The next two are younger than the first records, so they are not dumped where they are not given.
+    warmup_epochs: Annotated[Natural, Field(exclude_if=lambda epochs: epochs == 0)] = 0
+    exclude_norm_and_bias: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # from weight decay
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Optim:
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs; the warm-up must end before the training"
+            )
+        return self
 
 
 class Jitter(Frozen):
@@ -319,7 +330,7 @@ class Power(Frozen):
     second: Name
     group: Literal["all", "rare", "large"] = "all"
     classes: Count  # of that group, in a draw
-    draws: Many[Annotated[int, Field(ge=2)]]  # numbers of draws
+    draws: Distinct[Annotated[int, Field(ge=2)]]  # numbers of draws
 
 
 class Trials(Frozen):
@@ -340,7 +351,7 @@ class ReportConfig(Frozen):
     pixels: Name | None = None  # run that scores raw pixels
     hypothesis: Hypothesis | None = None
     trials: Trials | None = None
-    exploratory: Many[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
+    exploratory: Distinct[Name] = ()  # runs that were decided after a result: in tables of their own, in no mean and no verdict
     paper: Many[PaperRows] = ()  # only where the profile runs the paper's protocol
 
 
@@ -374,11 +385,11 @@ class Params(Frozen):
     efficiency: Efficiency = Efficiency()
     tracking: Tracking = Tracking()
     subsets: dict[Name, Subset]
-    linear_runs: Many[Name] = ()  # runs that the `linear` stage scores
-    knn_dense_runs: Many[Name] = ()  # and `knn_dense`
-    few_label_runs: Many[Name] = ()  # and `few_label`
-    transfer_runs: Many[Name] = ()  # and `transfer`
-    trajectory_runs: Many[Name] = ()  # runs whose snapshots the `trajectory` stage scores
+    linear_runs: Distinct[Name] = ()  # runs that the `linear` stage scores
+    knn_dense_runs: Distinct[Name] = ()  # and `knn_dense`
+    few_label_runs: Distinct[Name] = ()  # and `few_label`
+    transfer_runs: Distinct[Name] = ()  # and `transfer`
+    trajectory_runs: Distinct[Name] = ()  # runs whose snapshots the `trajectory` stage scores
     runs: dict[Name, Run]
 
     @field_validator("evaluation", mode="before")

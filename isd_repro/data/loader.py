@@ -64,7 +64,7 @@ class Batches:
         """The same batches as one of `world` ranks sees them, see `interfaces.Batch`; `batch_size` is a multiple of `world`.
 
         Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views,
-        bit for bit, as one. What the teacher sees after the shuffle lies in other ranks' rows: it is read and made here.
+        bit for bit, as one.
         """
         same = (self.store, self.split, self.data, self.batch_size, self.seed, self.device)
         return Batches(*same, changes=self._changes, rank=rank, world=world)
@@ -74,16 +74,13 @@ class Batches:
         chosen = self._chosen(step)
         drawn, shuffle = self._draws(step)
         pixels, _ = self._prefetch.at(step)
-        parts: list[Tensor] | tuple[Tensor, ...] = [pixels] * 2
         if self.world > 1:
-            rows = self._rows(shuffle)
-            parts = self._padded(pixels, chosen).split([len(at) for at in rows])
-            drawn = [each.at(at) for each, at in zip(drawn, rows, strict=True)]
-            chosen = chosen[rows[0]]
+            rows = self._rows
+            pixels, drawn, chosen = self._padded(pixels, chosen), [each.at(rows) for each in drawn], chosen[rows]
         settings = (self.data.view_student, self.data.view_teacher)
-        views = [self._view(*each) for each in zip(parts, drawn, settings, strict=True)]
-        label = self.split.label[chosen]
-        return Batch(views[0], views[1], *(augment.to_device(each, self.device) for each in (chosen, label, shuffle)))
+        views = [self._view(pixels, *each) for each in zip(drawn, settings, strict=True)]
+        index, label, shuffle = (augment.to_device(each, self.device) for each in (chosen, self.split.label[chosen], shuffle))
+        return Batch(views[0], views[1], index, label, shuffle, step)
 
     def labels_at(self, step: int) -> Tensor:
         """Classes of a step's images, int64, B, in the order of its batch; no image is read."""
@@ -102,16 +99,14 @@ class Batches:
         drawn = [augment.draw(sizes, view, draws) for view in (self.data.view_student, self.data.view_teacher)]
         return drawn, torch.randperm(self.batch_size, generator=draws)
 
-    def _rows(self, shuffle: Tensor) -> list[Tensor]:
-        """Rows of the batch whose student and whose teacher views this rank makes."""
-        return [positions.chunk(self.world)[self.rank] for positions in (torch.arange(self.batch_size), shuffle)]
+    @cached_property
+    def _rows(self) -> Tensor:
+        """Rows of the batch that this rank holds."""
+        return torch.arange(self.batch_size).chunk(self.world)[self.rank]
 
     def _wanted(self, step: int) -> Tensor:
         """Positions in the store of the images that this rank reads."""
-        chosen = self._chosen(step)
-        if self.world > 1:
-            chosen = torch.cat([chosen[at] for at in self._rows(self._draws(step)[1])])
-        return self.split.index[chosen]
+        return self.split.index[self._chosen(step)[self._rows]]
 
     def _padded(self, pixels: Tensor, chosen: Tensor) -> Tensor:
         """Images padded to the largest of the whole batch: the length of a sum decides how it is rounded."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ import numpy as np
 from isd_repro.config import params
 from isd_repro.data.sources import Listing, Located, UnreadableError
 from isd_repro.data.store import INDEX, Row, StoreInfo, StoreWriter, convert, describe, encode, file_of
+from isd_repro.runtime import files
 
 JOURNAL = "journal.jsonl"
 BLOCK = 1024  # images between two lines of the journal: what a kill costs at most
@@ -107,8 +107,7 @@ class Packer:
                 done.append(outcome)
                 if journal is not None and (len(done) - noted == BLOCK or len(done) == len(self.images)):
                     journal.write(_line(done[noted:], writer.sync()))
-                    journal.flush()
-                    os.fsync(journal.fileno())
+                    files.sync(journal)
                     noted = len(done)
                 self.advance(1)
             return done, writer.finish()
@@ -160,7 +159,8 @@ class Packer:
         path, found = folder / file_of(self.store), _Begun()
         if not (folder / JOURNAL).is_file() or not path.is_file():
             return found
-        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        with files.naming(path):
+            content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         with (folder / JOURNAL).open("rb") as journal:
             if journal.readline() != _head(key):
                 return found

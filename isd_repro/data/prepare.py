@@ -141,10 +141,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
                 _install(place, external / info.key(manifest.sha256))
             _replace(made, folder)
     except OSError as error:
-        raise DataError(
-            f"cannot write {error.filename or folder}: {error.strerror}",
-            "free disk space or allow writing to the folder, then run again",
-        ) from error
+        raise DataError(f"cannot write {error.filename or folder}: {error.strerror}", files.advice(error)) from error
     return manifest
 
 

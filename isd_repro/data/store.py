@@ -32,7 +32,7 @@ from torch import Tensor
 from isd_repro.config import params
 from isd_repro.config.fields import Frozen
 from isd_repro.runtime.errors import DataError
-from isd_repro.runtime.files import remembered_sha256
+from isd_repro.runtime.files import naming, remembered_sha256, sync
 
 Pixels = npt.NDArray[np.uint8]
 PIXELS = "store.u8"
@@ -159,8 +159,7 @@ class StoreWriter:
 
     def sync(self) -> str:
         """Bring what there is to the disk; the sha256 of it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         found: str = self._digest.hexdigest()
         return found
 
@@ -170,8 +169,7 @@ class StoreWriter:
         info, content = describe(self._rows, self._settings, self._digest.hexdigest())
         with (self._folder / INDEX).open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         return info
 
     def __enter__(self) -> Self:
@@ -225,7 +223,8 @@ class Store:
             raise DataError(f"{self.path}: {state}, but the manifest says {info.bytes} bytes", _AGAIN)
         self._rows = rows
         self._workers = workers
-        self._flat: Pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
+        with naming(self.path):
+            self._flat: Pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
         self.sizes = torch.from_numpy(np.ascontiguousarray(rows[:, 1:3]))
         uniform = bool((rows[:, 1:4] == rows[0, 1:4]).all()) and not self.keeps_jpegs
         self._block = self._flat.reshape(len(rows), rows[0, 3], rows[0, 1], rows[0, 2]) if uniform else None

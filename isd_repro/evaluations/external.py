@@ -57,6 +57,7 @@ class Request:
         data: a folder or zip of images, or None with `prepared`.
         prepared: a prepared subset of the pipeline.
         listed: one of the authors' lists, which names classes and groups.
+        which, arch, teacher_bn, key, prefix, padding, drop_unknown: as `checkpoints.load` takes them.
         image_size, crop_ratio, mean, std: None takes what the file says, else ImageNet's.
         seeds: heads of the paper's protocol for each encoder, from seeds 0 to seeds - 1.
         epochs: None is the paper's 40; fewer is a shortened protocol and named so.
@@ -72,6 +73,10 @@ class Request:
     which: Literal["student", "teacher", "both"] = "student"
     arch: str = "auto"
     teacher_bn: Literal["own", "student"] = "own"
+    key: str | None = None
+    prefix: str | None = None
+    padding: Literal["1", "2", "same"] | None = None
+    drop_unknown: bool = False
     image_size: int | None = None
     crop_ratio: float | None = None
     mean: tuple[float, ...] | None = None
@@ -171,10 +176,12 @@ class Request:
         words += [f"--{name} {path.name}" for name, path in places.items() if path is not None]
         plain = Request(self.ckpt)
         options = {"protocol": "protocol", "which": "which", "arch": "arch", "teacher_bn": "teacher-bn"}
+        options |= {"key": "key", "prefix": "prefix", "padding": "padding"}
         options |= {"image_size": "image-size", "crop_ratio": "crop-ratio", "seeds": "linear-seeds", "epochs": "linear-epochs"}
         words += [
             f"--{option} {getattr(self, key)}" for key, option in options.items() if getattr(self, key) != getattr(plain, key)
         ]
+        words += ["--drop-unknown"] if self.drop_unknown else []
         lists = {"mean": self.mean, "std": self.std}
         words += [f"--{name} {','.join(map(str, values))}" for name, values in lists.items() if values is not None]
         words += [f"--k {k}" for k in self.ks] if self.ks != plain.ks else []
@@ -205,7 +212,16 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
     """
     started = time.monotonic()
     request.check()
-    checkpoint = checkpoints.load(request.ckpt, request.which, arch=request.arch, teacher_bn=request.teacher_bn)
+    checkpoint = checkpoints.load(
+        request.ckpt,
+        request.which,
+        arch=request.arch,
+        teacher_bn=request.teacher_bn,
+        key=request.key,
+        prefix=request.prefix,
+        padding=request.padding,
+        drop_unknown=request.drop_unknown,
+    )
     progress = Progress(console)
     frame = frame_of(request, checkpoint)
     encoders = f"{checkpoint.arch}, layout {checkpoint.layout}, {', '.join(checkpoint.encoders)}"
@@ -276,11 +292,12 @@ class _Features:
     def __init__(self, root: Path, request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame) -> None:
         self.warnings: list[str] = []  # what a reader of the numbers should know
         self._root, self._opened, self._frame = root, opened, frame
-        self._identities = {
+        self._identities: dict[str, dict[str, object]] = {
             name: {
                 "encoder_sha256": checkpoint.sha256,
                 "encoder": name,
                 "arch": checkpoint.arch,
+                "place": [request.key, request.prefix, request.padding],
                 "teacher_bn": request.teacher_bn if name == "teacher" else "own",
                 "manifest": opened.prepared.identity.sha256,
                 "transform": {**asdict(frame), "pixels": opened.pixels, "block": BLOCK},

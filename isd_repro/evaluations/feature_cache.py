@@ -9,7 +9,6 @@ depend on is the same.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 
 from isd_repro.config.reader import fingerprint
 from isd_repro.evaluations.features import BLOCK, Images, features
-from isd_repro.runtime.errors import DataError, UserError
-from isd_repro.runtime.files import write_atomic
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import DataError
 
 SHARD = 4 * BLOCK  # images
 _NOISE = 1e-6  # of a number of a normalised feature
@@ -67,14 +66,14 @@ def stream(
     with ExitStack() as stack:
         folders = {name: stack.enter_context(_folder(root, identity)) for name, identity in identities.items()}
         for split, (images, count) in splits.items():
-            files = {name: _Rows(folder, split, count) for name, folder in folders.items()}
+            kept = {name: _Rows(folder, split, count) for name, folder in folders.items()}
             for shard in range(0, max(count, 1), SHARD):
-                missing = {name: encoders[name] for name, file in files.items() if not file.has(shard // SHARD)}
+                missing = {name: encoders[name] for name, rows in kept.items() if not rows.has(shard // SHARD)}
                 if missing:
-                    _compute(missing, files, images, shard, count, device, partial(on_rows, split))
+                    _compute(missing, kept, images, shard, count, device, partial(on_rows, split))
                 else:
                     on_kept(split, min(SHARD, count - shard))
-            found[split] = {name: file.tensor() for name, file in files.items()}
+            found[split] = {name: rows.tensor() for name, rows in kept.items()}
     return found
 
 
@@ -96,7 +95,7 @@ def same(rows: Tensor) -> bool:
 
 def _compute(
     encoders: Mapping[str, nn.Module],
-    files: Mapping[str, _Rows],
+    kept: Mapping[str, _Rows],
     images: Images,
     first: int,
     count: int,
@@ -106,7 +105,7 @@ def _compute(
     """Fill one shard of every encoder given."""
     found = features(encoders, lambda position: images(first + position), min(SHARD, count - first), device, on_block)
     for name, rows in found.items():
-        files[name].write(first // SHARD, rows)
+        kept[name].write(first // SHARD, rows)
 
 
 class _Rows:
@@ -116,7 +115,7 @@ class _Rows:
         self._path = folder / f"{split}.npy"
         self._shards = folder / f"{split}.shards"
         self._count = count
-        self._rows: npt.NDArray[np.float32] | None = self._open()
+        self._rows: np.memmap[Any, Any] | None = self._open()
         self._done = {} if self._rows is None else self._verified(_log(self._shards))
 
     def has(self, shard: int) -> bool:
@@ -125,48 +124,53 @@ class _Rows:
     def write(self, shard: int, rows: Tensor) -> None:
         if self._rows is None:
             self._rows = self._create(rows.shape[1])
-        found = rows.numpy().astype(np.float32, copy=False)
-        self._rows[shard * SHARD : shard * SHARD + len(rows)] = found
-        cast("np.memmap[Any, Any]", self._rows).flush()
+        found = np.ascontiguousarray(rows.numpy(), dtype=np.float32)
+        with files.naming(self._path), self._path.open("r+b") as file:  # not through a map, which some file systems only read
+            file.seek(self._rows.offset + shard * SHARD * self._rows.strides[0])
+            file.write(found.data)
+            files.sync(file)
         self._done[shard] = _sha256(found)
-        with self._shards.open("ab") as file:
+        with files.naming(self._shards), self._shards.open("ab") as file:
             file.write(f"{shard} {self._done[shard]}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync(file)
 
     def tensor(self) -> Tensor:
         """All rows, mapped copy-on-write: writing to them changes no file."""
         return torch.from_numpy(np.load(self._path, mmap_mode="c"))
 
-    def _open(self) -> npt.NDArray[np.float32] | None:
+    def _open(self) -> np.memmap[Any, Any] | None:
         """Rows of an earlier extraction; None where there are none, or not all of the file is there."""
         try:
-            rows: npt.NDArray[np.float32] = np.load(self._path, mmap_mode="r")  # which a file cut short does not survive
+            rows: np.memmap[Any, Any] = np.load(self._path, mmap_mode="r")  # which a file cut short does not survive
         except (OSError, ValueError, EOFError):
             return None
         if rows.ndim != 2 or len(rows) != self._count or rows.dtype != np.float32:
             return None
-        return cast("npt.NDArray[np.float32]", np.load(self._path, mmap_mode="r+"))
+        return rows
 
-    def _create(self, width: int) -> npt.NDArray[np.float32]:
-        """A file whose space is taken at once: a full disk is an error here, and no signal in the middle of a write."""
+    def _create(self, width: int) -> np.memmap[Any, Any]:
+        """A file whose space is taken at once, so that a full disk is met before the work."""
         self._shards.unlink(missing_ok=True)
-        rows = np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=(self._count, width))
+        size = 4 * self._count * width
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, width)}
         try:
-            with self._path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, self._path.stat().st_size)
+            with self._path.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+                os.posix_fallocate(file.fileno(), 0, file.tell() + size)
         except OSError as error:
-            self._path.unlink()
-            hint = "free space, or set ISD_STATE_ROOT to a folder with room"
-            raise DataError(f"{self._path}: no room for {rows.nbytes:,} bytes of features ({error.strerror})", hint) from error
-        return cast("npt.NDArray[np.float32]", rows)
+            self._path.unlink(missing_ok=True)
+            hint = f"{files.advice(error)}; ISD_STATE_ROOT can name a folder with room"
+            raise DataError(f"{self._path}: no room for {size:,} bytes of features ({error.strerror})", hint) from error
+        rows: np.memmap[Any, Any] = np.load(self._path, mmap_mode="r")
+        return rows
 
     def _verified(self, log: Mapping[int, str]) -> dict[int, str]:
         """Shards whose rows still have the hash that the log says; the log is written anew where it says more."""
         assert self._rows is not None
         cuts = {shard: self._rows[shard * SHARD : (shard + 1) * SHARD] for shard in log}
         found = {shard: log[shard] for shard, rows in cuts.items() if len(rows) and _sha256(rows) == log[shard]}
-        write_atomic(self._shards, "".join(f"{shard} {text}\n" for shard, text in found.items()).encode())
+        files.write_atomic(self._shards, "".join(f"{shard} {text}\n" for shard, text in found.items()).encode())
         return found
 
 
@@ -191,18 +195,12 @@ def _path(root: Path, identity: Identity) -> Path:
 def _folder(root: Path, identity: Identity) -> Iterator[Path]:
     """The identity's folder, held by this process alone; content of any other identity is thrown away."""
     folder = _path(root, identity)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{folder}: another process extracts these features"
-            raise UserError(message, "wait until it has finished; its features are then reused") from error
+    with files.exclusive(folder / "lock", f"{folder}: these features are already being extracted"):
         said = folder / "identity.json"
         text = json.dumps(dict(identity), indent=1, sort_keys=True).encode() + b"\n"
         if not said.is_file() or said.read_bytes() != text:
             for path in folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            write_atomic(said, text)
+            files.write_atomic(said, text)
         yield folder

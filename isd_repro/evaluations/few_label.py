@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from isd_repro.config.fields import Frozen, Many, Natural, Words
+from isd_repro.config.fields import Distinct, Frozen, Natural, Words
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.linear import among_five, probe
@@ -30,7 +30,7 @@ NOTE = "The best epoch is chosen on the queries that it is scored on, so it is o
 class Config(Frozen):
     """Which images are labelled; the settings of the head are those of `linear`."""
 
-    fractions: Annotated[Many[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = (0.01, 0.1)
+    fractions: Annotated[Distinct[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = (0.01, 0.1)
     lists_env: Words = ""  # environment variable naming a folder with 1percent.txt and so on; empty or unset: drawn
     seed: Natural = 0  # of the draw
 

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.config.fields import Count, Frozen, Many
+from isd_repro.config.fields import Count, Distinct, Frozen
 from isd_repro.data import contact_sheet
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.features import UNUSABLE, require_finite
@@ -51,7 +51,7 @@ _LOW = 0xFFFFFFFF  # the half of a key that holds the rank
 class Config(Frozen):
     """Settings of the evaluation."""
 
-    k: Annotated[Many[Count], Field(min_length=1)] = (1, 20)  # numbers of neighbours
+    k: Annotated[Distinct[Count], Field(min_length=1)] = (1, 20)  # numbers of neighbours
 
 
 def protocol(evaluation: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from isd_repro.config.fields import Count, Frozen, Many
+from isd_repro.config.fields import Count, Distinct, Frozen
 from isd_repro.data.manifests import Manifest
 from isd_repro.data.subsets import rare_order
 from isd_repro.evaluations.knn import nearest, vote
@@ -29,7 +29,7 @@ OWN_QUERIES = True
 class Config(Frozen):
     """Keys of `evaluation.knn_dense` in params.yaml."""
 
-    k: Annotated[Many[Count], Field(min_length=1)] = (1, 20)  # numbers of neighbours
+    k: Annotated[Distinct[Count], Field(min_length=1)] = (1, 20)  # numbers of neighbours
     trained: Count | None = None  # images of a rare class, first in its draw, that compared runs train on; None: this run's own
 
 

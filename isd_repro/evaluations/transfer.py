@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.config.fields import Count, Frozen, Many, Natural, Positive
+from isd_repro.config.fields import Count, Distinct, Frozen, Natural, Positive
 from isd_repro.data import transfer_sets
 from isd_repro.data.transfer_sets import TransferImages, TransferName
 from isd_repro.evaluations.arithmetic import exact
@@ -53,7 +53,7 @@ Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
 class Config(Frozen):
     """Logistic regression on the frozen features of other data sets (DEV-19)."""
 
-    sets: Many[TransferName] = ()  # rows of data/transfer_sets.py
+    sets: Distinct[TransferName] = ()  # rows of data/transfer_sets.py
     c_min: Positive = 1e-5  # C is sklearn's: the summed loss counts C times, half the squared weights once
     c_max: Positive = 1e6
     c_values: Annotated[int, Field(ge=2, le=10_000)] = 45  # logarithmically spaced, both ends included

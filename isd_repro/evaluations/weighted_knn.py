@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from isd_repro.config.fields import Count, Frozen, Many, Positive
+from isd_repro.config.fields import Count, Distinct, Frozen, Positive
 from isd_repro.evaluations.knn import nearest
 from isd_repro.evaluations.subject import Outcome, Subject
 
@@ -25,7 +25,7 @@ ROWS = 64  # queries whose neighbours are compared together
 class Config(Frozen):
     """Keys of `evaluation.weighted_knn` in params.yaml."""
 
-    k: Annotated[Many[Count], Field(min_length=1)] = (10, 20, 100, 200)  # numbers of neighbours
+    k: Annotated[Distinct[Count], Field(min_length=1)] = (10, 20, 100, 200)  # numbers of neighbours
     temperature: Positive = 0.07
 
 

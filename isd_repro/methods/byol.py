@@ -1,6 +1,7 @@
 r"""BYOL-asym: the student predicts the teacher's embedding of the other view, in one direction and without a bank.
 
-With unit-norm prediction q and teacher embedding k, loss = mean over the batch of |q - k|^2 = 2 - 2 q . k.
+With unit-norm prediction q and teacher embedding k, loss = mean over the batch of |q - k|^2 = 2 - 2 q . k. With `symmetric`,
+which is BYOL's own form, the loss is the sum of both directions.
 
 Source: Grill et al., arXiv 2006.07733, in the asymmetric form of the ISD paper; UMBCvision/ISD at 4bdd603, train_byol.py.
 Deviations: DEV-01, DEV-02.
@@ -9,7 +10,9 @@ Deviations: DEV-01, DEV-02.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from isd_repro.config.fields import Frozen, Unit
@@ -23,6 +26,8 @@ class Config(Frozen):
     """Keys of a run's `method` block."""
 
     momentum: Unit  # EMA factor of the teacher, per step
+    # Younger than the first records, so that it is not dumped where it is not given.
+    symmetric: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
 
 
 def byol_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -42,12 +47,17 @@ class Method(nn.Module):
         self.student = Projected(network, mlp(width, 2 * width, embedding))
         self.predictor = mlp(embedding, 2 * width, embedding)
         self.teacher = ema.teacher_of(self.student)
+        self.symmetric = config.symmetric
 
     def forward(self, batch: Batch) -> StepOutput:
-        """Student, EMA, shuffled teacher, distance."""
+        """Student, EMA, shuffled teacher, distance; then the other direction, if asked for."""
         student_BD = unit(self.predictor(self.student(batch.view_student)))
-        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        ema.update(self.teacher, self.student, self.config.momentum)
+        teacher_BD = ema.embed(self.teacher, batch.view_teacher, batch.shuffle)
         loss = byol_loss(student_BD, teacher_BD)
+        if self.symmetric:
+            other_BD = unit(self.predictor(self.student(batch.view_teacher)))
+            loss = loss + byol_loss(other_BD, ema.embed(self.teacher, batch.view_student, batch.shuffle))
         return StepOutput(loss, health(student_BD, teacher_BD))
 
     @property

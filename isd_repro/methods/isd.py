@@ -9,6 +9,8 @@ unit-norm student embedding q and teacher embedding k,
 and the teacher is the exponential moving average of the student.
 Source: Tejankar et al., ICCV 2021, arXiv 2012.09259; UMBCvision/ISD at 4bdd603, train_isd.py (heads `none`) and
 train_isd_plus.py (heads `mlp`). Heads `moco` are no recipe of the paper's: with them the loss alone differs from MoCo v2.
+With a weak teacher view in addition they make ReSSL (Zheng et al., NeurIPS 2021, arXiv 2107.09282), whose cross-entropy has the
+same gradient.
 Deviations: DEV-01, DEV-02, DEV-03, DEV-24.
 """
 
@@ -94,7 +96,8 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> StepOutput:
         """One step in the paper's order: student, EMA, shuffled teacher, similarities to the old bank, enqueue."""
         student_BD = unit(self.predictor(self.student(batch.view_student)))
-        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        ema.update(self.teacher, self.student, self.config.momentum)
+        teacher_BD = ema.embed(self.teacher, batch.view_teacher, batch.shuffle)
         loss_of, bank_KD = (attended_isd_loss, self.bank.rows) if self.fast else (isd_loss, self.bank.before_push())
         with torch.autocast(student_BD.device.type, enabled=False):
             loss = loss_of(student_BD, teacher_BD, bank_KD, self.config.tau_student, self.config.tau_teacher)

@@ -24,6 +24,7 @@ from isd_repro.nn.bank import Bank
 from isd_repro.nn.bank_attention import attend
 from isd_repro.nn.heads import contrastive, unit
 from isd_repro.nn.health import health
+from isd_repro.nn.temperature import OptionalTauSchedule, tau_at
 
 
 class Config(Frozen):
@@ -35,6 +36,7 @@ class Config(Frozen):
     dim: PositiveInt = 128  # D of the embedding; heads `isd` do not read it
     # mlp: ISD's projector and predictor, for ISD with a hard target; isd: the same, with a quarter of the encoder's width for D
     heads: Literal["moco", "mlp", "isd"] = "moco"
+    tau_schedule: OptionalTauSchedule = None  # see nn.temperature
 
 
 def logits_of(student_BD: Tensor, teacher_BD: Tensor, bank_KD: Tensor, tau: float) -> Tensor:
@@ -68,15 +70,17 @@ class Method(nn.Module):
         self.student, self.predictor = contrastive(network, width, "moco" if config.heads == "moco" else "mlp", embedding)
         self.teacher = ema.teacher_of(self.student)
         self.bank = Bank(config.bank_size, embedding, setting.batch_size, dtype=setting.bank_dtype)
-        self.fast = setting.fast
+        self.fast, self.steps_per_epoch = setting.fast, setting.steps_per_epoch
 
     def forward(self, batch: Batch) -> StepOutput:
         """Student, EMA, shuffled teacher, logits against the old bank, enqueue."""
         student_BD = unit(self.predictor(self.student(batch.view_student)))
-        teacher_BD = ema.teach(self.teacher, self.student, self.config.momentum, batch.view_teacher, batch.shuffle)
+        ema.update(self.teacher, self.student, self.config.momentum)
+        teacher_BD = ema.embed(self.teacher, batch.view_teacher, batch.shuffle)
         loss_of, bank_KD = (attended_moco_loss, self.bank.rows) if self.fast else (moco_loss, self.bank.before_push())
+        tau = tau_at(batch.step, self.steps_per_epoch, self.config.tau, self.config.tau_schedule)
         with torch.autocast(student_BD.device.type, enabled=False):
-            loss = loss_of(student_BD, teacher_BD, bank_KD, self.config.tau)
+            loss = loss_of(student_BD, teacher_BD, bank_KD, tau)
         self.bank.push(teacher_BD)
         return StepOutput(loss, health(student_BD, teacher_BD))
 

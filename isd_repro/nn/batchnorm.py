@@ -34,7 +34,9 @@ class _Grouped:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps)
         if self.bn_ranks > 1:
-            output, mean, variance = _Shared.apply(x, self.weight, self.bias, self.eps, self.bn_ranks)
+            weight = self.weight if self.affine else torch.ones_like(self.running_mean)
+            bias = self.bias if self.affine else torch.zeros_like(self.running_mean)
+            output, mean, variance = _Shared.apply(x, weight, bias, self.eps, self.bn_ranks)
             count = x.numel() // x.shape[1] * self.bn_ranks
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)

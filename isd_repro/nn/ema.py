@@ -24,7 +24,7 @@ def teacher_of(student: Net) -> Net:
 
 @torch.no_grad()
 def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """theta_teacher <- momentum * theta_teacher + (1 - momentum) * theta_student, in place.
+    """theta_teacher <- momentum * theta_teacher + (1 - momentum) * theta_student, in place; once in a step.
 
     Parameters only: the teacher's BatchNorm buffers come from its own forwards, as in train_isd.py of UMBCvision/ISD at 4bdd603.
     """
@@ -36,17 +36,14 @@ def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 @torch.no_grad()
-def teach(teacher: nn.Module, student: nn.Module, momentum: float, view: Tensor, shuffle: Tensor) -> Tensor:
-    """Update the teacher, then embed its view: unit-norm rows, B x D.
+def embed(teacher: nn.Module, view: Tensor, shuffle: Tensor) -> Tensor:
+    """The teacher's embedding of a view: unit-norm rows in the view's order, B x D; the teacher's weights stay as they are.
 
-    The view passes in shuffled order and the rows are put back (shuffle-BN): with several BatchNorm groups the student's
-    statistics then tell nothing about the teacher's (He et al., arXiv 1911.05722, section 3.3). With several ranks the view comes
-    shuffled (see `interfaces.Batch`), so that only embeddings are exchanged and no image; the rows are those of the student's.
+    The images of all ranks pass through the teacher in the order of `shuffle` and the rows are put back (shuffle-BN): with
+    several BatchNorm groups the student's statistics then tell nothing about the teacher's (He et al., arXiv 1911.05722,
+    section 3.3).
     """
-    update(teacher, student, momentum)
-    if ranks.world() == 1:
-        shuffled_BD = unit(teacher(view[shuffle]))
-        return torch.empty_like(shuffled_BD).index_copy_(0, shuffle, shuffled_BD)
-    shuffled_BD = ranks.gather(unit(teacher(view)))
+    shuffled = ranks.gather(view)[shuffle].chunk(ranks.world())[ranks.rank()]
+    shuffled_BD = ranks.gather(unit(teacher(shuffled)))
     embedding_BD = torch.empty_like(shuffled_BD).index_copy_(0, shuffle, shuffled_BD)
     return embedding_BD.chunk(ranks.world())[ranks.rank()]

@@ -9,6 +9,7 @@ the number of clusters and with the imbalance of classes, so alone it says littl
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def purity(clusters: list[Cluster]) -> float:
 def shuffled_purity(assignment: Tensor, label: Tensor, k: int, draws: Generator) -> float:
     """Mean purity of SHUFFLES random orders of the labels: what these cluster sizes reach without looking at the images."""
     orders = (torch.randperm(len(label), generator=draws) for _ in range(SHUFFLES))
-    return sum(purity(tally(assignment, label[order], k)) for order in orders) / SHUFFLES
+    return math.fsum(purity(tally(assignment, label[order], k)) for order in orders) / SHUFFLES
 
 
 def choose(assignment: Tensor, clusters: int, members: int, draws: Generator) -> list[tuple[int, Tensor]]:

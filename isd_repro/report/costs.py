@@ -6,6 +6,7 @@ used. A run without a list of attempts shows the seconds of its record: work tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,13 +83,13 @@ def table(costs: Sequence[Cost]) -> CostTable:
     lost = [cost for cost in costs if cost.outcome in ("failed", "killed")]
     notes = ["CPU-hours are wall-clock time times threads, an upper bound of the CPU time used."]
     if lost:
-        notes.append(f"{len(lost)} attempts failed or were killed: {text.duration(sum(cost.seconds for cost in lost))}.")
+        notes.append(f"{len(lost)} attempts failed or were killed: {text.duration(math.fsum(cost.seconds for cost in lost))}.")
     heads = ("Run", "Stage", "Outcome", "Attempts", "Device", "Wall time", "CPU-hours", "GPU-hours")
     return CostTable(heads, (*rows, *sums), 3, tuple(notes))
 
 
 def _hours(members: Sequence[Cost]) -> tuple[str, str, str]:
     """Wall time, CPU-hours and GPU-hours of attempts that used one GPU or none."""
-    cpu = sum(cost.seconds * cost.threads / 3600 for cost in members)
-    gpu = sum(cost.seconds / 3600 for cost in members if cost.on_gpu)
-    return text.duration(sum(cost.seconds for cost in members)), f"{cpu:.3f}", f"{gpu:.3f}" if gpu else "0"
+    cpu = math.fsum(cost.seconds * cost.threads for cost in members) / 3600
+    gpu = math.fsum(cost.seconds for cost in members if cost.on_gpu) / 3600
+    return text.duration(math.fsum(cost.seconds for cost in members)), f"{cpu:.3f}", f"{gpu:.3f}" if gpu else "0"

@@ -6,6 +6,7 @@ paper's protocol is not the run's, whatever the reason, or where our number cann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -201,7 +202,7 @@ def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
     if len(values) < len(parts):
         return cell
     level = RECORDED if any(part.level == RECORDED for part in parts) else ""
-    return replace(cell, kind="mean", value=sum(values) / len(values), level=level, detail=f"mean of {len(values)} columns")
+    return replace(cell, kind="mean", value=math.fsum(values) / len(values), level=level, detail=f"mean of {len(values)} columns")
 
 
 def _notes(table: PaperTable) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
         "config": config,
         "config_from": "record" if found.pretrain else "params.yaml",
         "manifest": manifest.model_dump(mode="json") if manifest else None,
-        "seconds": sum(record.provenance.seconds for record in found.records.values()),
+        "seconds": math.fsum(record.provenance.seconds for record in found.records.values()),
         "parts": {part: _part_facts(found.run, part, record) for part, record in found.records.items()},
     }
 
@@ -163,7 +164,7 @@ def linked(note: str) -> list[tuple[str, bool]]:
 
 def total_seconds(records: Records) -> float:
     """Seconds of all parts of all runs."""
-    return sum(record.provenance.seconds for found in records.runs.values() for record in found.records.values())
+    return math.fsum(record.provenance.seconds for found in records.runs.values() for record in found.records.values())
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:

@@ -7,6 +7,7 @@ one kind of subset have a row a draw and a column a method, as the paper prints 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -415,4 +416,4 @@ def _mean_of_targets(kind: str, cells: Sequence[Cell]) -> Cell:
         return replace(blank, detail=f"{len(values)} of {len(cells)} data sets have a number")
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else like.level
     detail = f"mean of the {len(cells)} numbers to the left"
-    return replace(blank, kind="mean", value=sum(values) / len(values), level=level, detail=detail)
+    return replace(blank, kind="mean", value=math.fsum(values) / len(values), level=level, detail=detail)

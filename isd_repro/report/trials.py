@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from statistics import stdev
 
 from isd_repro.config.params import Params, Trials
@@ -12,15 +13,20 @@ from isd_repro.report.hypothesis import by_class
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import score_cell
 
+_TRIAL = re.compile(r",? trial \d+$")
+
 
 def chosen(params: Params, records: Records, asked: Trials) -> dict[str, Cell]:
-    """The best trial of each method whose trials have all been scored; the first of equals. Methods by `method.name`."""
+    """The best trial of each method whose trials have all been scored; the first of equals.
+
+    Runs whose labels differ in the number of the trial alone (`ISD, trial 1`) are trials of one method.
+    """
     references = {params.report.reference, params.report.pixels}
     trials: dict[str, list[Cell]] = {}
     for name, run in params.runs.items():
         if name not in references:
             cell = score_cell(records.runs[name], "student", f"{asked.k}-NN", asked.group)
-            trials.setdefault(run.method.name, []).append(cell)
+            trials.setdefault(_TRIAL.sub("", run.label), []).append(cell)
     return {
         method: max(cells, key=lambda cell: cell.value or 0.0)
         for method, cells in trials.items()
@@ -31,11 +37,12 @@ def chosen(params: Params, records: Records, asked: Trials) -> dict[str, Cell]:
 def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]:
     """The trial taken of each method, and what the trials say of the comparison to come."""
     best = chosen(params, records, asked)
-    rows = tuple(Row(f"{method}: {params.runs[cell.runs[0]].label}", (cell,), cell.runs[0]) for method, cell in best.items())
+    rows = tuple(Row(params.runs[cell.runs[0]].label, (cell,), cell.runs[0]) for cell in best.values())
     columns = (Column(f"{asked.group.capitalize()} queries", f"{asked.k}-NN, student"),)
     note = "Optimistic, because each trial was chosen by this number."
     taken = [Table("trials-taken", "Trials taken", "Method", columns, rows, notes=(note,), sortable=False)] if rows else []
-    return [*taken, *_precision(records, asked, best)]
+    by_name = {params.runs[cell.runs[0]].method.name: cell for cell in best.values()}
+    return [*taken, *_precision(records, asked, by_name)]
 
 
 def _precision(records: Records, asked: Trials, best: dict[str, Cell]) -> list[Table]:

@@ -19,13 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from isd_repro.runtime.errors import DataError, UserError
 
 _PARTIAL = ".partial"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+_NOT_OFFERED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what a file system answers that has no fsync
+_ADVICE = (
+    ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, "free disk space or raise the quota, then run the same command again"),
+    ({errno.EACCES, errno.EPERM, errno.EROFS}, "check the permissions there and whether the file system is read-only"),
+    ({errno.EMFILE, errno.ENFILE}, "raise the limit on open files (ulimit -n)"),
+    ({errno.EIO, errno.ESTALE}, "the disk or the network file system failed; check it, then run the same command again"),
+    (
+        {*_NOT_OFFERED, errno.ENOLCK, errno.ENODEV},
+        "this file system lacks an operation that is needed, as flock or mmap; use another one (ISD_STATE_ROOT, ISD_PACK_ROOT)",
+    ),
+)
 
 
 class Busy(UserError):
@@ -49,6 +60,12 @@ def named_path(variable: str, hint: str) -> Path:
     return path
 
 
+def advice(error: OSError) -> str:
+    """What a user can do about an error of the system."""
+    usual = "check free disk space and permissions, then run the same command again"
+    return next((words for numbers, words in _ADVICE if error.errno in numbers), usual)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -66,11 +83,10 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        with _naming(path), _held(partial):
+        with naming(path), _held(partial):
             with partial.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
             if keep is not None and path.exists():
                 path.replace(keep)
             partial.replace(path)
@@ -81,13 +97,23 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A write that fails does not say where: give its error the path."""
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an `OSError` without a file, as of a failed write, gets the path."""
     try:
         yield
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def sync(file: IO[bytes]) -> None:
+    """Bring a file to the disk, as far as the file system can."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 @contextmanager
@@ -121,7 +147,7 @@ def put_aside(path: Path) -> Path:
 def check_writable(folder: Path) -> None:
     """Make a folder, and a file in it that nobody sees: `OSError` now rather than after days of work."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _naming(folder), tempfile.TemporaryFile(dir=folder):
+    with naming(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
@@ -142,7 +168,7 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes; `DataError` where the file is missing."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", "run the stage that writes it; `dvc repro` runs every stage that is needed")
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -195,13 +221,13 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
             busy = f"{busy} by {path.read_text('utf-8').strip() or 'another process'}"
         raise Busy(busy, "wait until it has finished, or stop it") from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.filename:  # it cannot be opened; the lock itself names no file
             raise
-        raise UserError(f"{path}: cannot be locked ({error.strerror})", "use a file system with file locks (flock)") from error
+        raise UserError(f"{path}: cannot be locked ({error.strerror})", advice(error)) from error
     holder = f"process {os.getpid()} on {platform.node()}"
     try:
         try:
-            with _naming(path):
+            with naming(path):
                 path.write_text(holder, "utf-8")
         except OSError:  # a full disk: the file is still ours, whatever it holds
             path.unlink(missing_ok=True)

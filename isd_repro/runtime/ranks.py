@@ -90,6 +90,22 @@ def gather(rows: Tensor, span: int = 0) -> Tensor:
     return found.flatten(0, 1)
 
 
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As `gather` of all ranks; the gradient of a rank's rows is the sum of what all ranks' losses give them."""
+    gathered: Tensor = _Gather.apply(rows) if world() > 1 else rows
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0].contiguous(), world()).chunk(world())[rank()]
+
+
 @torch.no_grad()
 def total(values: Tensor, span: int) -> Tensor:
     """Sum over the `span` neighbouring ranks that share a BatchNorm group, the same bits on each of them."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, Tracking
 from isd_repro.runtime.errors import UserError
+from isd_repro.runtime.files import advice
 from isd_repro.tracking import media, metrics, names, session
 from isd_repro.tracking.live_view import LiveView
 from isd_repro.tracking.names import StageRun
@@ -45,9 +46,7 @@ class RunTracker:
                 if self._file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
-                raise UserError(
-                    f"{self._path}: cannot be written ({error})", "free disk space and run the same command again; it resumes"
-                ) from error
+                raise UserError(f"{self._path}: cannot be written ({error.strerror})", advice(error)) from error
         self.view.log(row)
         if "warning" in row and not self._warned:
             self._warned = True

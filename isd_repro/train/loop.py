@@ -45,11 +45,27 @@ class Hooks:
 def optimizer_of(method: nn.Module, optim: Optim, numerics: Numerics | None = None) -> Optimizer:
     """SGD over every parameter that takes a gradient, BatchNorm and biases included (UMBCvision/ISD at 4bdd603).
 
+    With `optim.exclude_norm_and_bias` vectors get no weight decay. Modules in a method's `fixed_lr` keep the first learning
+    rate.
+
     With engine `fast` one kernel on CUDA (DEV-24). Not on a CPU, where it is the slower one for weights in channels_last.
     """
-    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    fused = True if numerics and numerics.engine == "fast" and parameters and parameters[0].is_cuda else None
-    return SGD(parameters, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay, fused=fused)
+    fixed = {id(parameter) for module in getattr(method, "fixed_lr", ()) for parameter in module.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            decays = parameter.dim() > 1 or not optim.exclude_norm_and_bias
+            groups.setdefault((decays, id(parameter) in fixed), []).append(parameter)
+    on_cuda = any(parameter.is_cuda for members in groups.values() for parameter in members)
+    return SGD(
+        [
+            {"params": members, "weight_decay": optim.weight_decay if decays else 0.0, "fixed_lr": is_fixed}
+            for (decays, is_fixed), members in groups.items()
+        ],
+        lr=optim.lr,
+        momentum=optim.sgd_momentum,
+        fused=True if numerics and numerics.engine == "fast" and on_cuda else None,
+    )
 
 
 def train(
@@ -130,7 +146,8 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if not group["fixed_lr"]:
+            group["lr"] = lr
 
 
 # --- several ranks ----------------------------------------------------------------------------------------------------------

@@ -130,7 +130,14 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     with naming(layout.file, name), torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         _check_machine(run)
         torch.manual_seed(run.numerics.seed)
-        setting = Setting(len(prepared.identity.classes), run.optim.batch_size, **engine.setting_of(run.numerics))
+        size, images = run.optim.batch_size, len(prepared.split("train").index)
+        setting = Setting(
+            classes=len(prepared.identity.classes),
+            images=images,
+            batch_size=size,
+            steps=run.optim.epochs * (images // size),
+            **engine.setting_of(run.numerics),
+        )
         method: nn.Module = methods.load(run.method.name).Method(
             method_config, lambda: backbones.build(run.backbone, run.data.image_size), setting
         )

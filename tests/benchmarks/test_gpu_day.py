@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,46 @@ def test_a_step_that_hangs_is_killed_and_one_that_fails_is_told(tmp_path: Path, 
     monkeypatch.setattr(gpu_day, "LEAST", 0.1)
     monkeypatch.setattr(gpu_checks, "CHECKS", {"environment": hangs, "smoke": fails})
     monkeypatch.setattr(cases, "cases", lambda toy: {"loss-d128": cases.Case(measure, harness.Sizes())})
-    day = gpu_day.Day(tmp_path, 60, toy=False)
+    out, archive = tmp_path / "day", tmp_path / "back" / "day.tar.gz"
+    day = gpu_day.Day(out, 60, toy=False, archive=archive)
     assert day.run([{"environment": 1.0, "smoke": 9.0}, {"loss-d128": 9.0}]) == 1
     ends = {"environment": "killed at its limit", "loss-d128": "ok", "smoke": "failed with 1"}
     assert {name: how for name, how, _ in day.ends} == ends
-    text = "\n".join(gpu_day.summary(tmp_path, day.ends, 1.0))
+    text = "\n".join(gpu_day.summary(out, day.ends, 1.0))
     assert "FAILED smoke: one of two: ZeroDivisionError: nothing" in text
     assert "FAILED smoke: failed: RuntimeError: no such kernel" in text
     assert "loss-d128: b 1000 ms, x2.00" in text
     assert "environment: before: ms=1" in text
-    assert "words" in (tmp_path / "log.txt").read_text("utf-8")
+    assert "words" in (out / "log.txt").read_text("utf-8")
+    with tarfile.open(archive) as packed:
+        assert set(packed.getnames()) == {f"day/{path.name}" for path in out.iterdir()}
+    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
+
+
+def test_the_archive_has_what_was_found_when_a_later_step_is_cut_off(tmp_path: Path) -> None:
+    day = gpu_day.Day(tmp_path / "day", 60, toy=True, archive=tmp_path / "day.tar.gz")
+    gpu_day.append(day.out, {"step": "a", "name": "found", "ms": 1})
+    day._ended("a", "ok", 1.0)
+    with tarfile.open(tmp_path / "day.tar.gz") as packed:
+        found = packed.extractfile("day/results.jsonl")
+        assert found is not None
+        assert b'"ms": 1' in found.read()
+
+
+def test_the_speed_of_a_step_is_told_in_images_and_as_a_share_of_the_roofline() -> None:
+    found = harness.Comparison("step", {}, {"a": (2.0, 2.0), "b": (1.0, 1.0)}, images=512, least={"a": 0.5})
+    assert [found.speed(name) for name in "ab"] == [", 256 images/s, 25% of the roofline", ", 512 images/s"]
+    assert found.as_json()["speed"]["b"] == "512 images/s"
+
+
+def test_the_time_of_a_longer_training_follows_from_its_images(tmp_path: Path) -> None:
+    for name, count in (("a", 9), ("b", 9), ("c", 4)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "train" / name / f"{number}.png").touch()
+    profile = gpu_checks._profile(tmp_path, toy=True, epochs=3)
+    assert profile["runs"]["isd"]["optim"]["epochs"] == 3
+    assert gpu_checks._train_images(tmp_path, profile) == 9 + 9 + 8  # rare classes have 8 in a toy
 
 
 def test_every_step_of_the_plan_exists() -> None:

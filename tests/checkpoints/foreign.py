@@ -129,24 +129,29 @@ WRITERS: dict[str, tuple[str, Callable[[State, State], Any], bool]] = {  # test 
     "isd-plus": ("isd-plus", authors(parallel=True, head=True, predictor=True, bank=True, labels=True), True),
     "byol": ("byol", authors(parallel=True, head=True, predictor=True, bank=False, labels=False), True),
     "msf": ("msf", authors("encoder_t", parallel=True, head=True, predictor=True, bank=True, labels=True), True),
-    "compress": ("compress or torchvision", compress, False),
+    "compress": ("torchvision's names", compress, False),
     "moco-v2": ("moco-v2", moco, True),
     "moco-bare": ("moco", lambda student, ema: {"state_dict": under("encoder_q.", student)}, False),
     "solo-learn": ("solo-learn", solo, True),
     "solo-learn-old": (
         "solo-learn",
-        lambda student, ema: lightning(under("encoder.", student) | under("momentum_encoder.", ema) | mlp("projector")),
+        lambda student, ema: lightning(
+            under("encoder.", student)
+            | under("momentum_encoder.", ema)
+            | mlp("projector")
+            | under("classifier.", nn.Linear(512, 10).state_dict())
+        ),
         True,
     ),
-    "lightly": ("lightly", lightly, True),
-    "lightly-numbered": ("lightly indexed", lightly_numbered, True),
-    "lightly-backbone-alone": ("lightly indexed", lambda student, ema: numbered(student), False),
+    "lightly": ("torchvision's names", lightly, True),
+    "lightly-numbered": ("numbered children", lightly_numbered, True),
+    "lightly-backbone-alone": ("numbered children", lambda student, ema: numbered(student), False),
     "torchvision": (
-        "resnet (torchvision, timm)",
+        "torchvision's names",
         lambda student, ema: student | under("fc.", nn.Linear(512, 1000).state_dict()),
         False,
     ),
-    "compiled": ("resnet (torchvision, timm)", lambda student, ema: under("_orig_mod.module.", student), False),
+    "compiled": ("torchvision's names", lambda student, ema: under("_orig_mod.module.", student), False),
 }
 
 

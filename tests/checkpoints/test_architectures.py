@@ -69,7 +69,7 @@ def test_real_models_are_named_and_rebuilt_tensor_for_tensor(library: str, given
 def test_files_of_real_timm_models(name: str, file: str, images: Tensor, write: Write) -> None:
     net = randomise(timm.create_model(name, pretrained=False), 1)
     found = checkpoints.load(write(net.state_dict(), file), arch=name)
-    assert found.layout == "resnet (torchvision, timm)"
+    assert found.layout == "torchvision's names"
     assert sorted(row.key for row in found.tensors if row.use == "head dropped") == ["fc.bias", "fc.weight"]
     net.reset_classifier(0)  # type: ignore[operator]
     assert torch.equal(run(found.encoders["student"], images), run(net, images))

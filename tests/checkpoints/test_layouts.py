@@ -22,7 +22,7 @@ from isd_repro.tensor_files import save_tensors
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.checkpoint import save as save_resume
 from tests.checkpoints.conftest import Write
-from tests.checkpoints.foreign import WRITERS, State, authors, backbone, randomise, solo, under
+from tests.checkpoints.foreign import WRITERS, State, authors, backbone, mlp, randomise, solo, under
 
 Nets = dict[str, ResNet]
 ISD = authors(parallel=True, head=False, predictor=True, bank=True, labels=False)
@@ -137,7 +137,7 @@ def test_the_mix_of_the_released_evaluation_only_when_asked_for(nets: Nets, want
 
 @pytest.mark.parametrize("which", ["teacher", "both"])
 def test_a_teacher_that_is_not_there(which: Any, nets: Nets, write: Write) -> None:
-    with pytest.raises(DataError, match=r"no teacher in it \(layout resnet .*: student\)") as caught:
+    with pytest.raises(DataError, match=r"no teacher in it \(layout torchvision's names: student\)") as caught:
         checkpoints.load(write(backbone(nets["student"])), which)
     assert caught.value.hint == "use --which student"
 
@@ -193,7 +193,7 @@ def test_our_resume_file_infers_its_backbone(pool: int, tmp_path: Path) -> None:
     method = Method(
         Config(tau_student=0.1, tau_teacher=0.1, momentum=0.9, bank_size=8, heads="mlp"),
         lambda: build(config, 12),
-        Setting(classes=2, batch_size=4),
+        Setting(classes=2, images=4, batch_size=4, steps=1),
     )
     randomise(method.student, 1)
     randomise(method.teacher, 2)
@@ -221,7 +221,7 @@ def test_a_features_file_is_no_checkpoint(tmp_path: Path) -> None:
         checkpoints.load(path)
 
 
-def test_solo_learn_pads_its_small_stem_by_two(images: Tensor, write: Write) -> None:
+def test_solo_learn_pads_its_small_stem_by_two(nets: Nets, images: Tensor, write: Write) -> None:
     net: Any = randomise(build(BackboneConfig(arch="resnet18", stem="small"), 32), 5)
     state = net.state_dict()
     net.conv1.padding = (2, 2)
@@ -230,7 +230,15 @@ def test_solo_learn_pads_its_small_stem_by_two(images: Tensor, write: Write) -> 
     small = images[:, :, :16, :16]
     assert torch.equal(features(found.encoders["student"], small), features(net, small))
     assert found.arch == "resnet18-small"
-    assert any("pads the 3x3 stem" in note for note in found.notes)
+    assert any("padding 2 (solo-learn's)" in note for note in found.notes)
     net.conv1.padding = (1, 1)
-    path = write(under("backbone.", state))
-    assert torch.equal(features(checkpoints.load(path).encoders["student"], small), features(net, small))
+    plain = features(net, small)
+    named = under("backbone.", state)
+    for other in (named, named | mlp("projector"), named | mlp("projector") | mlp("predictor", 4)):  # Barlow Twins, SimSiam
+        found = checkpoints.load(write({"state_dict": other}))
+        assert torch.equal(features(found.encoders["student"], small), plain)
+        assert found.layout == "torchvision's names"
+        assert any("--padding states another" in note for note in found.notes)
+    assert torch.equal(features(checkpoints.load(write(solo(state, state)), padding="1").encoders["student"], small), plain)
+    with pytest.raises(ConfigError, match="--padding 2: the stem is 7x7"):
+        checkpoints.load(write(WRITERS["moco-v2"][1](*states(nets))), padding="2")

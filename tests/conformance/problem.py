@@ -32,6 +32,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "isd-moco": {"heads": "moco", "dim": 6},
     "isd-none": {"heads": "none"},
     "moco-mlp": {"heads": "mlp", "dim": 6},
+    "moco-schedule": {"tau_schedule": {"max": 1.0, "half_period": 2}},
+    "byol-symmetric": {"symmetric": True},
+    "sce-mlp": {"heads": "mlp"},
 }
 
 
@@ -56,7 +59,8 @@ def build(
     values = module.Config.model_validate(profile_options(name) if options is None else options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        setting = Setting(CLASSES, batch_size, **engine.setting_of(NUMERICS))
+        images = STEPS_PER_EPOCH * batch_size
+        setting = Setting(classes=CLASSES, images=images, batch_size=batch_size, steps=STEPS, **engine.setting_of(NUMERICS))
         method: nn.Module = module.Method(values, lambda: backbones.build(BACKBONE, SIDE), setting)
     set_bn_groups(method, groups)
     return method.train()
@@ -76,7 +80,7 @@ class Noise:
         label = torch.randperm(count, generator=draws) % CLASSES
         pattern = torch.randn(CLASSES, *shape, generator=torch.Generator().manual_seed(99))[label]
         views = [pattern + 0.5 * torch.randn(count, *shape, generator=draws) for _ in range(2)]
-        return Batch(views[0], views[1], torch.arange(count), label, torch.randperm(count, generator=draws))
+        return Batch(views[0], views[1], torch.arange(count), label, torch.randperm(count, generator=draws), step)
 
 
 def optimizer_of(method: nn.Module) -> Optimizer:

@@ -14,7 +14,7 @@ from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.interfaces import Batch
 from isd_repro.runtime.errors import Preempted
 from isd_repro.tensor_files import load_tensors, save_tensors
-from isd_repro.train import checkpoint
+from isd_repro.train import checkpoint, loop, schedule
 from tests.conformance import problem
 from tests.conformance.problem import (
     BATCH,
@@ -54,9 +54,13 @@ def has_teacher(method: nn.Module) -> bool:
     return "teacher" in encoders_of(method)
 
 
+def is_symmetric(method: nn.Module) -> bool:
+    return bool(getattr(method, "symmetric", False))
+
+
 def test_a_method_without_a_run_is_no_silent_gap() -> None:
-    with pytest.raises(AssertionError, match="add a run with method simclr to a params"):
-        profile_options("simclr")
+    with pytest.raises(AssertionError, match="add a run with method vicreg to a params"):
+        profile_options("vicreg")
 
 
 def test_isd_says_its_dim_only_where_it_is_given() -> None:
@@ -124,15 +128,16 @@ def test_gradients_reach_the_whole_student_and_no_teacher(name: str) -> None:
     if has_teacher(method):
         teacher = encoders_of(method)["teacher"]
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert batch.view_teacher.grad is None or not batch.view_teacher.grad.any()
+    assert (batch.view_teacher.grad is not None and bool(batch.view_teacher.grad.any())) == is_symmetric(method)
 
 
 @each_method
-def test_the_teachers_view_matters_exactly_where_there_is_a_teacher(name: str) -> None:
+def test_the_second_view_matters_exactly_where_something_looks_at_it(name: str) -> None:
     method, other = build(name), build(name)
     batch = Noise().at(0)
     changed = replace(batch, view_teacher=batch.view_teacher.flip(3))
-    assert (loss_of(method, batch).item() != loss_of(other, changed).item()) == has_teacher(method)
+    looks = has_teacher(method) or is_symmetric(method)
+    assert (loss_of(method, batch).item() != loss_of(other, changed).item()) == looks
 
 
 @each_method
@@ -233,8 +238,50 @@ def test_a_teacher_sees_its_view_in_the_drawn_order(name: str) -> None:
     teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     batch = Noise().at(0)
     method(batch)
-    assert len(seen) == 1
     assert torch.equal(seen[0], batch.view_teacher[batch.shuffle])
+    assert [torch.equal(each, batch.view_student[batch.shuffle]) for each in seen[1:]] == [True] * is_symmetric(method)
+
+
+@each_method
+def test_the_average_is_updated_once_in_a_step(name: str) -> None:
+    """However often the teacher is asked. All methods call the EMA factor `momentum`."""
+    method = build(name)
+    if not has_teacher(method):
+        return
+    losses(method, 0, 1)  # so that student and teacher differ
+    encoders = encoders_of(method)
+    pairs = zip(encoders["teacher"].parameters(), encoders["student"].parameters(), strict=True)
+    momentum: float = method.config.momentum  # type: ignore[assignment,union-attr]
+    want = [ours.detach().lerp(theirs.detach(), 1 - momentum) for ours, theirs in pairs]
+    loss_of(method, Noise().at(1))
+    for ours, expected in zip(encoders["teacher"].parameters(), want, strict=True):
+        torch.testing.assert_close(ours.detach(), expected)
+
+
+# --- optimizer ----------------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_fixed_modules_keep_their_learning_rate(name: str) -> None:
+    method = build(name)
+    optimizer = optimizer_of(method)
+    train(method, optimizer)
+    fixed = {id(weight) for module in getattr(method, "fixed_lr", ()) for weight in module.parameters()}
+    found = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    last = schedule.lr_at(EPOCHS, problem.OPTIM)
+    assert last < problem.OPTIM.lr
+    assert found == {key: problem.OPTIM.lr if key in fixed else last for key in found}
+    assert fixed <= found.keys()
+
+
+def test_norms_and_biases_are_excluded_from_weight_decay_where_asked() -> None:
+    method = build("isd")
+    optim = problem.OPTIM.model_copy(update={"exclude_norm_and_bias": True})
+    groups = loop.optimizer_of(method, optim).param_groups
+    decays = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    trained = [weight for weight in method.parameters() if weight.requires_grad]
+    assert decays == {id(weight): optim.weight_decay if weight.dim() > 1 else 0.0 for weight in trained}
+    assert [group["weight_decay"] for group in optimizer_of(method).param_groups] == [problem.OPTIM.weight_decay]
 
 
 # --- what is exported ---------------------------------------------------------------------------------------------------

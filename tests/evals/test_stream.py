@@ -156,5 +156,5 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(world: World) -> 
 
 
 def test_two_processes_do_not_write_one_folder(world: World) -> None:
-    with stream._folder(world.root, IDENTITY), pytest.raises(UserError, match="another process extracts"):
+    with stream._folder(world.root, IDENTITY), pytest.raises(UserError, match="these features are already being extracted"):
         world.run()

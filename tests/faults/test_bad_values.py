@@ -19,13 +19,15 @@ TEXT = (ROOT / "params.yaml").read_text("utf-8")
     ("old", "new", "words"),
     [
         ("lr: 0.03", "lr: .inf", "finite"),
-        ("mean: [0.13]", "mean: [.nan]", "finite"),
-        ("numerics: &numerics {seed: 0", "numerics: &numerics {seed: 18446744073709551616", "less than"),
+        ("- 0.13", "- .nan", "finite"),
+        ("numerics: {seed: 0", "numerics: {seed: 18446744073709551616", "less than"),
         ("knn: {k: [1, 20]}", "knn: {k: []}", "at least 1 item"),
+        ("knn: {k: [1, 20]}", "knn: {k: [1, 20, 1]}", "evaluation.knn.k: 1 is listed twice"),
+        ("linear_runs:\n", "linear_runs:\n- isd\n", "linear_runs: 'isd' is listed twice"),
         ("store: {channels: 1}", "store: {channels: 3}", "its subset has 3-channel images"),
         ("root: .", "root: /tmp", "root: '/tmp' is absolute"),
         ("  isd:\n", "  isd-t0.1:\n", "pattern"),
-        ('title: "Demo', 'title: !tag "Demo', "not YAML"),
+        ("title: ", "title: !tag ", "not YAML"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:

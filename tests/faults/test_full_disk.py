@@ -45,7 +45,8 @@ def sound(folder: Path, stage: str, result: chain.Result, finished: Path) -> Non
     if result.code != 0:
         assert result.code in {1, 4}, result
         assert "error: " in result.err, result
-        assert "hint: " in result.err
+        assert "hint: free disk space" in result.err, result
+        assert str(folder) in result.err.partition("error: ")[2].partition("hint: ")[0], f"which file? {result.err}"
         assert "Traceback" not in result.err
     ours, theirs = chain.meaning(chain.files(folder)), chain.meaning(chain.files(finished))
     for name, content in ours.items():

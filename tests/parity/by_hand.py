@@ -5,6 +5,7 @@ Only the differentiation is PyTorch's. Networks are dictionaries of tensors with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ from isd_repro.interfaces import Batch
 
 State = dict[str, Tensor]
 EPS, BN_MOMENTUM = 1e-5, 0.1
-MOCO_HEADS = ("moco", "isd-moco")  # kinds whose projector has no BatchNorm and is followed by no predictor
+# kinds whose projector has no BatchNorm and is followed by no predictor
+MOCO_HEADS = ("moco", "moco-schedule", "isd-moco", "sce", "simclr")
 
 
 class Backbone(nn.Module):
@@ -40,7 +42,10 @@ def batchnorm(state: State, name: str, x: Tensor, groups: int) -> Tensor:
         centred = part - mean
         variance = centred.square().mean((0, 2), keepdim=True)
         count = part.shape[0] * part.shape[2]
-        outputs.append(centred / (variance + EPS).sqrt() * state[f"{name}.weight"][:, None] + state[f"{name}.bias"][:, None])
+        normed = centred / (variance + EPS).sqrt()
+        if f"{name}.weight" in state:
+            normed = normed * state[f"{name}.weight"][:, None] + state[f"{name}.bias"][:, None]
+        outputs.append(normed)
         means.append(mean.flatten().detach())
         variances.append(variance.flatten().detach() * count / (count - 1))
     for key, values in (("running_mean", means), ("running_var", variances)):
@@ -76,6 +81,14 @@ def mlp(state: State, name: str, x: Tensor, groups: int, norm: bool = True) -> T
     return (hidden * (hidden > 0)) @ state[f"{name}.{last}.weight"].T + state[f"{name}.{last}.bias"]
 
 
+def simsiam_projector(state: State, name: str, x: Tensor, groups: int) -> Tensor:
+    """Linear and BatchNorm three times, ReLU behind the first two."""
+    for linear in (0, 3, 6):
+        x = batchnorm(state, f"{name}.{linear + 1}", (x @ state[f"{name}.{linear}.weight"].T)[:, :, None], groups)[:, :, 0]
+        x = x * (x > 0) if linear < 6 else x
+    return x
+
+
 def unit(x: Tensor) -> Tensor:
     return x / x.square().sum(1, keepdim=True).sqrt()
 
@@ -93,6 +106,7 @@ class Hand:
     options: dict[str, float]
     groups: int
     pointer: int = 0
+    first_lr: float = 0.0
     velocity: State = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
@@ -103,10 +117,13 @@ class Hand:
         hidden = backbone(self.state, f"{who}.backbone", images, self.groups)
         if self.kind == "isd-none":
             return hidden
+        if self.kind == "simsiam":
+            return simsiam_projector(self.state, f"{who}.projector", hidden, self.groups)
         return mlp(self.state, f"{who}.projector", hidden, self.groups, norm=self.kind not in MOCO_HEADS)
 
     def step(self, batch: Batch, lr: float, sgd_momentum: float, weight_decay: float) -> None:
         """Student, teacher's weights, shuffled teacher, old bank, enqueue, SGD: in this order."""
+        self.first_lr = self.first_lr or lr
         weights = [name for name in self.state if self.trained(name)]
         for name in weights:
             self.state[name] = self.state[name].detach().requires_grad_()
@@ -116,39 +133,78 @@ class Hand:
         for name, gradient in zip(weights, gradients, strict=True):
             slope = gradient + weight_decay * self.state[name].detach()
             self.velocity[name] = sgd_momentum * self.velocity[name] + slope if name in self.velocity else slope
-            self.state[name] = self.state[name].detach() - lr * self.velocity[name]
+            fixed = self.kind == "simsiam" and name.startswith("predictor.")
+            self.state[name] = self.state[name].detach() - (self.first_lr if fixed else lr) * self.velocity[name]
 
     def trained(self, name: str) -> bool:
         return name.startswith(("student.", "predictor.", "classifier.")) and name.endswith(("weight", "bias"))
 
     def loss(self, batch: Batch) -> Tensor:
+        if self.kind in ("simclr", "simsiam"):
+            return self.symmetric_loss(batch)
         hidden = self.embed("student", batch.view_student)
         if self.kind == "supervised":
             logits = hidden @ self.state["classifier.weight"].T + self.state["classifier.bias"]
             return -log_softmax(logits)[torch.arange(len(logits)), batch.label].mean()
         student = unit(hidden if self.kind in MOCO_HEADS else mlp(self.state, "predictor", hidden, self.groups))
-        teacher = self.teach(batch)
-        if self.kind == "byol":
-            return (2 - 2 * (student * teacher).sum(1)).mean()
+        self.average()
+        teacher = self.taught(batch.view_teacher, batch.shuffle)
+        if self.kind.startswith("byol"):
+            distance = (2 - 2 * (student * teacher).sum(1)).mean()
+            if self.kind == "byol":
+                return distance
+            other = unit(mlp(self.state, "predictor", self.embed("student", batch.view_teacher), self.groups))
+            return distance + (2 - 2 * (other * self.taught(batch.view_student, batch.shuffle)).sum(1)).mean()
         old = self.state["bank.rows"].clone()
         for row in teacher:
             self.state["bank.rows"][self.pointer] = row
             self.pointer = (self.pointer + 1) % len(old)
+        if self.kind == "msf":
+            bank = self.state["bank.rows"]
+            nearest = [
+                sorted(range(len(bank)), key=lambda at: -float(k @ bank[at]))[: int(self.options["neighbours"])] for k in teacher
+            ]
+            return torch.stack([2 - 2 * q @ bank[at] for q, those in zip(student, nearest, strict=True) for at in those]).mean()
+        logits = torch.cat([(student * teacher).sum(1)[:, None], student @ old.T], dim=1)
         if self.kind.startswith("moco"):
-            logits = torch.cat([(student * teacher).sum(1)[:, None], student @ old.T], dim=1) / self.options["tau"]
-            return -log_softmax(logits)[:, 0].mean()
+            return -log_softmax(logits / self.tau(batch.step))[:, 0].mean()
+        if self.kind.startswith("sce"):
+            spread = (teacher @ old.T / self.options["tau_teacher"]).exp()
+            soft = (1 - self.options["lam"]) * spread / spread.sum(1, keepdim=True)
+            target = torch.cat([torch.full((len(soft), 1), self.options["lam"], dtype=soft.dtype), soft], dim=1)
+            return -(target * log_softmax(logits / self.options["tau_student"])).sum(1).mean()
         log_student = log_softmax(student @ old.T / self.options["tau_student"])
         log_teacher = log_softmax(teacher @ old.T / self.options["tau_teacher"])
         return (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
 
+    def symmetric_loss(self, batch: Batch) -> Tensor:
+        one, other = self.embed("student", batch.view_student), self.embed("student", batch.view_teacher)
+        if self.kind == "simsiam":
+            first, second = (unit(mlp(self.state, "predictor", each, self.groups)) for each in (one, other))
+            return -((first * unit(other).detach()).sum(1) + (second * unit(one).detach()).sum(1)).mean() / 2
+        rows = torch.cat([unit(one), unit(other)])
+        terms, half = [], len(one)
+        for at, row in enumerate(rows):
+            powers = [(row @ each / self.options["tau"]).exp() for place, each in enumerate(rows) if place != at]
+            terms.append(torch.stack(powers).sum().log() - row @ rows[(at + half) % len(rows)] / self.options["tau"])
+        return torch.stack(terms).mean()
+
+    def tau(self, step: int) -> float:
+        """An epoch is a step here; the schedule goes from 0.9 to 0.2 in two epochs."""
+        low = self.options["tau"]
+        return low + (0.9 - low) * (1 + math.cos(math.pi * (step + 1) / 2)) / 2 if self.kind == "moco-schedule" else low
+
     @torch.no_grad()
-    def teach(self, batch: Batch) -> Tensor:
+    def average(self) -> None:
         share: Callable[[str], Tensor] = lambda name: self.state[name.replace("teacher.", "student.", 1)].detach()  # noqa: E731
         for name in self.state:
             if name.startswith("teacher.") and name.endswith(("weight", "bias")):
                 self.state[name] = self.options["momentum"] * self.state[name] + (1 - self.options["momentum"]) * share(name)
-        shuffled = unit(self.embed("teacher", torch.stack([batch.view_teacher[at] for at in batch.shuffle.tolist()])))
+
+    @torch.no_grad()
+    def taught(self, view: Tensor, shuffle: Tensor) -> Tensor:
+        shuffled = unit(self.embed("teacher", torch.stack([view[at] for at in shuffle.tolist()])))
         rows: list[Tensor] = [torch.empty(0)] * len(shuffled)
-        for position, at in enumerate(batch.shuffle.tolist()):
+        for position, at in enumerate(shuffle.tolist()):
             rows[at] = shuffled[position]
         return torch.stack(rows)

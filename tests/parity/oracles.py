@@ -63,6 +63,35 @@ def moco_gradient(student: Rows, teacher: Rows, bank: Rows, tau: float) -> list[
     return gradient
 
 
+def sce_loss(student: Rows, teacher: Rows, bank: Rows, lam: float, tau_student: float, tau_teacher: float) -> float:
+    """Mean over images of -sum_j w(j) log p(j), w = lam at the positive, (1 - lam) softmax(k . x / tau_teacher) in the bank."""
+    terms = []
+    for q, k in zip(student, teacher, strict=True):
+        log_p = log_softmax([dot(q, x) / tau_student for x in (k, *bank)])
+        target = [lam, *((1 - lam) * share for share in softmax([dot(k, x) / tau_teacher for x in bank]))]
+        terms.append(-math.fsum(w * p for w, p in zip(target, log_p, strict=True)))
+    return math.fsum(terms) / len(student)
+
+
+def msf_loss(student: Rows, teacher: Rows, bank: Rows, neighbours: int) -> float:
+    """Mean over images and over the rows nearest to the teacher of the squared distance |q - x|^2."""
+    terms = []
+    for q, k in zip(student, teacher, strict=True):
+        nearest = sorted(bank, key=lambda x: -dot(k, x))[:neighbours]
+        terms += [math.fsum((a - b) ** 2 for a, b in zip(q, x, strict=True)) for x in nearest]
+    return math.fsum(terms) / len(terms)
+
+
+def simclr_loss(one: Rows, other: Rows, tau: float) -> float:
+    """Mean over all 2B views of -log softmax over the 2B - 1 other views, at the other view of the same image."""
+    rows, terms = [*one, *other], []
+    for at, z in enumerate(rows):
+        partner = (at + len(one)) % len(rows)
+        others = [place for place in range(len(rows)) if place != at]
+        terms.append(-log_softmax([dot(z, rows[place]) / tau for place in others])[others.index(partner)])
+    return math.fsum(terms) / len(terms)
+
+
 def byol_loss(student: Rows, teacher: Rows) -> float:
     """Mean over images of 2 - 2 q.k for unit vectors."""
     return math.fsum(2 - 2 * dot(q, k) for q, k in zip(student, teacher, strict=True)) / len(student)

@@ -1,4 +1,4 @@
-"""The three losses and their gradients against sums written out in Python floats."""
+"""The losses and their gradients against sums written out in Python floats."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from torch import Tensor
 from isd_repro.methods.byol import byol_loss
 from isd_repro.methods.isd import isd_loss
 from isd_repro.methods.moco import moco_loss
+from isd_repro.methods.msf import msf_loss
+from isd_repro.methods.sce import attended_sce_loss, sce_loss
+from isd_repro.methods.simclr import simclr_loss
+from isd_repro.methods.simsiam import simsiam_loss
 from tests.parity import oracles
 
 SHAPES = [(1, 7, 3), (4, 13, 5), (5, 1, 2), (3, 31, 8)]  # B, K, D
@@ -113,3 +117,58 @@ def test_byol_loss_and_gradient_are_the_papers(batch: int) -> None:
     assert float(byol_loss(student, teacher)) == pytest.approx(oracles.byol_loss(student.tolist(), teacher.tolist()), rel=1e-12)
     gradient = gradient_of(lambda q: byol_loss(q, teacher), student)
     torch.testing.assert_close(gradient, 2 * (student - teacher) / batch, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("taus", [(0.1, 0.05), (1.0, 0.02)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sce_loss_and_gradient_are_the_papers(shape: tuple[int, int, int], taus: tuple[float, float], lam: float) -> None:
+    student, teacher, bank = inputs(shape)
+    want = oracles.sce_loss(student.tolist(), teacher.tolist(), bank.tolist(), lam, *taus)
+    slope = central_differences(
+        lambda q: oracles.sce_loss(q.tolist(), teacher.tolist(), bank.tolist(), lam, *taus), student, 1e-5
+    )
+    for loss in (sce_loss, attended_sce_loss):
+        assert float(loss(student, teacher, bank, lam, *taus)) == pytest.approx(want, rel=1e-11, abs=1e-13)
+        gradient = gradient_of(lambda q, loss=loss: loss(q, teacher, bank, lam, *taus), student)  # type: ignore[misc]
+        torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-6)
+
+
+def test_sce_is_mocos_loss_at_one_end() -> None:
+    student, teacher, bank = inputs((4, 13, 5))
+    assert float(sce_loss(student, teacher, bank, 1.0, 0.2, 0.05)) == pytest.approx(float(moco_loss(student, teacher, bank, 0.2)))
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_msf_loss_and_gradient_are_the_papers(neighbours: int) -> None:
+    student, teacher, bank = inputs((4, 13, 5))
+    rows = student.tolist(), teacher.tolist(), bank.tolist()
+    assert float(msf_loss(student, teacher, bank, neighbours)) == pytest.approx(oracles.msf_loss(*rows, neighbours), rel=1e-12)
+    gradient = gradient_of(lambda q: msf_loss(q, teacher, bank, neighbours), student)
+    # on the unit sphere |q - x|^2 is 2 - 2 q . x, whose gradient is -2 x
+    nearest = (teacher @ bank.T).topk(neighbours).indices
+    torch.testing.assert_close(gradient, -2 * bank[nearest].mean(1) / 4, rtol=1e-12, atol=1e-13)
+
+
+def test_msf_with_the_image_itself_alone_is_byol() -> None:
+    student, teacher, _ = inputs((4, 1, 5))
+    assert float(msf_loss(student, teacher, teacher, 1)) == pytest.approx(float(byol_loss(student, teacher)), rel=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_simclr_loss_and_gradient_are_the_papers(batch: int, tau: float) -> None:
+    one, other, _ = inputs((batch, 1, 4))
+    assert float(simclr_loss(one, other, tau)) == pytest.approx(oracles.simclr_loss(one.tolist(), other.tolist(), tau), rel=1e-11)
+    gradient = gradient_of(lambda z: simclr_loss(z, other, tau), one)
+    slope = central_differences(lambda z: oracles.simclr_loss(z.tolist(), other.tolist(), tau), one, 1e-5)
+    torch.testing.assert_close(gradient, slope, rtol=1e-6, atol=1e-8)
+
+
+def test_simsiam_loss_and_gradient_are_the_papers() -> None:
+    prediction, projection, _ = inputs((6, 1, 5))
+    want = -sum(oracles.dot(p, z) for p, z in zip(prediction.tolist(), projection.tolist(), strict=True)) / 6
+    assert float(simsiam_loss(prediction, projection)) == pytest.approx(want, rel=1e-12)
+    held = projection.clone().requires_grad_()
+    simsiam_loss(prediction, held)
+    torch.testing.assert_close(gradient_of(lambda p: simsiam_loss(p, held), prediction), -projection / 6)

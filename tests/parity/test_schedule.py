@@ -9,6 +9,7 @@ import pytest
 
 from isd_repro.config import reader as config
 from isd_repro.config.params import Cosine, Optim, Step
+from isd_repro.nn.temperature import TauSchedule, tau_at
 from isd_repro.train.schedule import lr_at
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +63,19 @@ def test_the_cosine_never_reaches_zero_and_falls_at_every_epoch() -> None:
     found = [lr_at(epoch, optim) for epoch in range(1, 8)]
     assert found == sorted(set(found), reverse=True)
     assert found[-1] > 0
+
+
+def test_warmup_rises_to_the_learning_rate_and_the_cosine_covers_the_rest() -> None:
+    optim = Optim(epochs=6, batch_size=1, lr=1.0, schedule=Cosine(name="cosine"), warmup_epochs=2)
+    after = [lr_at(epoch, optim.model_copy(update={"epochs": 4, "warmup_epochs": 0})) for epoch in range(1, 5)]
+    assert [lr_at(epoch, optim) for epoch in range(1, 7)] == [0.5, 1.0, *after]
+    with pytest.raises(ValueError, match="the warm-up must end before the training"):
+        Optim(epochs=2, batch_size=1, lr=1.0, schedule=Cosine(name="cosine"), warmup_epochs=2)
+
+
+def test_temperature_schedule_by_hand() -> None:
+    """0.1 to 0.5 with a half period of 200 epochs of 3 steps: cos(pi / 200), then the middle, the end, and back."""
+    schedule = TauSchedule(max=0.5, half_period=200)
+    found = [tau_at(3 * (epoch - 1) + 2, 3, 0.1, schedule) for epoch in (1, 100, 200, 400)]
+    assert found == pytest.approx([0.1 + 0.2 * (1 + math.cos(math.pi / 200)), 0.3, 0.1, 0.5], rel=1e-12)
+    assert tau_at(7, 3, 0.2, None) == 0.2

@@ -9,16 +9,32 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
+from typing import Any
 
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from isd_repro.methods.isd import attended_isd_loss
 from isd_repro.nn import bank_attention, bank_triton
 from tests.parity.test_bank_attention import emulate_cuda
 
 
+def fix_interpreter() -> None:
+    """Triton 3.6, that of torch 2.11, takes an index by `int` of an array of one number, which numpy 2.5 refuses."""
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
 def sums(source: str, target: str) -> None:
+    if version("triton").startswith("3.6."):
+        fix_interpreter()
     found = []
     for problem in torch.load(source, weights_only=True):
         query, bank, splits = problem["query"], problem["bank"], problem["splits"]

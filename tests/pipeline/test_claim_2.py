@@ -1,9 +1,11 @@
-"""The profiles of the claim's second protocol are those that its script writes, and its runs differ as the protocol says."""
+"""The claim's second protocol: profiles are as its script writes them, runs differ as it says, the gate decides by its rules."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +17,25 @@ from isd_repro.config import params, reader
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = ROOT / "reports" / "claim-2" / "make_profiles.py"
-    spec = importlib.util.spec_from_file_location("make_profiles", path)
+def loaded(name: str) -> ModuleType:
+    path = ROOT / "reports" / "claim-2" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return loaded("make_profiles")
+
+
+@pytest.fixture(scope="module")
+def gate() -> ModuleType:
+    return loaded("gate")
 
 
 def test_the_profiles_are_those_of_the_script(script: ModuleType) -> None:
@@ -70,3 +82,75 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
         cut, even = fields(f"moco-unbalanced-{number}{again}"), fields(f"moco-balanced-{number}{again}")
         assert cut["data"] | {"subset": f"s{number}-balanced"} == even["data"]  # type: ignore[operator]
         assert {**cut, "data": None} == {**even, "data": None}
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_gate_is_that_of_the_records(gate: ModuleType) -> None:
+    page = (ROOT / "reports" / "claim-2" / "gate.md").read_text("utf-8")
+    assert page == gate.render(gate.read(gate.PROFILE)), "run python reports/claim-2/gate.py"
+
+
+@pytest.mark.parametrize(
+    ("scores", "stds", "expected"),
+    [
+        ((-3.0, -2.9, 1.5), (0.9, 0.95, 1.1), "bf16"),  # -1.4667 on average, and 0.9 of the twin's is not below
+        ((-3.0, -3.0, 1.5), (1.0, 1.0, 1.0), "float32"),  # -1.5 is not above
+        ((2.0, 2.0, 2.0), (1.0, 0.89, 1.0), "float32"),
+    ],
+)
+def test_precision_is_that_of_the_rule(
+    gate: ModuleType, scores: tuple[float, ...], stds: tuple[float, ...], expected: str
+) -> None:
+    """The twins score 20 in one class and 40 in the other, with embedding std 1."""
+    twin = gate.Run({"a": 20.0, "b": 40.0}, {}, {}, 1.0)
+    pairs = [(gate.Run({"a": 20.0, "b": 40.0 + 2 * points}, {}, {}, std), twin) for points, std in zip(scores, stds, strict=True)]
+    assert gate.precision(pairs) == expected
+
+
+def rare(gate: ModuleType, *values: float) -> tuple[object, object]:
+    """A balanced and an unbalanced run, which differ by `values` in the rare classes."""
+    names = [f"n{at}" for at in range(len(values))]
+    unbalanced = {name: 10.0 + at for at, name in enumerate(names)}
+    balanced = {name: unbalanced[name] + value for name, value in zip(names, values, strict=True)}
+    return gate.Run(balanced, balanced, {}), gate.Run(unbalanced, unbalanced, {})
+
+
+def test_imbalance_is_judged_over_classes_with_their_seeds_averaged(gate: ModuleType) -> None:
+    first = [rare(gate, 4.0, 1.0), rare(gate, 0.0, 3.0)]  # 2 and 2 on average
+    second = [rare(gate, 6.0, 1.0), rare(gate, -4.0, 1.0)]  # 1 and 1
+    found = gate.imbalance([first, second])
+    assert found.differences == (2.5, 1.5, 3.5, -1.5)
+    assert (found.classes, found.mean) == (4, 1.5)
+    half = 3.182446305284263 * math.sqrt(1 / 3) / 2  # t(0.975, 3) s / sqrt(4), with s of 2, 2, 1, 1
+    assert (found.low, found.high) == (pytest.approx(1.5 - half), pytest.approx(1.5 + half))
+    assert found.passed
+
+
+def test_two_negative_differences_of_runs_or_an_interval_with_zero_do_not_pass(gate: ModuleType) -> None:
+    wide = [rare(gate, 9.0, -1.0), rare(gate, 9.0, -1.0)]
+    assert gate.imbalance([wide, wide]).differences == (4.0,) * 4
+    assert not gate.imbalance([wide, wide]).passed
+    low = [rare(gate, 9.0, 9.1), rare(gate, -1.0, -1.0)]
+    assert gate.imbalance([low, low]).low > 0
+    assert not gate.imbalance([low, low]).passed
+
+
+def test_a_question_stays_open_until_all_its_runs_are_there(gate: ModuleType) -> None:
+    score = {f"n{at}": 20.0 + at % 2 for at in range(4)}
+    names = [f"moco-{kind}-{key}" for keys in gate.PAIRS.values() for key in keys for kind in ("balanced", "unbalanced")]
+    names += [*gate.TWINS, *(f"{name}-float32" for name in gate.TWINS)]
+    runs = {name: gate.Run(score, {name: at for at, name in enumerate(score)}, {"n0": 1.0}, 1.0) for name in names}
+    better = gate.Run(score, {name: at + 1.0 + at / 10 for at, name in enumerate(score)}, {"n0": 1.0}, 1.0)
+    runs |= {name: better for name in names if name.startswith("moco-balanced") and "float32" not in name}
+    page = gate.render(runs)
+    assert "Decided: bf16 for all later runs." in page
+    assert "Mean over 8 classes +1.15 points" in page
+    assert "4 of 4 differences of runs are positive. Decided: the gate is passed." in page
+    for gone in ("moco-balanced-10-float32", "moco-unbalanced-9-again"):
+        del runs[gone]
+    page = gate.render(runs)
+    assert "Not decided: 2 of 3 pairs are complete." in page
+    assert "Not decided: 3 of 4 pairs are complete." in page
+    assert "Decided" not in page

@@ -17,26 +17,26 @@ HERE = Path(__file__).parent
 def test_one_file_and_one_run_make_a_row(tmp_path: Path) -> None:
     """No other edit: the method's name stands nowhere in the package."""
     shutil.copytree(ROOT / "isd_repro", tmp_path / "isd_repro", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HERE / "mean_shift.py", tmp_path / "isd_repro" / "methods" / "mean_shift.py")
+    shutil.copy(HERE / "barlow_twins.py", tmp_path / "isd_repro" / "methods" / "barlow_twins.py")
     text = (ROOT / "params.yaml").read_text("utf-8")
     text = re.sub(r"epochs: [1-9]\d*", "epochs: 2", text)  # raw pixels and the untrained encoder keep theirs, 0
-    (tmp_path / "params.yaml").write_text(text.rstrip("\n") + "\n" + (HERE / "mean_shift.yaml").read_text("utf-8"), "utf-8")
+    (tmp_path / "params.yaml").write_text(text.rstrip("\n") + "\n" + (HERE / "barlow_twins.yaml").read_text("utf-8"), "utf-8")
 
     env = {"PYTHONPATH": str(tmp_path)}
     shell(tmp_path, "isd-repro", "prepare", "digits", env=env)
     for stage in ("pretrain", "extract", "knn"):
-        shell(tmp_path, "isd-repro", stage, "untrained", "mean-shift", env=env)
+        shell(tmp_path, "isd-repro", stage, "untrained", "barlow-twins", env=env)
     output = shell(tmp_path, "isd-repro", "report", env=env)
 
     row = next(
-        line for line in (tmp_path / "reports/demo/tables/table.md").read_text("utf-8").splitlines() if "Mean shift" in line
+        line for line in (tmp_path / "reports/demo/tables/table.md").read_text("utf-8").splitlines() if "Barlow Twins" in line
     )
     assert re.search(r"\d+\.\d", row), row
-    assert "Mean shift" in output
+    assert "Barlow Twins" in output
 
 
 def test_the_guide_shows_the_file_that_is_tested() -> None:
     """docs/new-method.md includes the two files; `python docs/include.py` writes them in."""
     guide = (ROOT / "docs" / "new-method.md").read_text("utf-8")
-    for name in ("mean_shift.py", "mean_shift.yaml"):
+    for name in ("barlow_twins.py", "barlow_twins.yaml"):
         assert (HERE / name).read_text("utf-8").strip() in guide, f"run `python docs/include.py`: {name} changed"

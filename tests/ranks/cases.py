@@ -85,7 +85,8 @@ def build(name: str, groups: int) -> nn.Module:
     options = {**options, "bank_size": 2 * BATCH} if "bank_size" in options else options
     torch.manual_seed(7)
     config = module.Config.model_validate(options)
-    method: nn.Module = module.Method(config, lambda: backbones.build(BACKBONE, SIDE), Setting(CLASSES, BATCH))
+    setting = Setting(classes=CLASSES, images=IMAGES, batch_size=BATCH, steps=STEPS)
+    method: nn.Module = module.Method(config, lambda: backbones.build(BACKBONE, SIDE), setting)
     set_bn_groups(method, groups)
     return method.double()
 

@@ -202,7 +202,7 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
         write(profile, run, {**dict.fromkeys(classes, hits), first: hits + 2})
     asked = Trials(group="all", k=1)
     best = trials.chosen(profile.params, profile.records(), asked)
-    assert {method: cell.runs for method, cell in best.items()} == {"isd": ("isd-2",), "moco": ("moco-1",)}
+    assert {method: cell.runs for method, cell in best.items()} == {"ISD": ("isd-2",), "MOCO": ("moco-1",)}
 
 
 def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> Non
     spread = stdev([30.0, *[10.0] * 7])
     widths = [T_TWO * spread / math.sqrt(30 * 3), 2.306004135204166 * spread / math.sqrt(30 * 9)]
     taken, precision = [table for table in profile.report().tables if table.id in ("trials-taken", "expected-precision")]
-    assert [row.label for row in taken.rows] == ["isd: ISD, trial 1", "moco: MOCO, trial 1"]
+    assert [row.label for row in taken.rows] == ["ISD, trial 1", "MOCO, trial 1"]
     assert [cell.value for cell in precision.rows[0].cells] == pytest.approx([spread, *widths])
     assert not [table for table in profile.report().tables if "differences" in table.id], "trials are not compared"
 
@@ -227,4 +227,4 @@ def test_a_method_with_a_trial_missing_has_no_choice_yet(tmp_path: Path) -> None
     for run in ("isd-1", "isd-2", "isd-3", "moco-1"):
         write(profile, run, dict.fromkeys(classes, 5))
     (taken,) = [table for table in profile.report().tables if table.id == "trials-taken"]
-    assert [row.label for row in taken.rows] == ["isd: ISD, trial 1"]
+    assert [row.label for row in taken.rows] == ["ISD, trial 1"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from isd_repro.config import reader as config
-from isd_repro.report import page, run_records
+from isd_repro.report import page, run_records, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.templating import panels
 from tests.report.conftest import Profile
@@ -73,6 +74,24 @@ def test_panels_are_cut_between_shared_heads() -> None:
     assert panels(Table("t", "T", "Run", columns[:10], ())) == [Table("t", "T", "Run", columns[:10], ())]
 
 
+def test_accents_of_the_default_encoding_become_commands() -> None:
+    assert text.latex("Größe, é, ż, Ångström, “x”") == r"Gr\"{o}\ss{}e, \'{e}, \.{z}, \r{A}ngstr\"{o}m, ``x''"
+
+
+@pytest.mark.parametrize("label", ["\u732b", "\u05d7\u05ea\u05d5\u05dc", "e\u0329", "\u043a\u043e\u0442"])
+def test_letters_beyond_latin_stop_pdflatex_with_a_remedy(label: str, tmp_path: Path) -> None:
+    """They are kept for LuaLaTeX and XeLaTeX; a file without them has no such guard."""
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("label: ISD", f"label: ISD {label}"), "utf-8")
+    tex = tex_of(path)[0]
+    assert unicodedata.normalize("NFC", label) in tex
+    guard = next(line for line in tex.splitlines() if not line.startswith("%"))
+    assert guard.startswith(r"\ifdefined\XeTeXversion\else\ifdefined\directlua\else\errmessage{")
+    assert "use LuaLaTeX or XeLaTeX" in guard
+    assert guard.isascii()
+    assert r"\errmessage" not in tex_of(ROOT / "params.yaml")[0]
+
+
 def compiled(folder: Path, tex: str) -> str:
     """The log of a compilation that succeeded without a line too wide."""
     if not shutil.which("pdflatex"):
@@ -92,6 +111,18 @@ def test_it_compiles(tmp_path: Path, path: Path) -> None:
     wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\)", log)]
     assert max(wide, default=0.0) < 10
     assert "undefined" not in log.replace("undefined references", "")
+
+
+@pytest.mark.parametrize("engine", ["lualatex", "xelatex", "pdflatex"])
+def test_a_label_beyond_latin_compiles_where_it_can(engine: str, tmp_path: Path) -> None:
+    if not shutil.which(engine):
+        pytest.skip(f"{engine} is not installed")
+    (tmp_path / "table.tex").write_text(text.latex_file("ISD \u732b"), "utf-8")
+    (tmp_path / "report.tex").write_text(DOCUMENT)
+    command = [engine, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert (done.returncode == 0) == (engine != "pdflatex"), done.stdout[-2000:]
+    assert engine != "pdflatex" or "use LuaLaTeX or XeLaTeX" in done.stdout.replace("\n", "")
 
 
 def test_an_odd_label_compiles(tmp_path: Path, profile: Profile) -> None:

@@ -188,6 +188,15 @@ def test_escapes(raw: str, tex: str, md: str) -> None:
     assert text.markdown(raw) == md
 
 
+@pytest.mark.parametrize("words", ["=1", "+1", "-1", "@x", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", " =1", "'=1"])
+def test_no_spreadsheet_takes_a_label_for_a_formula(words: str) -> None:
+    """Neither where a comma separates cells nor where a semicolon does."""
+    sign = words.strip(" '")
+    assert text.csv_cell(words).endswith(f"'{sign}")
+    assert text.csv_cell(f"a; {words}").endswith(f"'{sign}")
+    assert text.csv_cell(f"a {sign}") == f"a {sign}"
+
+
 def test_markdown_tables_are_rectangular(profile: Profile) -> None:
     blocks = re.findall(r"(?:^\|.*\|\n)+", profile.files()["table.md"], flags=re.MULTILINE)
     assert len(blocks) == 5

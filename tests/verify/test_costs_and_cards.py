@@ -7,12 +7,13 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from isd_repro.records import Attempt
-from isd_repro.report import cards, costs, run_records
+from isd_repro.report import cards, costs, run_details, run_records
 from isd_repro.report.run_records import Records
 from tests.report import synthetic
 from tests.report.conftest import Profile, make
@@ -54,6 +55,13 @@ def test_failed_and_killed_attempts_count(profile: Profile) -> None:
     hours = f"{2 * (3 * 83.5 + 4 * 4.2 + 5400) / 3600:.3f}", f"{5200 / 3600:.3f}"
     assert rows["All", "", ""] == ("11", "", "1 h 34 min", *hours)
     assert {len(row) for row in shown.rows} == {len(shown.heads)}
+
+
+def test_seconds_are_summed_alike_by_every_python() -> None:
+    """From 3.12 on `sum` rounds floats otherwise, and a page must have the same bytes."""
+    parts = {number: SimpleNamespace(provenance=SimpleNamespace(seconds=0.1)) for number in range(10)}
+    records: Any = SimpleNamespace(runs={"isd": SimpleNamespace(records=parts)})
+    assert run_details.total_seconds(records) == 1.0  # one after the other they are 0.9999999999999999
 
 
 # --- cards --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,143 @@
+"""What a pickle asks for and what it holds, found without executing anything: every class and function is a stand-in.
+
+The pickle is read by the unpickler of Python's library that is written in Python, whose memory is bounded by the file's size;
+it has no real object to call. `torch.load` runs only afterwards, and only where nothing was asked for beyond tensors, plain
+values and the harmless classes below, for which it gets stand-ins, too.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # begins the pickles of torch's old format: magic, protocol, machine, content, storages
+_UNBOUNDED = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_MODULE = {"_modules", "_parameters", "_buffers"}  # of a module that was pickled whole
+_MOST = 1_000_000  # values listed
+_FILLED = r"collections\.defaultdict|(?:pytorch_)?lightning[\w.]*\.AttributeDict"  # which torch has to fill
+_TORCH = re.compile(  # what `torch.load(weights_only=True)` knows itself, and argparse.Namespace
+    r"argparse\.Namespace|collections\.(?:OrderedDict|Counter)|_codecs\.encode|builtins\.(?:bytearray|set|complex)"
+    r"|torch\.\w+|torch\.(?:storage|cuda)\.\w+|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+)
+_HARMLESS = re.compile(  # classes of plain values that trainers save beside their weights
+    r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)|pathlib\.\w+|datetime\.\w+"
+    r"|builtins\.(?:dict|list|tuple|int|float|str|bool)|typing\.\w+|omegaconf\.[\w.]+|(?:pytorch_)?lightning[\w.]+|" + _FILLED
+)
+
+
+class Shaped(NamedTuple):
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Stand(dict[Any, Any]):
+    """Stands for a class or function of a pickle, and for whatever calling it would give."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    state: Any = None
+
+    def __init__(self, *_args: Any, **_options: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, items: Any) -> None:
+        """What subclasses of list are filled by; nobody needs it."""
+
+    extend = append
+
+
+class _AsDict:
+    """Gives a dict that torch may fill."""
+
+    def __new__(cls, *_args: Any) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
+class Outline(pickle._Unpickler):  # noqa: SLF001
+    """The pickles of one file, read without executing anything.
+
+    Attributes:
+        content: the saved object, of dicts, lists, `Shaped` and `Stand`.
+        problem: why the file must not be loaded; empty if it may.
+    """
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNBOUNDED}  # noqa: SLF001, RUF012
+
+    def __init__(self, payload: bytes, size: int) -> None:
+        """`payload` begins with a pickle; `size` is that of the whole file in bytes."""
+        self._size = size
+        self._stands: dict[str, Any] = {}
+        self.content: Any = None
+        self.problem = ""
+        file = io.BytesIO(payload)
+        for position in range(5):
+            super().__init__(file, encoding="latin1")
+            found = self.load()
+            if position in {0, 3}:
+                self.content = found
+            if position == 0 and found != _MAGIC:
+                break
+
+    @property
+    def stands(self) -> list[Any]:
+        """Stand-ins for all that torch does not know, as `torch.serialization.safe_globals` takes them."""
+        mine = {name: stand for name, stand in self._stands.items() if not _TORCH.fullmatch(name)}
+        return [(_AsDict if re.fullmatch(_FILLED, name) else stand, name) for name, stand in mine.items()]
+
+    def tensors(self) -> Iterator[tuple[str, Shaped]]:
+        """Every tensor with its place, as far as it can be told."""
+        stack, seen = [("", self.content)], set[int]()
+        while stack and len(seen) < _MOST:
+            place, value = stack.pop()
+            if isinstance(value, Shaped):
+                yield place, value
+            elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+                seen.add(id(value))
+                items = list(value.items() if isinstance(value, dict) else enumerate(value))
+                inside = [(place if key in _MODULE else f"{place}/{key}".lstrip("/"), each) for key, each in items]
+                stack += reversed([*inside, (place, value.state)] if isinstance(value, Stand) else inside)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A stand-in; what may be loaded is only written down."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's names
+        full = f"{module}.{name}"
+        if full in self._stands:
+            return self._stands[full]
+        if not _TORCH.fullmatch(full) and not _HARMLESS.fullmatch(full):
+            self.problem = self.problem or f"the pickle asks for {full}"
+        stand: Any = type(name, (Stand,), {"__new__": lambda cls, *args, **options: self._called(full, cls, args)})
+        if full.startswith("torch._utils._rebuild_tensor"):
+            stand = lambda storage, _, shape, *rest: Shaped(tuple(shape), str(storage))  # noqa: E731
+        elif full.startswith("torch._utils._rebuild_parameter"):
+            stand = lambda tensor, *rest: tensor  # noqa: E731
+        elif full == "torch._tensor._rebuild_from_type_v2":
+            stand = lambda rebuild, kind, args, state: rebuild(*args)  # noqa: E731
+        self._stands[full] = stand
+        return stand
+
+    def persistent_load(self, pid: Any) -> str:
+        """A storage: its type in one word."""
+        words = list(pid) if isinstance(pid, tuple) else []
+        if len(words) > 4 and isinstance(words[4], int) and words[4] > self._size:
+            self.problem = self.problem or f"it announces {words[4]:,} values in a file of {self._size:,} bytes"
+        kind = getattr(words[1], "__name__", "") if len(words) > 1 else ""
+        return str(getattr(torch, kind.removesuffix("Storage").lower(), kind)).removeprefix("torch.")
+
+    def _called(self, full: str, cls: type[Stand], args: tuple[Any, ...]) -> Stand:
+        """The result of a call; those that take more memory or time than their bytes are a problem."""
+        codec = full in {"_codecs.encode", "builtins.bytearray"} and len(args) > 1 and args[1] not in {"latin1", "latin-1"}
+        sized = full == "builtins.bytearray" and len(args) == 1 and isinstance(args[0], int)
+        if codec or sized or re.fullmatch(r"torch\.(?:\w+\.)?\w*(?:Storage|Tensor)", full):
+            self.problem = self.problem or f"the pickle calls {full}, which torch.save never writes in this way"
+        return dict.__new__(cls)

@@ -1,0 +1,102 @@
+"""A copy of `dvc.lock` for the case that DVC is stopped while it writes the file.
+
+DVC writes it in place after every stage. A stop at that moment leaves it empty or cut off: DVC then refuses to start, or takes
+what is left for everything and trains again. So each stage that DVC starts first copies the lock, into a file whose first line
+says which stage this is and with which parameters and code it runs. A copy lacks nothing but that stage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from isd_repro.runtime.errors import UserError
+from isd_repro.runtime.files import write_atomic
+
+_STAGE = re.compile(r"^  ([^\s#-][^\n]*):$", re.MULTILINE)  # a stage's name in the lock
+
+
+@dataclass(frozen=True)
+class DvcLock:
+    """A profile's lock.
+
+    Attributes:
+        path: `dvc.lock`; there may be none yet.
+        copy: where the copy is kept.
+        runs_with: stands for the parameters and code of a stage that starts now.
+        known: runs and subsets of the parameters; stages of others may leave the lock.
+    """
+
+    path: Path
+    copy: Path
+    runs_with: str
+    known: Collection[str]
+
+    def keep(self, stage: str) -> None:
+        """Copy the lock at the start of a stage, named as DVC does: `pretrain@isd`.
+
+        Raises:
+            UserError: the lock has lost stages since the last copy.
+        """
+        text = _text(self.path)
+        lost = self._lost(text, _read(self.copy)[2])
+        if lost:
+            found = f"{self.path}: has lost {len(lost)} stages that it had, such as {lost[0]}"
+            raise UserError(
+                f"{found}; this happens when DVC is stopped while it writes the file",
+                f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
+            )
+        head = json.dumps({"stage": stage, "runs_with": self.runs_with})
+        write_atomic(self.copy, f"# {head}\n{text}".encode())
+
+    def rescue(self, say: Callable[[str], object]) -> None:
+        """Restore a lock that is empty or cut off, and take over the stage that had finished when DVC was stopped, if it had.
+
+        Raises:
+            UserError: the lock is damaged, and there is no copy.
+        """
+        stage, ran_with, kept = _read(self.copy)
+        text = _text(self.path)
+        damaged = self.path.is_file() and not text.endswith("\n")
+        if damaged and not stage:
+            raise UserError(f"{self.path}: is empty or cut off, and no stage has left a copy", f"git checkout {self.path.name}")
+        if damaged or self._lost(text, kept):
+            write_atomic(self.copy.with_suffix(".damaged"), text.encode())
+            write_atomic(self.path, kept.encode()) if kept else self.path.unlink()
+            say(f"{self.path}: restored as it was when {stage} started")
+        elif not stage or text != kept:
+            say(f"{self.path}: nothing to restore")
+            return
+        if ran_with != self.runs_with:
+            say(f"{stage}: was started with other parameters or code; `dvc repro` decides whether it runs again")
+            return
+        command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
+        done = subprocess.run(command, cwd=self.path.parent, check=False, capture_output=True)
+        if done.returncode == 0:
+            say(f"{stage}: had finished; the lock has its outputs now")
+        else:
+            say(f"{stage}: had not finished; `dvc repro` runs it")
+
+    def _lost(self, text: str, kept: str) -> list[str]:
+        there = set(_STAGE.findall(text))
+        lost = [name for name in _STAGE.findall(kept) if name not in there]
+        return [name for name in lost if "@" not in name or name.partition("@")[2] in self.known]
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read(copy: Path) -> tuple[str, str, str]:
+    """Stage, what it ran with, and the lock; empty where there is no copy."""
+    head, _, text = _text(copy).partition("\n")
+    try:
+        said = json.loads(head.removeprefix("# "))
+        return str(said["stage"]), str(said["runs_with"]), text
+    except (ValueError, TypeError, KeyError):
+        return "", "", ""

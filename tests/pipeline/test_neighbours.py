@@ -1,0 +1,28 @@
+"""The profiles of ISD's relatives are those that their script writes, and every method has the same tuning budget."""
+
+from __future__ import annotations
+
+import runpy
+from collections import Counter
+from pathlib import Path
+
+from isd_repro.config import reader
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_profiles_are_those_of_the_script() -> None:
+    script = runpy.run_path(str(ROOT / "reports" / "neighbours" / "make_profiles.py"))
+    for path, text in script["texts"]().items():
+        assert path.read_text("utf-8") == text, f"{path}: run python reports/neighbours/make_profiles.py"
+
+
+def test_every_method_tries_the_same_eight_points() -> None:
+    runs = reader.load(ROOT / "pipelines" / "neighbours-tuning" / "params.yaml")[0].runs
+    trials = {name: run for name, run in runs.items() if run.optim.epochs}
+    assert set(Counter(name.rpartition("-")[0] for name in trials).values()) == {8}
+    for point in range(1, 9):
+        alike = [run for name, run in trials.items() if name.endswith(f"-{point}")]
+        for run in alike:
+            assert (run.optim, run.backbone, run.numerics) == (alike[0].optim, alike[0].backbone, alike[0].numerics)
+            assert run.data.view_student == alike[0].data.view_student
