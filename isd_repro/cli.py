@@ -121,6 +121,8 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     params, layout, console = _profile(file)
     if complaint := provenance.git_complaint():
         console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
+    if stage != "prepare" and launcher.rank() == 0:
+        _check_sources(names, params, layout)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
@@ -138,6 +140,15 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
                     "run the same command for the remaining runs",
                 )
             function(name, params, layout, console)
+
+
+def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
+    """Refuse to go on where a variable names other images than the runs' subsets were prepared from."""
+    from isd_repro.config.reader import find_run
+    from isd_repro.data.source_check import check_source
+
+    for subset in {find_run(params, run).data.subset: None for run in runs}:
+        check_source(subset, params.subsets[subset], layout.prepared(subset), layout.verified)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -183,11 +194,15 @@ def report(params: ParamsFile = DEFAULT) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def show(params: ParamsFile = DEFAULT) -> None:
-    """Print a profile's main tables and the path of its HTML page."""
+def show(
+    params: ParamsFile = DEFAULT,
+    metric: Annotated[str, typer.Option(help="The score to show, such as 20-NN; by default the first.")] = "",
+    wide: Annotated[bool, typer.Option("--wide", help="Print every main table with all scores, each seed in a row.")] = False,
+) -> None:
+    """Print a profile's result, its main table and the address of its HTML page."""
     from isd_repro.report.output import show as print_table
 
-    print_table(*_profile(params)[:2])
+    print_table(*_profile(params)[:2], metric=metric, wide=wide)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -247,7 +262,8 @@ def evaluate(
     ] = None,
     prepared: Annotated[Path | None, typer.Option(help="A subset prepared by the pipeline, instead of --data.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="A list of the authors (D1 to D10): use its classes and its large/rare groups.")
+        Path | None,
+        typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
         Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")
@@ -368,14 +384,23 @@ def data_pack(
 
 @data.command(name="audit")
 def data_audit(
-    lists: Annotated[list[Path], typer.Argument(help="List files in the authors' format, or a folder with such files.")],
+    sets: Annotated[
+        list[Path],
+        typer.Argument(help="Lists of images, folders of lists, prepared subsets, or folders or zips of images."),
+    ],
     words: Annotated[Path | None, typer.Option(help="File with class names, one `<class><tab><name>` per line.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the class sizes of all sets to this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Report the contents of lists, their overlaps, and what being a large class is confounded with."""
+    """Report the class sizes of sets; of the authors' lists also overlaps and what being large is confounded with."""
     from isd_repro.data.audit import audit
 
-    audit(lists, words, as_json=as_json)
+    found = audit(sets, words, as_json=as_json)
+    if plot is not None:
+        from isd_repro.report.figures import class_sizes
+        from isd_repro.runtime.files import write_atomic
+
+        write_atomic(plot, class_sizes({one.name: one.counts for one in found.sets}).svg().encode())
 
 
 @data.command(name="lists")

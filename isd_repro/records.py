@@ -9,16 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from isd_repro.config.fields import Frozen, Many, Words
+from isd_repro.config.fields import GROUPS, Frozen, Group, Many, Words
 from isd_repro.provenance import Provenance
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -27,6 +27,8 @@ MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,
 _LARGEST_CLASS = 65_535
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
+Shot = Literal["many", "medium", "few"]  # groups of classes by their number of training images
+SHOTS: tuple[Shot, ...] = get_args(Shot)
 CHOSEN = ("best_epoch", "chosen", "correct_by_seed")  # keys of a record's settings that say what was chosen on the way
 METRIC = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,60}$"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
@@ -44,6 +46,8 @@ class ManifestIdentity(Frozen):
     rule: dict[str, Any]
     classes: Many[Words]
     large: Many[Words]  # empty where the subset is balanced
+    # Classes by their number of training images, by group; not written where the subset states no thresholds.
+    shots: Annotated[dict[Shot, Many[Words]], Field(exclude_if=lambda shots: not shots)] = {}  # noqa: RUF012
     train: Count  # unlabelled training images
     search: Count  # labelled search set
     query: Annotated[int, Field(ge=0, le=MAX_QUERIES)]  # validation queries
@@ -54,7 +58,7 @@ class Score(Frozen):
 
     encoder: Literal["student", "teacher"]
     metric: Annotated[str, Field(pattern=METRIC)]  # as its evaluation names it: "20-NN", "linear-best", "few-10pct-last-top5"
-    group: Literal["all", "rare", "large"]
+    group: Group
     correct: Count
     n: Count
 
@@ -224,6 +228,29 @@ def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
 
 
+def query_groups(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
+    """Masks over queries: `all`; `rare` and `large` where some class is large; `many`, `medium` and `few` where it has these.
+
+    Args:
+        label: class of every query, a position in the manifest's classes, int64, Q.
+        manifest: says which class belongs where.
+
+    Returns:
+        boolean masks, Q each; groups without a query have none.
+    """
+
+    def of(classes: Iterable[str]) -> Tensor:
+        named = torch.tensor([manifest.classes.index(name) for name in classes], dtype=torch.int64, device=label.device)
+        return torch.isin(label, named)
+
+    masks = {"all": torch.ones_like(label, dtype=torch.bool)}
+    if manifest.large:
+        large = of(manifest.large)
+        masks |= {"rare": ~large, "large": large}
+    masks |= {group: of(manifest.shots[group]) for group in GROUPS if group in manifest.shots}
+    return {group: mask for group, mask in masks.items() if bool(mask.any())}
+
+
 def score_groups(key: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
     """Scores of `<encoder>/<metric>` in every group that has queries; `groups` maps a name to a boolean mask over the queries."""
     encoder, metric = key.split("/")
@@ -241,10 +268,20 @@ def score_groups(key: str, predicted: Tensor, label: Tensor, groups: Mapping[str
 
 def mean_per_class(predicted: Tensor, label: Tensor) -> float:
     """Mean over the classes that have queries of the share classified correctly, in percent; both int64, Q."""
+    return 100.0 * float(_class_accuracies(predicted, label).mean())
+
+
+def balancedness(predicted: Tensor, label: Tensor) -> float:
+    """Standard deviation over classes of the accuracy, in points; both int64, Q. Source: SDCLR, Jiang et al., ICML 2021."""
+    return 100.0 * float(_class_accuracies(predicted, label).std(correction=0))
+
+
+def _class_accuracies(predicted: Tensor, label: Tensor) -> Tensor:
+    """Share of its queries that is classified correctly, of each class that has any; float64."""
     size = torch.bincount(label)
     right = torch.bincount(label[predicted == label], minlength=len(size))
     asked = size > 0
-    return 100.0 * float((right[asked].double() / size[asked].double()).mean())
+    return right[asked].double() / size[asked].double()
 
 
 def write_record(path: Path, record: Frozen) -> None:

@@ -13,6 +13,7 @@ from isd_repro.records import (
     EvaluationRecord,
     PretrainRecord,
     TargetsRecord,
+    balancedness,
     mean_per_class,
     pack_labels,
     read_evaluation,
@@ -36,6 +37,13 @@ def assert_scores(record: EvaluationRecord) -> None:
             if score.group == "all" or (int(b) in large) == (score.group == "large")
         ]
         assert (score.correct, score.n) == (sum(a == b for a, b in pairs), len(pairs))
+
+
+def test_balancedness_by_hand() -> None:
+    """Classes 0, 1 and 3 have 1 of 2, 2 of 2 and 0 of 1 right: the deviation of 50, 100 and 0 from their mean of 50."""
+    predicted, label = torch.tensor([0, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 3])
+    assert balancedness(predicted, label) == pytest.approx((5000 / 3) ** 0.5)
+    assert mean_per_class(predicted, label) == pytest.approx(50)
 
 
 @pytest.mark.parametrize("wrong", [70_000, 65_536, -1])

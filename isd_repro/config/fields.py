@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
@@ -14,6 +14,9 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]  # side of a square
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
+# Queries by their class: large or rare in an unbalanced draw; many, medium or few training images, by stated thresholds.
+Group = Literal["all", "rare", "large", "many", "medium", "few"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 _Item = TypeVar("_Item")
 Many = Annotated[tuple[_Item, ...], Strict(False)]  # strict models take a list for a tuple; its items stay strict
 

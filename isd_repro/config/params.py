@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from isd_repro.config.fields import Count, Distinct, Frozen, Many, Name, Natural, Pixels, Positive, Unit, Words
+from isd_repro.config.fields import Count, Distinct, Frozen, Group, Many, Name, Natural, Pixels, Positive, Unit, Words
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ from isd_repro.config.fields import Count, Distinct, Frozen, Many, Name, Natural
 class Source(Frozen):
     """Where images come from. The folder itself is never a parameter: it differs from machine to machine."""
 
-    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100"]
+    name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100", "stl10"]
     root_env: Words = ""  # environment variable that names the folder; unused by `digits`
     dataset: Words  # the data set's public name, as provenance shows it
 
@@ -39,12 +39,27 @@ class Source(Frozen):
         return self
 
 
+Classes = Count | Many[Words] | None  # how many to draw, or which; none means all of them
+
+
+def _of(classes: Classes) -> str:
+    return f" of {classes if isinstance(classes, int) else len(classes)} classes" if classes else ""
+
+
+def _large_and_rare(large: str, rare: int) -> str:
+    return f"{large}, with all images; the rare ones with {rare} image{'' if rare == 1 else 's'} each"
+
+
 class AllClasses(Frozen):
     """Every training image of the chosen classes."""
 
     name: Literal["all"]
     classes: Count | None = None  # how many to draw; none means all of them
     seed: Natural = 0
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        return f"all training images{_of(self.classes)}"
 
 
 class Balanced(Frozen):
@@ -54,6 +69,10 @@ class Balanced(Frozen):
     classes: Count | None = None
     per_class: Count
     seed: Natural = 0
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        return f"{self.per_class} training images per class{_of(self.classes)}"
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
@@ -72,6 +91,10 @@ class Unbalanced(Frozen):
     per_class: PerClass = None
     seed: Natural = 0
 
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        return _large_and_rare(f"{self.large}{f' of {self.classes}' if self.classes else ''} classes large", self.rare_images)
+
 
 class Halves(Frozen):
     """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
@@ -86,6 +109,11 @@ class Halves(Frozen):
     per_class: PerClass = None
     seed: Natural = 0
 
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        first = ", the first by name" if self.large_by == "name" else ""
+        return _large_and_rare(f"{self.large} classes large{first}", self.rare_images)
+
 
 class ListFile(Frozen):
     """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
@@ -94,8 +122,108 @@ class ListFile(Frozen):
     list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
     root_env: Words = "ISD_LISTS_ROOT"
 
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        return f"the authors' list {self.list}"
 
-Rule = Annotated[AllClasses | Balanced | Unbalanced | Halves | ListFile, Field(discriminator="name")]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Exponential(Frozen):
+    """Class sizes that fall exponentially from the first class to the last: CIFAR-10-LT and CIFAR-100-LT (Cao et al. 2019)."""
+
+    name: Literal["exponential"]
+    classes: Classes = None
+    imbalance: Annotated[float, Field(ge=1)]  # images of the largest class for each of the smallest
+    max_per_class: Count | None = None  # images of the largest class; none means as many as every class has
+    order: Literal["name", "draw"] = "name"  # which class is the largest: the first by name, as in CIFAR-LT, or drawn
+    seed: Natural = 0
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        most = f"{self.max_per_class} images" if self.max_per_class else "all its images"
+        return f"imbalance {self.imbalance:g}{_of(self.classes)}: the largest class with {most}, the others falling exponentially"
+
+
+class Pareto(Frozen):
+    """Class sizes at the quantiles of a Pareto distribution: ImageNet-LT's defaults (Liu et al. 2019)."""
+
+    name: Literal["pareto"]
+    classes: Classes = None
+    alpha: Positive = 6.0
+    max_per_class: Count = 1280
+    min_per_class: Count = 5
+    order: Literal["name", "draw"] = "draw"
+    seed: Natural = 0
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        sizes = f"{self.max_per_class} to {self.min_per_class} images per class{_of(self.classes)}"
+        return f"{sizes}, Pareto distribution of power {self.alpha:g}"
+
+    @model_validator(mode="after")
+    def _sizes_are_a_range(self) -> Pareto:
+        if self.min_per_class > self.max_per_class:
+            raise ValueError(f"min_per_class {self.min_per_class} is above max_per_class {self.max_per_class}")
+        return self
+
+
+class ImageList(Frozen):
+    """The images of a published list of `class/file label` lines, as of ImageNet-LT and ImageNet-100-LT."""
+
+    name: Literal["file"]
+    path: Words  # of the list, inside the folder that the variable names
+    sha256: Sha256 | None = None  # of its bytes; none takes any list of this name and says its hash
+    root_env: Words = "ISD_LISTS_ROOT"
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        return f"the list {self.path}"
+
+
+class NamedClasses(Frozen):
+    """Classes by name, such as the 100 of ImageNet-100: every training image of them, or the same number of each."""
+
+    name: Literal["classes"]
+    classes: Many[Words] | None = None
+    file: Words | None = None  # a list with one class on each line, inside the folder that the variable names
+    sha256: Sha256 | None = None  # of the file's bytes
+    root_env: Words = "ISD_LISTS_ROOT"
+    per_class: Count | None = None
+    seed: Natural = 0
+
+    def in_words(self) -> str:
+        """The training images as tables state them."""
+        images = f"{self.per_class} training images per class" if self.per_class else "all training images"
+        return f"{images} of {f'the classes of {self.file}' if self.file else f'{len(self.classes or ())} named classes'}"
+
+    @model_validator(mode="after")
+    def _one_list(self) -> NamedClasses:
+        if (self.classes is None) == (self.file is None):
+            raise ValueError("give the classes either as a list in `classes` or as a `file`")
+        if self.sha256 and not self.file:
+            raise ValueError("sha256 is of a `file`, and none is given")
+        return self
+
+
+Rule = Annotated[
+    AllClasses | Balanced | Unbalanced | Halves | ListFile | Exponential | Pareto | ImageList | NamedClasses,
+    Field(discriminator="name"),
+]
+
+
+class Shots(Frozen):
+    """Query groups by the number of training images of a class; the defaults are those of ImageNet-LT (Liu et al. 2019)."""
+
+    many_above: Count = 100  # `many`: classes with more training images than this
+    few_below: Count = 20  # `few`: classes with fewer; the others are `medium`
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Shots:
+        if self.few_below > self.many_above + 1:
+            raise ValueError(f"few_below {self.few_below} is above many_above {self.many_above}, so the groups overlap")
+        return self
 
 
 class Store(Frozen):
@@ -142,6 +270,10 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
+    # The next two are younger than the first manifests, so that they are not dumped where they are not given.
+    unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
+    # Groups `many`, `medium` and `few`.
+    shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
 
 
 # --- what a run is ------------------------------------------------------------------------------------------------
@@ -315,7 +447,7 @@ class Hypothesis(Frozen):
 
     first: Words  # methods, by the names that the tables give them
     second: Words
-    group: Literal["all", "rare", "large"] = "all"  # queries
+    group: Group = "all"  # queries
     k: Count = 1
     encoder: Literal["student", "teacher"] = "student"
     contradicted_below: float | None = None  # points; none gives no verdict
@@ -328,7 +460,7 @@ class Power(Frozen):
 
     first: Name  # methods, as in `method.name`
     second: Name
-    group: Literal["all", "rare", "large"] = "all"
+    group: Group = "all"
     classes: Count  # of that group, in a draw
     draws: Distinct[Annotated[int, Field(ge=2)]]  # numbers of draws
 
@@ -336,7 +468,7 @@ class Power(Frozen):
 class Trials(Frozen):
     """A profile whose runs are trials: the best of each method is taken, and what that says of the comparison to come."""
 
-    group: Literal["all", "rare", "large"] = "all"  # queries that choose
+    group: Group = "all"  # queries that choose
     k: Count = 1
     power: Power | None = None
 

@@ -1,4 +1,4 @@
-"""Commands `data audit` and `data lists`: contents and confounds of lists of unbalanced subsets, and whether they are published.
+"""Commands `data audit` and `data lists`: class sizes of any set, confounds of the authors' lists, and whether they are known.
 
 Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
 drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
@@ -12,7 +12,9 @@ import hashlib
 import itertools
 import json
 import re
+import statistics
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +26,43 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from isd_repro.data.subsets import LIST_SHA256, LISTS_ORIGIN, AuthorsList, parse_list
+from isd_repro.config.params import Shots
+from isd_repro.data import manifests
+from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, Listed, is_authors, parse_labelled, parse_list
+from isd_repro.data.manifests import HEADER
+from isd_repro.data.sources import open_images
+from isd_repro.records import SHOTS, Shot
 from isd_repro.runtime.errors import DataError
 
 _WNID = re.compile(r"n\d{8}")
 _ANIMALS = range(1_313_093, 2_666_196)
+_WHAT = "give a list of images, a prepared subset, or a folder or zip of images"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The number of training images of each class of a set.
+
+    Attributes:
+        name: of the file or folder.
+        images, classes: how many.
+        largest, smallest, median: images of a class.
+        imbalance: the largest over the smallest.
+        gini: Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has nearly every image.
+        shots: classes with `many`, `medium` and `few` images, by ImageNet-LT's thresholds.
+        counts: images by class.
+    """
+
+    name: str
+    images: int
+    classes: int
+    largest: int
+    smallest: int
+    median: float
+    imbalance: float
+    gini: float
+    shots: dict[Shot, int]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -97,45 +131,48 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Report:
-    """All lists, every pair of them, and how many different classes they have together."""
+    """All sets; and of the authors' lists their contents, every pair, and how many different classes they have together."""
 
+    sets: tuple[Sizes, ...]
     lists: tuple[Audit, ...]
     overlaps: tuple[Overlap, ...]
     distinct_classes: int
     distinct_large: int
 
 
-def find_lists(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and of a folder those called *.txt, D2 before D10; `DataError` where there is none."""
+def find_sets(paths: Sequence[Path]) -> list[Path]:
+    """Paths as given, but of a folder of lists its files called *.txt, D2 before D10; `DataError` where one does not exist."""
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(path.glob("*.txt"), key=_natural)
-            if not inside:
-                raise DataError(f"{path}: contains no *.txt file", f"the published lists are in {LISTS_ORIGIN}")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such list", f"the published lists are in {LISTS_ORIGIN}")
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder", _WHAT)
+        lists = sorted(path.glob("*.txt"), key=_natural) if path.is_dir() and not _has_images(path) else []
+        found += lists or [path]
     return found
 
 
-def inspect_lists(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
-    """What each list holds and what each two share.
+def _has_images(folder: Path) -> bool:
+    return (folder / HEADER).is_file() or any(inside.name.lower() == "train" and inside.is_dir() for inside in folder.iterdir())
+
+
+def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
+    """The class sizes of each set; of the authors' lists also what each holds and what each two share.
 
     Args:
-        paths: list files in the authors' format.
+        paths: lists in the authors' format or of `path label` lines, prepared subsets, folders or zips of images.
         words: names of classes.
 
     Raises:
-        DataError: a file is no such list, or none of its classes is large.
+        DataError: a file is none of these.
     """
-    read = {path: parse_list(path) for path in paths}
+    authors = {path: parse_list(path) for path in paths if path.is_file() and is_authors(path)}
+    counted = {path: _sizes(authors[path]) if path in authors else _counts(path) for path in paths}
+    read = {path: found for path, found in authors.items() if found.large}
     lists = tuple(_audit(path, found, words or {}) for path, found in read.items())
-    biggest = max(max(_sizes(found).values()) for found in read.values())
+    biggest = max((max(_sizes(found).values()) for found in read.values()), default=0)
     pairs = itertools.combinations(read.items(), 2)
     return Report(
+        sets=tuple(_describe(path.name or str(path), counts) for path, counts in counted.items()),
         lists=lists,
         overlaps=tuple(_overlap((one.name, a), (two.name, b), biggest) for (one, a), (two, b) in pairs),
         distinct_classes=len({cls for found in read.values() for cls in found.classes}),
@@ -156,24 +193,49 @@ def read_words(path: Path) -> dict[str, str]:
     return found
 
 
+def _counts(path: Path) -> Counter[str]:
+    """Training images by class of a prepared subset, of images in any layout, or of a list of `path label` lines."""
+    if path.is_dir() and (path / HEADER).is_file():
+        manifest = manifests.read(path)
+        return Counter(manifest.images[at].cls for at in manifest.train.tolist())
+    if path.is_dir() or zipfile.is_zipfile(path):
+        with open_images(path) as listing:
+            return Counter(image.cls for image in listing.images if image.split == "train")
+    return Counter(cls for cls, _ in parse_labelled(path).images)
+
+
+def _describe(name: str, counts: Mapping[str, int]) -> Sizes:
+    rising = sorted(counts.values())
+    n, total = len(rising), sum(rising)
+    few, many = Shots().few_below, Shots().many_above
+    groups = Counter("many" if size > many else "few" if size < few else "medium" for size in rising)
+    return Sizes(
+        name=name,
+        images=total,
+        classes=n,
+        largest=rising[-1],
+        smallest=rising[0],
+        median=statistics.median(rising),
+        imbalance=rising[-1] / rising[0],
+        gini=sum((2 * rank - n - 1) * size for rank, size in enumerate(rising, start=1)) / (n * total),
+        shots={group: groups[group] for group in SHOTS},
+        counts=dict(sorted(counts.items())),
+    )
+
+
 def _natural(path: Path) -> tuple[str, int, str]:
     match = re.fullmatch(r"(\D*)(\d+)", path.stem)
     return (match[1], int(match[2]), "") if match else (path.stem, -1, "")
 
 
-def _sizes(found: AuthorsList) -> Counter[str]:
+def _sizes(found: Listed) -> Counter[str]:
     return Counter(cls for cls, _ in found.images)
 
 
-def _audit(path: Path, found: AuthorsList, words: Mapping[str, str]) -> Audit:
+def _audit(path: Path, found: Listed, words: Mapping[str, str]) -> Audit:
     sizes = _sizes(found)
     classes, large = sorted(found.classes), set(found.large)
     rare = [cls for cls in classes if cls not in large]
-    if not large:
-        raise DataError(
-            f"{path}: every class has {sizes[classes[0]]} images, so none is large",
-            "expected a list of an unbalanced subset, with large and rare classes",
-        )
     last = max(place for place, cls in enumerate(classes, start=1) if cls in large)
     return Audit(
         name=path.name,
@@ -202,7 +264,7 @@ def _animals(classes: Sequence[str], large: set[str]) -> Animals | None:
     return Animals(both, len(of) - both, ways / comb(len(classes), len(large)))
 
 
-def _overlap(one: tuple[str, AuthorsList], two: tuple[str, AuthorsList], biggest: int) -> Overlap:
+def _overlap(one: tuple[str, Listed], two: tuple[str, Listed], biggest: int) -> Overlap:
     (first, a), (second, b) = one, two
     shared = set(a.classes) & set(b.classes)
     rare = shared - set(a.large) - set(b.large)
@@ -222,6 +284,10 @@ def _overlap(one: tuple[str, AuthorsList], two: tuple[str, AuthorsList], biggest
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
+_SIZES = """\
+largest, median, smallest: training images of a class; imbalance: largest over smallest; Gini: of the class sizes, 0 where all are
+equal; many, medium, few: classes with more than 100, with 20 to 100 and with fewer than 20 images.
+"""
 _LEGEND = """\
 last large: place of the last large class among the sorted class names; chance: probability that as many classes drawn at
 random all lie among the names up to it. Where these are WordNet ids, animals among the large and the rare classes are counted;
@@ -229,16 +295,32 @@ the chance beside them is of so many large animals or more. A low chance means t
 than size."""
 
 
-def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> None:
-    """Print the contents of the lists, the overlap of each pair, and what "large" and "rare" are confounded with.
+def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> Report:
+    """Print the class sizes of each set; of the authors' lists also the overlap of each pair and what "large" is confounded with.
+
+    Returns:
+        what was printed.
 
     Raises:
-        DataError: a file is missing or no list.
+        DataError: a file is missing or no set of images.
     """
-    report = inspect_lists(find_lists(paths), read_words(words) if words else None)
+    report = inspect(find_sets(paths), read_words(words) if words else None)
     if as_json:
         sys.stdout.write(json.dumps(asdict(report), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        return
+        return report
+    heads = ["set", "images", "classes", "largest", "median", "smallest", "imbalance", "Gini", *SHOTS]
+    rows = []
+    for one in report.sets:
+        ratios = [f"{one.imbalance:.4g}", f"{one.gini:.3f}", *(one.shots[group] for group in SHOTS)]
+        rows.append([one.name, one.images, one.classes, one.largest, f"{one.median:g}", one.smallest, *ratios])
+    _print_table(heads, rows)
+    sys.stdout.write(_SIZES)
+    if report.lists:
+        _print_lists(report)
+    return report
+
+
+def _print_lists(report: Report) -> None:
     heads = ["list", "published as", "images", "classes", "large", "images of each", "rare", "images of each", "last large"]
     heads += ["chance", "animals, large", "animals, rare", "chance"]
     rows = []

@@ -8,6 +8,7 @@ three channels (grey is repeated, CMYK and palettes are converted, transparency 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,11 +24,13 @@ from torch import Tensor
 from isd_repro.config import params
 from isd_repro.data import sources
 from isd_repro.data.eval_loader import PADDED, Reader, StoreReader
+from isd_repro.data.lists import Listed, is_authors, parse_labelled, parse_list
 from isd_repro.data.manifests import Image, Manifest, Prepared, open_prepared
 from isd_repro.data.packing import in_order, name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError, open_image
 from isd_repro.data.store import Store, convert, usable_cores
-from isd_repro.data.subsets import parse_list
+from isd_repro.data.subsets import group_by_size
+from isd_repro.records import Shot
 from isd_repro.runtime.errors import DataError, printable
 
 _SHOWN = 5
@@ -129,7 +132,8 @@ def open_folder(
         root: a folder with train/<class>/ and val/<class>/, or whatever the source `tiny-imagenet` reads.
         channels: 1 or 3, as the encoder wants them.
         workers: threads that hash and decode; no result depends on it.
-        listed: one of the authors' lists (D1 to D10): only its classes are used, and the groups `rare` and `large` follow it.
+        listed: a list of training images: only its classes are used. The groups `rare` and `large` follow one of the authors'
+            lists (D1 to D10), the groups `many`, `medium` and `few` another one, by ImageNet-LT's thresholds.
         begin: called with the number of images before the first is read.
         advance: called with a number of images that were read.
 
@@ -144,10 +148,10 @@ def open_folder(
         threads = workers or usable_cores()
         pool = ThreadPoolExecutor(threads)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        located, large, train, notes = _chosen(listing, listed)
+        located, chosen, train, notes = _chosen(listing, listed)
         begin(len(located))
         digests, sizes = _identify(listing, located, threads, advance)
-        manifest = _manifest(root, located, digests, large, train, listed)
+        manifest = _manifest(root, located, digests, chosen, train, listed)
         reader = FileReader(listing, located, (digests, sizes), channels, pool)
         prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # nothing but pixels is read of it
         pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
@@ -164,14 +168,16 @@ def open_packed(folder: Path, channels: int, memory: Path | None = None) -> Imag
     return ImageSet(prepared, StoreReader(prepared.store, channels), pixels)
 
 
-def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...], tuple[str, ...], set[int], tuple[str, ...]]:
-    """The images to use, the large classes, positions of the unlabelled training images, and notes."""
+def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...], Listed | None, set[int], tuple[str, ...]]:
+    """The images to use, what the list says, positions of the unlabelled training images, and notes."""
     images = listing.images
     if listed is None:
-        return images, (), {at for at, image in enumerate(images) if image.split == "train"}, ()
+        return images, None, {at for at, image in enumerate(images) if image.split == "train"}, ()
     if not listed.is_file():
-        raise DataError(f"{listed}: no such list", "give one of the authors' files, D1.txt to D10.txt")
-    authors = parse_list(listed)
+        raise DataError(
+            f"{listed}: no such list", "give one of the authors' files, D1.txt to D10.txt, or a list such as ImageNet-LT's"
+        )
+    authors = parse_list(listed) if is_authors(listed) else parse_labelled(listed)
     absent = sorted(set(authors.classes) - {image.cls for image in images})
     if absent:
         found = f"{listed}: {len(absent)} of its {len(authors.classes)} classes are not among the images, first {absent[0]}"
@@ -181,7 +187,7 @@ def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...],
     train = {at for at, image in enumerate(kept) if image.split == "train" and (image.cls, image.file) in wanted}
     lacking = len(wanted) - len(train)
     notes = (f"{lacking} of the {len(wanted)} images of {listed.name} are not among the images",) if lacking else ()
-    return kept, authors.large, train, notes
+    return kept, authors, train, notes
 
 
 def _identify(
@@ -212,12 +218,18 @@ def _identify(
 
 
 def _manifest(
-    root: Path, located: Sequence[Located], digests: Sequence[str], large: tuple[str, ...], train: set[int], listed: Path | None
+    root: Path, located: Sequence[Located], digests: Sequence[str], chosen: Listed | None, train: set[int], listed: Path | None
 ) -> Manifest:
     def positions(chosen: Sequence[int]) -> npt.NDArray[np.int64]:
         return np.array(chosen, dtype=np.int64)
 
-    rule = {"source": "folder", "name": "all"} if listed is None else {"source": "folder", "name": "list", "list": listed.stem}
+    rule = {"source": "folder", "name": "all"}
+    large: tuple[str, ...] = ()
+    shots: dict[Shot, tuple[str, ...]] = {}
+    if listed is not None and chosen is not None:
+        large = chosen.large
+        rule |= {"name": "list", "list": listed.stem} if large else {"name": "file", "path": listed.name, "sha256": chosen.sha256}
+        shots = {} if large else group_by_size(Counter(cls for cls, _ in chosen.images), params.Shots())
     return Manifest(
         dataset=printable(root.resolve().name),
         subset="folder",
@@ -228,4 +240,5 @@ def _manifest(
         train=positions(sorted(train)),
         search=positions([at for at, image in enumerate(located) if image.split == "train"]),
         query=positions([at for at, image in enumerate(located) if image.split == "val"]),
+        shots=shots,
     )

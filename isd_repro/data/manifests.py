@@ -12,10 +12,11 @@ variable whenever the subset is opened, so no file holds its path.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from isd_repro.config.fields import Frozen
 from isd_repro.data.store import Store, StoreInfo
-from isd_repro.records import ManifestIdentity
+from isd_repro.records import ManifestIdentity, Shot, query_groups
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -36,6 +37,7 @@ from isd_repro.runtime.files import write_atomic
 HEADER = "manifest.json"
 IMAGES = "images.tsv"
 COLUMNS = ("split", "class", "file", "sha256", "roles")
+UNLABELLED = "unlabelled"  # split of images that have no class and can only be trained on
 PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
 _AGAIN = "run `prepare` for this subset again"
@@ -46,8 +48,8 @@ Positions = npt.NDArray[np.int64]
 class Image:
     """One image of a source."""
 
-    split: str  # "train" or "val"
-    cls: str
+    split: str  # "train", "val" or "unlabelled"
+    cls: str  # "" where the split is "unlabelled"
     file: str  # base name
     sha256: str  # of the file's bytes, or of the raw pixels where the source has no files
 
@@ -66,6 +68,7 @@ class Manifest:
         train: sorted positions in `images` that pretraining sees, int64.
         search: sorted positions of the labelled train images that evaluation searches, int64.
         query: sorted positions of the validation images that evaluation classifies, int64.
+        shots: classes with `many`, `medium` and `few` training images; empty where the subset states no thresholds.
     """
 
     dataset: str
@@ -77,21 +80,25 @@ class Manifest:
     train: Positions
     search: Positions
     query: Positions
+    shots: Mapping[Shot, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> Positions:
-        """Class of every image, as a position in `classes`; int64, N."""
-        position = {name: label for label, name in enumerate(self.classes)}
+        """Class of every image, as a position in `classes`, and -1 of images without a label; int64, N."""
+        position = {name: label for label, name in enumerate(self.classes)} | {"": -1}
         return np.fromiter((position[image.cls] for image in self.images), dtype=np.int64, count=len(self.images))
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over every (split, class, file, sha256, roles) in order, and the large classes."""
+        """Hash over every (split, class, file, sha256, roles) in order, the large classes, and the groups by training images."""
         digest = hashlib.sha256()
         for row in rows(self):
             digest.update(row.encode())
         for name in sorted(self.large):
             digest.update(f"large\t{name}\n".encode())
+        for group in sorted(self.shots):
+            for name in self.shots[group]:
+                digest.update(f"{group}\t{name}\n".encode())
         return digest.hexdigest()
 
     def identity(self) -> ManifestIdentity:
@@ -103,6 +110,7 @@ class Manifest:
             rule=self.rule,
             classes=self.classes,
             large=self.large,
+            shots=dict(self.shots),
             train=len(self.train),
             search=len(self.search),
             query=len(self.query),
@@ -165,8 +173,8 @@ def read(folder: Path) -> Manifest:
         for letter, name in ROLES.items()
     }
     claimed = header.identity
-    differing = {image.cls for image in images}.symmetric_difference(claimed.classes)
-    differing |= set(claimed.large).difference(claimed.classes)
+    differing = {image.cls for image in images if image.split != UNLABELLED}.symmetric_difference(claimed.classes)
+    differing |= {*claimed.large, *itertools.chain(*claimed.shots.values())}.difference(claimed.classes)
     if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
         first = min(differing, default="their order")
         raise DataError(f"{path}: its classes are not those of {HEADER}; the first difference is {first}", _AGAIN)
@@ -180,6 +188,7 @@ def read(folder: Path) -> Manifest:
         train=positions["train"],
         search=positions["search"],
         query=positions["query"],
+        shots=dict(claimed.shots),
     )
     packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
     if packed != claimed.rule.get("store", packed):
@@ -202,7 +211,11 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
                 raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
             for number, line in enumerate(file, start=2):
                 cells = line.rstrip("\n").split("\t")
-                if len(cells) != len(COLUMNS) or cells[0] not in ("train", "val") or not 0 < len(cells[4]) <= len(ROLES):
+                if (
+                    len(cells) != len(COLUMNS)
+                    or cells[0] not in ("train", UNLABELLED, "val")
+                    or not 0 < len(cells[4]) <= len(ROLES)
+                ):
                     raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
                 images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
                 roles.append(intern(cells[4]))
@@ -220,7 +233,7 @@ class Split:
 
     Attributes:
         index: positions in the store, int64, n, ascending.
-        label: class of each, a position in the manifest's classes, int64, n.
+        label: class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n.
     """
 
     index: Tensor
@@ -248,21 +261,8 @@ class Prepared:
         return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
 
     def groups(self, label: Tensor) -> dict[str, Tensor]:
-        """Masks over labelled images: `all`, and `rare` and `large` where the subset is unbalanced.
-
-        Args:
-            label: classes, int64, n.
-
-        Returns:
-            boolean masks, n each.
-        """
-        groups = {"all": torch.ones_like(label, dtype=torch.bool)}
-        if self.manifest.large:
-            large = torch.tensor([self.manifest.classes.index(name) for name in self.manifest.large])
-            groups["large"] = torch.isin(label, large.to(label.device))
-            groups["rare"] = ~groups["large"]
-            return {name: groups[name] for name in ("all", "rare", "large")}
-        return groups
+        """Masks over labelled images (int64, n) by group, see `query_groups`."""
+        return query_groups(label, self.identity)
 
 
 def open_prepared(folder: Path, memory: Path | None = None, workers: int | None = None) -> Prepared:

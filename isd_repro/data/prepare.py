@@ -91,6 +91,8 @@ def rule_of(subset: Subset) -> dict[str, object]:
         "search_per_class": subset.search_per_class,
         "query_per_class": subset.query_per_class,
         "store": _settings(subset.store),
+        **({"unlabelled": True} if subset.unlabelled else {}),
+        **({"shots": subset.shots.model_dump(mode="json")} if subset.shots else {}),
     }
 
 
@@ -148,6 +150,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
 def _key(subset: Subset, selection: Selection, used: Sequence[int], images: Sequence[Located]) -> str:
     """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
     facts = [_settings(subset.store), subset.source.dataset, sorted(selection.large)]
+    facts += [selection.shots] if selection.shots else []
     digest = hashlib.sha256(json.dumps(facts).encode())
     name = {at: name_of(image) for at, image in zip(used, images, strict=True)}
     for role in (used, selection.train.tolist(), selection.search.tolist(), selection.query.tolist()):
@@ -191,9 +194,11 @@ def _manifest(
         train=placed(selection.train),
         search=placed(selection.search),
         query=placed(selection.query),
+        shots=selection.shots,
     )
     for role, positions in (("train", manifest.train), ("search", manifest.search), ("query", manifest.query)):
-        counts = np.bincount(manifest.labels[positions], minlength=len(manifest.classes))
+        labels = manifest.labels[positions]
+        counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
         for label in np.flatnonzero(counts == 0).tolist():
             found = f"class {manifest.classes[label]} has no readable {role} image"
             raise DataError(f"subset {name!r}: {found}", "repair the images of this class")

@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from isd_repro.config import params
+from isd_repro.data.manifests import UNLABELLED
 from isd_repro.runtime import files as paths
 from isd_repro.runtime.errors import DataError, UserError
 
@@ -40,6 +41,7 @@ _EXPECTED = {
     "tiny-imagenet": "tiny-imagenet-200.zip, or a folder with its train and val",
     "cifar10": "a folder with CIFAR-10 as its authors publish it",
     "cifar100": "a folder with CIFAR-100 as its authors publish it",
+    "stl10": "a folder with STL-10 as its authors publish it, unpacked",
 }
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # by content; others of PIL's start programs or have a long record of holes
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG of 16 bits, by its version
@@ -53,8 +55,8 @@ class UnreadableError(Exception):
 class Located:
     """One image of a source; `ref` is how its source finds it, and is no part of its identity."""
 
-    split: str  # "train" or "val"
-    cls: str
+    split: str  # "train", "val" or "unlabelled"
+    cls: str  # "" where the split is "unlabelled"
     file: str  # base name
     ref: str | int
 
@@ -64,7 +66,7 @@ class Listing:
     """All images of a source.
 
     Attributes:
-        images: sorted by (split, class, file), none twice; both splits have the same classes.
+        images: sorted by (split, class, file), none twice; train and val have the same classes.
         fetch: the bytes that identify an image; raises `UnreadableError` where they are damaged, `DataError` where they are gone.
         decode: those bytes as an image; raises `UnreadableError`.
         notes: what a reader of the results should know of the source.
@@ -90,10 +92,12 @@ def open_source(source: params.Source) -> Iterator[Listing]:
         return
     expected = f"set it to the images of {source.dataset}: {_EXPECTED[source.name]}"
     root = paths.named_path(source.root_env, expected)
-    if not (root.is_dir() or (root.is_file() and not source.name.startswith("cifar"))):
+    if not (root.is_dir() or (root.is_file() and source.name in ("image-folder", "tiny-imagenet"))):
         raise DataError(f"{source.root_env}={root}: no such folder", expected)
     if source.name in ("cifar10", "cifar100"):
         yield cifar(root, source.name)
+    elif source.name == "stl10":
+        yield stl10(root)
     else:
         with open_images(root) as listing:
             yield listing
@@ -102,8 +106,9 @@ def open_source(source: params.Source) -> Iterator[Listing]:
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
 LABELS_ENV = "ISD_VAL_LABELS"  # names a list of the classes of validation images, for layouts that bring none
-_TRAIN = ("train",)  # names of the splits' folders in any case; the first that is there counts
-_VAL = ("val", "valid", "validation", "test")
+_TRAIN = ("train",)  # names of the splits' folders in any case
+_VAL = ("val", "valid", "validation")
+_TEST = ("test",)  # stands for val where there is none of these; beside val it often has no labels
 _INSIDE = ("", "ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/")  # where train may be: at the top, or as Kaggle ships ImageNet
 _TINY = "val_annotations.txt"
 _KAGGLE = "LOC_val_solution.csv"
@@ -114,14 +119,20 @@ to a list with file and class on each line, or with the class of each image in t
 _UNPACK = """\
 unpack them: mkdir train val; tar -xf ILSVRC2012_img_val.tar -C val; tar -xf ILSVRC2012_img_train.tar -C train; \
 cd train && for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done"""
+_WRITE = "write the images to train/<class>/ and val/<class>/"
+_PACKED = (
+    ("*.parquet", "parquet files, as Hugging Face ships them", _WRITE),
+    ("*.arrow", "Arrow files, as Hugging Face caches them", _WRITE),
+    ("*.tfrecord*", "TFRecord files", _WRITE),
+    ("*.tar", "tar files, perhaps WebDataset shards", "unpack the images to train/<class>/ and val/<class>/"),
+    ("*.t*gz", "a packed archive", "unpack it with tar -xf and give the folder that comes out of it"),
+)
 _ELSEWHERE = (  # what people have in place of train and val: a pattern of names, what it is, what to do
     ("ILSVRC2012_img_*.tar", "the tar files of image-net.org", _UNPACK),
-    ("*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
-    ("data/*.parquet", "parquet files, as Hugging Face ships them", "write the images to train/<class>/ and val/<class>/"),
-    ("*.tar", "tar files, perhaps WebDataset shards", "unpack the images to train/<class>/ and val/<class>/"),
-    ("cifar-10*", "CIFAR-10 in its published format", "set the subset's source.name to cifar10"),
     ("cifar-100*", "CIFAR-100 in its published format", "set the subset's source.name to cifar100"),
-    ("stl10_binary", "STL-10 in its published format", "write the images to train/<class>/ and val/<class>/"),
+    ("cifar-10*", "CIFAR-10 in its published format", "set the subset's source.name to cifar10"),
+    ("stl10_binary*", "STL-10 in its published format", "set the subset's source.name to stl10"),
+    *((f"{depth}{pattern}", what, hint) for depth in ("", "*/") for pattern, what, hint in _PACKED),
 )
 
 
@@ -183,7 +194,8 @@ class _Zip:
 def open_images(root: Path) -> Iterator[Listing]:
     """A folder or a zip of images, in any of the layouts that data sets come in.
 
-    train/<class>/ holds the training images, and val/<class>/ (or valid, validation, test; in any case) the validation images.
+    train/<class>/ holds the training images, and val/<class>/ (or valid, validation; where there is none, test; in any case) the
+    validation images. Both may lie one folder deeper.
     A class may keep its images in a folder `images`. All validation images may lie in one folder, val/ or val/images/, where
     a file says their classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of
     ILSVRC 2012, or a list that the environment variable ISD_VAL_LABELS names. Other files are passed over and counted in a
@@ -196,6 +208,8 @@ def open_images(root: Path) -> Iterator[Listing]:
     if root.is_dir():
         yield _list_images(root, _Folder(root))
         return
+    if tarfile.is_tarfile(root):
+        raise DataError(f"{root}: a tar file, which is not read in place", f"unpack it: tar -xf {root.name}")
     try:
         archive = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
@@ -212,6 +226,9 @@ def _list_images(root: Path, tree: _Tree) -> Listing:
     for cls in _class_folders(tree, train, passed):
         classes.add(("train", cls))
         images += [Located("train", sys.intern(cls), file, ref) for file, ref in _files(tree, f"{train}/{cls}", passed)]
+    if not images:
+        raise _no_images(root, train, passed)
+    before, trained = passed.copy(), len(images)
     flat = _flat_folder(tree, val)
     if flat is None:
         for cls in _class_folders(tree, val, passed):
@@ -224,42 +241,75 @@ def _list_images(root: Path, tree: _Tree) -> Listing:
         labels = _labels(root, tree, flat, sorted(found), sorted({cls for _, cls in classes}))
         classes |= {("val", cls) for cls in labels.values()}
         images += [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
+    if len(images) == trained:
+        raise _no_images(root, val, passed - before)
     notes = [] if val.lower().endswith("val") else [f"the validation images were read from {val}"]
-    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
-    if kinds:
-        shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
-        notes.append(f"{sum(count for _, count in kinds)} files or folders under train and val were ignored: {shown}")
+    if ignored := _ignored(passed):
+        notes.append(
+            f"{sum(count for kind, count in passed.items() if kind)} files or folders under train and val were {ignored}"
+        )
     return Listing(_checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, tuple(notes))
+
+
+def _no_images(root: Path, split: str, passed: Counter[str]) -> DataError:
+    """What to say where a split holds no image, such as tar files that were not unpacked."""
+    ignored = _ignored(passed)
+    hint = f"expected {split}/<class>/ with JPEG or PNG files"
+    if passed[".tar"]:
+        hint += (
+            f'; unpack the tar files: cd {split} && for t in *.tar; do mkdir "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}"; done'
+        )
+    return DataError(f"{root}: no images under {split}{f', whose content was {ignored}' if ignored else ''}", hint)
+
+
+def _ignored(passed: Counter[str]) -> str:
+    """What was passed over, by kind; "" where nothing that anybody has to know."""
+    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
+    shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+    return f"ignored: {shown}" if kinds else ""
 
 
 def _find_splits(root: Path, tree: _Tree) -> tuple[str, str]:
     """The folders of training and of validation images."""
     top = sorted(name for name, is_folder in tree.entries(".") if is_folder and _is_class(name))
-    nested = [base for base in _INSIDE if not base or base.partition("/")[0] in top] + [f"{name}/" for name in top[:_SHOWN]]
-    for base in nested:
-        folders = _folders_of(tree, base)
-        train, val = ([folders[name] for name in names if name in folders] for names in (_TRAIN, _VAL))
-        if train and val:
-            return f"{base}{train[0]}", f"{base}{val[0]}"
-        if train:
-            found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join(_VAL)}"
-            raise DataError(found, "put the validation images next to it, in val/<class>/")
+    nested = [base for base in _INSIDE if not base or base.partition("/")[0] in top]
+    for bases in (nested, [f"{name}/" for name in top]):
+        holders = [base for base in bases if any(name.lower() in _TRAIN for name in _folders_of(tree, base))]
+        if len(holders) > 1:
+            each = " and ".join(str(root / base) for base in holders[:_SHOWN])
+            raise DataError(f"{root}: {len(holders)} folders in it have a folder 'train': {each}", "name the one that is meant")
+        if holders:
+            return _splits_in(root, tree, holders[0])
     if root.is_dir():
         for pattern, what, hint in _ELSEWHERE:
-            if any(root.glob(pattern)):
+            if next(root.glob(pattern), None) is not None:
                 raise DataError(f"{root}: holds {what}, and no folder 'train'", hint)
     shown = f"; its folders are {', '.join(top[:_SHOWN])}" if top else ""
     raise DataError(f"{root}: has no folder 'train'{shown}", "give the folder that contains train and val")
 
 
-def _folders_of(tree: _Tree, base: str) -> dict[str, str]:
-    """Folders inside `base` by their names in lower case; nothing where there is no such folder."""
+def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
+    """The folders of both splits in `base`, which has at least one folder `train`."""
+    folders = _folders_of(tree, base)
+    train, val, test = ([name for name in folders if name.lower() in names] for names in (_TRAIN, _VAL, _TEST))
+    for readings in (train, val, [] if val else test):
+        if len(readings) > 1:
+            found = f"{root / base}: has the folders {' and '.join(readings)}, and only one of them can be meant"
+            raise DataError(found, "rename or move the others")
+    if not val + test:
+        found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join((*_VAL, *_TEST))}"
+        raise DataError(found, "put the validation images next to it, in val/<class>/")
+    return f"{base}{train[0]}", f"{base}{(val or test)[0]}"
+
+
+def _folders_of(tree: _Tree, base: str) -> list[str]:
+    """Folders inside `base`, sorted; nothing where there is no such folder."""
     at = "."
     for part in PurePosixPath(base).parts:
         if (part, True) not in tree.entries(at):
-            return {}
+            return []
         at = part if at == "." else f"{at}/{part}"
-    return {name.lower(): name for name, is_folder in sorted(tree.entries(at), reverse=True) if is_folder}
+    return sorted(name for name, is_folder in tree.entries(at) if is_folder)
 
 
 def _class_folders(tree: _Tree, split: str, passed: Counter[str]) -> Iterator[str]:
@@ -415,8 +465,6 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
         if alone:
             found = f"{len(alone)} classes are in {split} but not in {other}, first {alone[0]}"
             raise DataError(f"{root}: {found}", "make sure that both splits have the same classes")
-    if not images:
-        raise DataError(f"{root}: no images under train and val", "give the folder that contains train and val")
     ordered = sorted(images, key=_order)
     for image in ordered:
         name = f"{image.cls}{image.file}"
@@ -581,6 +629,52 @@ def _rows(content: bytes, label: str | int) -> Iterator[tuple[int, Any]]:
     else:
         found = _unpickle(content)
         yield from zip(found[label], np.asarray(found["data"], np.uint8).reshape(-1, 3072), strict=True)
+
+
+_STL10 = {"train": "train", "val": "test", UNLABELLED: "unlabeled"}  # split -> how its files are called
+_STL10_BYTES = 3 * 96 * 96  # of an image: its planes, each column by column
+
+
+def stl10(root: Path) -> Listing:
+    """STL-10 in its binary form, unpacked; its test split as val, and 100,000 images without labels; 96 x 96 RGB.
+
+    Raises:
+        DataError: the folder is not there, or a file is missing or cut short.
+    """
+    folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
+    if not (folder / "train_X.bin").is_file():
+        packed = root / "stl10_binary.tar.gz"
+        hint = (
+            f"unpack it: tar -xf {packed.name}"
+            if packed.is_file()
+            else "download stl10_binary.tar.gz from its authors and unpack it"
+        )
+        raise DataError(f"{root}: has no folder stl10_binary with train_X.bin", hint)
+    pixels: dict[str, Any] = {}
+    images: list[Located] = []
+    unlabelled: list[Located] = []
+    try:
+        names = (folder / "class_names.txt").read_text("utf-8").split()
+        for split, name in _STL10.items():
+            pixels[split] = np.memmap(folder / f"{name}_X.bin", np.uint8, "r").reshape(-1, _STL10_BYTES)
+            if split == UNLABELLED:
+                unlabelled = [Located(split, "", f"{split}_{row:05d}.png", f"{split}/{row}") for row in range(len(pixels[split]))]
+                continue
+            labels = np.fromfile(folder / f"{name}_y.bin", np.uint8).tolist()  # counted from 1
+            for row, (label, _) in enumerate(zip(labels, pixels[split], strict=True)):
+                images.append(Located(split, names[label - 1], f"{split}_{row:05d}.png", f"{split}/{row}"))
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"{folder}: damaged ({type(error).__name__}: {error})", "unpack the archive again") from error
+
+    def fetch(image: Located) -> bytes:
+        split, _, row = str(image.ref).partition("/")
+        return bytes(pixels[split][int(row)].reshape(3, 96, 96).transpose(2, 1, 0).tobytes())
+
+    return Listing(
+        images=tuple(sorted((*_checked(root, images, set()), *unlabelled), key=_order)),
+        fetch=fetch,
+        decode=lambda payload: Image.frombytes("RGB", (96, 96), payload),
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):

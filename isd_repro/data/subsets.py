@@ -1,11 +1,11 @@
 """Subset rules: pure functions from the image list, the rule and its seed to the images of a subset.
 
 Every draw has its own generator, seeded by (seed, purpose, class), and works on the sorted list. So the order in which a
-file system lists images changes nothing, the rare images for a smaller n are a part of those for a larger n, and the search
-set and the queries stay the same whatever `rare_images` is.
+file system lists images changes nothing, the images that a class has in a smaller draw are a part of those in a larger one, and
+the search set and the queries stay the same whatever is trained on.
 
 The unbalanced rule, the search set of all train images of the chosen classes and the balanced queries are the paper's
-(unbalanced section); so are the ten lists D1 to D10.
+(unbalanced section); so are the ten lists D1 to D10. A rule is one function below, named in `_RULES`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from isd_repro.config import params
-from isd_repro.data.manifests import Positions
+from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, parse_labelled, parse_list, read_classes
+from isd_repro.data.manifests import UNLABELLED, Positions
 from isd_repro.data.sources import Located
+from isd_repro.records import Shot
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import ConfigError, DataError
 
-LISTS_ORIGIN = "repository UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset"
-LIST_SHA256 = {
-    "D1": "dc2790e24a34f5b3fdf59e1cb7b99ac9dce7feb560be0b378c1718c80a3f0874",
-    "D2": "d14a9618f058e8b96512b89ad0d245b7b59a4aec10f9955ab06ae06fd7d73256",
-    "D3": "e14f6654049fa6d6208bb8c018b9fdb0eda0d9f05ab306b9b1eae5aa08b95dbe",
-    "D4": "10ceb1619077529546675010cd3c307d1737108c11e80c10c5bb2a70f152380a",
-    "D5": "94dc1f52d686450367e42df68f33993128bf831e7aaac07d4e7d5eec02949464",
-    "D6": "ea59308ddeb3de0933ca0562b7a41de998fed5b7876866abd14a4e9a04ef0972",
-    "D7": "c52d59f573e0f7636d6590f8ce73820b2d502eaa8454a28389cdeb2605a0745f",
-    "D8": "923b820259d165a296e05afa84dcac952e07e33b5acc5a0d374971b2cc114a4e",
-    "D9": "f482e094b8d0c3d88ab7cbfbdaed11aa05626de3094268a429eee490e8bafc12",
-    "D10": "5bbc8d625a2d0fcf1732ad3be7c48e4cb76cd4d268a274714577e163d5a74b01",
-}
 _Groups = dict[tuple[str, str], list[int]]
 
 
@@ -50,6 +40,7 @@ class Selection:
         classes: sorted.
         large: sorted; empty where the rule makes no large classes.
         train: sorted positions in the image list, int64; likewise search and query.
+        shots: classes with `many`, `medium` and `few` training images, each sorted; empty where no thresholds are given.
         notes: warnings for the user.
     """
 
@@ -58,24 +49,28 @@ class Selection:
     train: Positions
     search: Positions
     query: Positions
+    shots: Mapping[Shot, tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class AuthorsList:
-    """One of the authors' files.
+class _Pool:
+    """The images that a rule draws from."""
 
-    Attributes:
-        classes: in the file's order.
-        images: (class, file) in the file's order.
-        large: the classes with more images than most classes have, sorted.
-        sha256: of the file's bytes.
-    """
+    images: Sequence[Located]
+    groups: _Groups  # (split, class) -> positions, sorted by file name
+    classes: tuple[str, ...]  # sorted
+    where: str  # the subset, for messages
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a rule says: classes, positions of the training images, large classes, warnings."""
 
     classes: tuple[str, ...]
-    images: tuple[tuple[str, str], ...]
-    large: tuple[str, ...]
-    sha256: str
+    train: list[int]
+    large: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selection:
@@ -91,36 +86,21 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
         ConfigError: the rule contradicts itself.
     """
     groups = _group(images)
-    available = sorted({cls for _, cls in groups})
-    rule, where = subset.rule, f"subset {name!r}"
-    large: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    if rule.name == "list":
-        authors, notes = _open_list(rule)
-        classes, large = tuple(sorted(authors.classes)), authors.large
-        train = _find_listed(images, groups, authors, rule.list)
-    elif isinstance(rule, params.Unbalanced | params.Halves):
-        classes, large = (
-            _unbalanced_classes(available, rule, where) if rule.name == "unbalanced" else _part(available, rule, where)
-        )
-        rare = [cls for cls in classes if cls not in large]
-        if rule.per_class is None:
-            train = [position for cls in large for position in groups["train", cls]]
-            train += _draw(groups, "train", rare, rule.rare_images, rule.seed, "rare", where)
-        else:
-            train = _draw(groups, "train", classes, rule.per_class, rule.seed, "rare", where)
-    else:
-        classes = _classes(available, rule.classes, rule.seed, where)
-        per_class = rule.per_class if rule.name == "balanced" else None
-        train = _draw(groups, "train", classes, per_class, rule.seed, "train", where)
-    seed = 0 if rule.name == "list" else rule.seed
+    where = f"subset {name!r}"
+    pool = _Pool(images, groups, tuple(sorted({cls for split, cls in groups if split != UNLABELLED})), where)
+    drawn = _RULES[subset.rule.name](pool, subset.rule)
+    unlabelled = groups.get((UNLABELLED, ""), [])
+    if subset.unlabelled and not unlabelled:
+        raise DataError(f"{where}: the source has no images without labels", "remove `unlabelled`; STL-10 has such images")
+    seed = getattr(subset.rule, "seed", 0)  # rules without a draw of their own have none
     return Selection(
-        classes=classes,
-        large=large,
-        train=_positions(train),
-        search=_positions(_draw(groups, "train", classes, subset.search_per_class, seed, "search", where)),
-        query=_positions(_draw(groups, "val", classes, subset.query_per_class, seed, "query", where)),
-        notes=notes,
+        classes=drawn.classes,
+        large=drawn.large,
+        train=_positions([*drawn.train, *(unlabelled if subset.unlabelled else ())]),
+        search=_positions(_draw(groups, "train", drawn.classes, subset.search_per_class, seed, "search", where)),
+        query=_positions(_draw(groups, "val", drawn.classes, subset.query_per_class, seed, "query", where)),
+        shots=group_by_size(Counter(images[at].cls for at in drawn.train), subset.shots),
+        notes=drawn.notes,
     )
 
 
@@ -136,6 +116,149 @@ def _group(images: Sequence[Located]) -> _Groups:
 
 def _positions(values: Sequence[int]) -> Positions:
     return np.array(sorted(values), dtype=np.int64)
+
+
+def group_by_size(sizes: Mapping[str, int], thresholds: params.Shots | None) -> dict[Shot, tuple[str, ...]]:
+    """Classes by their number of training images, as ImageNet-LT groups them."""
+    if thresholds is None:
+        return {}
+    many = [cls for cls, size in sizes.items() if size > thresholds.many_above]
+    few = [cls for cls, size in sizes.items() if size < thresholds.few_below]
+    return {"many": tuple(sorted(many)), "medium": tuple(sorted(sizes.keys() - {*many, *few})), "few": tuple(sorted(few))}
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _all(pool: _Pool, rule: params.AllClasses) -> _Drawn:
+    classes = _chosen(pool, rule.classes, rule.seed)
+    return _Drawn(classes, _draw(pool.groups, "train", classes, None, rule.seed, "train", pool.where))
+
+
+def _balanced(pool: _Pool, rule: params.Balanced) -> _Drawn:
+    classes = _chosen(pool, rule.classes, rule.seed)
+    return _Drawn(classes, _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "train", pool.where))
+
+
+def _unbalanced(pool: _Pool, rule: params.Unbalanced) -> _Drawn:
+    return _large_and_rare(pool, rule, *_unbalanced_classes(pool.classes, rule, pool.where))
+
+
+def _halves(pool: _Pool, rule: params.Halves) -> _Drawn:
+    return _large_and_rare(pool, rule, *_part(pool.classes, rule, pool.where))
+
+
+def _large_and_rare(
+    pool: _Pool, rule: params.Unbalanced | params.Halves, classes: tuple[str, ...], large: tuple[str, ...]
+) -> _Drawn:
+    """The large classes in full and the others cut, or the balanced control: the same number of each."""
+    if rule.per_class is not None:
+        even = _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "rare", pool.where)
+        return _Drawn(classes, even, large)
+    train = [position for cls in large for position in pool.groups["train", cls]]
+    rare = [cls for cls in classes if cls not in large]
+    return _Drawn(classes, train + _draw(pool.groups, "train", rare, rule.rare_images, rule.seed, "rare", pool.where), large)
+
+
+def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
+    """One of the authors' lists, with a warning where it is not the published one."""
+    hint = f"set {rule.root_env} to a folder with {rule.list}.txt; the published lists are in {LISTS_ORIGIN}"
+    path = _listed_file(rule.root_env, f"{rule.list}.txt", hint)
+    authors = parse_list(path)
+    published = LIST_SHA256[rule.list]
+    notes = (
+        () if authors.sha256 == published else (f"{path}: not the published {rule.list} ({_hashes(authors.sha256, published)})",)
+    )
+    return _Drawn(tuple(sorted(authors.classes)), _find_listed(pool, authors.images, f"list {rule.list}"), authors.large, notes)
+
+
+def _file(pool: _Pool, rule: params.ImageList) -> _Drawn:
+    """A list of `class/file label` lines."""
+    path = _listed_file(rule.root_env, rule.path, f"set {rule.root_env} to the folder of the list {rule.path}")
+    found = parse_labelled(path)
+    notes = _same_file(path, found.sha256, rule.sha256)
+    classes = tuple(sorted({cls for cls, _ in found.images}))
+    return _Drawn(classes, _find_listed(pool, found.images, f"list {rule.path}"), notes=notes)
+
+
+def _classes(pool: _Pool, rule: params.NamedClasses) -> _Drawn:
+    """Classes that are named in the params or in a file."""
+    named: tuple[str, ...] = rule.classes or ()
+    notes: tuple[str, ...] = ()
+    if rule.file is not None:
+        path = _listed_file(rule.root_env, rule.file, f"set {rule.root_env} to the folder of the list {rule.file}")
+        named, sha256 = read_classes(path, pool.classes)
+        notes = _same_file(path, sha256, rule.sha256)
+    classes = _named(pool, named)
+    return _Drawn(classes, _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "train", pool.where), notes=notes)
+
+
+def _exponential(pool: _Pool, rule: params.Exponential) -> _Drawn:
+    classes = _chosen(pool, rule.classes, rule.seed)
+    most = rule.max_per_class or min(len(pool.groups.get(("train", cls), ())) for cls in classes)
+    return _sized(pool, rule, classes, exponential_sizes(len(classes), most, rule.imbalance))
+
+
+def _pareto(pool: _Pool, rule: params.Pareto) -> _Drawn:
+    classes = _chosen(pool, rule.classes, rule.seed)
+    return _sized(pool, rule, classes, pareto_sizes(len(classes), rule.max_per_class, rule.min_per_class, rule.alpha))
+
+
+_RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
+    "all": _all,
+    "balanced": _balanced,
+    "unbalanced": _unbalanced,
+    "halves": _halves,
+    "list": _list,
+    "file": _file,
+    "classes": _classes,
+    "exponential": _exponential,
+    "pareto": _pareto,
+}
+
+
+# --- class sizes of long-tailed sets ----------------------------------------------------------------------------------
+
+
+def exponential_sizes(classes: int, most: int, imbalance: float) -> list[int]:
+    """Images of each class, largest first: most * imbalance ** -(i / (classes - 1)) for i = 0, 1, ..., rounded down, at least 1.
+
+    Source: CIFAR-LT of Cao et al. (NeurIPS 2019), repository kaidic/LDAM-DRW.
+    """
+    last = max(classes - 1, 1)
+    return [max(1, int(most * imbalance ** -(rank / last) + 1e-9)) for rank in range(classes)]  # 1e-9: 50 may be 49.999...
+
+
+def pareto_sizes(classes: int, most: int, fewest: int, alpha: float) -> list[int]:
+    """Images of each class, largest first: quantiles of a Pareto distribution, scaled to lie between `fewest` and `most`.
+
+    The class of rank i of C, counted from 1, stands at the quantile (C / i) ** (1 / alpha) - 1. ImageNet-LT (Liu et al., CVPR
+    2019) states alpha = 6, 1,280 and 5, and is one random sample of such sizes. Quantiles are the same in every draw, and the
+    seed says which class has which size. For ImageNet-LT itself use its published list.
+    """
+    quantiles = [(classes / rank) ** (1 / alpha) for rank in range(1, classes + 1)]
+    span = quantiles[0] - quantiles[-1] or 1.0
+    return [int(fewest + (most - fewest) * (one - quantiles[-1]) / span + 1e-9) for one in quantiles]
+
+
+def _sized(pool: _Pool, rule: params.Exponential | params.Pareto, classes: tuple[str, ...], sizes: Sequence[int]) -> _Drawn:
+    """These sizes, largest first, given to the classes in their order by name or in a drawn one.
+
+    A size that is more than the next class has goes to the first class after it that has enough, so that ImageNet's classes of
+    732 to 1,300 images can be used.
+    """
+    waiting = list(classes)
+    if rule.order == "draw":
+        waiting = [classes[at] for at in _permutation(len(classes), rule.seed, "order")]
+    train: list[int] = []
+    for size in sizes:
+        cls = next((cls for cls in waiting if len(pool.groups.get(("train", cls), ())) >= size), None)
+        if cls is None:
+            found = f"a class needs {size} training images, and the {len(waiting)} that are left have fewer"
+            raise DataError(f"{pool.where}: {found}", "lower `max_per_class` or choose fewer classes")
+        waiting.remove(cls)
+        train += _draw(pool.groups, "train", [cls], size, rule.seed, "train", pool.where)
+    return _Drawn(classes, train)
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -170,8 +293,30 @@ def _draw(
     return drawn
 
 
-def _classes(available: Sequence[str], wanted: int | None, seed: int, where: str) -> tuple[str, ...]:
-    """`wanted` classes, sorted; all of them where none is named."""
+def _chosen(pool: _Pool, wanted: int | tuple[str, ...] | None, seed: int) -> tuple[str, ...]:
+    """The named classes, or `wanted` of them, sorted; all of them where nothing is said."""
+    return _named(pool, wanted) if isinstance(wanted, tuple) else _drawn_classes(pool.classes, wanted, seed, pool.where)
+
+
+def _named(pool: _Pool, named: Sequence[str]) -> tuple[str, ...]:
+    """These classes, sorted; `DataError` where the source lacks some or one is named twice."""
+    absent = sorted(set(named) - set(pool.classes))
+    if absent:
+        found = f"{len(absent)} of the {len(named)} classes named are not in the source; the first is {absent[0]!r}"
+        raise DataError(f"{pool.where}: {found}", _nearest(absent[0], pool.classes))
+    if len(set(named)) < len(named):
+        twice = next(cls for cls, count in Counter(named).items() if count > 1)
+        raise DataError(f"{pool.where}: class {twice!r} is named twice", "name each class once")
+    return tuple(sorted(named))
+
+
+def _nearest(cls: str, available: Sequence[str]) -> str:
+    close = difflib.get_close_matches(cls, available, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the first of the source's classes are {', '.join(available[:5])}"
+
+
+def _drawn_classes(available: Sequence[str], wanted: int | None, seed: int, where: str) -> tuple[str, ...]:
+    """`wanted` classes, sorted; all of them where no number is given."""
     if wanted is None:
         return tuple(available)
     if wanted > len(available):
@@ -183,7 +328,7 @@ def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where
     """Chosen classes and the large ones among them, both sorted."""
     named = rule.large_classes
     if named is None:
-        classes = _classes(available, rule.classes, rule.seed, where)
+        classes = _drawn_classes(available, rule.classes, rule.seed, where)
         if rule.large < len(classes):
             order = _permutation(len(classes), rule.seed, "large")
             return classes, tuple(sorted(classes[at] for at in order[: rule.large]))
@@ -193,9 +338,8 @@ def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where
         raise ConfigError(f"{where}: {found}", "make the two numbers equal")
     for cls in named:
         if cls not in available:
-            close = difflib.get_close_matches(cls, available, n=1)
-            nearest = f"did you mean {close[0]!r}?" if close else f"the first are {', '.join(available[:5])}"
-            raise DataError(f"{where}: large class {cls!r} is not among the source's {len(available)} classes", nearest)
+            found = f"large class {cls!r} is not among the source's {len(available)} classes"
+            raise DataError(f"{where}: {found}", _nearest(cls, available))
     wanted = len(available) if rule.classes is None else rule.classes
     if wanted <= rule.large:
         raise DataError(f"{where}: {rule.large} large classes of {wanted} leave no rare one", "lower `large`")
@@ -223,62 +367,44 @@ def _part(available: Sequence[str], rule: params.Halves, where: str) -> tuple[tu
     return tuple(classes), tuple(classes[: rule.large])
 
 
-# --- the authors' lists -----------------------------------------------------------------------------------------------
+# --- lists ------------------------------------------------------------------------------------------------------------
 
 
-def parse_list(path: Path) -> AuthorsList:
-    """Read a list in the authors' format: `class names : `, one class a line, `Train Images: `, one /train/<class>/<file> a line.
-
-    Raises:
-        DataError: a line is not what the format has there.
-    """
-    content = path.read_bytes()
-    lines = content.decode("utf-8", errors="replace").splitlines()
-    hint = f"the published lists are in {LISTS_ORIGIN}"
-    if not lines or lines[0].strip() != "class names :":
-        raise DataError(f"{path}:1: expected 'class names : ', found {lines[0] if lines else 'an empty file'!r}", hint)
-    heads = [number for number, line in enumerate(lines) if line.strip() == "Train Images:"]
-    if not heads:
-        raise DataError(f"{path}: contains no line 'Train Images: '", hint)
-    classes = tuple(line.strip() for line in lines[1 : heads[0]])
-    images: list[tuple[str, str]] = []
-    known = set(classes)
-    for number, line in enumerate(lines[heads[0] + 1 :], start=heads[0] + 2):
-        parts = line.strip().split("/")
-        if len(parts) != 4 or parts[:2] != ["", "train"] or parts[2] not in known or not parts[3]:
-            raise DataError(f"{path}:{number}: expected /train/<one of its classes>/<file>, found {line!r}", hint)
-        images.append((parts[2], parts[3]))
-    counts = Counter(cls for cls, _ in images)
-    if len(known) != len(classes) or len(set(images)) != len(images) or set(counts) != known:
-        raise DataError(f"{path}: names a class or an image twice, or a class without images", hint)
-    usual = min(Counter(counts.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    large = tuple(sorted(cls for cls, count in counts.items() if count > usual))
-    return AuthorsList(classes, tuple(images), large, hashlib.sha256(content).hexdigest())
-
-
-def _open_list(rule: params.ListFile) -> tuple[AuthorsList, tuple[str, ...]]:
-    """The list that a rule names, and a warning where it is not the published one."""
-    hint = f"set {rule.root_env} to a folder with {rule.list}.txt; the published lists are in {LISTS_ORIGIN}"
-    path = files.named_path(rule.root_env, hint) / f"{rule.list}.txt"
+def _listed_file(variable: str, name: str, hint: str) -> Path:
+    """A file of the folder that an environment variable names; `DataError` where there is none."""
+    path = files.named_path(variable, hint) / name
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint)
-    authors = parse_list(path)
-    if authors.sha256 == LIST_SHA256[rule.list]:
-        return authors, ()
-    return authors, (f"{path}: not the published {rule.list} (sha256 {authors.sha256}, published {LIST_SHA256[rule.list]})",)
+    return path
 
 
-def _find_listed(images: Sequence[Located], groups: _Groups, authors: AuthorsList, name: str) -> list[int]:
-    """Positions of the listed images; `DataError` where the source lacks some."""
+def _same_file(path: Path, sha256: str, expected: str | None) -> tuple[str, ...]:
+    """A note with the hash of a file that may be any; `DataError` where it is not the expected one."""
+    if expected is None:
+        return (f"{path.name}: sha256 {sha256}; state it in the rule so that no other file is taken",)
+    if sha256 != expected:
+        raise DataError(
+            f"{path}: not the file that the rule names ({_hashes(sha256, expected)})", "restore it or change `sha256`"
+        )
+    return ()
+
+
+def _hashes(found: str, expected: str) -> str:
+    return f"sha256 {found}, expected {expected}"
+
+
+def _find_listed(pool: _Pool, listed: Sequence[tuple[str, str]], name: str) -> list[int]:
+    """Positions of the listed images, each (class, file); `DataError` where the source lacks some."""
     hint = "the lists name images of ImageNet's train folder; point the source at that folder"
-    absent = sorted(cls for cls in authors.classes if ("train", cls) not in groups)
+    classes = {cls for cls, _ in listed}
+    absent = sorted(cls for cls in classes if ("train", cls) not in pool.groups)
     if absent:
-        found = f"{len(absent)} of its {len(authors.classes)} classes are not in the source; the first is {absent[0]}"
-        raise DataError(f"list {name}: {found}", hint)
-    position = {(cls, images[at].file): at for cls in authors.classes for at in groups["train", cls]}
-    missing = [image for image in authors.images if image not in position]
+        found = f"{len(absent)} of its {len(classes)} classes are not in the source; the first is {absent[0]}"
+        raise DataError(f"{name}: {found}", hint)
+    position = {(cls, pool.images[at].file): at for cls in classes for at in pool.groups["train", cls]}
+    missing = [image for image in listed if image not in position]
     if missing:
         first = ", ".join("/".join(image) for image in missing[:3])
-        found = f"{len(missing)} of its {len(authors.images)} images are not in the source; the first is {first}"
-        raise DataError(f"list {name}: {found}", hint)
-    return [position[image] for image in authors.images]
+        found = f"{len(missing)} of its {len(listed)} images are not in the source; the first is {first}"
+        raise DataError(f"{name}: {found}", hint)
+    return [position[image] for image in listed]

@@ -25,6 +25,8 @@ class Config(Frozen):
 class Method(nn.Module):
     """A backbone and a classifier; the only method that reads labels."""
 
+    needs_labels = True  # so it is not trained on images without any
+
     def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
         super().__init__()
         self.config = config

@@ -12,7 +12,7 @@ from isd_repro.report.cells import Cell
 from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.report.scores import score_cell
 from isd_repro.report.stamp import stamped
-from isd_repro.report.tables import head, reported, rule_text, target_cell
+from isd_repro.report.tables import head, reported, target_cell
 from isd_repro.report.templating import environment
 
 _TERMS = {
@@ -51,7 +51,7 @@ def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[st
         "protocols": dict.fromkeys(f"{one.record.kind.replace('_', ' ')}: {one.record.protocol}" for one in found.checked),
         "best": any(cell.metric.removesuffix("-top5").endswith("-best") for *_, cell in scores),
         "unchecked": any(cell.level == RECORDED for *_, cell in scores),
-        "rule": rule_text(params, record.manifest.subset),
+        "rule": params.subsets[record.manifest.subset].rule.in_words(),
         "terms": _TERMS[params.subsets[record.manifest.subset].source.name],
         "config": text.flatten({key: value for key, value in record.config.items() if key != "manifest"}),
         "deviations": [piece for piece, is_id in notes if is_id],

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from isd_repro.config.fields import GROUPS
 from isd_repro.config.params import Params, Run
 from isd_repro.records import CurveRecord
 from isd_repro.report import intervals
@@ -23,8 +24,8 @@ from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.learning_curves import Reference, by_epoch, names_of
 from isd_repro.report.repetitions import method_name, methods
 from isd_repro.report.run_records import Records
-from isd_repro.report.scores import score_cell
-from isd_repro.report.tables import GROUPS, groups_of
+from isd_repro.report.scores import balancedness_cell, score_cell
+from isd_repro.report.tables import groups_of
 from isd_repro.report.text import class_name, visible
 from isd_repro.runtime.errors import UserError
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 COLOURS = {"isd": "#2f7fc1", "moco": "#d06a2a", "byol": "#2f9461", "supervised": "#9c6bb3"}
 OTHERS = ("#b08a1e", "#c7568b", "#3c99a8", "#8f7a66")  # of methods that the package does not ship
 UNTRAINED = "#848d95"
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)))  # lines of one colour: the references
 INK = "#010203"  # replaced by the colour of the text around the chart
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 WIDTH = 960  # px
@@ -174,6 +176,58 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
     return Figure(name, title, f"{what}. The axis does not start at zero.", draw)
 
 
+def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float]) -> Figure | None:
+    """First nearest-neighbour accuracy and balancedness, student, of every method against the imbalance of its subsets.
+
+    Args:
+        params: the profile.
+        records: of its runs.
+        imbalance: of each subset.
+
+    Returns:
+        a dot a run and a line through the means; None where nothing has been scored.
+    """
+    metric = f"{params.evaluation.knn.k[0]}-NN"
+    kinds: list[tuple[str, Callable[[str], Cell]]] = [
+        (f"{metric} accuracy, %", lambda run: score_cell(records.runs[run], "student", metric, "all")),
+        ("Balancedness, points", lambda run: balancedness_cell(records.runs[run], "student", metric)),
+    ]
+    lines: list[tuple[str, str, list[dict[float, list[float]]]]] = []
+    for name, by_subset in methods(params, list(imbalance)).items():
+        values: list[dict[float, list[float]]] = [{} for _ in kinds]
+        for found, (_, cell) in zip(values, kinds, strict=True):
+            for subset in sorted(by_subset, key=lambda subset: imbalance[subset]):
+                known = [value for run in by_subset[subset] if (value := cell(run).value) is not None]
+                if known:
+                    found.setdefault(imbalance[subset], []).extend(known)
+        lines += [(name, colour(params.runs[next(iter(by_subset.values()))[0]]), values)] if any(values) else []
+    if not lines:
+        return None
+    ticks = sorted(set(imbalance.values()))
+
+    def draw() -> Canvas:
+        figure, axes = canvas(len(kinds), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
+        for at, (ax, (title, _)) in enumerate(zip(axes, kinds, strict=True)):
+            for row, (_, mark, values) in enumerate(lines):
+                means = [(one, fmean(of_one)) for one, of_one in values[at].items()]
+                if means:
+                    ax.plot(*zip(*means, strict=True), color=mark, linestyle=_DASHES[row % len(_DASHES)], lw=1.6)
+                    dots = [(one, value) for one, of_one in values[at].items() for value in of_one]
+                    ax.scatter(*zip(*dots, strict=True), s=16, color=mark, alpha=0.8, lw=0)
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{one:g}" for one in ticks])
+            ax.minorticks_off()
+            ax.set_title(title)
+            ax.set_xlabel("images of the largest class for each of the smallest")
+        marks = [(name, {"color": mark, "linestyle": _DASHES[row % len(_DASHES)]}) for row, (name, mark, _) in enumerate(lines)]
+        _legend(figure, marks, 5)
+        return figure
+
+    caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; less is more even."
+    title = f"{params.subsets[next(iter(imbalance))].source.dataset}: accuracy and balancedness against imbalance"
+    return Figure(f"imbalance-{next(iter(imbalance))}", title, caption, draw)
+
+
 def class_gains(params: Params, records: Records, subsets: Sequence[str], first: str, second: str) -> Figure | None:
     """One method's accuracy less another's, a bar a class, sorted; None where no subset has predictions of both.
 
@@ -269,6 +323,27 @@ def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, 
     title = f"{subset}: {metric} accuracy by epoch, percent"
     caption = f"Encoders saved during training; solid: student, dashed: teacher.{beside}"
     return Figure(f"trajectory-{subset}", title, caption, draw)
+
+
+def class_sizes(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Training images of each class, largest first, a line a set; `counts` is by set and class."""
+    marks = [*COLOURS.values(), *OTHERS]
+
+    def draw() -> Canvas:
+        figure, (ax,) = canvas(1, 300, left=52, legend=math.ceil(len(counts) / 4))
+        lines = []
+        for at, (name, sizes) in enumerate(counts.items()):
+            style = {"color": marks[at % len(marks)], "linestyle": _DASHES[at // len(marks) % len(_DASHES)]}
+            ax.step(range(1, len(sizes) + 1), sorted(sizes.values(), reverse=True), where="mid", lw=1.6, **style)
+            lines.append((name, style))
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.set_xlabel("classes, largest first")
+        ax.set_ylabel("training images")
+        _legend(figure, lines, 4)
+        return figure
+
+    return Figure("class-sizes", "Training images by class", "Classes in the order of their size.", draw)
 
 
 def embedding(facts: Mapping[str, Any]) -> Figure:

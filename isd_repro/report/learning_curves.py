@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from isd_repro.config.fields import GROUPS
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.records import CurveRecord, Score
@@ -19,7 +20,7 @@ from isd_repro.report import paper as papers
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.problems import OnProblem, Problem, refuse
 from isd_repro.report.run_records import RECORDED, Records, RunRecords
-from isd_repro.report.tables import ENCODERS, GROUPS, first_metric
+from isd_repro.report.tables import ENCODERS, first_metric
 
 LAST = "last point's scores"
 _NOTE = (

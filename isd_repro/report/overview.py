@@ -14,7 +14,7 @@ from isd_repro.report.footnotes import verified
 from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
-from isd_repro.report.tables import first_metric, groups_of, rule_text
+from isd_repro.report.tables import first_metric, groups_of
 
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet-narrow": "narrow ResNet", "pixels": "raw pixels"}
 Fact = tuple[str, str]
@@ -109,7 +109,7 @@ def _scale(params: Params, records: Records) -> str:
             counts = f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes"
             images = f"{counts}, {text.count(manifest.query)} queries"
         else:
-            images = "the authors' lists" if config.rule.name == "list" else rule_text(params, subsets[0])
+            images = "the authors' lists" if config.rule.name == "list" else config.rule.in_words()
         draws = f"{len(subsets)} draws of " if len(subsets) > 1 else ""
         said.append(f"{draws}{config.source.dataset} ({images})")
     trained = [run for run in params.runs.values() if run.optim.epochs]

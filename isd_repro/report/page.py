@@ -27,7 +27,7 @@ from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
 from isd_repro.report.footnotes import footnotes, verified
 from isd_repro.report.problems import OnProblem, refuse
-from isd_repro.report.repetitions import families, rivals
+from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
 from isd_repro.report.stamp import stamped
 from isd_repro.report.templating import data_uri, environment, template_text
@@ -92,6 +92,8 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
         pair = rivals(params, subsets)
         if gains := figures.class_gains(params, records, subsets, *pair) if pair else None:
             blocks.append(Block("Gains by class", (), (), (gains,)))
+    drawn = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
+    blocks += [Block("Accuracy against imbalance", (), (), found) for found in drawn if found]
     if tried := params.report.trials:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]

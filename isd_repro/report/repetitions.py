@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from isd_repro.config.params import Params
+from isd_repro.config.params import Exponential, Params
 
 _DRAW = {"seed", "list", "large_classes", "halving", "part"}  # keys of a rule that tell draws of one kind apart
 
@@ -70,6 +70,17 @@ def families(params: Params) -> list[list[str]]:
         repeated = all(sum(name in of_one for of_one in names) > 1 for of_all in names for name in of_all)
         found += [subsets] if len(subsets) > 1 and distinct and repeated else [[subset] for subset in subsets]
     return found
+
+
+def imbalances(params: Params) -> list[dict[str, float]]:
+    """Imbalance by subset, of subsets with runs that differ in their imbalance and their draw alone."""
+    kinds: dict[str, dict[str, float]] = {}
+    for subset, config in params.subsets.items():
+        if isinstance(config.rule, Exponential) and planned(params, subset):
+            rule = config.rule.model_dump(mode="json", exclude=_DRAW | {"imbalance"})
+            kind = (config.source.dataset, sorted(rule.items(), key=str), config.search_per_class, config.query_per_class)
+            kinds.setdefault(repr(kind), {})[subset] = config.rule.imbalance
+    return [found for found in kinds.values() if len(set(found.values())) > 1]
 
 
 def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[str]]]:

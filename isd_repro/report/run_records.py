@@ -33,6 +33,7 @@ from isd_repro.records import (
     Score,
     TargetsRecord,
     mean_per_class,
+    query_groups,
     read_evaluation,
     read_record,
     unpack_labels,
@@ -93,11 +94,15 @@ Checked = Evaluation | CheckedTargets | CurveRecord  # a curve as it stands: `tr
 def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Evaluation | None:
     """Recompute every score that has predictions; None where nothing can be unpacked and the tell takes that."""
     manifest = record.manifest
-    unknown = sorted(set(manifest.large) - set(manifest.classes))
-    if unknown:
-        message = f"{path}: manifest.large names {', '.join(unknown)}, which are missing from manifest.classes"
-        tell(Problem(path, "manifest.large", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message))
-        return None
+    groups = {"large": manifest.large, **{f"shots.{group}": classes for group, classes in manifest.shots.items()}}
+    for where, classes in groups.items():
+        unknown = sorted(set(classes) - set(manifest.classes))
+        if unknown:
+            message = f"{path}: manifest.{where} names {', '.join(unknown)}, which are missing from manifest.classes"
+            tell(
+                Problem(path, f"manifest.{where}", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message)
+            )
+            return None
     packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
     wanted = None if evaluations.own_queries(record.kind) else manifest.query
     unpacked = {key: _unpack(text, key, wanted, record, path, run, tell) for key, text in packed.items()}
@@ -110,7 +115,7 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
         found, expected = f"{len(predictions[name])} entries", f"{len(label)}, as many as labels"
         tell(Problem(path, f"predictions[{name!r}]", found, expected, AGAIN, (run,)))
         return None
-    masks = _masks(label, manifest)
+    masks = query_groups(label, manifest)
     scores: dict[Key, Score] = {}
     levels: dict[Key, str] = {}
     for one in record.scores:
@@ -161,16 +166,6 @@ def _unpack(
         tell(Problem(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,), words=message))
         return None
     return values
-
-
-def _masks(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
-    """Queries of each group that has any: `all`, and `rare` and `large` where some class is large."""
-    masks = {"all": label >= 0}
-    if manifest.large:
-        large = label.new_zeros(len(manifest.classes)).bool()
-        large[[manifest.classes.index(name) for name in manifest.large]] = True
-        masks |= {"rare": ~large[label], "large": large[label]}
-    return {group: mask for group, mask in masks.items() if bool(mask.any())}
 
 
 def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> CheckedTargets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from isd_repro.records import balancedness
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Kind
 from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
@@ -28,6 +29,18 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
     low, high = intervals.wilson(score.correct, score.n)
     level = evaluation.levels[encoder, metric, group]
     return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
+
+
+def balancedness_cell(found: RunRecords, encoder: str, metric: str) -> Cell:
+    """The cell of one run's balancedness, which needs the prediction of every query, or of the reason why there is none."""
+    score = score_cell(found, encoder, metric, "all")
+    evaluation = found.evaluation(metric)
+    if score.kind != "score" or evaluation is None:
+        return score
+    predicted = evaluation.predictions.get(f"{encoder}/{metric}")
+    if predicted is None:
+        return replace(Cell("none", score.runs, encoder, metric, "all"), detail="the record has no predictions")
+    return Cell("statistic", score.runs, encoder, metric, "all", balancedness(predicted, evaluation.label), level=score.level)
 
 
 def mark_best(cells: Sequence[Cell]) -> list[Cell]:

@@ -12,24 +12,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from isd_repro import evaluations
-from isd_repro.config.params import AllClasses, Balanced, Halves, ListFile, Params, Unbalanced
+from isd_repro.config.fields import GROUPS
+from isd_repro.config.params import Halves, ListFile, Params, Unbalanced
 from isd_repro.evaluations import head as head
-from isd_repro.records import TargetEvaluation
+from isd_repro.records import SHOTS, TargetEvaluation
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
 from isd_repro.report.run_records import RECORDED, Evaluation, External, Key, Records, RunRecords
-from isd_repro.report.scores import difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
+from isd_repro.report.scores import balancedness_cell, difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
 
 ENCODERS = ("student", "teacher")
-GROUPS = ("all", "rare", "large")
+BALANCEDNESS = "balancedness"  # in the place of a group: the column of the standard deviation over classes
 
 
 def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
     """Query groups that a subset's tables show."""
     manifests = [records.runs[name].manifest for name in runs_of(params, subset)]
-    unbalanced = isinstance(params.subsets[subset].rule, Unbalanced | Halves | ListFile) or any(m.large for m in manifests if m)
-    return GROUPS if unbalanced else GROUPS[:1]
+    config = params.subsets[subset]
+    found = {"all"}
+    if isinstance(config.rule, Unbalanced | Halves | ListFile) or any(one.large for one in manifests if one):
+        found |= {"rare", "large"}
+    if config.shots:
+        known = [group for one in manifests if one for group, classes in one.shots.items() if classes]
+        found |= set(known or SHOTS)
+    return tuple(group for group in GROUPS if group in found)
 
 
 def first_metric(params: Params) -> str:
@@ -74,6 +81,9 @@ def one_seed(params: Params, runs: Sequence[str], first: str) -> str:
 # --- one subset -------------------------------------------------------------------------------------------------------
 
 
+_BALANCEDNESS = "Balancedness is the standard deviation over classes of top-1 accuracy, in points: smaller is more even."
+
+
 def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     """The tables of one subset, with every run that trains on it."""
     found = [records.runs[name] for name in runs_of(params, subset)]
@@ -84,6 +94,9 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     title = params.subsets[subset].source.dataset
     first = one_seed(params, runs_of(params, subset), "Run")
     notes = (describe(params, records, subset), *protocols(params, found))
+    if shots := params.subsets[subset].shots:
+        many, few = f"more than {text.count(shots.many_above)}", f"fewer than {text.count(shots.few_below)}"
+        notes += (f"Many and few: queries of classes with {many} and with {few} training images; medium: the others.",)
     if len(groups) == 1:
         keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
         columns = tuple(Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys)
@@ -92,7 +105,9 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
     for encoder in ENCODERS:
         keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
         columns = tuple(Column(group_head(found, group), head(metric)) for _, metric, group in keys)
-        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", first, columns, notes=notes)
+        keys += [(encoder, metric, BALANCEDNESS) for metric in metrics[encoder]]
+        columns += tuple(Column("Balancedness", head(metric)) for metric in metrics[encoder])
+        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", first, columns, notes=(*notes, _BALANCEDNESS))
         if keys:
             tables.append(run_table(params, found, keys, replace(blank, main=encoder == "student"), externals))
     return tables
@@ -102,17 +117,28 @@ def run_table(
     params: Params, found: Sequence[RunRecords], keys: Sequence[Key], blank: Table, externals: Sequence[External] = ()
 ) -> Table:
     """A row a run and a column a key, evaluated checkpoints below the runs, means over seeds in the foot."""
-    columns = [mark_best([score_cell(run, *key) for run in found]) for key in keys]
+    columns = [_column(found, key) for key in keys]
     rows = [Row(params.runs[run.run].label, tuple(column[at] for column in columns), run.run) for at, run in enumerate(found)]
     of_run = {row.run: row.cells for row in rows}
     seeds = [names for names in repetitions(params, [run.run for run in found]) if len(names) > 1]
-    means = [mark_best([mean_cell([of_run[name][at] for name in names], "seeds") for names in seeds]) for at in range(len(keys))]
+    means = [[mean_cell([of_run[name][at] for name in names], "seeds") for names in seeds] for at in range(len(keys))]
+    means = [
+        [replace(cell, kind="statistic") for cell in column] if key[2] == BALANCEDNESS else mark_best(column)
+        for key, column in zip(keys, means, strict=True)
+    ]
     foot = tuple(
         Row(f"{method_name(params, names[0])}, {len(names)} seeds", tuple(column[at] for column in means))
         for at, names in enumerate(seeds)
     )
     rows += [Row(external.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
     return replace(blank, rows=tuple(rows), foot=foot)
+
+
+def _column(found: Sequence[RunRecords], key: Key) -> list[Cell]:
+    """One number of each run; the largest accuracy is marked."""
+    if key[2] == BALANCEDNESS:
+        return [balancedness_cell(run, *key[:2]) for run in found]
+    return mark_best([score_cell(run, *key) for run in found])
 
 
 def externals_of(params: Params, records: Records, subset: str) -> list[External]:
@@ -123,37 +149,21 @@ def externals_of(params: Params, records: Records, subset: str) -> list[External
 
 def _external_cell(external: External, key: Key) -> Cell:
     """A number that stands beside the runs' and competes with none: how its encoder was made is unknown."""
-    cell = score_cell(external.found, *key)
+    [cell] = _column([external.found], key)
     detail = f"evaluated checkpoint {external.record.file}, sha256 {external.record.sha256}"
     if cell.kind == "score":
         return replace(cell, kind="external", runs=(), detail=detail)
     return replace(cell, runs=(), detail=cell.detail.replace("this method", "this checkpoint, as evaluated,"))
 
 
-def rule_text(params: Params, subset: str) -> str:
-    """How a subset is drawn, in words."""
-    rule = params.subsets[subset].rule
-    if isinstance(rule, ListFile):
-        return f"the authors' list {rule.list}"
-    if isinstance(rule, Unbalanced | Halves):
-        images = "image" if rule.rare_images == 1 else "images"
-        total = f" of {rule.classes}" if isinstance(rule, Unbalanced) and rule.classes else ""
-        first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
-        return f"{rule.large}{total} classes large{first}, with all images; the rare ones with {rule.rare_images} {images} each"
-    drawn = f" of {rule.classes} classes" if rule.classes else ""
-    if isinstance(rule, Balanced):
-        return f"{rule.per_class} training images per class{drawn}"
-    assert isinstance(rule, AllClasses)
-    return f"all training images{drawn}"
-
-
 def describe(params: Params, records: Records, subset: str) -> str:
     """One sentence on a subset's images; sizes only where a record states them."""
+    drawn = params.subsets[subset].rule.in_words()
     manifest = next(filter(None, (records.runs[name].manifest for name in runs_of(params, subset))), None)
     if manifest is None:
-        return f"Training images: {rule_text(params, subset)}."
+        return f"Training images: {drawn}."
     return (
-        f"{text.count(manifest.train)} training images ({rule_text(params, subset)}); {text.count(manifest.search)} labelled"
+        f"{text.count(manifest.train)} training images ({drawn}); {text.count(manifest.search)} labelled"
         f" images for the search or the classifier; n = {text.count(manifest.query)} queries."
     )
 
@@ -243,7 +253,7 @@ def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> lis
     found = [records.runs[run] for subset in subsets for run in planned(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
-    images = f"the authors' lists {text.listing(lists)}" if lists else rule_text(params, subsets[0])
+    images = f"the authors' lists {text.listing(lists)}" if lists else params.subsets[subsets[0]].rule.in_words()
     notes = (f"Training images of each draw: {images}.", *protocols(params, found))
     first = one_seed(params, [run.run for run in found], "Subset")
     tables: list[Table] = []

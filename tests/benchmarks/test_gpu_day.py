@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,3 +80,32 @@ def test_every_step_of_the_plan_exists() -> None:
     known = {name for subject in cases.SUBJECTS for name in subject.CUDA}
     assert set(names) == {*gpu_checks.CHECKS, *known} - {"tracking"}
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(("left", "done"), [(1e9, [5, 25, 100]), (0.5 + 20 * 0.1, [5, 25]), (0.5 + 19 * 0.1, [5]), (-1.0, [])])
+def test_a_longer_training_begins_only_where_the_time_will_do(
+    left: float, done: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round takes half a second of other work, and an epoch of both runs a tenth."""
+    now, said = [0.0], list[str]()
+
+    @contextmanager
+    def folder(context: Any) -> Iterator[tuple[Path, Path]]:
+        yield tmp_path, tmp_path
+
+    def told(context: Any, place: Path, prefix: str) -> list[float]:
+        said.append(prefix)
+        now[0] += 0.5
+        monkeypatch.setattr(harness.Clock, "end", now[0] + left)
+        return [20.0, 20.0]
+
+    monkeypatch.setenv("GPU_DAY_IMAGES", "images.tar.gz")
+    monkeypatch.setattr(gpu_checks, "_profile_folder", folder)
+    monkeypatch.setattr(gpu_checks, "_caller", lambda *given: lambda *words: None)
+    monkeypatch.setattr(gpu_checks, "_profile", lambda images, toy, epochs: {"epochs": epochs})
+    monkeypatch.setattr(gpu_checks, "_train_images", lambda images, profile: 1)
+    monkeypatch.setattr(gpu_checks, "_tell_scores", told)
+    monkeypatch.setattr(gpu_checks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(harness.Clock, "end", left)
+    gpu_checks.claim(gpu_checks.Context(lambda *words, **values: None, tmp_path, toy=False))
+    assert said == [f"{epochs} epochs, " for epochs in done]

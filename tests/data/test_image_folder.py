@@ -195,6 +195,19 @@ def test_a_list_names_classes_and_groups(tmp_path: Path) -> None:
         pass
 
 
+def test_a_list_of_labelled_files_names_classes_and_groups(tmp_path: Path) -> None:
+    root = write(tmp_path / "images")
+    listed = tmp_path / "lt.txt"
+    listed.write_text("".join(f"train/ant/{path.name} 0\n" for path in sorted((root / "train/ant").iterdir())))
+    with open_folder(root, 3, listed=listed) as found:
+        manifest = found.prepared.manifest
+        assert (manifest.classes, manifest.large) == (("ant",), ())
+        assert (manifest.rule["name"], manifest.rule["path"]) == ("file", "lt.txt")
+        assert (len(manifest.train), len(manifest.query)) == (5, 3)
+        groups = found.prepared.groups(found.prepared.split("query").label)
+        assert {name: int(mask.sum()) for name, mask in groups.items()} == {"all": 3, "few": 3}
+
+
 def refused(root: Path, match: str) -> None:
     with pytest.raises(DataError, match=match), open_folder(root, 3) as found:
         found.reader.read(torch.arange(len(found.reader.sizes)))

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isd_repro.data.sources import Listing, cifar, open_images
+from isd_repro.config import params
+from isd_repro.data import manifests
+from isd_repro.data.manifests import Image, Manifest
+from isd_repro.data.sources import Listing, cifar, open_images, stl10
+from isd_repro.data.subsets import select
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
 
@@ -60,11 +64,22 @@ def devkit(root: Path) -> Path:
     )
 
 
+def tarred(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as made:
+        made.addfile(tarfile.TarInfo("train"))
+    return path
+
+
 Make = Callable[[Path, pytest.MonkeyPatch], Path]
 LAYOUTS: dict[str, Make] = {
     "train/<class>, val/<class>": lambda root, _: write(root, plain()),
     "test in place of val": lambda root, _: write(root, plain(val="test")),
     "capitalised": lambda root, _: write(root, plain("Train", "Validation")),
+    "val beside a test without labels": lambda root, _: write(root, plain() | {"test/images/1.JPEG": b"x"}),
+    "Imagenette": lambda root, _: write(
+        root, plain("imagenette2-320/train", "imagenette2-320/val") | {"imagenette2-320/noisy_imagenette.csv": b"x"}
+    ),
+    "a zip with a top folder": lambda root, _: trees.write_zip(root.with_suffix(".zip"), plain(), prefix="imagewoof2/"),
     "one folder deeper": lambda root, _: write(root, plain("imagenette2/train", "imagenette2/val")),
     "Tiny-ImageNet": lambda root, _: trees.write_official(root, FILES),
     "Tiny-ImageNet's zip": lambda root, _: trees.write_zip(root.with_suffix(".zip"), trees.official(FILES)),
@@ -133,7 +148,50 @@ WRONG: dict[str, tuple[Make, str, str]] = {
         "CIFAR-10 in its published format",
         "cifar10",
     ),
-    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its published format", "train/<class>/"),
+    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its published format", "stl10"),
+    "CIFAR-100": (lambda root, _: write(root, {"cifar-100-python/test": ""}), "CIFAR-100 in its published format", "cifar100"),
+    "Arrow": (lambda root, _: write(root, {"train.arrow": ""}), "Arrow files", "train/<class>/"),
+    "TFRecord": (
+        lambda root, _: write(root, {"data/imagenet-train.tfrecord-00000-of-00001": ""}),
+        "TFRecord files",
+        "train/<class>/",
+    ),
+    "an archive beside nothing": (lambda root, _: write(root, {"imagenette2.tgz": ""}), "a packed archive", "tar -xf"),
+    "an archive itself": (
+        lambda root, _: tarred(root.with_suffix(".tgz")),
+        "a tar file, which is not read in place",
+        "tar -xf images.tgz",
+    ),
+    "tar files of classes": (
+        lambda root, _: write(root, {"train/n01.tar": "", "train/n02.tar": "", "val/n01/a.JPEG": ""}),
+        "no images under train, whose content was ignored: .tar 2",
+        "cd train && for t in",
+    ),
+    "parquet in train": (
+        lambda root, _: write(root, {"train/0.parquet": "", "val/0.parquet": ""}),
+        "no images under train, whose content was ignored: .parquet 1",
+        "JPEG or PNG",
+    ),
+    "no images in val": (
+        lambda root, _: write(root, {"train/n01/a.JPEG": "", "val/n01.tar": ""}),
+        "no images under val, whose content was ignored: .tar 1",
+        "cd val && for t in",
+    ),
+    "two data sets": (
+        lambda root, _: write(root, plain("imagenette2/train", "imagenette2/val") | plain("imagewoof2/train", "imagewoof2/val")),
+        "2 folders in it have a folder 'train': .*imagenette2 and .*imagewoof2",
+        "the one that is meant",
+    ),
+    "two readings of val": (
+        lambda root, _: write(root, plain() | plain("train", "validation")),
+        "has the folders val and validation, and only one of them can be meant",
+        "rename or move",
+    ),
+    "two cases of train": (
+        lambda root, _: write(root, plain() | plain("Train", "val")),
+        "has the folders Train and train, and only one",
+        "rename or move",
+    ),
     "something else": (
         lambda root, _: write(root, {"cats/1.JPEG": ""}),
         "no folder 'train'; its folders are cats",
@@ -212,3 +270,88 @@ def test_cifar_that_is_absent_damaged_or_no_array_is_named(tmp_path: Path) -> No
         (folder / "test_batch").write_bytes(content)
         with pytest.raises(DataError, match=r"cifar-10-batches-py or cifar-10-python\.tar\.gz is damaged"):
             cifar(tmp_path, "cifar10")
+
+
+# --- STL-10 -------------------------------------------------------------------------------------------------------------
+
+SMALL = np.random.default_rng(1).integers(
+    0, 256, (9, 96, 96, 3), dtype=np.uint8
+)  # four of train, two of test, three without labels
+
+
+def write_stl10(root: Path) -> Path:
+    """Its binary form: planes of red, green and blue, each column by column; labels counted from 1."""
+    parts = {"train": (SMALL[:4], [2, 1, 2, 1]), "test": (SMALL[4:6], [1, 2]), "unlabeled": (SMALL[6:], None)}
+    files: dict[str, bytes | str] = {"class_names.txt": "airplane\nbird\n", "fold_indices.txt": "0 1\n"}
+    for name, (images, labels) in parts.items():
+        files[f"{name}_X.bin"] = images.transpose(0, 3, 2, 1).tobytes()
+        if labels:
+            files[f"{name}_y.bin"] = bytes(labels)
+    return write(root / "stl10_binary", files)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_stl_10_has_its_labelled_images_and_those_without_labels(inside: bool, tmp_path: Path) -> None:
+    folder = write_stl10(tmp_path)
+    listing = stl10(folder if inside else tmp_path)
+    assert [(image.split, image.cls, image.file) for image in listing.images] == [
+        ("train", "airplane", "train_00001.png"),
+        ("train", "airplane", "train_00003.png"),
+        ("train", "bird", "train_00000.png"),
+        ("train", "bird", "train_00002.png"),
+        *(("unlabelled", "", f"unlabelled_0000{row}.png") for row in range(3)),
+        ("val", "airplane", "val_00000.png"),
+        ("val", "bird", "val_00001.png"),
+    ]
+    for image, at in zip(listing.images, (1, 3, 0, 2, 6, 7, 8, 4, 5), strict=True):
+        assert np.array_equal(np.asarray(listing.decode(listing.fetch(image))), SMALL[at])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("cut", "damaged .ValueError"), ("label", "damaged .IndexError"), ("gone", "damaged")]
+)
+def test_stl_10_that_is_damaged_is_named(damage: str, message: str, tmp_path: Path) -> None:
+    folder = write_stl10(tmp_path)
+    path = folder / ("test_y.bin" if damage == "label" else "test_X.bin")
+    path.unlink() if damage == "gone" else path.write_bytes(bytes([1, 9]) if damage == "label" else path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=message):
+        stl10(tmp_path)
+
+
+def test_stl_10_that_is_absent_or_packed_is_answered_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no folder stl10_binary") as caught:
+        stl10(tmp_path)
+    assert "download" in caught.value.hint
+    write(tmp_path, {"stl10_binary.tar.gz": ""})
+    with pytest.raises(DataError, match="has no folder stl10_binary") as caught:
+        stl10(tmp_path)
+    assert caught.value.hint == "unpack it: tar -xf stl10_binary.tar.gz"
+
+
+def test_images_without_labels_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
+    """Classes, search set, queries and groups are those of the labelled images; the manifest is read as it was written."""
+    listing = stl10(write_stl10(tmp_path).parent)
+    subset = trees.subset(params.AllClasses(name="all"), source="stl10", shots=params.Shots(many_above=2, few_below=2))
+    labelled, both = (select(listing.images, subset.model_copy(update={"unlabelled": given}), "x") for given in (False, True))
+    assert labelled.classes == both.classes == ("airplane", "bird")
+    assert (len(labelled.train), len(both.train)) == (4, 7)
+    assert (both.search.tolist(), both.query.tolist(), both.shots) == (
+        labelled.search.tolist(),
+        labelled.query.tolist(),
+        labelled.shots,
+    )
+    rows = tuple(Image(image.split, image.cls, image.file, f"{at:064x}") for at, image in enumerate(listing.images))
+    made = Manifest("STL-10", "x", {}, both.classes, (), rows, both.train, both.search, both.query)
+    manifests.write(tmp_path / "made", made)
+    found = manifests.read(tmp_path / "made")
+    assert found.sha256 == made.sha256
+    assert found.labels[found.train].tolist() == [0, 0, 1, 1, -1, -1, -1]
+    assert found.labels[found.search].tolist() == [0, 0, 1, 1]
+
+
+def test_a_source_without_such_images_is_named() -> None:
+    subset = trees.subset().model_copy(update={"unlabelled": True})
+    with pytest.raises(DataError, match="subset 'x': the source has no images without labels") as caught:
+        select(trees.located({"a": 3}), subset, "x")
+    assert "STL-10" in caught.value.hint
+    assert "unlabelled" not in trees.subset().model_dump(mode="json")

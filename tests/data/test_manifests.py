@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
+from isd_repro.records import query_groups
 from isd_repro.runtime.errors import DataError
 
 
@@ -66,6 +68,7 @@ def test_equal_manifests_are_equal_bytes(tmp_path: Path) -> None:
         {"search": np.array([0, 2])},
         {"query": np.array([4, 5, 7])},
         {"large": ()},
+        {"shots": {"many": ("bee",), "medium": (), "few": ("ant",)}},
         *({"images": renamed(key)} for key in ("cls", "file", "sha256")),
     ],
     ids=lambda change: next(iter(change)),
@@ -104,7 +107,23 @@ def test_a_changed_table_is_refused(old: str, new: str, message: str, tmp_path: 
         manifests.read(tmp_path)
 
 
-@pytest.mark.parametrize(("key", "value"), [("sha256", "0" * 64), ("train", 9), ("large", ["ant"]), ("classes", ["bee", "ant"])])
+def test_groups_by_training_images_are_kept_and_named_in_the_header_where_there_are_any(tmp_path: Path) -> None:
+    made = dataclasses.replace(make(), large=(), shots={"many": ("bee",), "medium": (), "few": ("ant",)})
+    manifests.write(tmp_path, made)
+    assert manifests.read(tmp_path).identity() == made.identity()
+    masks = query_groups(torch.tensor([0, 1, 0]), made.identity())
+    assert {group: mask.tolist() for group, mask in masks.items()} == {
+        "all": [True, True, True],
+        "many": [False, True, False],
+        "few": [True, False, True],
+    }
+    assert "shots" not in make().identity().model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sha256", "0" * 64), ("train", 9), ("large", ["ant"]), ("classes", ["bee", "ant"]), ("shots", {"few": ["wasp"]})],
+)
 def test_a_changed_header_is_refused(key: str, value: object, tmp_path: Path) -> None:
     manifests.write(tmp_path, make())
     path = tmp_path / "manifest.json"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from isd_repro.config import params
+from isd_repro.data.lists import LIST_SHA256, parse_list
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
-from isd_repro.data.subsets import LIST_SHA256, Selection, parse_list, select
+from isd_repro.data.subsets import Selection, select
 from isd_repro.runtime.errors import ConfigError, DataError
 from tests.data import trees
 
@@ -49,6 +50,8 @@ RULES = [
     unbalanced(seed=3, large_classes=("n02", "n05", "n07")),
     halves(seed=3),
     halves(seed=3, part="tuning", large=2, large_by="name"),
+    params.Exponential(name="exponential", classes=5, imbalance=4, seed=3),
+    params.Pareto(name="pareto", classes=5, max_per_class=20, min_per_class=2, seed=3),
 ]
 
 

@@ -87,13 +87,14 @@ def located(counts: Mapping[str, int], val: int = 10) -> list[Located]:
 
 
 def subset(
-    rule: params.AllClasses | params.Balanced | params.Unbalanced | params.Halves | params.ListFile | None = None,
+    rule: params.Rule | None = None,
     *,
     search: int | None = None,
     query: int | None = None,
     source: str = "image-folder",
     corrupt_share: float = 0.0,
     store: params.Store | None = None,
+    shots: params.Shots | None = None,
 ) -> params.Subset:
     """A subset's parameters; its images are where ISD_TEST_ROOT says."""
     return params.Subset(
@@ -103,4 +104,5 @@ def subset(
         query_per_class=query,
         corrupt_share=corrupt_share,
         store=store or params.Store(),
+        shots=shots,
     )

@@ -16,7 +16,8 @@ from torch import Tensor
 from isd_repro import checkpoints, tracking
 from isd_repro.checkpoints import read
 from isd_repro.config import reader as config
-from isd_repro.data import manifests, subsets
+from isd_repro.data import manifests
+from isd_repro.data.lists import parse_list
 from isd_repro.data.manifests import open_prepared
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.records import EvaluationRecord, ExternalRecord, PretrainRecord, read_record
@@ -172,7 +173,7 @@ def targets(done: Path, folder: Path) -> dict[str, Target]:
         "manifest.json": of_pages(prepared, "manifest.json"),
         "images.tsv": of_pages(prepared, "images.tsv"),
         "store.npy": of_pages(prepared, "store.npy"),
-        "list": Target(lists, lambda: subsets.parse_list(lists), EXIT_DATA, hashed=False),
+        "list": Target(lists, lambda: parse_list(lists), EXIT_DATA, hashed=False),
         "pretrain record": record(records / "pretrain.json", PretrainRecord),
         "knn record": record(records / "knn.json", EvaluationRecord),
         "external record": record(done / "external.json", ExternalRecord),

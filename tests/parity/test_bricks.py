@@ -209,6 +209,23 @@ def test_grouped_batchnorm_is_one_batchnorm_per_part(shape: tuple[int, ...], gro
     assert int(layer.num_batches_tracked) == 3  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batchnorm_under_autocast_keeps_its_statistics_in_float32(groups: int) -> None:
+    """Images of bf16 come in and go out; sums over them would lose half a percent in that format."""
+    layer = nn.BatchNorm2d(4, momentum=1.0)
+    set_bn_groups(nn.Sequential(layer), groups)
+    images = (3 + numbers(1, 12, 4, 6, 6)).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(images)
+    out.float().square().sum().backward()
+    assert (out.dtype, out.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
+    want = torch.stack([part.double().mean((0, 2, 3)) for part in images.detach().chunk(groups)]).mean(0)
+    assert layer.running_mean is not None
+    torch.testing.assert_close(layer.running_mean, want.float(), rtol=1e-5, atol=0)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
 def test_one_group_leaves_the_plain_classes() -> None:
     def network() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3), nn.BatchNorm1d(3))

@@ -90,6 +90,17 @@ def test_roles_labels_and_groups(bench: Bench) -> None:
     assert identity.rule["search_per_class"] == 4
 
 
+def test_a_long_tailed_subset_has_groups_by_training_images(bench: Bench) -> None:
+    rule = params.Exponential(name="exponential", imbalance=6)
+    bench.run(trees.subset(rule, query=2, shots=params.Shots(many_above=3, few_below=2)))
+    found = open_prepared(bench.folder)
+    assert torch.bincount(found.split("train").label).tolist() == [6, 2, 1]
+    assert found.identity.shots == {"many": ("n01",), "medium": ("n02",), "few": ("n03",)}
+    assert found.identity.rule["shots"] == {"many_above": 3, "few_below": 2}
+    groups = found.groups(found.split("query").label)
+    assert {group: int(mask.sum()) for group, mask in groups.items()} == {"all": 6, "many": 2, "medium": 2, "few": 2}
+
+
 def test_the_hash_does_not_depend_on_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = {
         "plain": trees.write_plain(tmp_path / "plain", FILES),

@@ -65,6 +65,7 @@ def manifest(params: Params, subset: str, queries: int) -> ManifestIdentity:
     """A manifest with two large classes where the rule is unbalanced."""
     rule = params.subsets[subset].rule
     large = LARGE if rule.name in ("unbalanced", "list") else ()
+    shots: Any = {"many": CLASSES[:1], "medium": CLASSES[1:4], "few": CLASSES[4:]} if params.subsets[subset].shots else {}
     return ManifestIdentity(
         sha256=sha("manifest", subset),
         dataset=params.subsets[subset].source.dataset,
@@ -72,6 +73,7 @@ def manifest(params: Params, subset: str, queries: int) -> ManifestIdentity:
         rule=rule.model_dump(mode="json"),
         classes=CLASSES,
         large=large,
+        shots=shots,
         train=1040,
         search=100,
         query=queries,
@@ -101,10 +103,14 @@ def predictions(label: torch.Tensor, accuracy: float, seed: int) -> torch.Tensor
     return torch.where(right, label, wrong)
 
 
-def masks(label: torch.Tensor, large: Iterable[str]) -> dict[str, torch.Tensor]:
+def masks(label: torch.Tensor, large: Iterable[str], shots: Mapping[Any, Iterable[str]] | None = None) -> dict[str, torch.Tensor]:
     """Query groups, from class names one query at a time."""
-    is_large = torch.tensor([CLASSES[int(one)] in set(large) for one in label])
-    return {"all": torch.ones(len(label), dtype=torch.bool), **({"rare": ~is_large, "large": is_large} if large else {})}
+
+    def of(classes: Iterable[str]) -> torch.Tensor:
+        return torch.tensor([CLASSES[int(one)] in set(classes) for one in label])
+
+    found = {"all": torch.ones(len(label), dtype=torch.bool), **({"rare": ~of(large), "large": of(large)} if large else {})}
+    return found | {group: of(classes) for group, classes in (shots or {}).items()}
 
 
 def write_run(
@@ -149,7 +155,7 @@ def write_run(
                 for at, metric in enumerate(names):
                     lower = encoder == "teacher"
                     given[encoder, metric] = predictions(label, accuracy - 0.05 * lower, seed + 17 * at + lower)
-            groups = masks(label, identity.large)
+            groups = masks(label, identity.large, identity.shots)
             record = EvaluationRecord(
                 **common,
                 kind=part,
@@ -180,7 +186,7 @@ def write_counts(
     """A record in which so many queries of a group or class are answered rightly, and no others."""
     identity = manifest(params, params.runs[run].data.subset, queries)
     label = torch.arange(queries) % len(CLASSES)
-    groups = masks(label, identity.large)
+    groups = masks(label, identity.large, identity.shots)
     predicted = (label + 1) % len(CLASSES)
     for name, hits in right.items():
         places = (groups[name] if name in groups else label == CLASSES.index(name)).nonzero().flatten()[:hits]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pytest
 
-from isd_repro.report import figures, intervals
+from isd_repro.report import figures, intervals, run_records
 from isd_repro.report.hypothesis import Comparison, by_class
+from isd_repro.report.repetitions import imbalances
 from isd_repro.runtime.errors import UserError
+from tests.report import synthetic
 from tests.report.conftest import ODD, Profile
 
 NAMES = ["_under", "a $b$ $", '<c> & "d" \'', "e\x07\u202e", "f" * 80]
@@ -74,6 +77,29 @@ def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> N
     assert (zero.get_xdata()[0], rule.get_xdata()[0]) == (0, 0.5)
     assert "+0.5" in drawn.caption
     assert "rule" not in figures.differences([one], "ISD", "MoCo v2", None).caption
+
+
+def test_accuracy_against_imbalance_has_a_line_a_method_and_a_dot_a_run(tmp_path: Path) -> None:
+    rules = {f"r{imbalance}": {"name": "exponential", "imbalance": imbalance} for imbalance in (10, 100)}
+    runs = {f"{name}-{subset}-{seed}": (f"{name} on {subset}", subset) for subset in rules for name in "ab" for seed in (1, 2)}
+    params = synthetic.profile(runs, rules)
+    for name, run in params.runs.items():
+        numerics = run.numerics.model_copy(update={"seed": int(name[-1])})
+        params.runs[name] = run.model_copy(update={"numerics": numerics})
+    layout = synthetic.layout(tmp_path, params)
+    for at, name in enumerate(params.runs):
+        synthetic.write_counts(layout, params, name, {"all": 40 + at})
+    [series] = imbalances(params)
+    assert series == {"r10": 10, "r100": 100}
+    drawn = figures.by_imbalance(params, run_records.load(params, layout), series)
+    assert drawn is not None
+    accuracy, balancedness = drawn.draw().axes
+    lines = [list(zip(*line.get_data(), strict=True)) for line in accuracy.lines]
+    assert lines == [[(10, 40.5), (100, 44.5)], [(10, 42.5), (100, 46.5)]]
+    assert dots(accuracy) == [[(10, 40), (10, 41), (100, 44), (100, 45)], [(10, 42), (10, 43), (100, 46), (100, 47)]]
+    even, one_more = dots(balancedness)[0][:2]  # 4 of 10 queries of each class, and 5 of one class
+    assert (even, one_more) == ((10, pytest.approx(0)), (10, pytest.approx(3)))
+    assert imbalances(synthetic.profile({"a": ("a", "x")}, {"x": rules["r10"]})) == []
 
 
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:

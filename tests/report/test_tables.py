@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
 
-from isd_repro.config.params import Params
+from isd_repro.config.params import Params, Shots
 from isd_repro.report import repetitions
 from isd_repro.report.cells import Table
 from tests.report import synthetic
@@ -30,6 +31,7 @@ def test_unbalanced_shape(profile: Profile) -> None:
     student, teacher = named(profile, "small-student"), named(profile, "small-teacher")
     groups = ("All (n = 500)", "Rare (n = 400)", "Large (n = 100)")
     heads = [(group, metric) for group in groups for metric in ("1-NN", "20-NN")]
+    heads += [("Balancedness", metric) for metric in ("1-NN", "20-NN")]
     for table in (student, teacher):
         assert [(column.span, column.head) for column in table.columns] == heads
     assert [row.run for row in student.rows] == list(profile.params.runs)
@@ -69,7 +71,8 @@ def test_best_is_the_largest_of_a_column_and_a_lone_value_is_not_best(profile: P
     for name in ("small-student", "small-teacher"):
         for column in zip(*(row.cells for row in named(profile, name).rows), strict=True):
             most = max(cell.value for cell in column if cell.value is not None)
-            assert [cell.best for cell in column] == [cell.value == most for cell in column]
+            accuracy = not any(cell.kind == "statistic" for cell in column)  # of balancedness less is better, and none is marked
+            assert [cell.best for cell in column] == [accuracy and cell.value == most for cell in column]
     alone = two_runs(tmp_path / "alone")
     synthetic.write_run(alone.layout, alone.params, "a", 0.5, parts=["pretrain"], encoders=("student",))
     synthetic.write_run(alone.layout, alone.params, "b", 0.5)
@@ -228,3 +231,56 @@ def test_a_record_of_other_parameters_is_told(profile: Profile) -> None:
     notes = Profile(params, profile.layout).report().footnotes
     assert notes == ("isd was made with parameters that differ from the current params.yaml: optim.lr was 0.05, is 0.1.",)
     assert profile.report().footnotes == ()
+
+
+# --- groups by training images, and balancedness ------------------------------------------------------------------------
+
+
+def long_tailed(tmp_path: Path, runs: int = 2) -> Profile:
+    """Seeds of one method on a subset with 1 class of many, 3 of a medium number of and 6 of few training images."""
+    rule = {"name": "exponential", "imbalance": 100}
+    params = synthetic.profile({f"a-s{at}": (f"A, seed {at}", "lt") for at in range(runs)}, {"lt": rule})
+    for at, (name, run) in enumerate(params.runs.items()):
+        params.runs[name] = run.model_copy(update={"numerics": run.numerics.model_copy(update={"seed": at})})
+    params.subsets["lt"] = params.subsets["lt"].model_copy(update={"shots": Shots(many_above=1000, few_below=200)})
+    return Profile(params, synthetic.layout(tmp_path, params))
+
+
+def test_groups_by_training_images_have_columns_and_their_thresholds_a_note(tmp_path: Path) -> None:
+    found = long_tailed(tmp_path)
+    before = named(found, "lt-student")
+    assert [column.span for column in before.columns[::2]] == ["All", "Many", "Medium", "Few", "Balancedness"]
+    for name in found.params.runs:
+        synthetic.write_counts(found.layout, found.params, name, {"many": 8, "few": 12})
+    table = named(found, "lt-student")
+    spans = [column.span for column in table.columns if column.head == "1-NN"]
+    assert spans == ["All (n = 100)", "Many (n = 10)", "Medium (n = 30)", "Few (n = 60)", "Balancedness"]
+    cells = [cell for column, cell in zip(table.columns, table.rows[0].cells, strict=True) if column.head == "1-NN"]
+    assert [cell.number for cell in cells[:4]] == ["20.0", "80.0", "0.0", "20.0"]
+    assert any("more than 1,000 and with fewer than 200 training images" in note for note in table.notes)
+
+
+def test_balancedness_is_the_deviation_over_classes_and_has_no_best(tmp_path: Path) -> None:
+    """Of ten classes one has 8 of 10 queries right, six have 2 and three none; the other run has 5 in every class."""
+    found = long_tailed(tmp_path)
+    synthetic.write_counts(found.layout, found.params, "a-s0", {"many": 8, "few": 12})
+    synthetic.write_counts(found.layout, found.params, "a-s1", {"all": 50})
+    table = named(found, "lt-student")
+    at = [(column.span, column.head) for column in table.columns].index(("Balancedness", "1-NN"))
+    first, second = (row.cells[at] for row in table.rows)
+    assert first.value == pytest.approx(statistics.pstdev([80, *[20] * 6, *[0] * 3]))
+    assert second.value == pytest.approx(0)
+    assert (first.best, second.best) == (False, False)
+    assert first.kind == second.kind == "statistic"
+    [mean] = table.foot
+    assert (mean.cells[at].value, mean.cells[at].count) == (pytest.approx((first.value or 0) / 2), 2)
+    assert any("standard deviation over classes" in note for note in table.notes)
+
+
+def test_balancedness_needs_predictions(tmp_path: Path) -> None:
+    found = long_tailed(tmp_path, runs=1)
+    synthetic.write_counts(found.layout, found.params, "a-s0", {"all": 50}, stored=False)
+    table = named(found, "lt-student")
+    at = [(column.span, column.head) for column in table.columns].index(("Balancedness", "1-NN"))
+    cell = table.rows[0].cells[at]
+    assert (cell.value, cell.kind, cell.detail) == (None, "none", "the record has no predictions")

@@ -1,0 +1,196 @@
+"""Odd images: each has one answer, which docs/data.md states."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isd_repro.config import params
+from isd_repro.data.sources import UnreadableError, decode_file, open_images
+from isd_repro.data.store import convert
+from isd_repro.runtime.errors import DataError
+from tests.data import trees
+
+FILES = trees.images({"n01": 2, "n02": 2}, val=1)
+COLOUR = np.zeros((6, 8, 3), dtype=np.uint8) + np.array([200, 100, 40], dtype=np.uint8)
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+
+
+def saved(image: Image.Image, form: str, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **settings)
+    return buffer.getvalue()
+
+
+def pixels(payload: bytes, channels: int = 3) -> np.ndarray:
+    """As a store keeps them, height x width x channels."""
+    return convert(decode_file(payload), params.Store.model_validate({"channels": channels})).transpose(1, 2, 0)
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    return saved(Image.fromarray(COLOUR), "JPEG", exif=exif, quality=100)
+
+
+def without_adobe_marker(payload: bytes) -> bytes:
+    at = payload.index(b"\xff\xee")
+    return payload[:at] + payload[at + 2 + int.from_bytes(payload[at + 2 : at + 4]) :]
+
+
+def palette() -> bytes:
+    image = Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE)
+    return saved(image, "PNG", transparency=0)
+
+
+def frames(form: str) -> bytes:
+    others = [Image.fromarray(255 - COLOUR)]
+    return saved(Image.fromarray(COLOUR), form, save_all=True, append_images=others, lossless=True)
+
+
+CMYK = Image.fromarray(np.full((6, 8, 4), (20, 120, 200, 30), dtype=np.uint8), "CMYK")
+NAIVE = np.asarray(CMYK.convert("RGB"))[0, 0]
+READ: dict[str, tuple[Callable[[], bytes], tuple[int, int, int], int]] = {  # made by; expected colour; tolerance
+    "CMYK JPEG": (lambda: saved(CMYK, "JPEG", quality=100), tuple(NAIVE.tolist()), 4),
+    "PNG named .JPEG": (lambda: saved(Image.fromarray(COLOUR), "PNG"), (200, 100, 40), 0),
+    "WebP named .JPEG": (lambda: saved(Image.fromarray(COLOUR), "WEBP", lossless=True), (200, 100, 40), 0),
+    "EXIF rotation": (rotated, (200, 100, 40), 3),
+    "palette with transparency": (palette, (200, 100, 40), 0),
+    "animated GIF named .JPEG": (lambda: frames("GIF"), (200, 100, 40), 0),
+    "animated WebP named .JPEG": (lambda: frames("WEBP"), (200, 100, 40), 0),
+    "transparency": (
+        lambda: saved(Image.fromarray(np.dstack([COLOUR, np.full((6, 8, 1), 7, np.uint8)])), "PNG"),
+        (200, 100, 40),
+        0,
+    ),
+    "grey": (lambda: saved(Image.fromarray(COLOUR[..., 0]), "JPEG", quality=100), (200, 200, 200), 1),
+    "16-bit grey": (lambda: saved(Image.fromarray(np.full((6, 8), 200 * 257, np.uint16)), "PNG"), (200, 200, 200), 0),
+    "two colours": (lambda: saved(Image.fromarray(COLOUR[..., 0] > 0), "PNG"), (255, 255, 255), 0),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_an_odd_image_is_decoded(kind: str) -> None:
+    made, colour, tolerance = READ[kind]
+    found = pixels(made())
+    assert found.shape == (6, 8, 3), "as the file has it: EXIF turns nothing"
+    assert np.abs(found.astype(int) - np.array(colour)).max() <= tolerance
+    assert kind.removesuffix(" named .JPEG") in DOCUMENT
+
+
+def test_cmyk_with_and_without_adobes_marker_is_the_same() -> None:
+    """Adobe writes CMYK inverted. Pillow, and so torchvision, takes every CMYK JPEG for one of Adobe's, and so do we."""
+    made = saved(CMYK, "JPEG", quality=100)
+    plain = without_adobe_marker(made)
+    assert len(plain) < len(made)
+    assert np.array_equal(pixels(made), pixels(plain))
+
+
+def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
+    """Pillow has no such mode and reads the high byte of each value."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + struct.pack(">3H", 200 * 256 + 99, 100 * 256, 40 * 256 + 255) * 2
+    payload = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0))
+    payload += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert pixels(payload).tolist() == [[[200, 100, 40]] * 2]
+
+
+UNREADABLE: dict[str, Callable[[], bytes]] = {
+    "truncated": lambda: trees.jpeg(1, 64, 64)[:-200],
+    "truncated PNG": lambda: saved(Image.open(io.BytesIO(trees.jpeg(1, 64, 64))), "PNG")[:-2000],
+    "empty": lambda: b"",
+    "TIFF": lambda: saved(Image.fromarray(COLOUR), "TIFF"),
+    "no image": lambda: b"<html>404</html>",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_image_that_cannot_be_decoded_is_unreadable(kind: str) -> None:
+    with pytest.raises(UnreadableError):
+        pixels(UNREADABLE[kind]())
+    assert kind.removesuffix(" PNG") in DOCUMENT
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+@pytest.mark.parametrize("store", [{}, {"resize": "square", "side": 8}, {"resize": "short-side", "side": 8}])
+def test_sides_of_one_pixel_are_resized_as_others(size: tuple[int, int], store: dict[str, object]) -> None:
+    payload = saved(Image.new("RGB", size, (200, 100, 40)), "PNG")
+    found = convert(decode_file(payload), params.Store.model_validate(store))
+    short = 8 if store else 1
+    assert min(found.shape[1:]) == short
+    assert np.array_equal(found, np.broadcast_to(np.array([[[200]], [[100]], [[40]]], np.uint8), found.shape))
+
+
+# --- files and folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return trees.write_plain(tmp_path / "images", FILES)
+
+
+def names(root: Path) -> list[str]:
+    with open_images(root) as listing:
+        return [image.file for image in listing.images if image.cls == "n01" and image.split == "train"]
+
+
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "__MACOSX", "@eaDir"])
+@pytest.mark.parametrize("place", ["train", "val", "train/n01"])
+def test_folders_that_programs_leave_are_passed_over_without_a_note(folder: str, place: str, root: Path) -> None:
+    (root / place / folder).mkdir()
+    (root / place / folder / "n01_0-checkpoint.JPEG").write_bytes(trees.jpeg(1))
+    with open_images(root) as listing:
+        assert {(image.split, image.cls, image.file) for image in listing.images} == set(FILES)
+        assert listing.notes == ()
+    assert folder in DOCUMENT
+
+
+@pytest.mark.parametrize(
+    "name", ["with a space.JPEG", "ÅÄÖ 雪.jpeg", "A\u030a.JPEG", "x.JPG", "x.jPeG", "x.PNG", "two.dots.png"], ids=ascii
+)
+def test_a_name_is_kept_as_it_is(name: str, root: Path) -> None:
+    (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))
+    assert name in names(root)
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.tif", "x.tiff", "x.bmp", "x.JPEG.bak"])
+def test_other_suffixes_are_passed_over_with_a_note(name: str, root: Path) -> None:
+    (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))
+    with open_images(root) as listing:
+        assert len(listing.images) == len(FILES)
+        assert listing.notes == (f"1 files or folders under train and val were ignored: {Path(name).suffix} 1",)
+
+
+@pytest.mark.parametrize("name", ["a\nb.JPEG", "a\tb.JPEG", "a\x1bb.JPEG"], ids=ascii)
+def test_a_name_with_a_control_character_is_refused(name: str, root: Path) -> None:
+    (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))
+    with pytest.raises(DataError, match="control or undecodable characters") as caught:
+        names(root)
+    assert "rename" in caught.value.hint
+
+
+def test_a_link_that_leads_nowhere_is_named_when_it_is_read(root: Path) -> None:
+    (root / "train" / "n01" / "link.JPEG").symlink_to(root / "gone.JPEG")
+    with open_images(root) as listing:
+        [image] = [image for image in listing.images if image.file == "link.JPEG"]
+        with pytest.raises(DataError, match=r"link\.JPEG: cannot be read .No such file"):
+            listing.fetch(image)
+
+
+def test_a_link_to_an_image_or_a_folder_is_followed(root: Path) -> None:
+    (root / "train" / "n01" / "link.JPEG").symlink_to(root / "train" / "n02" / "n02_0.JPEG")
+    (root / "train" / "n03").symlink_to(root / "train" / "n02")
+    (root / "val" / "n03").symlink_to(root / "val" / "n02")
+    assert "link.JPEG" in names(root)
+    with open_images(root) as listing:
+        assert {image.cls for image in listing.images} == {"n01", "n02", "n03"}
