@@ -306,6 +306,9 @@ def evaluate(
         int | None,
         typer.Option(help="Epochs of the linear probe; default: 40 as in the paper. The record states any other number."),
     ] = None,
+    allow_shared_images: Annotated[
+        bool, typer.Option("--allow-shared-images", help="Go on where over 1 % of the queries are copies of training images.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; does not change results.")] = None,
     cache: Annotated[bool, typer.Option(help="Cache features in .state/features for the next evaluation.")] = True,
     per_class: Annotated[bool, typer.Option(help="Also print the accuracy of each class.")] = False,
@@ -331,6 +334,7 @@ def evaluate(
         prefix=prefix,
         padding=padding,
         drop_unknown=drop_unknown,
+        allow_shared=allow_shared_images,
         image_size=image_size,
         crop_ratio=crop_ratio,
         mean=numbers("--mean", mean),

@@ -282,6 +282,8 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
+    # Go on where more than 1 % of the queries have the bytes of a training or search image. Younger than the first pages.
+    allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
     # The next two are younger than the first manifests, so that they are not dumped where they are not given.
     unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
     # Groups `many`, `medium` and `few`.
@@ -481,6 +483,7 @@ class Hypothesis(Frozen):
     contradicted_below: float | None = None  # points; none gives no verdict
     draws: Annotated[int, Field(ge=2)] = 2  # fewer complete ones give no verdict
     readings: dict[Literal["supported", "contradicted", "undecided"], Words] = Field(default_factory=dict)  # of a verdict
+    registered: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None  # commit that first contained this rule
 
 
 class Power(Frozen):
