@@ -34,7 +34,7 @@ demo: venv ## reproduce the demo on a CPU and print its table
 	@$(BIN)/isd-repro show
 
 pull: venv ## fetch the encoders of committed results from the DVC remote; PROFILE=pipelines/NAME for one profile
-	@for lock in $(if $(PROFILE),$(PROFILE)/dvc.lock,dvc.lock pipelines/*/dvc.lock); do \
+	@for lock in $(if $(PROFILE),$(PROFILE)/dvc.lock,$(wildcard dvc.lock pipelines/*/dvc.lock)); do \
 	  sed -n "s|^ *- path: \(runs/.*/encoder.safetensors\)$$|$$(dirname "$$lock")/\1|p" "$$lock"; \
 	done | sort -u | xargs $(BIN)/dvc pull --allow-missing
 
