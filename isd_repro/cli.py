@@ -121,6 +121,8 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     params, layout, console = _profile(file)
     if complaint := provenance.git_complaint():
         console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
+    if stage != "prepare" and launcher.rank() == 0:
+        _check_sources(names, params, layout)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
@@ -138,6 +140,15 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
                     "run the same command for the remaining runs",
                 )
             function(name, params, layout, console)
+
+
+def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
+    """Refuse to go on where a variable names other images than the runs' subsets were prepared from."""
+    from isd_repro.config.reader import find_run
+    from isd_repro.data.source_check import check_source
+
+    for subset in {find_run(params, run).data.subset: None for run in runs}:
+        check_source(subset, params.subsets[subset], layout.prepared(subset), layout.verified)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -183,11 +194,15 @@ def report(params: ParamsFile = DEFAULT) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def show(params: ParamsFile = DEFAULT) -> None:
-    """Print a profile's main tables and the path of its HTML page."""
+def show(
+    params: ParamsFile = DEFAULT,
+    metric: Annotated[str, typer.Option(help="The score to show, such as 20-NN; by default the first.")] = "",
+    wide: Annotated[bool, typer.Option("--wide", help="Print every main table with all scores, each seed in a row.")] = False,
+) -> None:
+    """Print a profile's result, its main table and the address of its HTML page."""
     from isd_repro.report.output import show as print_table
 
-    print_table(*_profile(params)[:2])
+    print_table(*_profile(params)[:2], metric=metric, wide=wide)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.runtime.errors import printable
+from isd_repro.runtime.errors import UserError, printable
 from isd_repro.runtime.files import write_atomic
 
 if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
     from isd_repro.report.cells import Table
     from isd_repro.report.page import Report
 
 
 def report(params: Params, layout: Layout, console: Console) -> None:
-    """Write `reports/<profile>/tables/` and `cards/`, and print the main tables on stdout, the path of the page last.
+    """Write `reports/<profile>/tables/` and `cards/`, and print the address of the page on stdout.
 
     Reads the records alone: no encoder, no features, no images. Remarks on odd records go to `console`.
 
@@ -43,31 +44,32 @@ def report(params: Params, layout: Layout, console: Console) -> None:
             write_atomic(folder / name, content)
     for note in assembled.footnotes:
         console.print(printable(note), style="dim", markup=False, highlight=False)
-    _print(assembled, layout)
+    Console(file=sys.stdout, highlight=False).print((layout.report / "index.html").resolve().as_uri(), soft_wrap=True)
 
 
-def show(params: Params, layout: Layout) -> None:
-    """Print the main tables on stdout and write nothing; the path of the page, if it has been made, comes last.
+def show(params: Params, layout: Layout, *, metric: str = "", wide: bool = False) -> None:
+    """Print the result on stdout and write nothing; the address of the page, if it has been made, comes last.
+
+    Args:
+        params: of the profile.
+        layout: of the profile.
+        metric: the score that the table shows for each group of queries; by default the first one.
+        wide: print every column of every main table, each seed in a row.
 
     Raises:
         DataError: as `report`.
+        UserError: no table has the metric.
     """
-    _print(_assemble(params, layout), layout)
-
-
-def _assemble(params: Params, layout: Layout) -> Report:
-    from isd_repro.report import page, run_records
-
-    return page.assemble(params, run_records.load(params, layout), layout)
-
-
-def _print(assembled: Report, layout: Layout) -> None:
-    """Tables as a terminal shows them; in a pipe nothing is cut and nothing is coloured."""
-    out = Console(file=sys.stdout, highlight=False)
-    for block in assembled.blocks:
-        for table in block.tables:
-            if table.main:
-                _print_table(out, table)
+    assembled, out = _assemble(params, layout), Console(file=sys.stdout, highlight=False)
+    mains = [[table for table in block.tables if table.main] for block in assembled.blocks]
+    known = sorted(
+        {name for tables in mains for table in tables for at in range(len(table.columns)) for name in _metrics(table, at)}
+    )
+    if metric and metric not in known:
+        raise UserError(f"--metric {metric}: no table of profile {params.profile!r} has it", f"choose from {', '.join(known)}")
+    for block, tables in zip(assembled.blocks, mains, strict=True):
+        for table in tables if wide and not metric else _narrowed(tables, metric)[: None if wide else 1]:
+            _print_table(out, table, wide=wide)
         for finding in block.findings:
             out.print(_safe(out, finding.plain), markup=False, soft_wrap=not out.is_terminal)
         if block.findings:
@@ -76,29 +78,77 @@ def _print(assembled: Report, layout: Layout) -> None:
         out.print(_safe(out, assembled.result), markup=False, soft_wrap=not out.is_terminal)
     path = layout.report / "index.html"
     if path.is_file():
-        shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-        out.print(shown, markup=False, soft_wrap=True)
+        out.print(path.resolve().as_uri(), markup=False, soft_wrap=True)
 
 
-def _print_table(out: Console, table: Table) -> None:
-    from rich import box
+def _assemble(params: Params, layout: Layout) -> Report:
+    from isd_repro.report import page, run_records
+
+    return page.assemble(params, run_records.load(params, layout), layout)
+
+
+def _metrics(table: Table, at: int) -> set[str]:
+    """The scores that a column shows; more than one where rows are scores."""
+    return {row.cells[at].metric for row in table.rows if row.cells[at].metric}
+
+
+def _narrowed(tables: list[Table], metric: str) -> list[Table]:
+    """The tables without the columns of other scores than `metric`; by default that of a table's first column."""
+    found = []
+    for table in tables:
+        shown = [_metrics(table, at) for at in range(len(table.columns))]
+        wanted = {metric} if metric else next(filter(None, shown), set())
+        keep = [at for at, metrics in enumerate(shown) if len(metrics) != 1 or metrics == wanted]
+        cut = {
+            part: tuple(replace(row, cells=tuple(row.cells[at] for at in keep)) for row in getattr(table, part))
+            for part in ("rows", "foot")
+        }
+        if wanted <= set().union(*shown):
+            found.append(replace(table, columns=tuple(table.columns[at] for at in keep), **cut))
+    return found
+
+
+def _print_table(out: Console, table: Table, *, wide: bool) -> None:
+    """A table as a terminal shows it; unless `wide`, without the last columns where the terminal is too narrow for them.
+
+    No number is ever broken. In a pipe nothing is cut and nothing is coloured.
+    """
     from rich.measure import Measurement
+
+    unbounded = out.options.update(width=10_000, max_width=10_000)
+    count = len(table.columns)
+    grid = _grid(out, table, count, seeds=wide)
+    while out.is_terminal and not wide and count > 1 and Measurement.get(out, unbounded, grid).maximum > out.width:
+        count -= 1
+        grid = _grid(out, table, count, seeds=wide)
+    if not out.is_terminal:
+        out.width = max(out.width, Measurement.get(out, unbounded, grid).maximum)
+    out.print(grid)
+    if count < len(table.columns):
+        out.print(f"{len(table.columns) - count} more columns: isd-repro show --wide\n", style="dim")
+
+
+def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> Grid:
+    """The first `count` columns of a table; a row for each seed, or one for all of them."""
+    from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
 
     title = Text(_safe(out, table.title))
     grid = Grid(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column(Text(table.first), overflow="fold")
-    for column in table.columns:
-        grid.add_column(Text(_safe(out, f"{column.span}\n{column.head}")), justify="right", overflow="fold")
-    for row in (*table.shown, *table.foot):
-        styles = ["bold" if cell.best else "dim" if cell.value is None else "" for cell in row.cells]
-        cells = [Text(_safe(out, cell.plain), style=style) for cell, style in zip(row.cells, styles, strict=True)]
-        grid.add_row(Text(_safe(out, row.label)), *cells, end_section=bool(table.foot) and row is table.shown[-1])
-    if not out.is_terminal:
-        unbounded = out.options.update(width=10_000, max_width=10_000)
-        out.width = max(out.width, Measurement.get(out, unbounded, grid).maximum)
-    out.print(grid)
+    rows, foot = (table.shown, table.foot) if seeds else (tuple(row for row, _ in table.groups), table.last)
+    for at, column in enumerate(table.columns[:count]):
+        widest = max((len(row.cells[at].plain) for row in (*rows, *foot)), default=0)
+        head = Text(_safe(out, f"{column.span}\n{column.head}"))
+        grid.add_column(head, justify="right", overflow="fold", min_width=widest)
+    for row in (*rows, *foot):
+        cells = [
+            Text(_safe(out, cell.plain), style="bold" if cell.best else "dim" if cell.value is None else "")
+            for cell in row.cells[:count]
+        ]
+        grid.add_row(Text(_safe(out, row.label)), *cells, end_section=bool(foot) and row is rows[-1])
+    return grid
 
 
 def _safe(out: Console, words: str) -> str:

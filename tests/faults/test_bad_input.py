@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from isd_repro.config import params
+from isd_repro.data import sources
 from isd_repro.nn import products
-from tests.faults import world
+from tests.data import trees
+from tests.faults import chain, world
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,19 @@ def test_a_subset_that_is_not_prepared(folder: Path, capsys: pytest.CaptureFixtu
     code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert (code, "data/prepared/digits" in error, "prepare" in error) == (4, True, True)
     assert world.written(folder) == set()
+
+
+def test_a_stage_says_so_before_it_begins(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same profile, read from a folder: the run is not trained on images that the variable does not name."""
+    with sources.open_source(params.Source(name="digits", dataset="MNIST")) as digits:
+        for image in [image for image in digits.images if int(image.file.rpartition("_")[2].partition(".")[0]) % 10 == 0]:
+            place = tmp_path / "images" / image.split / image.cls / image.file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            digits.decode(digits.fetch(image)).save(place)
+    world.edit(folder, ("{name: digits, dataset: MNIST}", "{name: image-folder, root_env: ISD_TEST_ROOT, dataset: MNIST}"))
+    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "images"))
+    assert chain.call(folder, "prepare", "digits").code == 0
+    monkeypatch.setenv("ISD_TEST_ROOT", str(trees.write_plain(tmp_path / "other", trees.images({"n07": 3}))))
+    chain.refused(chain.call(folder, "pretrain", "isd"), "does not hold the images that subset 'digits' was prepared from")
+    monkeypatch.delenv("ISD_TEST_ROOT")
+    assert chain.call(folder, "pretrain", "isd").code == 0

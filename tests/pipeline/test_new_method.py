@@ -26,7 +26,8 @@ def test_one_file_and_one_run_make_a_row(tmp_path: Path) -> None:
     shell(tmp_path, "isd-repro", "prepare", "digits", env=env)
     for stage in ("pretrain", "extract", "knn"):
         shell(tmp_path, "isd-repro", stage, "untrained", "barlow-twins", env=env)
-    output = shell(tmp_path, "isd-repro", "report", env=env)
+    shell(tmp_path, "isd-repro", "report", env=env)
+    output = shell(tmp_path, "isd-repro", "show", env=env)
 
     row = next(
         line for line in (tmp_path / "reports/demo/tables/table.md").read_text("utf-8").splitlines() if "Barlow Twins" in line

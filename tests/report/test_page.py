@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,7 @@ from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.output import report, show
 from isd_repro.report.run_details import cell_facts
 from isd_repro.report.scores import mean_cell, score_cell
+from isd_repro.runtime.errors import UserError
 from tests.report import synthetic
 from tests.report.conftest import ODD, Profile
 
@@ -243,6 +245,7 @@ def test_cells_files_agree_with_the_table(profile: Profile) -> None:
 RENDER = """
 import sys
 from pathlib import Path
+from unittest.mock import patch
 from isd_repro.report import page, run_records
 from tests.report.conftest import Profile
 from isd_repro.config.params import Params
@@ -283,19 +286,38 @@ def test_stage_writes_and_prints(profile: Profile, capsys: pytest.CaptureFixture
     stale.parent.mkdir(parents=True)
     stale.write_text("old")
     report(profile.params, profile.layout, Console(stderr=True))
+    assert capsys.readouterr().out == f"{(profile.layout.report / 'index.html').resolve().as_uri()}\n"
+    assert {path.name for path in profile.layout.report.iterdir()} == set(profile.files())
+    before = {path: path.read_bytes() for path in profile.layout.report.iterdir()}
+    show(profile.params, profile.layout, wide=True)
     printed = capsys.readouterr().out
     lines = printed.rstrip().splitlines()
-    assert lines[-1] == "reports/synthetic/tables/index.html"
-    assert {path.name for path in profile.layout.report.iterdir()} == set(profile.files())
     for row in profile.report().tables[0].shown:
         cells = [cell.plain for cell in row.cells]
         assert any(line.strip().startswith(f"{row.label} ") and all(cell in line for cell in cells) for line in lines)
     assert lines[-2] == profile.report().result
     assert "\x1b" not in printed
-    before = {path: path.read_bytes() for path in profile.layout.report.iterdir()}
-    show(profile.params, profile.layout)
-    assert capsys.readouterr().out == printed
+    assert lines[-1] == (profile.layout.report / "index.html").resolve().as_uri()
     assert {path: path.read_bytes() for path in profile.layout.report.iterdir()} == before
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_show_fits_the_terminal_and_breaks_no_number(profile: Profile, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with patch("sys.stdout", StringIO()) as stream:
+        show(profile.params, profile.layout, metric="20-NN")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    table = profile.report().tables[0]
+    at = next(at for at, cell in enumerate(table.shown[-1].cells) if cell.metric == "20-NN")
+    for row in table.shown:
+        assert any(row.label.split()[0] in line and row.cells[at].plain in line for line in lines)
+
+
+def test_a_metric_that_no_table_has_is_named(profile: Profile) -> None:
+    with pytest.raises(UserError, match="--metric 5-NN: no table of profile 'synthetic' has it"):
+        show(profile.params, profile.layout, metric="5-NN")
 
 
 def test_terminal_without_unicode(profile: Profile) -> None:
