@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -78,10 +79,15 @@ def remember_code() -> None:
 def source_hash() -> str:
     """Sha256 over names and bytes of the package's Python files."""
     package = Path(__file__).parent
+    return hash_of((path.relative_to(package), path.read_bytes()) for path in sorted(package.rglob("*.py")))
+
+
+def hash_of(files: Iterable[tuple[Path, bytes]]) -> str:
+    """Sha256 over the names, relative to the package, and the bytes of its Python files in the order of their paths."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        digest.update(path.read_bytes() + b"\0")
+    for path, content in files:
+        digest.update(f"{path.as_posix()}\0".encode())
+        digest.update(content + b"\0")
     return digest.hexdigest()
 
 

@@ -51,6 +51,18 @@ class ManifestIdentity(Frozen):
     train: Count  # unlabelled training images
     search: Count  # labelled search set
     query: Annotated[int, Field(ge=0, le=MAX_QUERIES)]  # validation queries
+    # Queries whose bytes are also those of a training or search image; None where an older record did not count them.
+    shared: Annotated[Count | None, Field(exclude_if=lambda count: count is None)] = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both describe the same images; a count of shared ones that only one of them has makes no difference."""
+        if not isinstance(other, ManifestIdentity):
+            return NotImplemented
+        unknown = None in (self.shared, other.shared)
+        ours, theirs = ({**dict(one), **({"shared": None} if unknown else {})} for one in (self, other))
+        return ours == theirs
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Score(Frozen):

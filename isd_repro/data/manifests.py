@@ -40,6 +40,8 @@ COLUMNS = ("split", "class", "file", "sha256", "roles")
 UNLABELLED = "unlabelled"  # split of images that have no class and can only be trained on
 PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
+_OF_SPLIT = {"train": "ts", UNLABELLED: "t", "val": "q"}  # roles that an image of a split may have
+MAX_SHARED = 0.01  # share of queries that may be copies of training or search images, unless the user allows more
 _AGAIN = "run `prepare` for this subset again"
 Positions = npt.NDArray[np.int64]
 
@@ -101,6 +103,12 @@ class Manifest:
                 digest.update(f"{group}\t{name}\n".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def shared(self) -> int:
+        """How many queries have the bytes of a training or search image, whatever their names are."""
+        learnt = {self.images[at].sha256 for at in (*self.train.tolist(), *self.search.tolist())}
+        return sum(self.images[at].sha256 in learnt for at in self.query.tolist())
+
     def identity(self) -> ManifestIdentity:
         """The manifest as records state it."""
         return ManifestIdentity(
@@ -114,7 +122,29 @@ class Manifest:
             train=len(self.train),
             search=len(self.search),
             query=len(self.query),
+            shared=self.shared,
         )
+
+    def check_shared(self, place: str, allow: str, *, allowed: bool) -> str:
+        """What to say of queries that are copies of training or search images; "" where there are none.
+
+        Args:
+            place: the images, for the message.
+            allow: how the user allows them.
+            allowed: whether they did.
+
+        Raises:
+            DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
+        """
+        if not self.shared:
+            return ""
+        share = self.shared / len(self.query)
+        found = f"{self.shared} of {len(self.query)} queries ({share:.1%}) have the bytes of a training or search image"
+        if share > MAX_SHARED and not allowed:
+            raise DataError(
+                f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}"
+            )
+        return found
 
 
 class Header(Frozen):
@@ -141,7 +171,9 @@ def rows(manifest: Manifest) -> Iterator[str]:
 
 def write(folder: Path, manifest: Manifest, *, store: StoreInfo | None = None, dropped: Iterable[str] = ()) -> None:
     """Write `images.tsv`, then `manifest.json`, each whole or not at all."""
-    header = Header(identity=manifest.identity(), images=len(manifest.images), dropped=tuple(dropped), store=store)
+    # Shared images are counted whenever the rows are read, so that equal images stay equal bytes for every version.
+    identity = manifest.identity().model_copy(update={"shared": None})
+    header = Header(identity=identity, images=len(manifest.images), dropped=tuple(dropped), store=store)
     write_atomic(folder / IMAGES, ("\t".join(COLUMNS) + "\n" + "".join(rows(manifest))).encode())
     text = json.dumps(header.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / HEADER, text.encode() + b"\n")
@@ -217,6 +249,9 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
                     or not 0 < len(cells[4]) <= len(ROLES)
                 ):
                     raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
+                if not set(cells[4]) <= set(_OF_SPLIT[cells[0]]):
+                    found = f"an image of {cells[0]} has the roles {cells[4]!r}, expected some of {_OF_SPLIT[cells[0]]!r}"
+                    raise DataError(f"{path}:{number}: {found}", _AGAIN)
                 images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
                 roles.append(intern(cells[4]))
     except UnicodeDecodeError as error:

@@ -96,6 +96,12 @@ def rule_of(subset: Subset) -> dict[str, object]:
     }
 
 
+def _list_of(subset: Subset) -> dict[str, object]:
+    """The sha256 of the list that was read, which its name alone does not say."""
+    rule = subset.rule
+    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / f"{rule.list}.txt")} if rule.name == "list" else {}
+
+
 def _settings(store: parameters.Store) -> dict[str, object]:
     return store.model_dump(mode="json", exclude={"external"})
 
@@ -137,6 +143,9 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
                 found = packer.find_finished(external, key)
                 place, outcomes, info = found or (unfinished, *packer.pack(unfinished, key))
             manifest, dropped = _manifest(name, subset, selection, used, packer.images, outcomes)
+            allow = f"set subsets.{name}.allow_shared_images: true"
+            if said := manifest.check_shared(f"subset {name!r}", allow, allowed=subset.allow_shared_images):
+                packer.say(said)
             _report_changes(folder, manifest, dropped, len(used), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))
             if external is not None:
@@ -187,7 +196,7 @@ def _manifest(
     manifest = Manifest(
         dataset=subset.source.dataset,
         subset=name,
-        rule=rule_of(subset),
+        rule=rule_of(subset) | _list_of(subset),
         classes=selection.classes,
         large=selection.large,
         images=tuple(kept),

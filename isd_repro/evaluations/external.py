@@ -62,6 +62,7 @@ class Request:
         seeds: heads of the paper's protocol for each encoder, from seeds 0 to seeds - 1.
         epochs: None is the paper's 40; fewer is a shortened protocol and named so.
         cache: keep features for the next evaluation.
+        allow_shared: go on where many queries are copies of training or search images.
         workers: threads that decode; changes no number.
     """
 
@@ -85,6 +86,7 @@ class Request:
     seeds: int = 1
     epochs: int | None = None
     cache: bool = True
+    allow_shared: bool = False
     workers: int | None = None
     label: str | None = None
     out: Path | None = None
@@ -182,6 +184,7 @@ class Request:
             f"--{option} {getattr(self, key)}" for key, option in options.items() if getattr(self, key) != getattr(plain, key)
         ]
         words += ["--drop-unknown"] if self.drop_unknown else []
+        words += ["--allow-shared-images"] if self.allow_shared else []
         lists = {"mean": self.mean, "std": self.std}
         words += [f"--{name} {','.join(map(str, values))}" for name, values in lists.items() if values is not None]
         words += [f"--k {k}" for k in self.ks] if self.ks != plain.ks else []
@@ -229,7 +232,9 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
     with ExitStack() as stack:
         root = stack.enter_context(_cache(request))
         opened = stack.enter_context(_images(request, checkpoint.channels, progress))
-        notes = [*checkpoint.notes, *opened.notes, *_about(opened, frame)]
+        place = str(request.data or request.prepared)
+        copies = opened.prepared.manifest.check_shared(place, "give --allow-shared-images", allowed=request.allow_shared)
+        notes = [*checkpoint.notes, *opened.notes, *filter(None, [copies]), *_about(opened, frame)]
         for note in notes:
             progress.say(note)
         features = _Features(root, request, checkpoint, opened, frame)

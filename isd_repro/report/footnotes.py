@@ -6,24 +6,17 @@ from isd_repro.config.params import Params
 from isd_repro.report import text
 from isd_repro.report.repetitions import families
 from isd_repro.report.run_details import changes
-from isd_repro.report.run_records import RECOMPUTED, RECORDED, Records
+from isd_repro.report.run_records import Records
 from isd_repro.report.tables import externals_of
 
 
-def verified(records: Records) -> tuple[int, int]:
-    """How many scores were recomputed from stored predictions, and how many are recorded only."""
-    found = [*records.runs.values(), *(external.found for external in records.externals)]
-    levels = [level for run in found for one in run.checked for level in one.levels.values()]
-    return levels.count(RECOMPUTED), levels.count(RECORDED)
-
-
-def footnotes(params: Params, records: Records) -> list[str]:
-    """One sentence for each irregularity."""
-    recorded = verified(records)[1]
+def footnotes(params: Params, records: Records, recorded: int) -> list[str]:
+    """One sentence for each irregularity; `recorded` numbers cannot be recomputed."""
     notes = []
     if recorded:
         notes.append(
-            f"{text.count(recorded)} scores are recorded only (\N{DAGGER}): without stored predictions they cannot be recomputed."
+            f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): without stored predictions they cannot"
+            " be recomputed."
         )
     parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
     for words, named in (

@@ -296,9 +296,19 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
     return Finding(
         lead,
-        f"{verdict}: {said}.{reading} The rule, set before the runs: supported if the interval over draws lies above 0,"
-        f" contradicted if its upper end is below {text.signed(asked.contradicted_below)}, undecided otherwise.",
+        f"{verdict}: {said}.{reading} {_registered(records, asked, done.runs)}: supported if the interval over draws lies"
+        f" above 0, contradicted if its upper end is below {text.signed(asked.contradicted_below)}, undecided otherwise.",
     )
+
+
+def _registered(records: Records, asked: Hypothesis, runs: Sequence[str]) -> str:
+    """The rule with the commits that say when it was set, which `verify` looks up in git."""
+    if asked.registered is None:
+        return "The rule (when it was set is not stated here; `isd-repro verify` asks git)"
+    made = [one.provenance for run in runs for one in records.runs[run].records.values()]
+    first = min(made, key=lambda one: one.written)
+    commit = first.commit[:12] if first.commit else "unknown"
+    return f"The rule (since commit {asked.registered[:12]}, first record at commit {commit}; `isd-repro verify` asks git)"
 
 
 def _range(interval: tuple[float, float]) -> str:

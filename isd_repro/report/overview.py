@@ -11,7 +11,6 @@ from isd_repro.config.params import Hypothesis, Params
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Cell, Table
-from isd_repro.report.footnotes import verified
 from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
@@ -50,7 +49,7 @@ def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
     side = "above" if mean > 0 else "below"
     between = f", 95 % interval {text.signed(interval[0], 2)} to {text.signed(interval[1], 2)}" if interval else ""
     verdict = hypothesis.outcome(asked, done.values)
-    judged = "" if verdict == "no verdict" else f"; verdict by the rule set before the runs: {verdict}"
+    judged = "" if verdict == "no verdict" else f"; verdict by the stated rule: {verdict}"
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
     return (
         f"{asked.first} is {text.decimal(abs(mean), 2)} points {side} {asked.second} on {asked.group} queries ({asked.k}-NN,"
@@ -77,10 +76,10 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
     return f"{text.listing(list(pair))} reach {text.listing(said)} ({metric}, student; {behind})." if said else ""
 
 
-def facts(params: Params, records: Records, tables: Sequence[Table]) -> list[Fact]:
-    """A few facts as (question, answer), all computed."""
+def facts(params: Params, records: Records, tables: Sequence[Table], tally: tuple[int, int]) -> list[Fact]:
+    """A few facts as (question, answer), all computed; `tally` as `numbers.tally` gives it."""
     found = [
-        ("What was run", _run(params, records)),
+        ("What was run", _run(params, records, tally)),
         ("Scale", _scale(params, records)),
         ("How certain", _certainty(params, records, tables)),
         ("Compared with the paper", _verdicts(params, tables)),
@@ -89,16 +88,16 @@ def facts(params: Params, records: Records, tables: Sequence[Table]) -> list[Fac
     return [(question, answer) for question, answer in found if answer]
 
 
-def _run(params: Params, records: Records) -> str:
+def _run(params: Params, records: Records, tally: tuple[int, int]) -> str:
     evaluated = [name for name, found in records.runs.items() if found.evaluations]
     if not evaluated:
         return f"Nothing yet: none of the {len(params.runs)} runs has a record."
     trained = sum(bool(found.pretrain and params.runs[name].optim.epochs) for name, found in records.runs.items())
-    recomputed, recorded = verified(records)
+    recomputed, recorded = tally
     checked = "all" if not recorded else f"{text.count(recomputed)} of"
     return (
         f"{len(evaluated)} of {len(params.runs)} runs have scores, {trained} of them trained; {checked}"
-        f" {text.count(recomputed + recorded)} scores were recomputed from stored predictions."
+        f" {text.count(recomputed + recorded)} numbers of this page were recomputed from stored predictions."
     )
 
 

@@ -15,6 +15,7 @@ from isd_repro.report import (
     figures,
     hypothesis,
     learning_curves,
+    numbers,
     overview,
     paper_comparison,
     run_details,
@@ -25,7 +26,7 @@ from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
 from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
-from isd_repro.report.footnotes import footnotes, verified
+from isd_repro.report.footnotes import footnotes
 from isd_repro.report.problems import OnProblem, refuse
 from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
@@ -61,6 +62,7 @@ class Report:
     footnotes: tuple[str, ...]
     runs: dict[str, dict[str, Any]]
     sources: tuple[tuple[str, str], ...]  # of published numbers
+    tally: tuple[int, int]  # numbers that were recomputed, and that are recorded only
 
     @property
     def tables(self) -> list[Table]:
@@ -103,15 +105,19 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
     blocks += _trajectories(params, records, learning_curves.load(params, layout, records, tell))
     if curves := figures.losses(params, records):
         blocks.append(Block("Training loss", (), (), (curves,)))
+    runs = {name: run_details.run_facts(params, found) for name, found in records.runs.items()}
+    shown = [table for block in blocks for table in block.tables]
+    tally = numbers.tally(export.flat(shown, runs), records)
     return Report(
         params=params,
         records=records,
         folder=run_details.working_folder(layout),
         result=overview.result(params, records),
-        overview=tuple(overview.facts(params, records, every)),
+        overview=tuple(overview.facts(params, records, every, tally)),
         blocks=tuple(blocks),
-        footnotes=tuple(footnotes(params, records)),
-        runs={name: run_details.run_facts(params, found) for name, found in records.runs.items()},
+        footnotes=tuple(footnotes(params, records, tally[1])),
+        runs=runs,
+        tally=tally,
         sources=_sources(params),
     )
 
@@ -160,9 +166,13 @@ def _sources(params: Params) -> tuple[tuple[str, str], ...]:
     paper = papers.load()
     tables = [paper.table(wanted.table) for wanted in params.report.paper]
     read = [(table, paper.sources[table.source]) for table in tables]
-    return tuple(
-        (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
-        for table, source in read
+    pinned = ("Published numbers and tolerances", f"paper.yaml of this package, sha256 {papers.sha256()}")
+    return (
+        pinned,
+        *(
+            (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
+            for table, source in read
+        ),
     )
 
 
@@ -177,7 +187,7 @@ def render(report: Report) -> dict[str, bytes]:
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
     files["table.tex"] = text.latex_file(files["table.tex"])
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
-    files["cells.json"] = export.as_json(_cells_json(report))
+    files["cells.json"] = export.as_json(cells(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
@@ -188,13 +198,13 @@ def _present(figure: Figure | None) -> tuple[Figure, ...]:
 
 
 def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
-    recomputed, recorded = verified(report.records)
+    recomputed, recorded = report.tally
     return environment.get_template(name).render(
         report=report,
         params=report.params,
         deviations=DEVIATIONS,
         done=[name for name, found in report.records.runs.items() if found.of_one_encoder],
-        seconds=run_details.total_seconds(report.records),
+        seconds=costs.total_seconds(costs.of_profile(report.params, report.records)),
         recomputed=recomputed,
         recorded=recorded,
         spent=costs.table(costs.of_profile(report.params, report.records)),
@@ -210,7 +220,8 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
     )
 
 
-def _cells_json(report: Report) -> dict[str, Any]:
+def cells(report: Report) -> dict[str, Any]:
+    """The content of `cells.json`."""
     return {
         "format": 2,
         "profile": report.params.profile,

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from isd_repro.config.fields import Frozen, Many, Name
 from isd_repro.runtime.errors import ConfigError
+from isd_repro.runtime.files import sha256_file
 
 Exact = Annotated[Decimal, Strict(False)]  # a number as it is printed; YAML gives a float or an integer
 
@@ -159,6 +160,21 @@ class Implied(Frozen):
         return (self.classes * whole - self.part_classes * part) / (self.classes - self.part_classes)
 
 
+class PaperImages(Frozen):
+    """The images behind a table: what they must be for our numbers to be judged by the paper's.
+
+    Attributes:
+        classes, query: how many classes and validation images.
+        train: of pretraining; none where a published list says which.
+        manifests: sha256 of manifests (`manifest.sha256` of a record) that are known to be of exactly these images.
+    """
+
+    classes: int
+    train: int | None = None
+    query: int
+    manifests: Many[str] = ()
+
+
 class PaperTable(Frozen):
     """One table or figure as one version of the paper prints it; `dataset` is what its encoders were pretrained on."""
 
@@ -166,6 +182,7 @@ class PaperTable(Frozen):
     title: str
     version: str
     dataset: str = "ImageNet-1k (ILSVRC 2012)"
+    images: Key = "imagenet"
     unit: Literal["percent", "share"] = "percent"
     source: str
     confidence: Confidence
@@ -233,6 +250,7 @@ class Paper(Frozen):
     """The whole file."""
 
     sources: dict[Key, Source]
+    images: dict[Key, PaperImages]
     tables: Many[PaperTable]
     disagreements: Many[Disagreement]
     absent: Many[str]
@@ -242,7 +260,8 @@ class Paper(Frozen):
         ids = [table.id for table in self.tables]
         named = {table.source for table in self.tables} | {key for item in self.disagreements for key in item.says}
         named |= {value.source for table in self.tables for _, _, value in table.cells() if value.source}
-        unknown = (named - set(self.sources)) | ({key for item in self.disagreements for key in item.tables} - set(ids))
+        unknown = (named - set(self.sources)) | ({table.images for table in self.tables} - set(self.images))
+        unknown |= {key for item in self.disagreements for key in item.tables} - set(ids)
         if unknown or len(set(ids)) != len(ids):
             raise ValueError(f"unknown sources or tables {sorted(unknown)}, or a table's id twice")
         return self
@@ -271,6 +290,12 @@ def read(path: Path) -> Paper:
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"{path}: {places}", "the file ships with the package; restore it") from error
+
+
+@cache
+def sha256() -> str:
+    """Of the file that ships with the package: the published numbers, their corrections and the tolerances."""
+    return sha256_file(FILE)
 
 
 @cache

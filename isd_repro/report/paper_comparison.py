@@ -1,7 +1,7 @@
 """Comparison with the paper: our number, the paper's, and the difference with a verdict by a tolerance fixed beforehand.
 
-Without a run the cell of our number says `not run`. A verdict is withheld (`not comparable`) where the
-paper's protocol is not the run's, whatever the reason, or where our number cannot be recomputed.
+Without a run the cell of our number says `not run`. A verdict is withheld (`not comparable`) where the paper's protocol is not
+the run's, where its images or steps are others or are not known to be the paper's, or where our number cannot be recomputed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from isd_repro.config.params import ListFile, PaperRows, Params
+from isd_repro.config.params import ListFile, PaperRows, Params, Run
+from isd_repro.data.lists import LIST_SHA256
 from isd_repro.evaluations import kind_of
 from isd_repro.report import paper_checks, text
 from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, Verdict
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
-from isd_repro.report.paper import MeanCheck, Paper, PaperRow, PaperTable, Tolerance, Value
+from isd_repro.report.paper import MeanCheck, Paper, PaperImages, PaperRow, PaperTable, Tolerance, Value
 from isd_repro.report.paper_checks import Gain
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
-from isd_repro.report.run_records import RECORDED, Key, Records
+from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
 from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
 from isd_repro.report.tables import one_seed
 from isd_repro.runtime.errors import ConfigError
@@ -91,6 +92,29 @@ def _printed(paper: Paper, table: PaperTable, row: str, column: str, value: Valu
     )
 
 
+def other_images(found: RunRecords, config: Run, images: PaperImages) -> str:
+    """Why a run's records are not of the paper's images and number of steps, or are not known to be; else nothing."""
+    manifest, record = found.manifest, found.pretrain
+    if manifest is None or record is None:
+        return "there is no record of the training"
+    steps = config.optim.epochs * (manifest.train // config.optim.batch_size)
+    for name, ours, theirs in (
+        ("classes", len(manifest.classes), images.classes),
+        ("training images", manifest.train, images.train),
+        ("queries", manifest.query, images.query),
+    ):
+        if theirs is not None and ours != theirs:
+            return f"{name}: {text.count(ours)} here, {text.count(theirs)} in the paper"
+    if record.steps != steps:
+        return f"steps: {text.count(record.steps)} were made, {text.count(steps)} belong to the paper's epochs"
+    listed = str(manifest.rule.get("list", ""))
+    if listed and manifest.rule.get("sha256") != LIST_SHA256.get(listed):
+        return f"the list is not known to be the published {listed}: its sha256 is {manifest.rule.get('sha256', 'not recorded')}"
+    if manifest.sha256 not in images.manifests:
+        return f"the identity of the images is not known: no one has compared manifest {manifest.sha256[:12]} with the originals"
+    return ""
+
+
 def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
     """Why a run does not follow the protocol of the paper's row, if its parameters or record tell; else nothing."""
     config, found = params.runs[run], records.runs[run]
@@ -98,6 +122,7 @@ def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
     for name, ours, theirs in (
         ("network", config.backbone.arch, row.arch),
         ("epochs", config.optim.epochs, row.epochs),
+        ("batch", config.optim.batch_size, row.batch),
         ("list", rule.list if isinstance(rule, ListFile) else "another draw", row.draw),
     ):
         if theirs is not None and ours != theirs:
@@ -109,7 +134,7 @@ def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
     return ""
 
 
-def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterable[PaperRow]) -> str:
+def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterable[PaperRow], images: PaperImages) -> str:
     """Why our number must not be judged by the paper's, or nothing."""
     for cell, row in zip(cells, rows, strict=True):
         if cell.level == RECORDED:
@@ -118,7 +143,7 @@ def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterab
             evaluation = records.runs[run].evaluation(cell.metric)
             if cell.metric.startswith("linear") and evaluation and evaluation.record.protocol != "paper":
                 return f"linear protocol {evaluation.record.protocol!r}, not the paper's"
-            if why := obstacle(params, records, run, row):
+            if why := obstacle(params, records, run, row) or other_images(records.runs[run], params.runs[run], images):
                 return why
     return ""
 
@@ -155,7 +180,7 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
         row, triples = table.rows[name], []
         for column, about in table.columns.items():
             ours, theirs = _our_cell(records, table, runs, row, column), paper_cell(paper, table, name, column)
-            why = about.not_comparable or _unfit(params, records, [ours], [row])
+            why = about.not_comparable or _unfit(params, records, [ours], [row], paper.images[table.images])
             triples.append((ours, theirs, judged(ours, theirs, about.tolerance, why)))
         label = params.runs[runs[0]].label if len(runs) == 1 else f"{method_name(params, runs[0])}, {len(runs)} seeds"
         for word, cells in zip((OURS, THEIRS, DIFFERENCE), zip(*triples, strict=True), strict=True):
@@ -321,10 +346,11 @@ def _mean_cells(every: _Draws, gain: Gain, ours: Sequence[Cell]) -> list[Cell]:
     theirs = replace(theirs, words=text.signed(paired.mean, 2))
     done = sum(cell.value is not None for cell in ours)
     why = f"{done} of {len(ours)} draws have been run" if done < len(ours) else ""
+    images = every.paper.images[every.table.images]
     for draw, both in every.runs.items():
         row = every.table.rows[every.row(0, draw)]
         scores = [replace(every.ours(method, draw, gain), runs=tuple(runs)) for method, runs in enumerate(both)]
-        why = why or _unfit(every.params, every.records, scores, (row, row))
+        why = why or _unfit(every.params, every.records, scores, (row, row), images)
     return [mine, theirs, judged(mine, theirs, gain.tolerance, why)]
 
 

@@ -109,8 +109,16 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{len(manifest['classes'])}"
             + (f", large: {', '.join(map(text.class_name, manifest['large']))}" if manifest["large"] else ""),
         ),
+        ("Copies", _copies(manifest)),
         ("Manifest", f"sha256 {manifest['sha256']}"),
     ]
+
+
+def _copies(manifest: dict[str, Any]) -> str:
+    """Queries that are also learnt from."""
+    if (shared := manifest.get("shared")) is None:
+        return "queries that are copies of training or search images were not counted when this record was made"
+    return f"{text.count(shared)} of {text.count(manifest['query'])} queries have the bytes of a training or search image"
 
 
 def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str]]:
@@ -160,11 +168,6 @@ def linked(note: str) -> list[tuple[str, bool]]:
         pieces += [(note[at : found.start()], False), (found[0], True)]
         at = found.end()
     return [(piece, mark) for piece, mark in [*pieces, (note[at:], False)] if piece]
-
-
-def total_seconds(records: Records) -> float:
-    """Seconds of all parts of all runs."""
-    return math.fsum(record.provenance.seconds for found in records.runs.values() for record in found.records.values())
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:

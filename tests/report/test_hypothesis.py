@@ -169,7 +169,7 @@ def test_the_sentence_follows_the_rule_has_the_profiles_reading_and_leads_the_pa
     assert report.result.startswith(
         "ISD is 1.25 points above MoCo on rare queries (1-NN, student; mean of 3 draws, 95 % interval "
     )
-    assert report.result.endswith(f"); verdict by the rule set before the runs: supported. {reading}")
+    assert report.result.endswith(f"); verdict by the stated rule: supported. {reading}")
 
 
 def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ IMAGENET = "ImageNet-1k (ILSVRC 2012)"
 TABLE_1 = {"moco-r18": "moco-r18", "isd-r18": "isd-r18"}
 
 
+@pytest.fixture(autouse=True)
+def _the_papers_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profiles here are small; `tests/cheats/test_paper.py` is about their images."""
+    monkeypatch.setattr(paper_comparison, "other_images", lambda *_: "")
+
+
 def like_the_paper(params: Params, rows: dict[str, str], table: str, **change: Any) -> Params:
     """The same profile on ImageNet with ResNet-18 and 200 epochs, beside a table of the paper."""
     tree = params.model_dump(mode="json")
@@ -32,7 +38,7 @@ def like_the_paper(params: Params, rows: dict[str, str], table: str, **change: A
         subset["source"] = {"name": "image-folder", "dataset": IMAGENET, "root_env": "SOMEWHERE"}
     for run in tree["runs"].values():
         run["backbone"] = {"arch": "resnet18", "channels": 1}
-        run["optim"]["epochs"] = 200
+        run["optim"] |= {"epochs": 200, "batch_size": 256}
         for group, values in change.items():
             run[group] |= values
     return Params.model_validate(tree)

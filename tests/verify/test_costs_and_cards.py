@@ -7,13 +7,12 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from isd_repro.records import Attempt
-from isd_repro.report import cards, costs, run_details, run_records
+from isd_repro.report import cards, costs, run_records
 from isd_repro.report.run_records import Records
 from tests.report import synthetic
 from tests.report.conftest import Profile, make
@@ -59,9 +58,8 @@ def test_failed_and_killed_attempts_count(profile: Profile) -> None:
 
 def test_seconds_are_summed_alike_by_every_python() -> None:
     """From 3.12 on `sum` rounds floats otherwise, and a page must have the same bytes."""
-    parts = {number: SimpleNamespace(provenance=SimpleNamespace(seconds=0.1)) for number in range(10)}
-    records: Any = SimpleNamespace(runs={"isd": SimpleNamespace(records=parts)})
-    assert run_details.total_seconds(records) == 1.0  # one after the other they are 0.9999999999999999
+    one = costs.Cost("ISD", "knn", "finished", "cpu", 1, 0.1, on_gpu=False)
+    assert costs.total_seconds([one] * 10) == 1.0  # one after the other they are 0.9999999999999999
 
 
 # --- cards --------------------------------------------------------------------------------------------------------------

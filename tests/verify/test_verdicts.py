@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from isd_repro import verify
+from isd_repro.verify import again
 from tests.verify import world
 from tests.verify.world import Profile
 
@@ -127,7 +127,8 @@ def elsewhere(profile: Profile, run: str) -> None:
 def test_a_few_other_answers_under_another_arithmetic_leave_a_number_recomputed(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "TOLERATED", 1 / 30)
+    monkeypatch.setattr(again, "TOLERATED", 1 / 30)
+    monkeypatch.setattr(again, "NOISE", 10.0)  # every answer is a near tie
     elsewhere(profile, "isd")
     answer = profile.verify()
     assert answer.code == 0
@@ -137,7 +138,7 @@ def test_a_few_other_answers_under_another_arithmetic_leave_a_number_recomputed(
 
 
 def test_more_other_answers_than_rounding_explains_fail(profile: Profile) -> None:
-    assert verify.TOLERATED < 1 / 30
+    assert again.TOLERATED < 1 / 30
     elsewhere(profile, "isd")
     answer = profile.verify()
     assert answer.code == 4
