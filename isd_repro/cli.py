@@ -45,9 +45,10 @@ def _group(name: str, help_: str) -> typer.Typer:
 data = _group("data", "Pack images; inspect lists of unbalanced subsets.")
 wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboard.")
 paper = _group("paper", "Check the numbers that the paper prints.")
+run = _group("run", "Import, rename and remove runs of a profile.")
 checkpoint = _group("checkpoint", "Inspect checkpoints of any origin.")
 
-ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile.")]
+ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile, or its folder.")]
 SubsetNames = Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")]
 RunNames = Annotated[list[str], typer.Argument(help="Names of runs in params.yaml.")]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Remove host, user, paths, commit, git remote and e-mail.")]
@@ -121,6 +122,8 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     params, layout, console = _profile(file)
     if complaint := provenance.git_complaint():
         console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
+    if stage != "prepare" and launcher.rank() == 0:
+        _check_sources(names, params, layout)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
@@ -138,6 +141,15 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
                     "run the same command for the remaining runs",
                 )
             function(name, params, layout, console)
+
+
+def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
+    """Refuse to go on where a variable names other images than the runs' subsets were prepared from."""
+    from isd_repro.config.reader import find_run
+    from isd_repro.data.source_check import check_source
+
+    for subset in {find_run(params, run).data.subset: None for run in runs}:
+        check_source(subset, params.subsets[subset], layout.prepared(subset), layout.verified)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -218,22 +230,29 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
-def check(files: Annotated[list[Path], typer.Argument(help="params.yaml files.")]) -> None:
-    """Validate parameter files, including the method of each run; needs no data."""
-    from isd_repro import methods
-    from isd_repro.config import reader
-    from isd_repro.runtime.errors import ConfigError
+def compare(
+    other: Annotated[
+        str, typer.Argument(metavar="[REV | FOLDER]", help="A commit, a checkout, or a folder of reports.")
+    ] = "HEAD",
+    params: ParamsFile = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a profile's numbers with those of another commit or machine; exit with code 4 if they do not agree."""
+    from isd_repro.compare import compare as compare_numbers
+
+    compare_numbers(other, *_profile(params)[:2], as_json=as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
+def check(
+    files: Annotated[list[Path], typer.Argument(help="params.yaml files, or folders of profiles.")],
+    images: Annotated[bool, typer.Option("--images", help="Also draw each subset from its images, and check its sizes.")] = False,
+) -> None:
+    """Find in parameter files what a later stage would fail on; needs no data unless --images is given."""
+    from isd_repro.check import check as find_mistakes
 
     for file in files:
-        problems = []
-        for name, run in reader.load(file)[0].runs.items():
-            try:
-                methods.config_of(name, run.method, file)
-            except ConfigError as error:
-                problems.append(error.message)
-        if problems:
-            raise ConfigError("\n".join(problems), "each method's keys are in its file under isd_repro/methods/")
-        typer.echo(f"{file}: ok")
+        find_mistakes(file, images=images, say=typer.echo)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -354,6 +373,78 @@ def figures(
     loaded, layout, console = _profile(params)
     for name in runs:
         draw(name, loaded, layout, Asked(k, clusters, members, queries, seed), console)
+
+
+@app.command(rich_help_panel=RESULTS)
+def variant(
+    name: Annotated[str, typer.Argument(help="Name of the new run; several get numbers or seeds appended.")],
+    source: Annotated[str, typer.Option("--from", help="The run to copy.")],
+    params: ParamsFile = DEFAULT,
+    changes: Annotated[list[str] | None, typer.Option("--set", "-S", help="key=value of the run; can be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each setting that differ in the seed alone.")] = 1,
+    grid: Annotated[list[str] | None, typer.Option(help="key=v1,v2,...; can be repeated; every combination is a run.")] = None,
+    sobol: Annotated[int, typer.Option(min=0, help="Number of points of a Sobol sequence over the ranges.")] = 0,
+    ranges: Annotated[list[str] | None, typer.Option("--range", help="key=low..high; can be repeated; for --sobol.")] = None,
+    trials: Annotated[bool, typer.Option("--trials", help="The report chooses the best run of each method.")] = False,
+) -> None:
+    """Write new runs into params.yaml: copies of a run with changed values, with several seeds, a grid or a Sobol design."""
+    from isd_repro.profiles import Wanted
+    from isd_repro.profiles import variant as write
+
+    wanted = Wanted(tuple(changes or ()), seeds, tuple(grid or ()), sobol, tuple(ranges or ()), trials)
+    write(name, source, params, wanted, typer.echo)
+
+
+@app.command(rich_help_panel=RESULTS)
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the profile, and of its folder under pipelines/.")],
+    source: Annotated[Path, typer.Option("--from", help="Folder or params.yaml of the profile to copy.")],
+    images: Annotated[
+        str, typer.Option(help="Environment variable that names a folder with train/<class>/ and val/<class>/.")
+    ] = "",
+    dataset: Annotated[str, typer.Option(help="Public name of these images.")] = "",
+    changes: Annotated[list[str] | None, typer.Option("--set", "-S", help="key=value of params.yaml; can be repeated.")] = None,
+) -> None:
+    """Make a profile from another one, for example for your own images."""
+    from isd_repro.profiles import new as make
+
+    make(name, source, images, dataset, changes or (), typer.echo)
+
+
+@run.command(name="remove")
+def run_remove(
+    runs: RunNames,
+    params: ParamsFile = DEFAULT,
+    force: Annotated[bool, typer.Option("--force", help="Also delete results.")] = False,
+) -> None:
+    """Remove runs from params.yaml and dvc.lock, with --force also their records, encoders, logs and resume state."""
+    from isd_repro.profiles import remove
+
+    remove(runs, params, typer.echo, force=force)
+
+
+@run.command(name="rename")
+def run_rename(
+    old: Annotated[str, typer.Argument(help="Name of a run without results.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    params: ParamsFile = DEFAULT,
+) -> None:
+    """Rename a run that has no results yet, wherever params.yaml names it."""
+    from isd_repro.profiles import rename
+
+    rename(old, new, params, typer.echo)
+
+
+@run.command(name="import")
+def run_import(
+    folder: Annotated[Path, typer.Argument(help="Folder with pretrain.json, encoder.safetensors and metrics.jsonl of a run.")],
+    params: ParamsFile = DEFAULT,
+    force: Annotated[bool, typer.Option("--force", help="Replace a result of this run.")] = False,
+) -> None:
+    """Check a run that was trained elsewhere, and take it into the profile and dvc.lock, so that it is not trained again."""
+    from isd_repro.import_run import import_run
+
+    import_run(folder, params, typer.echo, force=force)
 
 
 @data.command(name="pack")

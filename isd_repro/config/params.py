@@ -6,6 +6,7 @@ enter the fingerprint. `efficiency` and `tracking` change no number and enter ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from pydantic import (
 )
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Group, Many, Name, Natural, Pixels, Positive, Unit, Words
+
+_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10, "tiny-imagenet": 200}  # at most
 
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
@@ -90,6 +93,15 @@ class Unbalanced(Frozen):
     large_classes: Distinct[Words] | None = None  # explicit choice instead of a draw
     per_class: PerClass = None
     seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _named_classes_are_counted(self) -> Unbalanced:
+        if self.large_classes is not None and len(set(self.large_classes)) != self.large:
+            found = len(set(self.large_classes))
+            raise ValueError(
+                f"large: {self.large}, but large_classes names {found} different classes; make the two numbers equal"
+            )
+        return self
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -276,6 +288,22 @@ class Subset(Frozen):
     unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
     # Groups `many`, `medium` and `few`.
     shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
+
+    @model_validator(mode="after")
+    def _classes_suffice(self) -> Subset:
+        """What can be said without the images; `prepare` says the rest."""
+        rule, most = self.rule, _CLASSES.get(self.source.name)
+        asked = getattr(rule, "classes", None)
+        if asked and most and asked > most:
+            raise ValueError(f"rule.classes: {asked} classes, but {self.source.name} has {most}")
+        classes, large = asked or most, getattr(rule, "large", 0)
+        if isinstance(rule, Halves) and classes:
+            classes = rule.tuning if rule.part == "tuning" else (classes - rule.tuning) // 2
+        if classes is not None and large >= classes:
+            raise ValueError(
+                f"rule.large: {large} large classes of {classes} leave no rare one; lower large or raise the number of classes"
+            )
+        return self
 
 
 # --- what a run is ------------------------------------------------------------------------------------------------
@@ -535,23 +563,33 @@ class Params(Frozen):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Params:
+        problems = []
         if PurePath(self.root).is_absolute():
-            raise ValueError(f"root: {self.root!r} is absolute; give a path relative to the profile's folder, such as '../..'")
+            problems.append(f"root: {self.root!r} is absolute; give a path relative to the profile's folder, such as '../..'")
         for key, run in self.runs.items():
             if run.data.subset not in self.subsets:
-                raise ValueError(f"runs.{key}.data.subset: {run.data.subset!r} is not one of {sorted(self.subsets)}")
-            packed = self.subsets[run.data.subset].store.channels
-            if packed != run.backbone.channels:
-                raise ValueError(
+                problems.append(f"runs.{key}.data.subset: {run.data.subset!r} is not one of {sorted(self.subsets)}")
+            elif (packed := self.subsets[run.data.subset].store.channels) != run.backbone.channels:
+                problems.append(
                     f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset has {packed}-channel images"
                 )
         if self.trajectory_runs and not self.efficiency.snapshot_every:
-            raise ValueError("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
+            problems.append("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
         if self.transfer_runs and not self.evaluation.transfer.sets:
-            raise ValueError("transfer_runs: no target data sets; list them in evaluation.transfer.sets")
-        listed = [*self.linear_runs, *self.knn_dense_runs, *self.few_label_runs, *self.transfer_runs, *self.trajectory_runs]
-        listed += [*self.report.exploratory, *(run for table in self.report.paper for run in table.rows)]
-        for key in [*listed, *filter(None, (self.report.reference, self.report.pixels))]:
+            problems.append("transfer_runs: no target data sets; list them in evaluation.transfer.sets")
+        for place, key in self.named_runs():
             if key not in self.runs:
-                raise ValueError(f"{key!r} in a list of runs or in report is not one of the runs {sorted(self.runs)}")
+                problems.append(f"{place}: {key!r} is not one of the runs {sorted(self.runs)}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def named_runs(self) -> Iterator[tuple[str, str]]:
+        """Every place outside `runs` that names a run, as `<key>` or `<key>.<position>`, and the run that it names."""
+        for field in type(self).model_fields:
+            if field.endswith("_runs"):
+                yield from ((f"{field}.{at}", run) for at, run in enumerate(getattr(self, field)))
+        yield from ((f"report.exploratory.{at}", run) for at, run in enumerate(self.report.exploratory))
+        for at, table in enumerate(self.report.paper):
+            yield from ((f"report.paper.{at}.rows.{run}", run) for run in table.rows)
+        yield from ((f"report.{key}", run) for key in ("reference", "pixels") if (run := getattr(self.report, key)))

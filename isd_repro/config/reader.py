@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,20 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import MethodBlock, Params, Run, Subset
 from isd_repro.runtime.errors import ConfigError
 
+Location = tuple[str | int, ...]  # keys from the top of the file
+Problem = tuple[Location, str]  # where it stands, and what is wrong
+
 _SHOWN = 200  # characters of a value in a message
 _PROBLEMS = 50  # of a file
 
 
 def load(path: Path) -> tuple[Params, Layout]:
-    """Read and check a `params.yaml`.
+    """Read and check a `params.yaml`, or the one in a profile's folder.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or breaks a rule; every broken rule is named at once, with its line.
     """
+    path = path / "params.yaml" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run the command in a folder with a params.yaml, or give one with --params")
     try:
@@ -53,12 +57,25 @@ def load(path: Path) -> tuple[Params, Layout]:
     return params, Layout(folder, (folder / params.root).resolve(), params.profile, path.name)
 
 
-def describe(error: ValidationError, path: Path, tree: Any = None, prefix: tuple[str | int, ...] = ()) -> str:
+def describe(error: ValidationError, path: Path, tree: Any = None, prefix: Location = ()) -> str:
     """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
     tree = YAML(typ="rt").load(path.read_text("utf-8")) if tree is None else tree
-    found = error.errors()
-    rest = [f"and {len(found) - _PROBLEMS} more"] if len(found) > _PROBLEMS else []
-    return "\n".join([*_problems(found[:_PROBLEMS], path, tree, prefix), *rest])
+    return listed(path, tree, problems(error.errors(), tree, prefix))
+
+
+def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
+    """One line for each mistake where it stands: what several runs say of one line of the file, through anchors, is said once."""
+    found: dict[tuple[int, object, str], list[Location]] = {}
+    for location, message in problems:
+        block = _at(tree, location)  # one object wherever an alias stands for it
+        place = (id(block), None) if block else (_line(tree, location), location[-1:])
+        found.setdefault((*place, message), []).append(location)
+    lines = []
+    for (_, _, message), places in found.items():
+        line, (first, *others) = _line(tree, places[0]), [".".join(map(str, place)) or "params" for place in places]
+        also = f" [also {', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}]" if others else ""
+        lines.append(f"{path}:{line} {first}: {message}{also}")
+    return "\n".join([*lines[:_PROBLEMS], *([f"and {len(lines) - _PROBLEMS} more"] if len(lines) > _PROBLEMS else [])])
 
 
 @contextmanager
@@ -67,30 +84,41 @@ def naming(path: Path, run: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        key, _, message = error.message.partition(": ")
-        location = ("runs", run, *key.split("."))
-        line = _line(YAML(typ="rt").load(path.read_text("utf-8")), location)
-        raise ConfigError(f"{path}:{line} {'.'.join(location)}: {message}", error.hint) from error
+        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+        raise ConfigError(listed(path, tree, [keyed(("runs", run), error.message)]), error.hint) from error
 
 
-def _problems(found: Sequence[ErrorDetails], path: Path, tree: Any, prefix: tuple[str | int, ...]) -> Iterator[str]:
-    for item in found:
-        location = _keys(tree, (*prefix, *item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        notes = []
-        key, separator, rest = message.partition(": ")
-        if separator and key.split(".")[0] in _at(tree, location):  # a rule of several keys says which one breaks it
-            location, message = (*location, *key.split(".")), rest
+def keyed(prefix: Location, message: str) -> Problem:
+    """A message that begins with a key below `prefix`, as a problem."""
+    key, _, rest = message.partition(": ")
+    return (*prefix, *(int(part) if part.isdigit() else part for part in key.split("."))), rest
+
+
+def problems(found: Sequence[ErrorDetails], tree: Any, prefix: Location) -> Iterator[Problem]:
+    """What a validation error says, with the keys of the file; a misspelt required key is one problem, not two."""
+    places = [_keys(tree, (*prefix, *item["loc"])) for item in found]
+    absent = {place for place, item in zip(places, found, strict=True) if item["type"] == "missing"}
+    meant: dict[Location, str] = {}
+    for place, item in zip(places, found, strict=True):
         if item["type"] == "extra_forbidden":
-            message = "unknown key"
-            notes += _did_you_mean(str(location[-1]))
-        elif item["type"] != "missing" and not isinstance(item["input"], dict):
-            notes.append(f"got {_brief(item['input'])}")
-        detail = f" ({'; '.join(notes)})" if notes else ""
-        yield f"{path}:{_line(tree, location)} {'.'.join(map(str, location)) or 'params'}: {message}{detail}"
+            beside = [str(other[-1]) for other in absent if other[:-1] == place[:-1]]
+            meant[place] = _nearest(str(place[-1]), beside) or _nearest(str(place[-1]), _known() - {place[-1]})
+    answered = {(*place[:-1], key) for place, key in meant.items()}
+    for place, item in zip(places, found, strict=True):
+        if place in answered and item["type"] == "missing":
+            continue
+        if place in meant:
+            yield place, f"unknown key{f' (did you mean {meant[place]!r}?)' if meant[place] else ''}"
+            continue
+        got = item["type"] != "missing" and not isinstance(item["input"], dict)
+        for message in item["msg"].removeprefix("Value error, ").split("\n"):  # a model names everything that breaks its rules
+            key, rest = keyed(place, message)
+            if not rest or str(key[len(place)]) not in _at(tree, place):  # a rule of several keys says which one breaks it
+                key, rest = place, message
+            yield key, f"{rest} (got {_brief(item['input'])})" if got else rest
 
 
-def _keys(tree: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def _keys(tree: Any, location: Location) -> Location:
     """The keys of the file in a location, without the tags that pydantic adds: the `name` of a block that has several forms."""
     node, keys, tag = tree, list[str | int](), None
     for part in location:
@@ -106,7 +134,7 @@ def _keys(tree: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return tuple(keys)
 
 
-def _at(tree: Any, location: tuple[str | int, ...]) -> Any:
+def _at(tree: Any, location: Location) -> Any:
     """What is in the file at a location; nothing where it does not have it, or has a single value."""
     for part in location:
         try:
@@ -125,7 +153,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _line(tree: Any, location: tuple[str | int, ...]) -> int:
+def _line(tree: Any, location: Location) -> int:
     """Line of the deepest part of a location that the file has; 1-based."""
     line, node = 1, tree
     for part in location:
@@ -136,15 +164,20 @@ def _line(tree: Any, location: tuple[str | int, ...]) -> int:
             position = marks.key(part) if isinstance(node, Mapping) else marks.item(part)
             node = node[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
-            break
+            merged = [other for other in getattr(node, "merge", ()) if part in other]  # `<<: *anchor`
+            if not merged:
+                break
+            position, node = merged[0].lc.key(part), merged[0][part]
         line = position[0] + 1
     return int(line)
 
 
-def _did_you_mean(key: str) -> list[str]:
-    known = {name for model in _models() for name in model.model_fields}
-    close = difflib.get_close_matches(key, sorted(known), n=1)
-    return [f"did you mean {close[0]!r}?"] if close else []
+def _nearest(key: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(key, sorted(known), n=1)), "")
+
+
+def _known() -> set[str]:
+    return {name for model in _models() for name in model.model_fields}
 
 
 def _models() -> list[type[BaseModel]]:

@@ -187,7 +187,7 @@ def render(report: Report) -> dict[str, bytes]:
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
     files["table.tex"] = text.latex_file(files["table.tex"])
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
-    files["cells.json"] = export.as_json(_cells_json(report))
+    files["cells.json"] = export.as_json(cells(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
@@ -220,7 +220,8 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
     )
 
 
-def _cells_json(report: Report) -> dict[str, Any]:
+def cells(report: Report) -> dict[str, Any]:
+    """The content of `cells.json`."""
     return {
         "format": 2,
         "profile": report.params.profile,

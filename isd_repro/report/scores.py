@@ -71,6 +71,7 @@ def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
     mean, deviation = intervals.mean_and_deviation(values)
     differences = all(cell.kind == "difference" for cell in cells if cell.value is not None)
     kind: Kind = "difference" if differences else "mean"
+    runs = tuple(run for cell in cells if cell.value is not None for run in cell.runs)
     missing = f"; {len(cells) - len(values)} more not run" if len(values) < len(cells) else ""
     detail = f"mean of {len(values)} {what}{missing}"
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else ""

@@ -233,8 +233,8 @@ def _differences(params: Params, records: Records, subset: str, pairs: Sequence[
             counts = [side[0].count or 1 for side in cells]
             most = max(most, *counts)
             sizes = [
-                Cell("statistic", tuple(runs), "student", metric, "all", count, words=str(count))
-                for runs, count in zip((ours, theirs), counts, strict=True)
+                Cell("statistic", side[0].runs, "student", metric, "all", count, words=str(count))
+                for side, count in zip(cells, counts, strict=True)
             ]
             rows.append(Row(f"{first} {text.MINUS} {second}", (*differences, *sizes)))
     columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]

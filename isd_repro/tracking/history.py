@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,31 @@ def on_server(run: Any) -> History:
 def on_disk(folder: Path, run_id: str, project: str) -> History:
     """The history in W&B's own files of this run, which `wandb sync` sends or has sent."""
     found = History()
-    for path in sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        # a killed process leaves a file without an end, or without anything; what can be read is what can be sent
-        lines = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_READING).stdout.splitlines()
-        records = [json.loads(line) for line in lines if line.startswith("{")]
-        if project not in {record["run"].get("project") for record in records if record["type"] == "run"}:
-            continue
+    for _, records in _files(folder, run_id, project):
         for record in records:
             if record["type"] == "history":
                 found.add(record["history"]["item"])
             elif record["type"] == "summary":
                 found.digest = record["summary"].get("update", {}).get(PUBLISHED, found.digest)
     return found
+
+
+def mark_synced(folder: Path, run_id: str, project: str) -> None:
+    """Say as W&B does that offline files of a run need not be sent, because the server has what is in them.
+
+    `wandb sync` asks no server what it has, and would send every epoch once more.
+    """
+    for path, _ in _files(folder, run_id, project, "offline-run-*"):
+        path.with_suffix(".wandb.synced").touch()
+
+
+def _files(folder: Path, run_id: str, project: str, pattern: str = "*run-*") -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """W&B's files of a run of one project, with what each holds."""
+    for path in sorted((folder / "wandb").glob(f"{pattern}/run-{run_id}.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        # a killed process leaves a file without an end, or without anything; what can be read is what can be sent
+        lines = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_READING).stdout.splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        if project not in {record["run"].get("project") for record in records if record["type"] == "run"}:
+            continue
+        yield path, records

@@ -125,6 +125,8 @@ class Publisher:
             self._artifacts(run, replay)
             run.summary.update({**_final(replay.rows), **replay.summary, PUBLISHED: digest})
         run.finish(exit_code=int(replay.failed))
+        if self.mode == "online":
+            history.mark_synced(self._folder, replay.run.id, self._tracking.project)
         return new
 
     def _log(self, run: Any, replay: Replay, there: History) -> None:

@@ -162,14 +162,28 @@ def test_a_damaged_lock_without_a_copy_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_cache_fills_an_empty_workspace(project: Path) -> None:
-    """As the README says: `dvc repro --pull`. Without it DVC would train, for it keeps records in git and not in its cache."""
+    """As the README says. Without `--pull` DVC would train: the records are in git, and it restores no stage in part."""
     for name in ("data", "runs"):
         shutil.rmtree(project / name)
-    assert "pretrain@isd" in ran(call(project, "dvc", "repro", "--dry"))
     assert ran(call(project, "dvc", "repro", "--pull")) == set()
     assert (project / "runs/isd/encoder.safetensors").is_file()
     assert (project / "data/prepared/digits/manifest.json").is_file()
     assert ran(call(project, "dvc", "repro")) == set()
+
+
+@pytest.mark.slow
+def test_make_demo_works_without_a_git_repository(project: Path) -> None:
+    """As from an archive of the sources."""
+    shutil.rmtree(project / ".git")
+    shutil.rmtree(project / ".dvc/cache")
+    for name in ("data", "runs"):
+        shutil.rmtree(project / name)
+    shutil.copy(ROOT / "Makefile", project)
+    programs = project.parent / "programs"
+    (programs / "dvc").symlink_to(Path(sys.executable).parent / "dvc")
+    said = call(project, "make", "--old-file=venv", "demo", f"BIN={programs}")
+    assert "pretrain@isd" in ran(said)
+    assert (project / "runs/isd/encoder.safetensors").is_file()
 
 
 # --- parameters and the run cache -----------------------------------------------------------------------------------------

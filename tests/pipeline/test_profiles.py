@@ -119,7 +119,7 @@ def test_a_recipe_has_the_papers_values(name: str) -> None:
     assert (law(run.data.view_student), law(run.data.view_teacher)) == (student, teacher)
     assert (run.data.image_size, run.data.crop_ratio) == (224, 0.875)
     assert (run.data.mean, run.data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (run.numerics.bn_groups, run.numerics.precision) == (groups, "float32")
+    assert (run.numerics.bn_groups, run.numerics.precision, run.numerics.engine) == (groups, "bf16", "fast")  # DEV-24
 
 
 def test_linear_defaults_are_the_papers_protocol() -> None:

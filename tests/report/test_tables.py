@@ -212,7 +212,9 @@ def test_seeds_have_a_row_of_their_mean(tmp_path: Path) -> None:
     assert [cell.number for cell in row.cells] == ["+3.0", "3", "1"]
     profile.layout.record("isd-s2", "knn").unlink()
     mean = named(profile, "whole").foot[0].cells[0]
-    assert (mean.value, mean.count) == (pytest.approx(40.5), 2)
+    assert (mean.value, mean.count, mean.runs) == (pytest.approx(40.5), 2, ("isd-s0", "isd-s1")), "what no run gave needs no run"
+    [row] = named(profile, "whole-differences").rows
+    assert [cell.runs for cell in row.cells[1:]] == [("isd-s0", "isd-s1"), ("moco",)]
     assert "1 more not run" in mean.detail
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,25 @@ def test_offline_holds_the_same_once(profile: Path, wandb_on: None, monkeypatch:
         send(profile, upload=upload)
         staged = [path.read_bytes() for path in (profile / "wandb" / "artifacts").rglob("*") if path.is_file()]
         assert (encoder in staged) == upload
+
+
+def test_wandb_sync_after_a_publish_online_sends_nothing_again(
+    profile: Path, online: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own command, to a server that has the epochs; it finds nothing to send, and without the marks it would send all."""
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        send(profile)
+    assert not list((profile / "wandb").glob("offline-run-*/*.synced"))
+    send(profile)
+    before = curve_of(by_title(online)["tiny-isd-pretrain"])
+    assert len(before) == 3
+    command = [sys.executable, "-m", "wandb", "sync", "--yes"]
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    done = subprocess.run(command, cwd=profile, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert curve_of(by_title(online)["tiny-isd-pretrain"]) == before
+    assert len(list((profile / "wandb").glob("offline-run-*/*.synced"))) == len(ALL)
 
 
 def test_epochs_that_the_live_view_lost_are_published_whatever_the_gap(

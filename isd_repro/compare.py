@@ -1,0 +1,349 @@
+"""Command `compare`: a profile's numbers against those of another commit, checkout or machine, cell by cell.
+
+Ours are computed from the records as they are; theirs are the `cells.json` that a report leaves beside its page. Two numbers
+agree where they differ by no more than the spread that the two pages state: the root of the sum of squares of the half-widths of
+both intervals. The intervals of single runs are over queries and do not include the variation between trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+
+from isd_repro.config.layout import Layout
+from isd_repro.config.params import Params
+from isd_repro.records import CHOSEN
+from isd_repro.report import intervals, page, run_records, text
+from isd_repro.report.hypothesis import Outcome
+from isd_repro.runtime.errors import DataError, UserError, printable
+
+FILE = "cells.json"
+FORMAT = 2
+SAME = 1e-4  # points: cells.json rounds to four decimals
+State = Literal["equal", "within", "outside", "no spread stated", "only ours", "only theirs"]
+Tree = Mapping[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One number of both; values in percent or points, `spread` in points."""
+
+    where: str
+    ours: float | None
+    theirs: float | None
+    ours_interval: tuple[float, float] | None
+    theirs_interval: tuple[float, float] | None
+    spread: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less theirs."""
+        return None if self.ours is None or self.theirs is None else round(self.ours - self.theirs, 4)
+
+    @property
+    def state(self) -> State:
+        """Whether they agree."""
+        if self.difference is None:
+            return "only ours" if self.theirs is None else "only theirs"
+        if abs(self.difference) <= SAME:
+            return "equal"
+        if self.spread is None:
+            return "no spread stated"
+        return "within" if abs(self.difference) <= self.spread else "outside"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that is not the same on both sides, and the runs or rows that it concerns."""
+
+    what: str
+    ours: str
+    theirs: str
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the command says."""
+
+    profile: str
+    theirs: str
+    numbers: tuple[Pair, ...]
+    circumstances: tuple[Change, ...]
+    conclusions: tuple[Change, ...]
+
+    @property
+    def agree(self) -> bool:
+        """No number lies outside the stated spread, and every conclusion is the same."""
+        return not self.conclusions and all(pair.state != "outside" for pair in self.numbers)
+
+
+def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> None:
+    """Compare and print.
+
+    Args:
+        other: a revision of git, or a folder: a checkout, a profile's reports, or a folder with a `cells.json`.
+        params: the profile.
+        layout: where its records are.
+        as_json: print one JSON object with every number instead of a table of those that differ.
+
+    Raises:
+        DataError: there is nothing to compare with, or the two do not agree.
+        UserError: the revision is unknown.
+    """
+    assembled = page.assemble(params, run_records.load(params, layout), layout)
+    ours = json.loads(json.dumps(page.cells(assembled)))
+    name, theirs = _read(other, layout)
+    found = compared(name, ours, theirs)
+    if not any(pair.difference is not None for pair in found.numbers):
+        raise DataError(f"{name}: has no number that this profile has too", "run the profile's stages, or name another result")
+    _print_json(found) if as_json else _print(found)
+    if not found.agree:
+        outside = sum(pair.state == "outside" for pair in found.numbers)
+        said = [f"{outside} numbers differ by more than their stated spread"] if outside else []
+        said += [f"{len(found.conclusions)} conclusions change"] if found.conclusions else []
+        raise DataError(f"{params.profile}: {text.listing(said)}", "docs/compare.md says what may cause this")
+
+
+def _read(other: str, layout: Layout) -> tuple[str, Tree]:
+    """A name for the other side, and its cells."""
+    folder = Path(other)
+    if folder.exists():
+        places = [folder, folder / FILE, folder / "tables" / FILE, folder / "reports" / layout.profile / "tables" / FILE]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise DataError(f"{other}: contains no {FILE} of profile {layout.profile!r}", "run `isd-repro report` there first")
+        return str(path), _parsed(str(path), path.read_bytes())
+    where = f"{other}:./reports/{layout.profile}/tables/{FILE}"
+    try:
+        done = subprocess.run(["git", "show", where], cwd=layout.root, capture_output=True, check=False)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", other], cwd=layout.root, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError as error:
+        raise UserError(f"git cannot be started ({error.strerror})", "install git, or compare with a folder") from error
+    if done.returncode:
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())
+        raise DataError(f"{other!r} is no folder, and git says: {said}", "name a folder or a commit with this profile's report")
+    return f"{other} ({commit})" if commit and commit != other else other, _parsed(where, done.stdout)
+
+
+def _parsed(where: str, content: bytes) -> Tree:
+    try:
+        tree = json.loads(content)
+        if tree["format"] == FORMAT and isinstance(tree["cells"], list) and isinstance(tree["runs"], dict):
+            return dict(tree)
+        found = f"format {tree['format']}"
+    except (ValueError, TypeError, KeyError) as error:
+        found = f"{type(error).__name__}: {error}"
+    raise DataError(f"{where}: expected cells of format {FORMAT}, found {found}", "render that report with this version")
+
+
+def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
+    """Both sides' cells, circumstances and conclusions, from the trees of `cells.json`."""
+    mine, other = _cells(ours), _cells(theirs)
+    halves = _score_halves(ours), _score_halves(theirs)
+    numbers, conclusions = [], []
+    for key in {**other, **mine}:
+        cells = mine.get(key), other.get(key)
+        values = [cell["value"] if cell else None for cell in cells]
+        if values == [None, None]:
+            continue
+        half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
+        spread = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
+        bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
+        where = ", ".join(str(part) for part in (key[0], key[1], _plain(key[2]), key[3]) if part)
+        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], spread))
+        said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
+        if all(said) and said[0] != said[1]:
+            conclusions.append(Change(where, said[0], said[1]))
+    verdicts = _verdicts(ours), _verdicts(theirs)
+    for lead in verdicts[0].keys() & verdicts[1].keys():
+        if verdicts[0][lead] != verdicts[1][lead]:
+            conclusions.insert(0, Change(lead, verdicts[0][lead], verdicts[1][lead]))
+    return Comparison(ours["profile"], name, tuple(numbers), tuple(_circumstances(ours, theirs)), tuple(conclusions))
+
+
+# --- numbers and what they say ----------------------------------------------------------------------------------------
+
+
+def _cells(tree: Tree) -> dict[Key, dict[str, Any]]:
+    """Our own cells by their place; numbers of the paper are the same on both sides."""
+    found: dict[Key, dict[str, Any]] = {}
+    for cell in tree["cells"]:
+        if cell["kind"] in ("paper", "computed"):
+            continue
+        at = 0
+        place = (cell["table"], cell["row"], _plain(cell["span"]), cell["column"], cell["encoder"], cell["metric"], cell["group"])
+        while (*place, at) in found:
+            at += 1
+        found[*place, at] = cell
+    return found
+
+
+def _plain(span: str) -> str:
+    """A head without its number of queries."""
+    return re.sub(r" \(n = [\d,]+\)$", "", span)
+
+
+def _score_halves(tree: Tree) -> dict[Key, float]:
+    """Half-widths of the scores of single runs."""
+    return {
+        (cell["runs"][0], cell["encoder"], cell["metric"], cell["group"]): (cell["high"] - cell["low"]) / 2
+        for cell in tree["cells"]
+        if cell["kind"] == "score" and cell["low"] is not None
+    }
+
+
+def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
+    """Half of the interval that the page states of a number; None where it states none.
+
+    A mean has Student's interval over its seeds or draws. The difference of two runs has that of two independent scores.
+    """
+    if cell["kind"] == "statistic":
+        return None
+    if cell["low"] is not None:
+        return float(cell["high"] - cell["low"]) / 2
+    if cell["deviation"] is not None and cell["count"]:
+        return intervals.student_quantile(cell["count"] - 1) * float(cell["deviation"]) / math.sqrt(cell["count"])
+    if cell["kind"] == "difference" and len(cell["runs"]) == 2:
+        parts = [scores.get((run, cell["encoder"], cell["metric"], cell["group"])) for run in cell["runs"]]
+        return None if parts[0] is None or parts[1] is None else math.hypot(parts[0], parts[1])
+    return None
+
+
+def _said(cell: Mapping[str, Any], half: float | None) -> str:
+    """What a cell concludes: the verdict beside a number of the paper, or on which side of 0 a difference lies."""
+    if cell["verdict"]:
+        return str(cell["verdict"])
+    if cell["kind"] != "difference" or cell["value"] is None or half is None:
+        return ""
+    low, high = (cell["value"] - half, cell["value"] + half) if cell["low"] is None else (cell["low"], cell["high"])
+    return "above 0" if low > 0 else "below 0" if high < 0 else "undecided"
+
+
+def _verdicts(tree: Tree) -> dict[str, str]:
+    """Verdicts of stated hypotheses by their leads."""
+    found = {}
+    for finding in tree["findings"]:
+        lead, _, body = finding.partition(": ")
+        verdict = body.partition(":")[0]
+        if verdict in get_args(Outcome):
+            found[lead] = verdict
+    return found
+
+
+# --- circumstances ----------------------------------------------------------------------------------------------------
+
+
+def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
+    """What else differs between runs that both have, equal changes of several runs together."""
+    changes: dict[tuple[str, str, str], list[str]] = {}
+    for run in ours["runs"]:
+        if run in theirs["runs"]:
+            mine, other = _facts(ours["runs"][run]), _facts(theirs["runs"][run])
+            for what in sorted(mine.keys() & other.keys()):
+                if mine[what] != other[what]:
+                    changes.setdefault((what, mine[what], other[what]), []).append(run)
+    yield from (Change(*change, tuple(runs)) for change, runs in changes.items())
+    for what, one, two in (("runs only ours", ours, theirs), ("runs only theirs", theirs, ours)):
+        if alone := [run for run in one["runs"] if run not in two["runs"]]:
+            yield Change(what, "", "", tuple(alone))
+
+
+def _facts(run: Tree) -> dict[str, str]:
+    """Machine, threads, code, packages, images, encoder and parameters behind a run, in words."""
+    found: dict[str, set[str]] = {}
+
+    def add(what: str, said: object) -> None:
+        found.setdefault(what, set()).add(str(said))
+
+    for part, facts in run["parts"].items():
+        machine = facts["machine"]
+        add("machine", f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, {machine['system']}")
+        add("threads", machine["threads"])
+        add("code", f"source {facts['source'][:12]} of commit {str(facts['commit'])[:12]}")
+        for name, version in facts["versions"].items():
+            add(f"version of {name}", version)
+        add("encoder", f"sha256 {facts['encoder_sha256'][:12]}")
+        add("images", f"manifest {facts['manifest_sha256'][:12]}")
+        for key, value in text.flatten({k: v for k, v in (facts.get("settings") or {}).items() if k not in _CHOSEN}):
+            add(f"parameter evaluation.{part}.{key}", value)
+    for key, value in text.flatten({key: value for key, value in run["config"].items() if key not in ("manifest", "store")}):
+        add(f"parameter {key}", value)
+    return {what: ", ".join(sorted(values)) for what, values in found.items()}
+
+
+_CHOSEN = frozenset(CHOSEN)
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _print(found: Comparison) -> None:
+    """Circumstances, the numbers that differ (the farthest first), conclusions, and a count."""
+    from rich import box
+    from rich.table import Table
+
+    out = Console(file=sys.stdout, highlight=False)
+    if not out.is_terminal:
+        out.width = 10_000
+
+    def say(line: str) -> None:
+        out.print(printable(line), markup=False, soft_wrap=True)
+
+    say(f"{found.profile}: ours against {found.theirs}")
+    for change in found.circumstances:
+        said = f": {change.ours}, theirs {change.theirs}" if change.ours or change.theirs else ""
+        say(f"  {change.what}{said} ({_runs(change.runs)})")
+    if not found.circumstances:
+        say("  the same machine, threads, code and parameters")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("Number", "Ours", "Theirs", "Difference", "Spread", ""):
+        grid.add_column(head, justify="left" if head in ("Number", "") else "right", overflow="fold")
+    differing = [pair for pair in found.numbers if pair.state not in ("equal", "only ours", "only theirs")]
+    for pair in sorted(differing, key=lambda one: -abs(one.difference or 0) / (one.spread or math.inf)):
+        spread = "" if pair.spread is None else f"\N{PLUS-MINUS SIGN} {text.decimal(pair.spread, 1)}"
+        shown = [_shown(pair.ours, pair.ours_interval), _shown(pair.theirs, pair.theirs_interval)]
+        grid.add_row(printable(pair.where), *shown, text.signed(pair.difference or 0, 2), spread, pair.state)
+    if differing:
+        out.print(grid, markup=False)
+    for change in found.conclusions:
+        say(f"conclusion changes: {change.what}: ours {change.ours}, theirs {change.theirs}")
+    counts = Counter(pair.state for pair in found.numbers)
+    states = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
+    say(f"{text.count(len(found.numbers))} numbers: {', '.join(states)}; {len(found.conclusions) or 'no'} conclusions change")
+
+
+def _shown(value: float | None, interval: tuple[float, float] | None) -> str:
+    between = f" [{text.decimal(interval[0], 1)}, {text.decimal(interval[1], 1)}]" if interval else ""
+    return "" if value is None else f"{text.decimal(value, 2)}{between}"
+
+
+def _runs(runs: tuple[str, ...]) -> str:
+    return text.listing(list(runs)) if len(runs) < 5 else f"{', '.join(runs[:3])} and {len(runs) - 3} more"
+
+
+def _print_json(found: Comparison) -> None:
+    counts = Counter(pair.state for pair in found.numbers)
+    tree = {
+        "profile": found.profile,
+        "theirs": found.theirs,
+        "agree": found.agree,
+        "counts": {state: counts[state] for state in get_args(State)},
+        "circumstances": [vars(change) for change in found.circumstances],
+        "conclusions": [{key: value for key, value in vars(change).items() if key != "runs"} for change in found.conclusions],
+        "numbers": [{**vars(pair), "difference": pair.difference, "state": pair.state} for pair in found.numbers],
+    }
+    sys.stdout.write(json.dumps(tree, indent=1, sort_keys=True, allow_nan=False) + "\n")

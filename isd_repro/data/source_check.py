@@ -1,0 +1,97 @@
+"""Whether the images behind a source's variable are still those that a subset was prepared from.
+
+DVC does not see a folder that an environment variable names, and after `prepare` no stage reads it. So a variable that names
+other images would go unnoticed. The check is cheap enough for the start of every stage: names of all images, and the bytes of a
+sample, against the manifest; and as long as sizes and times of folders and sample stay the same, only these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from isd_repro.config.params import Subset
+from isd_repro.data import manifests, sources
+from isd_repro.data.sources import UnreadableError
+from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.files import write_atomic
+
+SAMPLE = 500  # images of which the bytes are compared, spread over the manifest
+
+
+def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> None:
+    """Compare a subset's source with its manifest; nothing where either is absent.
+
+    Args:
+        name: the subset's key in params.yaml.
+        subset: its parameters.
+        prepared: its prepared folder.
+        memory: a folder that keeps sizes and times for the next stage.
+
+    Raises:
+        DataError: the source holds other images.
+    """
+    root = Path(os.environ.get(subset.source.root_env) or "") if subset.source.root_env else None
+    if root is None or not root.is_absolute() or not (prepared / manifests.HEADER).is_file():
+        return
+    if not (root.is_file() or (root.is_dir() and any(root.iterdir()))):  # such as a disk that is not mounted
+        return
+    identity = manifests.read_header(prepared).identity.sha256
+    kept = memory / f"source-{hashlib.sha256(f'{identity} {root}'.encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError):
+        seen = json.loads(kept.read_bytes())
+        if seen == _times(root, list(seen)):
+            return
+    try:
+        files, problem = _compare(subset, prepared)
+    except UserError as error:
+        files, problem = [], error.message
+    if problem:
+        raise DataError(
+            f"{subset.source.root_env}={root}: does not hold the images that subset {name!r} was prepared from: {problem}",
+            f"let it name the images of {subset.source.dataset} again; or unset it to go on with the prepared ones; or prepare"
+            f" those that it names: dvc repro --force --single-item prepare@{name}",
+        )
+    with suppress(OSError):
+        seen = _times(root, [*map(str, _entries(root)), *files])
+        write_atomic(kept, json.dumps(seen).encode())
+
+
+def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
+    """Paths of the sample's files inside the source, where it is a folder, and what is wrong."""
+    manifest = manifests.read(prepared)
+    with sources.open_source(subset.source) as listing:
+        there = {(image.split, image.cls, image.file): image for image in listing.images}
+        absent = [image for image in manifest.images if (image.split, image.cls, image.file) not in there]
+        if absent:
+            first = f"{absent[0].split}/{absent[0].cls}/{absent[0].file}"
+            return [], f"{len(absent)} of its {len(manifest.images)} images are absent, first {first}"
+        found = []
+        for at in np.linspace(0, len(manifest.images) - 1, min(SAMPLE, len(manifest.images))).astype(int).tolist():
+            image = manifest.images[at]
+            located = there[image.split, image.cls, image.file]
+            with suppress(UnreadableError):
+                if hashlib.sha256(listing.fetch(located)).hexdigest() != image.sha256:
+                    return [], f"{image.split}/{image.cls}/{image.file} has other bytes"
+            found += [located.ref] if isinstance(located.ref, str) else []
+    return found, ""
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    """The source and what is in its first two levels, relative to it: splits and classes, or archives and their parts."""
+    yield Path()
+    for top in sorted(root.iterdir()) if root.is_dir() else []:
+        yield top.relative_to(root)
+        yield from (path.relative_to(root) for path in (sorted(top.iterdir()) if top.is_dir() else []))
+
+
+def _times(root: Path, files: list[str]) -> dict[str, list[int]]:
+    """Size and time of last change of each of these files and folders."""
+    found = {file: (root / file).stat() for file in files if not (root.is_file() and file != ".")}
+    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in found.items()}

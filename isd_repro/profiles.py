@@ -1,0 +1,379 @@
+"""Commands that edit a profile: `variant`, `run remove`, `run rename` and `new`.
+
+A `params.yaml` is read and written with its comments, and checked as `check` does before it replaces the old one. Every list that
+names a run follows.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from isd_repro.check import check
+from isd_repro.config import reader, writer
+from isd_repro.config.layout import Layout, state_root
+from isd_repro.config.params import Params
+from isd_repro.report import text
+from isd_repro.runtime import files
+from isd_repro.runtime.errors import ConfigError, DataError
+
+Say = Callable[[str], object]
+Settings = dict[str, Any]  # of a run, by dotted key below the run
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `variant` is asked for.
+
+    Attributes:
+        changes: `key=value`, the same in every new run; keys below the run, values in YAML.
+        seeds: runs of each setting, which differ in `numerics.seed` alone.
+        grid: `key=v1,v2,...`; every combination is a run.
+        sobol: number of points of a Sobol sequence over `ranges`.
+        ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
+        trials: whether the report takes the runs for trials, of which the best of each method counts.
+    """
+
+    changes: Sequence[str] = ()
+    seeds: int = 1
+    grid: Sequence[str] = ()
+    sobol: int = 0
+    ranges: Sequence[str] = ()
+    trials: bool = False
+
+
+# --- variant ----------------------------------------------------------------------------------------------------------
+
+
+def variant(name: str, source: str, file: Path, wanted: Wanted, say: Say) -> None:
+    """Write new runs into a profile, each complete: a copy of `source` with some values changed.
+
+    Raises:
+        ConfigError: an option cannot be read, a name is taken, or the new parameters do not pass `check`; nothing is written.
+    """
+    params, layout = reader.load(file)
+    run = reader.find_run(params, source)
+    tree = _tree(layout)
+    shared = dict(_pair(change) for change in wanted.changes)
+    points = _points(wanted)
+    first = run.numerics.seed + (not shared and points == [{}])  # without another change the source's own seed is taken
+    added = []
+    for at, point in enumerate(points, start=1):
+        for seed in range(first, first + wanted.seeds):
+            settings = {**shared, **point}
+            if wanted.seeds > 1 or (not settings and wanted.seeds == 1):
+                settings["numerics.seed"] = seed
+            parts = [name, *([str(at)] if len(points) > 1 else []), *([f"s{seed}"] if wanted.seeds > 1 else [])]
+            added.append("-".join(parts))
+            _add(tree, added[-1], source, settings)
+    _join_lists(tree, params, source, added)
+    if wanted.trials and not tree["report"].get("trials"):
+        tree["report"]["trials"] = {"k": params.evaluation.knn.k[0]}
+    _write(layout, tree)
+    for new in added:
+        say(f"{new}: {tree['runs'][new]['label']}")
+    after = reader.load(layout.file)[0]
+    counts = Counter(one.method.name for one in after.runs.values() if one.optim.epochs)
+    if wanted.trials and len(set(counts.values())) > 1:
+        said = ", ".join(f"{method} {count}" for method, count in counts.items())
+        say(f"trained runs by method: {said}; a fair comparison gives each method the same number of trials")
+    say(f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {layout.file}; `{_repro(layout)}` trains them")
+
+
+def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
+    if name in tree["runs"]:
+        raise ConfigError(f"run {name!r} exists already", "choose another name")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of a run", "use small letters, digits and hyphens")
+    run = _plain(tree["runs"][source])
+    for key, value in settings.items():
+        *above, last = key.split(".")
+        node = run
+        for part in above:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"{key}: {part} of run {source!r} is no group of keys", "docs/params.md lists the keys of a run"
+                )
+        node[last] = value
+    if "label" not in settings:
+        run["label"] = _label(str(run["label"]), settings)
+    tree["runs"][name] = writer.styled(run, 4)
+
+
+def _label(label: str, settings: Settings) -> str:
+    """The source's label with what is changed; the seed stands last, so that runs that differ in it alone are one method."""
+    said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != "numerics.seed"]
+    seed = settings.get("numerics.seed")
+    label = re.sub(r",? seed \d+$", "", label) if seed is not None else label
+    return label + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
+
+
+def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) -> None:
+    """New runs are evaluated as their source is."""
+    for place, run in params.named_runs():
+        group, *_ = place.rsplit(".", 1)
+        if run == source and (group.endswith("_runs") or group == "report.exploratory"):
+            listed = tree
+            for part in group.split("."):
+                listed = listed[part]
+            listed.extend(added)
+
+
+def _points(wanted: Wanted) -> list[Settings]:
+    """The settings of a grid or a Sobol sequence; one empty setting without either."""
+    if wanted.grid and (wanted.sobol or wanted.ranges):
+        raise ConfigError("--grid and --sobol exclude each other", "give one of them")
+    if bool(wanted.sobol) != bool(wanted.ranges):
+        raise ConfigError("--sobol and --range go together", "for example: --sobol 8 --range optim.lr=0.01..0.1")
+    if wanted.sobol:
+        return _sobol(wanted.sobol, dict(_range(one) for one in wanted.ranges))
+    axes = [(key, _value(f"[{values}]", one)) for one in wanted.grid for key, values in [_split(one)]]
+    return [dict(zip([key for key, _ in axes], values, strict=True)) for values in itertools.product(*(of for _, of in axes))]
+
+
+def _sobol(points: int, ranges: dict[str, tuple[float, float]]) -> list[Settings]:
+    """The first points of a scrambled Sobol sequence (Owen 1998), seed 0, to four digits."""
+    from scipy.stats import qmc
+
+    power = max(1, points - 1).bit_length()  # the sequence is balanced over powers of two
+    unit = qmc.Sobol(len(ranges), seed=0).random_base2(power)[:points]
+    found = []
+    for row in unit:
+        point: Settings = {}
+        for share, (key, (low, high)) in zip(row, ranges.items(), strict=True):
+            value = low * (high / low) ** share if low > 0 and high / low >= 10 else low + (high - low) * share
+            whole = isinstance(low, int) and isinstance(high, int)
+            point[key] = round(float(value)) if whole else float(f"{value:.4g}")
+        found.append(point)
+    return found
+
+
+def _range(given: str) -> tuple[str, tuple[float, float]]:
+    key, values = _split(given)
+    low, separator, high = values.partition("..")
+    ends = _value(low, given), _value(high, given)
+    if not separator or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
+        raise ConfigError(
+            f"--range {given}: expected key=low..high with numbers, low below high", "for example optim.lr=0.01..0.1"
+        )
+    return key, ends
+
+
+def _pair(given: str) -> tuple[str, Any]:
+    key, value = _split(given)
+    return key, _value(value, given)
+
+
+def _split(given: str) -> tuple[str, str]:
+    key, separator, value = given.partition("=")
+    if not separator or not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", key) or not value:
+        raise ConfigError(f"{given!r}: expected key=value", "keys are dotted, such as optim.lr or method.tau_student of a run")
+    return key, value
+
+
+def _value(given: str, whole: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(given)
+    except YAMLError as error:
+        raise ConfigError(f"{whole}: its value is not YAML", "quote it for the shell, such as 'label=\"ISD, new\"'") from error
+
+
+# --- remove and rename ------------------------------------------------------------------------------------------------
+
+
+def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
+    """Remove runs from a profile: parameters, lock entries, and with `force` also records, encoders, logs and resume state.
+
+    Raises:
+        ConfigError: there is no such run, or what is left does not pass `check`.
+        DataError: a run has results and `force` is not given; nothing is changed.
+    """
+    params, layout = reader.load(file)
+    tree = _tree(layout)
+    for name in names:
+        reader.find_run(params, name)
+        if not force and (found := list(_results(name, layout))):
+            raise DataError(f"run {name!r} has results: {', '.join(map(str, found))}", "add --force to delete them")
+        del tree["runs"][name]
+        _replace(tree, name, None)
+    _write(layout, tree)
+    for name in names:
+        for path in _results(name, layout):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _edit_lock(layout, lambda stages, name=name: [stages.pop(key) for key in list(stages) if key.endswith(f"@{name}")])  # type: ignore[misc]
+    say(f"removed {', '.join(names)} from {layout.file}; `{_repro(layout)}` renders the page")
+
+
+def rename(old: str, new: str, file: Path, say: Say) -> None:
+    """Give a run without results another name. A result carries its run's name in hashed files, so it keeps it.
+
+    Raises:
+        ConfigError: there is no run `old`, or there is one called `new`, or that is no name.
+        DataError: the run has results.
+    """
+    params, layout = reader.load(file)
+    reader.find_run(params, old)
+    if found := list(_results(old, layout)):
+        message = f"run {old!r} has results, whose hashes cover its name: {', '.join(map(str, found))}"
+        raise DataError(
+            message, "change its label, which tables and pages show, or remove the run and train it under the new name"
+        )
+    if new in params.runs or not _NAME.fullmatch(new):
+        raise ConfigError(f"{new!r} is taken, or no name of a run", "use small letters, digits and hyphens")
+    tree = _tree(layout)
+    at = list(tree["runs"]).index(old)
+    tree["runs"].insert(at, new, tree["runs"].pop(old))
+    _replace(tree, old, new)
+    _write(layout, tree)
+    say(f"{old} is now {new} in {layout.file}")
+
+
+def _replace(tree: Any, old: str, new: str | None) -> None:
+    """Write another name, or none, wherever the profile names a run outside `runs`."""
+    report = tree["report"]
+    lists = [tree[key] for key in tree if key.endswith("_runs")] + [report["exploratory"] for _ in [0] if "exploratory" in report]
+    for listed in lists:
+        while old in listed:
+            at = listed.index(old)
+            listed.pop(at)
+            if new:
+                listed.insert(at, new)
+    for key in ("reference", "pixels"):
+        if report.get(key) == old:
+            if new:
+                report[key] = new
+            else:
+                del report[key]
+    for table in report.get("paper", ()):
+        if old in table["rows"]:
+            row = table["rows"].pop(old)
+            if new:
+                table["rows"][new] = row
+
+
+def _results(run: str, layout: Layout) -> Iterator[Path]:
+    """Everything that stages have left of a run."""
+    places = [layout.records / run, layout.encoder(run).parent, layout.cards / f"{run}.md"]
+    places += sorted((layout.folder / "runs" / ".log").glob(f"*/{run}"))
+    yield from (place for place in places if place.exists())
+    for path in sorted(state_root(layout.root).glob("*/run.json")):
+        try:
+            owner = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            continue
+        if (owner.get("profile"), owner.get("run")) == (layout.profile, run):
+            yield path.parent
+
+
+def _edit_lock(layout: Layout, edit: Callable[[Any], object]) -> None:
+    path = layout.folder / "dvc.lock"
+    if path.is_file():
+        yaml = YAML()
+        tree = yaml.load(path.read_text("utf-8"))
+        edit(tree["stages"])
+        stream = io.StringIO()
+        yaml.default_flow_style = False
+        yaml.dump(tree, stream)
+        files.write_atomic(path, stream.getvalue().encode())
+
+
+# --- a new profile ----------------------------------------------------------------------------------------------------
+
+
+def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[str], say: Say) -> None:
+    """Make a profile from another one: its parameters without results, and the pipeline.
+
+    Args:
+        name: of the profile and its folder under `pipelines/`.
+        source: the other profile's `params.yaml`, or its folder.
+        images: environment variable that names a folder with `train/<class>/` and `val/<class>/`; empty keeps the source's.
+        dataset: public name of these images.
+        changes: `key=value`; keys from the top of the file, values in YAML.
+        say: takes the lines for the user.
+
+    Raises:
+        ConfigError: an option cannot be read, the name is taken or no name, or the new parameters do not pass `check`.
+    """
+    if bool(images) != bool(dataset):
+        raise ConfigError("--images and --dataset go together", "for example: --images ISD_MY_ROOT --dataset 'My images'")
+    _, layout = reader.load(source)
+    folder = layout.root / "pipelines" / name
+    if folder.exists() or not _NAME.fullmatch(name) or (layout.root / "reports" / name).exists():
+        raise ConfigError(f"{name!r} is taken, or no name of a profile", "use small letters, digits and hyphens")
+    tree = _tree(layout)
+    tree.ca.comment = None
+    tree.yaml_set_start_comment(f"Made from profile {layout.profile} by `isd-repro new`. docs/params.md explains every key.")
+    tree["profile"], tree["root"] = name, "../.."
+    tree["report"].pop("paper", None)  # only the paper's own images stand beside its numbers
+    if images:
+        tree["report"]["title"], tree["report"]["caption"] = dataset, f"Runs on {dataset}."
+        tree["report"].pop("notes", None)
+        tree["transfer_runs"] = []  # it needs other data sets, too
+        for subset in tree["subsets"].values():
+            subset["source"] = writer.styled({"name": "image-folder", "root_env": images, "dataset": dataset}, 6)
+    for key, value in map(_pair, changes):
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            if not isinstance(node.get(part), dict):
+                raise ConfigError(
+                    f"{key}: {'.'.join(above)} is no group of keys in {layout.file}", "docs/params.md lists all keys"
+                )
+            node = node[part]
+        node[last] = writer.styled(value, 2 * len(above), len(last) + 2 * len(above) + 2)
+    try:
+        folder.mkdir(parents=True)
+        shutil.copy(layout.root / "dvc.yaml", folder)
+        _write(Layout(folder, layout.root, name), tree)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    say(f"{folder / 'params.yaml'}: edit it, then run `isd-repro check --images {folder}`")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _tree(layout: Layout) -> Any:
+    return YAML(typ="rt").load(layout.file.read_text("utf-8"))
+
+
+def _plain(tree: Any) -> Any:
+    """The values without comments, styles and places."""
+    stream = io.StringIO()
+    YAML().dump(tree, stream)
+    return YAML(typ="safe", pure=True).load(stream.getvalue())
+
+
+def _write(layout: Layout, tree: Any) -> None:
+    """Replace the parameters if they pass `check`."""
+    tried = layout.folder / f".new-{layout.name}"
+    try:
+        files.write_atomic(tried, writer.dump(tree).encode())
+        check(tried, say=lambda _: None)
+        tried.replace(layout.file)
+    except ConfigError as error:
+        message = error.message.replace(str(tried), f"{layout.file} as it would be")
+        raise ConfigError(message, f"nothing was written; {error.hint}") from error
+    finally:
+        tried.unlink(missing_ok=True)
+
+
+def _repro(layout: Layout) -> str:
+    """The command that brings a profile up to date, from the repository."""
+    return (
+        "dvc repro" if layout.folder == layout.root else f"dvc repro {layout.folder.relative_to(layout.root).as_posix()}/dvc.yaml"
+    )
