@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class DvcLock:
                 f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
             )
         head = json.dumps({"stage": stage, "runs_with": self.runs_with})
-        write_atomic(self.copy, f"# {head}\n{text}".encode())
+        with suppress(OSError):  # a stage that needs no state folder must not fail for want of one
+            write_atomic(self.copy, f"# {head}\n{text}".encode())
 
     def rescue(self, say: Callable[[str], object]) -> None:
         """Restore a lock that is empty or cut off, and take over the stage that had finished when DVC was stopped, if it had.

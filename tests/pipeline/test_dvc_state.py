@@ -146,6 +146,11 @@ def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(tmp_path: Path)
     assert lock.copy.read_bytes() != kept
 
 
+def test_a_copy_that_cannot_be_written_stops_no_stage(tmp_path: Path) -> None:
+    (tmp_path / "copy.lock").mkdir()
+    lock_in(tmp_path).keep("knn@a")
+
+
 def test_a_damaged_lock_without_a_copy_is_said(tmp_path: Path) -> None:
     lock = lock_in(tmp_path)
     said: list[str] = []
