@@ -98,8 +98,8 @@ def test_the_summary_for_a_person(profile: Profile) -> None:
         shown = [str(of[verdict]) for verdict in ("re-evaluated", "recomputed", "recorded only", "failed") if of[verdict]]
         assert [*run.split(), *shown] in lines
     total = counts["counts"]
-    said = f"{len(counts['numbers'])} numbers: {total['re-evaluated']} re-evaluated, {total['recomputed']} recomputed; 0 checks failed"
-    assert out.splitlines()[-1].startswith(f"{said}; ")
+    said = f"{total['re-evaluated']} re-evaluated, {total['recomputed']} recomputed; 0 checks failed; "
+    assert out.splitlines()[-1].startswith(f"{len(counts['numbers'])} numbers: {said}")
 
 
 def test_failures_are_printed_before_the_summary(clean: Profile) -> None:
