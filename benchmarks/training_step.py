@@ -49,6 +49,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "isd": {"tau_student": 0.02, "tau_teacher": 0.02, "momentum": 0.999},
     "moco": {"tau": 0.2, "momentum": 0.999},
     "byol": {"momentum": 0.99},
+    "msf": {"momentum": 0.99},
+    "sce": {"lam": 0.5, "tau_student": 0.1, "tau_teacher": 0.05, "momentum": 0.999},
+    "simclr": {"tau": 0.2},
 }
 # Passes over the output of each convolution that remain with one operator at a time. Student's forward: write it, read it for
 # the statistics, read it again and write the activation, read that (5); backward: the same in reverse, twice where gradients of

@@ -7,13 +7,16 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import cases, gpu_checks, gpu_day, harness
+from benchmarks import cases, gpu_checks, gpu_day, harness, training_step
+from isd_repro import methods
 
 
 def test_a_step_that_hangs_is_killed_and_one_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,3 +112,9 @@ def test_a_longer_training_begins_only_where_the_time_will_do(
     monkeypatch.setattr(harness.Clock, "end", left)
     gpu_checks.claim(gpu_checks.Context(lambda *words, **values: None, tmp_path, toy=False))
     assert said == [f"{epochs} epochs, " for epochs in done]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_smoke_step_knows_values_for_every_method(name: str) -> None:
+    sizes = replace(training_step.toy(training_step.Sizes()), method=name)
+    assert training_step.build(sizes, torch.device("cpu"), training_step.HALF).training
