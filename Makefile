@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --timeout 120
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help venv demo test test-slow test-gpu rehearse lint check format lock sync clean
+.PHONY: help venv demo pull test test-slow test-gpu rehearse lint check format lock sync clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ demo: venv ## reproduce the demo on a CPU and print its table
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@$(BIN)/dvc repro
 	@$(BIN)/isd-repro show
+
+pull: venv ## fetch the encoders of committed results from the DVC remote; PROFILE=pipelines/NAME for one profile
+	@for lock in $(if $(PROFILE),$(PROFILE)/dvc.lock,$(wildcard dvc.lock pipelines/*/dvc.lock)); do \
+	  sed -n "s|^ *- path: \(runs/.*/encoder.safetensors\)$$|$$(dirname "$$lock")/\1|p" "$$lock"; \
+	done | sort -u | xargs $(BIN)/dvc pull --allow-missing
 
 test: venv ## the normal tests
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu"

@@ -50,17 +50,22 @@ class Layout:
 
     def record(self, run: str, part: str) -> Path:
         """One part of a run's committed record."""
-        return self.root / "reports" / self.profile / "records" / run / f"{part}.json"
+        return self.records / run / f"{part}.json"
+
+    @property
+    def results(self) -> Path:
+        """Everything that is committed of the profile's results."""
+        return self.root / "reports" / self.profile
 
     @property
     def records(self) -> Path:
         """All records of the profile."""
-        return self.root / "reports" / self.profile / "records"
+        return self.results / "records"
 
     @property
     def report(self) -> Path:
         """What `report` writes."""
-        return self.root / "reports" / self.profile / "tables"
+        return self.results / "tables"
 
     @property
     def verified(self) -> Path:
@@ -70,7 +75,7 @@ class Layout:
     @property
     def cards(self) -> Path:
         """Model cards, which `report` writes too."""
-        return self.root / "reports" / self.profile / "cards"
+        return self.results / "cards"
 
     def state(self, fingerprint: str) -> Path:
         """Resume state of unfinished work; outside DVC, because DVC deletes outputs before a stage starts."""

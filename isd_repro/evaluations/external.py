@@ -234,7 +234,13 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
         opened = stack.enter_context(_images(request, checkpoint.channels, progress))
         place = str(request.data or request.prepared)
         copies = opened.prepared.manifest.check_shared(place, "give --allow-shared-images", allowed=request.allow_shared)
-        notes = [*checkpoint.notes, *opened.notes, *filter(None, [copies]), *_about(opened, frame)]
+        notes = [
+            *checkpoint.notes,
+            *opened.notes,
+            *filter(None, [copies]),
+            *_about(opened, frame),
+            *_hints(request, checkpoint, frame),
+        ]
         for note in notes:
             progress.say(note)
         features = _Features(root, request, checkpoint, opened, frame)
@@ -305,7 +311,7 @@ class _Features:
                 "place": [request.key, request.prefix, request.padding],
                 "teacher_bn": request.teacher_bn if name == "teacher" else "own",
                 "manifest": opened.prepared.identity.sha256,
-                "transform": {**asdict(frame), "pixels": opened.pixels, "block": BLOCK},
+                "transform": {**asdict(frame), "pixels": opened.pixels, "group": BLOCK},
                 "dtype": "float32",
                 "arithmetic": {"device": best_device().type, "torch": torch.__version__},
             }
@@ -391,6 +397,21 @@ def _about(opened: ImageSet, frame: Frame) -> Iterator[str]:
         yield f"{small} of {len(opened.reader.sizes)} images have a short side below {frame.short_side} and are enlarged to it"
 
 
+def _hints(request: Request, checkpoint: Checkpoint, frame: Frame) -> Iterator[str]:
+    stated = request.image_size or checkpoint.image_size
+    if stated is None and ("-small" in checkpoint.arch or "narrow" in checkpoint.arch):
+        yield (
+            f"the encoder has a stem for small images and gets {frame.size} pixels; "
+            "--image-size gives the size that it was trained at"
+        )
+    if request.epochs is not None:
+        yield _shortened(request.epochs)
+
+
+def _shortened(epochs: int) -> str:
+    return f"linear probes of {epochs} epochs, where the paper's protocol has 40"
+
+
 @contextmanager
 def _cache(request: Request) -> Iterator[Path]:
     """Where features lie; outside DVC, as all resume state. An interrupted evaluation that keeps them can go on."""
@@ -430,7 +451,12 @@ def _print(request: Request, record: ExternalRecord, notes: Sequence[str]) -> No
         sys.stdout.write(json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n")
         return
     out = Console(file=sys.stdout, highlight=False)
-    title = f"{record.label}: {record.arch} ({record.layout}) on {manifest.dataset}, percent of queries"
-    tables = [(title, summary.score_table(scores))]
+    title = f"{record.label}: {record.arch} ({record.layout}) on {manifest.dataset}, percent of queries [95 % Wilson interval]"
+    title += f"; {_shortened(request.epochs)}" if request.epochs is not None else ""
+    tables = [(title, summary.score_table(scores, intervals=True))]
     tables += [("By class, top-1 in percent", summary.class_table(classes))] if classes else []
     summary.show(out, tables)
+    chance = 100 / len(manifest.classes)
+    out.print(
+        f"Chance is {chance:.2f} % top-1 ({len(manifest.classes)} classes). Intervals are over the queries, for this encoder."
+    )

@@ -29,7 +29,7 @@ from isd_repro.evaluations.features import BLOCK, Images, features
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 
-SHARD = 4 * BLOCK  # images
+SHARD = 32 * BLOCK  # images
 _NOISE = 1e-6  # of a number of a normalised feature
 Identity = Mapping[str, object]  # JSON-serialisable; all that the rows depend on beside the split
 

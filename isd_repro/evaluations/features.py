@@ -1,7 +1,8 @@
 """Features of frozen encoders, and the file that keeps them.
 
-Images are read, transformed and passed forward in blocks of one fixed size; the last block is filled up by repeating its
-last image and cut afterwards, so a feature has the same bits however many images are asked for together.
+Images pass forward in groups of one fixed size, which follows from the device and the size of the images alone; the last group
+is filled up by repeating its last image and cut afterwards. So a feature has the same bits however many images are asked for
+together. A CPU is fastest with small groups, and little is lost in the last one; a GPU needs large ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
 from isd_repro.tensor_files import load_tensors, save_tensors
 
-BLOCK = 256  # images; part of the result's bits, so no setting
+BLOCK = 32  # images read together on a CPU
+_GPU_BLOCK = 256  # the same on a GPU, and its group
+_GROUPS = ((96, 4), (48, 16))  # on a CPU: images from this many pixels wide -> size of a group; BLOCK below
 UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"
 _ROWS = 1024  # rows checked together, so that a memory-mapped file is never copied whole
 
@@ -39,10 +42,10 @@ def features(
 
     Args:
         encoders: modules B x C x H x W -> B x D by name; moved to `device` and left in eval mode, otherwise unchanged.
-        images: gives the images at BLOCK positions in 0..count-1; the last block repeats position count-1.
+        images: gives the images at up to BLOCK (on a GPU 256) consecutive positions in 0..count-1.
         count: N, at least 1.
         device: where the forward runs.
-        on_block: called after each block with its number of images.
+        on_block: called after each group, or with several ranks after each block of all ranks, with its number of images.
 
     Returns:
         float32 features on the CPU, N x D, by encoder; not normalised. Of several ranks rank 0 has them, and the others none.
@@ -55,23 +58,39 @@ def features(
     for encoder in encoders.values():
         encoder.to(device).eval()
     found: dict[str, Tensor] = {}
-    round_size = BLOCK * ranks.world()
+    size, alone = BLOCK if device.type == "cpu" else _GPU_BLOCK, ranks.world() == 1
+    round_size = size * ranks.world()
     with exact(device):
         for first in range(0, count, round_size):
-            start = first + ranks.rank() * BLOCK
-            position = torch.arange(start, start + BLOCK).clamp_(max=count - 1)
-            batch = images(position).to(device, torch.float32)
-            for name, encoder in encoders.items():
-                with torch.inference_mode():
-                    rows = encoder(batch)  # BLOCK x D
-                blocks = ranks.at_first(rows.cpu())  # every rank's, by rank; none on ranks other than 0
+            start = first + ranks.rank() * size
+            stop = min(start + size, count) if alone else start + size  # all ranks have equal shares to exchange
+            batch = images(torch.arange(start, stop).clamp_(max=count - 1)).to(device, torch.float32)
+            made: dict[str, list[Tensor]] = {name: [] for name in encoders}
+            group = _group(batch, device)
+            for part in batch.split(group):
+                filled = torch.cat([part, part[-1:].expand(group - len(part), *part.shape[1:])]) if len(part) < group else part
+                for name, encoder in encoders.items():
+                    with torch.inference_mode():
+                        made[name].append(encoder(filled)[: len(part)].cpu())
+                if alone:
+                    on_block(len(part))
+            for name, parts in made.items():
+                blocks = ranks.at_first(torch.cat(parts))  # every rank's, by rank; none on ranks other than 0
                 found.setdefault(name, torch.empty(count, blocks[0].shape[1]) if blocks else torch.empty(0))
-                for at, block in zip(range(first, count, BLOCK), blocks, strict=False):
-                    found[name][at : at + BLOCK] = block[: count - at]
-            on_block(min(round_size, count - first))
+                for at, block in zip(range(first, count, size), blocks, strict=False):
+                    found[name][at : at + size] = block[: count - at]
+            if not alone:
+                on_block(min(round_size, count - first))
     for name, rows in found.items() if ranks.rank() == 0 else ():
         require_finite(rows, f"features of encoder {name!r}")
     return found
+
+
+def _group(batch: Tensor, device: torch.device) -> int:
+    """How many of these images (B x C x H x W) pass forward together."""
+    if device.type != "cpu":
+        return _GPU_BLOCK
+    return next((group for side, group in _GROUPS if batch.shape[-1] >= side), BLOCK)
 
 
 def require_finite(values: Tensor, what: str) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import binomtest
 from torch import Tensor
 
 from isd_repro.records import EvaluationRecord, Score, TargetEvaluation, unpack_labels
@@ -32,8 +33,15 @@ def row(scores: Iterable[Score]) -> dict[str, float]:
     return {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in scores}
 
 
-def score_table(scores: Sequence[Score]) -> Table:
-    """One row for each encoder and metric, one column for each group, in percent."""
+def score_table(scores: Sequence[Score], *, intervals: bool = False) -> Table:
+    """One row for each encoder and metric, one column for each group, in percent, with 95 % Wilson intervals on request."""
+
+    def cell(score: Score | None) -> str:
+        if score is None or not intervals:
+            return f"{score.top1:.2f}" if score else ""
+        found = binomtest(score.correct, score.n).proportion_ci(method="wilson")
+        return f"{score.top1:.2f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
     groups = list(dict.fromkeys(score.group for score in scores))
     found = {(score.encoder, score.metric, score.group): score for score in scores}
     sizes = {score.group: score.n for score in scores}
@@ -43,8 +51,8 @@ def score_table(scores: Sequence[Score]) -> Table:
     for group in groups:
         table.add_column(f"{group} (n={sizes[group]})", justify="right", no_wrap=True)
     for encoder, metric in dict.fromkeys((score.encoder, score.metric) for score in scores):
-        cells = [found.get((encoder, metric, group)) for group in groups]
-        table.add_row(encoder, words(metric), *(f"{cell.top1:.2f}" if cell else "" for cell in cells))
+        row_of = [found.get((encoder, metric, group)) for group in groups]
+        table.add_row(encoder, words(metric), *(Text(cell(score)) for score in row_of))
     return table
 
 

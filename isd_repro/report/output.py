@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def report(params: Params, layout: Layout, console: Console) -> None:
-    """Write `reports/<profile>/tables/` and `cards/`, and print the address of the page on stdout.
+    """Write tables, cards and the files for DVC, and print the address of the page on stdout.
 
     Reads the records alone: no encoder, no features, no images. Remarks on odd records go to `console`.
 
@@ -29,16 +29,17 @@ def report(params: Params, layout: Layout, console: Console) -> None:
         DataError: a record is damaged, or disagrees with another or with its own predictions.
         UserError: a package of the extra `report` is missing.
     """
-    from isd_repro.report import cards, page
+    from isd_repro.report import cards, dvc_files, page
 
     assembled = _assemble(params, layout)
     rendered = {  # all of it before the first file is written: a refusal leaves what is there
         (layout.report, "*.svg"): page.render(assembled),
         (layout.cards, "*.md"): cards.render(params, assembled.records, layout),
+        (layout.results, "plots/*"): dvc_files.render(assembled.records),
     }
     for (folder, pattern), files in rendered.items():
         for path in folder.glob(pattern):
-            if path.name not in files:
+            if path.relative_to(folder).as_posix() not in files:
                 path.unlink()
         for name, content in files.items():
             write_atomic(folder / name, content)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from isd_repro.config.params import Hypothesis, Params
+from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Cell, Table
 from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
@@ -60,11 +61,12 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
     """Both methods' accuracy on one subset, and what stands behind it."""
     runs, metric = methods(params, [subset]), first_metric(params)
     said, behind = [], ""
-    for group in groups_of(params, records, subset)[:2]:
+    groups = groups_of(params, records, subset)
+    for group in dict.fromkeys((groups[0], "rare" if "rare" in groups else groups[-1])):
         cells = [method_cell(records, runs[name][subset], ("student", metric, group)) for name in pair]
         if all(cell.value is not None for cell in cells):
             values = [f"{text.one_decimal(cell.value or 0)} %" for cell in cells]
-            said.append(f"{text.listing(values)} on {group} queries")
+            said.append(f"{text.listing(values)} on {group}{'-shot' if group in SHOTS else ''} queries")
             seeds = [cell.count or 1 for cell in cells]
             behind = (
                 f"means of {seeds[0]} and {seeds[1]} seeds"

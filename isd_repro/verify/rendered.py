@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isd_repro.report import cards, page
+from isd_repro.report import cards, dvc_files, page
 from isd_repro.report.run_records import Records
 from isd_repro.report.stamp import STAMP, cause
 from isd_repro.verify.findings import Place, Verification
@@ -42,11 +42,13 @@ def check_rendered(state: Verification, records: Records) -> dict[Place, dict[st
         _same_bytes(state, layout.report, {name: content for name, content in files.items() if name != CELLS or not state.cells})
         if layout.cards.is_dir():
             _same_bytes(state, layout.cards, cards.render(state.params, records, layout))
+        if (layout.results / dvc_files.METRICS).is_file():
+            _same_bytes(state, layout.results, dvc_files.render(records), others=False)
     return {**(disk or {}), **{place: cell for place, cell in fresh.items() if cell["value"] is not None or not disk}}
 
 
-def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes]) -> None:
-    """Every file of a fresh render is on the disk, and no other file beside them."""
+def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes], others: bool = True) -> None:
+    """Every file of a fresh render is on the disk, and unless `others` is false no other file beside them."""
     for name in (name for name in files if name != STAMP):
         path = folder / name
         if not path.is_file():
@@ -56,7 +58,7 @@ def _same_bytes(state: Verification, folder: Path, files: Mapping[str, bytes]) -
             at = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
             pair = (lines[at][:200] if at < len(lines) else "nothing" for lines in (ours, theirs))
             state.problem(path, f"line {at + 1}", *pair, cause(folder, {**files, STAMP: files.get(STAMP, b"")}, name))
-    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
+    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if others and path.is_file()}
     for path, inside in names.items():
         if inside.as_posix() not in files and inside.name != CELLS and not any(part.startswith(".") for part in inside.parts):
             state.problem(path, "file", "a file that no render writes", "none", f"remove it, or {_RENDER}")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
-from isd_repro import cli
+from isd_repro import checkpoints, cli
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params
 from isd_repro.data.prepare import prepare
+from isd_repro.evaluations import external
 from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.nn.backbones import build
@@ -277,6 +279,35 @@ def test_a_foreign_checkpoint_on_a_folder(foreign: Path, pictures: Path, capsys:
     correct = {score["metric"]: score["correct"] for score in first["scores"]}
     assert correct["1-NN"] == int((nearest == labels["val"]).sum())
     assert correct["1-NN"] > 4  # of 12; a random network tells brightness
+
+
+def test_the_table_says_what_the_numbers_are(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shortened protocol in its title, chance below it, and Wilson's interval beside each number."""
+    out, _ = ask(Request(foreign, data=pictures, image_size=32, protocol="linear", epochs=2, cache=False), capsys)
+    assert "; linear probes of 2 epochs, where the paper's protocol has 40" in out
+    assert "Chance is 33.33 % top-1 (3 classes)." in out
+    out, _ = ask(Request(foreign, data=pictures, image_size=32, cache=False), capsys)
+    assert "epochs" not in out
+    found = re.search(r"1-NN +(\d+\.\d\d) \[(\d+\.\d), (\d+\.\d)\]", out)
+    assert found is not None
+    share, low, high = (float(each) / 100 for each in found.groups())
+    z, n = 1.959964, 12
+    middle, half = (
+        (share + z**2 / (2 * n)) / (1 + z**2 / n),
+        z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n),
+    )
+    assert low == pytest.approx(middle - half, abs=1e-3)
+    assert high == pytest.approx(middle + half, abs=1e-3)
+
+
+def test_an_encoder_for_small_images_gets_a_hint(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(foreign, weights_only=True)
+    torch.save(state | {"conv1.weight": state["conv1.weight"][:, :, 2:5, 2:5].contiguous()}, foreign)
+    hint = "has a stem for small images"
+    assert hint not in ask(Request(foreign, data=pictures, image_size=32, cache=False), capsys)[1]
+    request = Request(foreign, data=pictures, cache=False)
+    checkpoint = checkpoints.load(foreign)
+    assert any(hint in note for note in external._hints(request, checkpoint, external.frame_of(request, checkpoint)))
 
 
 def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

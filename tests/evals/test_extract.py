@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import transforms as v1
 
+from isd_repro.data.augment import centre
+from isd_repro.data.eval_loader import Frame, centred
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.evaluations.features import BLOCK, Features, features, load_features, save_features
 from isd_repro.runtime.errors import DataError
@@ -68,7 +71,7 @@ def test_bits_do_not_depend_on_how_many_are_asked(pictures: Tensor, count: int) 
     assert torch.equal(part, whole[:count])
 
 
-def test_reads_every_image_once_in_blocks_of_one_size(pictures: Tensor) -> None:
+def test_reads_every_image_once(pictures: Tensor) -> None:
     asked: list[Tensor] = []
     done: list[int] = []
 
@@ -77,10 +80,64 @@ def test_reads_every_image_once_in_blocks_of_one_size(pictures: Tensor) -> None:
         return pictures[position]
 
     features({"student": network(1), "teacher": network(2)}, images, len(pictures), CPU, done.append)
-    assert [len(position) for position in asked] == [BLOCK] * 3
-    assert torch.equal(torch.cat(asked)[: len(pictures)], torch.arange(len(pictures)))
-    assert set(torch.cat(asked)[len(pictures) :].tolist()) == {len(pictures) - 1}
-    assert done == [BLOCK, BLOCK, 37]
+    assert [len(position) for position in asked] == [BLOCK] * 3 + [5]
+    assert torch.equal(torch.cat(asked), torch.arange(len(pictures)))
+    assert done == [BLOCK] * 3 + [5]
+
+
+@pytest.mark.parametrize(("side", "group"), [(40, 32), (64, 16), (128, 4)])
+def test_no_more_images_pass_forward_than_one_group_needs(side: int, group: int) -> None:
+    passed: list[int] = []
+    net = nn.Flatten()
+    net.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
+    features({"student": net}, lambda at: torch.zeros(len(at), 1, side, side), 41, CPU)
+    assert passed == [group] * -(-41 // group)
+
+
+class Sized:
+    """Images of different sizes, padded to the largest that is read with them, as readers do."""
+
+    channels = 3
+
+    def __init__(self) -> None:
+        self.sizes = torch.tensor([[20 + 3 * at, 40 - 2 * at] for at in range(9)])
+        draw = torch.Generator().manual_seed(1)
+        self._images = [torch.randint(0, 256, (3, *size), generator=draw, dtype=torch.uint8) for size in self.sizes.tolist()]
+
+    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = self.sizes[index]
+        batch = torch.zeros(len(index), 3, *sizes.amax(dim=0).tolist(), dtype=torch.uint8)
+        for row, at in enumerate(index.tolist()):
+            batch[row, :, : sizes[row, 0], : sizes[row, 1]] = self._images[at]
+        return batch, sizes
+
+    def ahead(self, index: Tensor) -> None:
+        """Nothing to prepare."""
+
+
+def test_an_images_bits_do_not_depend_on_the_sizes_of_its_neighbours() -> None:
+    reader, frame = Sized(), Frame(16, 0.875, (0.5,) * 3, (0.25,) * 3)
+    index = torch.arange(9)
+    whole = centred(reader, index, frame, CPU)(index)
+    for part in (index[:1], index[3:5], index.flip(0)[:4]):
+        assert torch.equal(
+            torch.cat([centred(reader, index, frame, CPU)(part[at : at + 1]) for at in range(len(part))]), whole[part]
+        )
+    few = torch.tensor([8, 2])  # a split of fewer images
+    assert torch.equal(centred(reader, few, frame, CPU)(torch.arange(2)), whole[few])
+
+
+@pytest.mark.parametrize("size", [20, 60])
+def test_the_view_is_the_released_one_but_for_rounding_to_eight_bits(size: int) -> None:
+    """Resize and CenterCrop on an 8-bit image, which round twice: DEV-28."""
+    draw = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (1, 3, 40, 52), generator=draw, dtype=torch.uint8)
+    short = round(size / 0.875)
+    released = v1.Compose([v1.ToPILImage(), v1.Resize(short), v1.CenterCrop(size), v1.ToTensor()])(pixels[0])
+    found = centre(pixels, torch.tensor([[40, 52]]), size, 0.875)[0]
+    levels = (found - released).abs() * 255
+    assert 0.1 < float(levels.mean()) < 0.4
+    assert float(levels.max()) < 1.5
 
 
 def test_encoder_bytes_are_unchanged_and_each_encoder_has_its_own_features(pictures: Tensor) -> None:

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from isd_repro import evaluations, methods
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
+from isd_repro.report import dvc_files
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "isd_repro"
@@ -172,7 +173,7 @@ def expanded(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, list[
             filled = {**values, "key": key, "item": item}
             fields = {
                 name: [resolve(text, filled) for text in entries(body.get("do", body).get(name, []))]
-                for name in ("deps", "outs", "params")
+                for name in ("deps", "outs", "metrics", "params")
             }
             yield stage, key, fields
 
@@ -193,7 +194,7 @@ def expected_outs(stage: str, key: str, layout: Layout) -> set[Path]:
         case name if name in evaluations.names():
             return {layout.record(key, stage)}
         case "report":
-            return {layout.report, layout.cards}
+            return {layout.report, layout.cards, layout.results / dvc_files.METRICS, (layout.results / dvc_files.CURVES).parent}
     raise AssertionError(f"dvc.yaml has a stage {stage} that this test does not know")
 
 
@@ -203,7 +204,7 @@ def test_stages_write_and_read_where_the_layout_says(path: Path) -> None:
     stages = list(expanded(tree(path)))
     made: set[Path] = set()
     for stage, key, fields in stages:
-        outs = {(path.parent / out).resolve() for out in fields["outs"]}
+        outs = {(path.parent / out).resolve() for out in (*fields["outs"], *fields["metrics"])}
         assert outs == expected_outs(stage, key, layout), f"{stage}@{key}"
         assert not outs & made, f"{stage}@{key} writes what another stage writes"
         made |= outs

@@ -15,12 +15,14 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
-CARRIED = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "isd_repro")
+CARRIED = (".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore", "Makefile", "dvc.yaml", "isd_repro")
+BIN = Path(sys.executable).parent
+IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
 def shell(folder: Path, *command: str, env: Mapping[str, str] | None = None) -> str:
     """Run a command where `isd-repro` and `dvc` are those of this environment; its whole output."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path, **(env or {})}, capture_output=True, text=True, check=False
     )
@@ -66,7 +68,7 @@ def clone(tmp_path: Path) -> Path:
         yaml.dump(params, file)
     shell(tmp_path, "git", "init", "--quiet")
     shell(tmp_path, "git", "add", ".")
-    shell(tmp_path, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "start")
+    shell(tmp_path, "git", *IDENTITY, "commit", "--quiet", "-m", "start")
     return tmp_path
 
 
@@ -108,9 +110,8 @@ def test_the_pipeline_runs_what_changed_and_nothing_else(clone: Path) -> None:
 def test_a_fresh_clone_adds_a_run_and_makes_none_again(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """As reports/claim/FINDINGS.md says: a clone has records and lock, and neither images nor encoders."""
     shell(clone, "dvc", "repro")
-    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     shell(clone, "git", "add", ".")
-    shell(clone, "git", *identity, "commit", "--quiet", "-m", "done")
+    shell(clone, "git", *IDENTITY, "commit", "--quiet", "-m", "done")
     fresh = tmp_path_factory.mktemp("fresh") / "clone"
     shell(clone, "git", "clone", "--quiet", str(clone), str(fresh))
     runs = YAML(typ="safe").load((fresh / "params.yaml").read_text("utf-8"))["runs"]

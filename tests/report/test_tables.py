@@ -286,3 +286,13 @@ def test_balancedness_needs_predictions(tmp_path: Path) -> None:
     at = [(column.span, column.head) for column in table.columns].index(("Balancedness", "1-NN"))
     cell = table.rows[0].cells[at]
     assert (cell.value, cell.kind, cell.detail) == (None, "none", "the record has no predictions")
+
+
+def test_the_result_is_told_of_all_and_of_few_shot_queries(tmp_path: Path) -> None:
+    rule = {"name": "exponential", "imbalance": 100}
+    params = synthetic.profile({"isd": ("ISD", "lt"), "moco": ("MoCo v2", "lt")}, {"lt": rule}, {"moco": "moco"})
+    params.subsets["lt"] = params.subsets["lt"].model_copy(update={"shots": Shots(many_above=1000, few_below=200)})
+    found = Profile(params, synthetic.layout(tmp_path, params))
+    for name, few in (("isd", 30), ("moco", 12)):
+        synthetic.write_counts(found.layout, params, name, {"many": 8, "few": few})
+    assert "38.0 % and 20.0 % on all queries and 50.0 % and 20.0 % on few-shot queries" in found.report().result

@@ -1,0 +1,47 @@
+"""The scores and training curves of a profile as `dvc metrics`, `dvc plots` and `dvc exp show` read them.
+
+They hold what the main tables show: the student's scores. Every other number is in `tables/cells.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from isd_repro.report.run_records import Records
+
+ENCODER = "student"
+HEADS = {"spread": "embedding std", "gap": "cosine distance"}  # of keys that records have
+METRICS = "metrics.json"
+CURVES = "plots/training.csv"
+SCORES = "plots/scores.csv"
+
+
+def render(records: Records) -> dict[str, bytes]:
+    """Every file by its path in `reports/<profile>/`; equal records give equal bytes."""
+    scores = [
+        (name, key[1], key[2], round(score.top1, 4))
+        for name, run in records.runs.items()
+        for evaluation in run.own.values()
+        for key, score in sorted(evaluation.scores.items())
+        if key[0] == ENCODER
+    ]
+    metrics: dict[str, dict[str, float]] = {}
+    for name, metric, group, top1 in scores:
+        metrics.setdefault(name, {})[f"{ENCODER}/{metric}/{group}"] = top1
+    curves = [(name, row) for name, run in records.runs.items() if run.pretrain for row in run.pretrain.curve]
+    measured = sorted({key for _, row in curves for key in row} - {"epoch"})
+    heads = ["run", "epoch", *(HEADS.get(key, key) for key in measured)]
+    rows = [[name, f"{row['epoch']:g}", *(f"{row[key]:.6g}" if key in row else "" for key in measured)] for name, row in curves]
+    return {
+        METRICS: (json.dumps(metrics, indent=1) + "\n").encode(),
+        CURVES: _table(heads, rows),
+        SCORES: _table(["run", "metric", "group", "top-1"], [[*key, f"{value:g}"] for *key, value in scores]),
+    }
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue().encode()
