@@ -73,7 +73,9 @@ class There(Noise):
         self.device = device
 
     def at(self, step: int) -> Batch:
-        return Batch(*(value.to(self.device) for value in vars(super().at(step)).values()))
+        return Batch(
+            *(value.to(self.device) if isinstance(value, torch.Tensor) else value for value in vars(super().at(step)).values())
+        )
 
 
 @pytest.mark.parametrize("device", DEVICES)

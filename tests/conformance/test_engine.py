@@ -266,4 +266,4 @@ def test_compiled_on_cuda_is_eager_on_cuda(name: str, monkeypatch: pytest.Monkey
 
 
 def batch_on(step: int, device: torch.device) -> Batch:
-    return Batch(*(value.to(device) for value in vars(Noise().at(step)).values()))
+    return Batch(*(value.to(device) if isinstance(value, Tensor) else value for value in vars(Noise().at(step)).values()))
