@@ -84,9 +84,9 @@ class Attempt(Frozen):
     """One process's work on a run."""
 
     started: str  # UTC, ISO 8601
-    seconds: float  # of a killed one: up to its last resume point
+    seconds: float  # of a killed one: up to its last checkpoint
     first_step: int  # steps that were done before it
-    last_step: int  # steps that were done after it; of a killed one, in its last resume point
+    last_step: int  # steps that were done after it; of a killed one, in its last checkpoint
     outcome: Literal["finished", "stopped", "failed", "killed"]
     device: str
 

@@ -67,7 +67,7 @@ LAYOUTS = (
     Layout(
         "isd-repro resume",
         keys=("fingerprint", "method", "optimizer", "progress"),
-        note="a resume point does not record how its images were prepared",
+        note="a training checkpoint does not record how its images were prepared",
     ),
     Layout("msf", (_Q, r"^encoder_t\.")),
     Layout("isd-plus", (r"^encoder_q\.fc\.", _PREDICT, _QUEUE)),

@@ -116,8 +116,8 @@ def load(
     Args:
         path: the file.
         which: the encoders to build.
-        arch: a name to check against the shapes; for a resume point of `resnet-narrow` also the pooling grid (":2"). Where the
-            file calls itself a variant that has a plain ResNet's tensors, the plain ResNet's name says that it is meant.
+        arch: a name to check against the shapes; for a training checkpoint of `resnet-narrow` also the pooling grid (":2"). Where
+            the file calls itself a variant that has a plain ResNet's tensors, the plain ResNet's name says that it is meant.
         teacher_bn: "own" running statistics, or with "student" the released evaluation's mix of the teacher's weights with
             the student's statistics (as the released code does).
         key: the container of the encoder, where the file has several.

@@ -525,7 +525,7 @@ class Efficiency(Frozen):
     """Settings that affect speed but no result."""
 
     log_every: Count = 10  # steps between two reads of the loss
-    checkpoint_every: Count = 1  # epochs between two resume points
+    checkpoint_every: Count = 1  # epochs between two checkpoints
     workers: Count | None = None  # threads that decode JPEGs of a store; none means one for each core of this process
     snapshot_every: Natural = 0  # epochs between two encoders kept for the `trajectory` stage; 0 keeps none
 

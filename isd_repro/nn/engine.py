@@ -82,7 +82,7 @@ def changes_of(changes: tuple[Change, ...], device: torch.device, numerics: Nume
 def compile_(encoders: Mapping[str, nn.Module], views: Callable[[], Tensor], device: torch.device, numerics: Numerics) -> str:
     """Compile encoders in place where the rule says so, and try them, so that a compiler that fails stops no run.
 
-    In place the names of all tensors stay, so resume points and exported encoders are those of an eager run. The trial is a pass
+    In place the names of all tensors stay, so checkpoints and exported encoders are those of an eager run. The trial is a pass
     through each encoder over a batch, with its gradient where it has one; BatchNorm's statistics are put back after it. Where
     anything of it fails, this process compiles nothing more and runs eagerly.
 

@@ -1,6 +1,6 @@
-"""Resume points, and with them the code and arithmetic that trained a run and the list of attempts.
+"""Training checkpoints, and with them the code and arithmetic that trained a run and the list of attempts.
 
-Batches are a pure function of (seed, step), so the step stands for every generator. The resume point before the newest is kept,
+Batches are a pure function of (seed, step), so the step stands for every generator. The checkpoint before the newest is kept,
 and is used where the newest is damaged. A file that a crash left empty or torn is put aside, with a word, and stops no run.
 """
 
@@ -34,7 +34,7 @@ from isd_repro.train import monitor
 
 Say = Callable[[str], object]
 
-# --- resume points ----------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------------------------------
 
 _KEYS = {"fingerprint", "method", "optimizer", "progress"}
 _FIRST_FIELDS = {"step", "sums", "curve", "sources", "seconds"}  # of `Progress`; later versions added the others
@@ -60,21 +60,21 @@ class Progress:
 
 
 class Damaged(Exception):
-    """A resume point cannot be used; the message says why."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 def previous(path: Path) -> Path:
-    """Path of the previous resume point."""
+    """Path of the previous checkpoint."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write a resume point and keep the one before it; a reader never sees a part of it."""
+    """Write a checkpoint and keep the one before it; a reader never sees a part of it."""
     write_atomic(path, dump(fingerprint, method, optimizer, progress), keep=previous(path))
 
 
 def dump(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> bytes:
-    """The content of a resume point."""
+    """The content of a checkpoint."""
     buffer = io.BytesIO()
     state = {
         "fingerprint": fingerprint,
@@ -94,7 +94,7 @@ def load(
     device: torch.device,
     say: Say = lambda line: None,
 ) -> Progress:
-    """Restore the newest usable resume point in place and return its progress; a fresh `Progress` where there is none.
+    """Restore the newest usable checkpoint in place and return its progress; a fresh `Progress` where there is none.
 
     Args:
         path: the newest; the one before it is beside it.
@@ -105,7 +105,7 @@ def load(
         say: takes a line where the newest was damaged; it is then put aside, so that no later save overwrites it.
 
     Raises:
-        DataError: every resume point is damaged, or the newest belongs to another configuration. No file is touched.
+        DataError: every checkpoint is damaged, or the newest belongs to another configuration. No file is touched.
     """
     damaged: list[str] = []
     for place in (path, previous(path)):
@@ -114,7 +114,7 @@ def load(
         try:
             progress = take(place, fingerprint, method, optimizer, device)
         except Damaged as error:
-            damaged.append(f"{place}: damaged resume point ({error})")
+            damaged.append(f"{place}: damaged checkpoint ({error})")
             continue
         if damaged:
             aside = put_aside(path)
@@ -236,7 +236,7 @@ def code_of(method: str, device: torch.device) -> dict[str, str]:
     """
     files = [_PACKAGE / name for name in (*_FIXED, f"methods/{method}.py")] + list((_PACKAGE / "nn").glob("*.py"))
     found = {path.relative_to(_PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in sorted(files)}
-    found["torch"] = str(torch.__version__)  # a plain string: its own type is none that a resume point may hold
+    found["torch"] = str(torch.__version__)  # a plain string: its own type is none that a checkpoint may hold
     return found | ({"cpu": arithmetic()} if device.type == "cpu" else {})
 
 
@@ -250,7 +250,7 @@ def take_over(progress: Progress, now: Mapping[str, str], state: Path) -> None:
     """Note the code and arithmetic that train from here on.
 
     Raises:
-        UserError: they are not those of the resume point, and `ISD_RESUME_CHANGED=1` does not allow it.
+        UserError: they are not those of the checkpoint, and `ISD_RESUME_CHANGED=1` does not allow it.
     """
     before = progress.code
     names = _changed(before, now) if progress.step else []
@@ -281,9 +281,9 @@ _ATTEMPTS = TypeAdapter(tuple[Attempt, ...])
 
 
 class Attempts:
-    """Every process that worked on a run, in a file that is written anew at the start, at each resume point and at the end.
+    """Every process that worked on a run, in a file that is written anew at the start, at each checkpoint and at the end.
 
-    Until a process says how it ended it counts as killed, at its last resume point.
+    Until a process says how it ended it counts as killed, at its last checkpoint.
     """
 
     def __init__(self, path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> None:
@@ -314,7 +314,7 @@ class Attempts:
         return (*self._before, this)
 
     def note(self, outcome: Literal["finished", "stopped", "failed", "killed"] = "killed") -> None:
-        """Write how the attempt ends, or that a resume point was written."""
+        """Write how the attempt ends, or that a checkpoint was written."""
         write_atomic(self._path, _ATTEMPTS.dump_json(self.so_far(outcome), indent=1) + b"\n")
 
 

@@ -36,7 +36,7 @@ class BatchSource(Protocol):
 class Hooks:
     """What the loop calls; all of it may be slow, none of it changes a number."""
 
-    save: Callable[[Progress], None]  # write a resume point
+    save: Callable[[Progress], None]  # write a checkpoint
     epoch: Callable[[dict[str, float]], None]  # an epoch's row of the curve
     tick: Callable[[int, float], None]  # step and loss, every log interval
     stopped: Callable[[], bool]  # has a signal asked to stop?
@@ -81,8 +81,8 @@ def train(
     """Train from `progress.step` to the end, updating `progress` in place; with several ranks, all of them together.
 
     Raises:
-        Preempted: a signal asked to stop; the resume point is written.
-        Diverged: a number is not finite; no resume point is written after it.
+        Preempted: a signal asked to stop; the checkpoint is written.
+        Diverged: a number is not finite; no checkpoint is written after it.
     """
     method.train()
     device = next(method.parameters()).device
@@ -126,7 +126,7 @@ def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, befor
         return
     raise monitor.Diverged(
         f"step {progress.step} (epoch {epoch}): {monitor.causes(method, loss, total)}; all was finite after step {before}",
-        "lower optim.lr or raise the temperatures; the resume point is kept until a parameter changes",
+        "lower optim.lr or raise the temperatures; the checkpoint is kept until a parameter changes",
     )
 
 

@@ -174,7 +174,7 @@ class _Work:
         self.total = plan.run.optim.epochs * batches.steps_per_epoch  # steps
         self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.code = checkpoint.code_of(plan.run.method.name, plan.device)
-        self.saved = 0  # step of the newest resume point
+        self.saved = 0  # step of the newest checkpoint
 
     def say(self, line: str) -> None:
         """One plain line that begins with the run."""
@@ -206,7 +206,7 @@ class _Work:
             truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
         except DataError as error:
             said = f"{error.message}; it is kept as {files.put_aside(self.rows).name}"
-            self.say(f"{said}, and its rows are rewritten from the resume point")
+            self.say(f"{said}, and its rows are rewritten from the checkpoint")
         return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
     def equipment(self, progress: Progress) -> str:
@@ -322,7 +322,7 @@ class _Work:
         log.note()
 
     def _lost(self, progress: Progress) -> list[dict[str, float]]:
-        """Epochs of the resume point that the rows lack: a power cut can lose the end of a file that was only appended to."""
+        """Epochs of the checkpoint that the rows lack: a power cut can lose the end of a file that was only appended to."""
         there = {row["epoch"] for row in read_metrics(self.rows)} if self.rows.is_file() else set()
         return [row for row in progress.curve if row["epoch"] not in there]
 
@@ -355,7 +355,7 @@ class _Work:
 
     def _with_resume_point(self, error: UserError) -> UserError:
         last = f"{self.point}, of step {self.saved}" if self.saved else "none; the run failed before the first was saved"
-        return type(error)(f"{error.message}; last good resume point: {last}", error.hint)
+        return type(error)(f"{error.message}; last good checkpoint: {last}", error.hint)
 
 
 def _export_snapshots(kept: Path, folder: Path) -> None:

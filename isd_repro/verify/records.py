@@ -167,7 +167,7 @@ def seconds(case: Case) -> Iterator[Answer]:
     for before, after in pairwise(attempts):
         if after.first_step > before.last_step or after.last_step < after.first_step:
             found = f"steps {after.first_step} to {after.last_step} after one that ended at {before.last_step}"
-            yield Wrong(PRETRAIN, "attempts", found, "an attempt that begins where a resume point was left")
+            yield Wrong(PRETRAIN, "attempts", found, "an attempt that begins where a checkpoint was left")
     total = sum(one.seconds for one in attempts)
     if listed and stated > total + _SLACK * len(attempts):
         yield Wrong(PRETRAIN, "provenance.seconds", stated, f"at most {total:.1f}, the sum of the attempts")

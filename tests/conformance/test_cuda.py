@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +75,11 @@ class There(Noise):
         self.device = device
 
     def at(self, step: int) -> Batch:
-        return Batch(
-            *(value.to(self.device) if isinstance(value, torch.Tensor) else value for value in vars(super().at(step)).values())
-        )
+        batch = super().at(step)
+        moved: dict[str, Any] = {
+            name: value.to(self.device) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(batch, **moved)
 
 
 @pytest.mark.parametrize("device", DEVICES)

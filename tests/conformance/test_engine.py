@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -266,4 +268,6 @@ def test_compiled_on_cuda_is_eager_on_cuda(name: str, monkeypatch: pytest.Monkey
 
 
 def batch_on(step: int, device: torch.device) -> Batch:
-    return Batch(*(value.to(device) if isinstance(value, Tensor) else value for value in vars(Noise().at(step)).values()))
+    batch = Noise().at(step)
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **moved)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro.data.subsets import LIST_SHA256
+from isd_repro.data.lists import LIST_SHA256
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("train", "search", "query")

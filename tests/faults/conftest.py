@@ -96,7 +96,7 @@ def done(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A profile whose run ended after two of three epochs, with two resume points."""
+    """A profile whose run ended after two of three epochs, with two checkpoints."""
     folder = tmp_path_factory.mktemp("stopped") / "profile"
     shutil.copytree(prepared, folder)
     world.stopped_at(folder, 3)

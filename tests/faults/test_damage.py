@@ -162,11 +162,11 @@ def strip(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in evaluation.items() if key != "provenance"}
 
 
-# --- resume points ------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 class Reader:
-    """Loads a resume point as the stage does."""
+    """Loads a checkpoint as the stage does."""
 
     def __init__(self, folder: Path) -> None:
         params, layout = config.load(folder / "params.yaml")
@@ -190,7 +190,7 @@ def test_a_resume_point_cut_at_every_page(resume_point: tuple[Reader, bytes, Pat
     assert len(cuts) > 30
     for length in cuts:
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="damaged resume point") as caught:
+        with pytest.raises(DataError, match="damaged checkpoint") as caught:
             reader.load(path)
         assert str(path) in caught.value.message
     path.write_bytes(whole)
@@ -212,7 +212,7 @@ def flipped_resume_points(reader: Reader, whole: bytes, path: Path, flips: int) 
         except DataError as error:
             said = error.message
         if found is None:
-            assert "damaged resume point" in said or "belongs to configuration" in said
+            assert "damaged checkpoint" in said or "belongs to configuration" in said
             refused += 1
             continue
         assert (found.step, found.curve, found.sources) == (progress.step, progress.curve, progress.sources)

@@ -79,7 +79,7 @@ def test_a_second_process_and_sigterm(folder: Path, undisturbed_long: Path, caps
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_a_crash_after_a_write(folder: Path, undisturbed: Path, count: int) -> None:
-    """Two resume points, then encoder, metrics and record: five writes, after each of which a process may end."""
+    """Two checkpoints, then encoder, metrics and record: five writes, after each of which a process may end."""
     with pytest.MonkeyPatch.context() as patch:
         world.crash_at(patch, count, after=True)
         with pytest.raises(world.Crash):

@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop a run with step, cause and last good resume point; a collapse is reported."""
+"""Numbers that are not finite stop a run with step, cause and last good checkpoint; a collapse is reported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str, capsys: p
     assert code == 1, error
     sound = (fault - 1) // 5 * 5
     found = re.search(
-        r"error: step (\d+) \(epoch (\d)\): (.*); all was finite after step (\d+); last good resume point: (.*)", error
+        r"error: step (\d+) \(epoch (\d)\): (.*); all was finite after step (\d+); last good checkpoint: (.*)", error
     )
     assert found, error
     assert re.search(words, found[3]), error
@@ -123,7 +123,7 @@ def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path, c
         code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert code == 1, error
     assert "after the last step encoder 'teacher' produces features that are not finite for 16 of 16 images" in error
-    assert re.search(r"last good resume point: .*/checkpoint\.pt, of step 10\n", error)
+    assert re.search(r"last good checkpoint: .*/checkpoint\.pt, of step 10\n", error)
     assert world.written(folder) == set()
 
 

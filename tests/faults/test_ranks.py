@@ -62,7 +62,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_resumes(together: Together, fold
     assert "the same command resumes the run, on any number of processes" in ended.said
     assert "Traceback" not in ended.said
     if rank == 1:
-        assert f"last good resume point: {world.states(folder)[0]}/checkpoint.pt, of step " in ended.said
+        assert f"last good checkpoint: {world.states(folder)[0]}/checkpoint.pt, of step " in ended.said
     assert world.written(folder) == set()
     assert 10 <= step_of(folder) < 80  # the third epoch may have been told and not yet saved
     ended = together.run(2, folder, "pretrain", "isd")

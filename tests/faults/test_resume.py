@@ -60,7 +60,7 @@ def test_a_damaged_newest_point_is_put_aside_and_the_one_before_it_used(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", look)
         said = world.train(folder)
-    assert f"{path}: damaged resume point" in said
+    assert f"{path}: damaged checkpoint" in said
     assert "resuming after step 5" in said
     assert kept["checkpoint.damaged.pt"] == content
     assert_equal_runs(folder, undisturbed)
@@ -92,8 +92,8 @@ def test_only_damaged_points_are_refused_and_left_as_they_are(
     contents = {path: path.read_bytes() for path in (newest, before)}
     failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
     assert failed == 4
-    assert f"error: {newest}: damaged resume point" in error
-    assert f"{before}: damaged resume point" in error
+    assert f"error: {newest}: damaged checkpoint" in error
+    assert f"{before}: damaged checkpoint" in error
     assert "hint: delete them to restart this run" in error
     assert {path: path.read_bytes() for path in state.glob("*.pt")} == contents
     assert world.written(folder) == set()
@@ -149,7 +149,7 @@ def test_a_point_whose_content_does_not_fit_is_named(
     CONTENT[kind](content)
     torch.save(content, path)
     failed, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert (failed, error.startswith(f"error: {path}: damaged resume point (")) == (4, True), error
+    assert (failed, error.startswith(f"error: {path}: damaged checkpoint (")) == (4, True), error
     assert "Traceback" not in error
 
 
@@ -203,7 +203,7 @@ def test_an_empty_state_file_is_no_hindrance(folder: Path, state: Path, undistur
 
 
 def test_rows_that_a_power_cut_lost_are_written_again(folder: Path, state: Path, undisturbed: Path) -> None:
-    """The resume point reached the disk, the end of the rows did not."""
+    """The checkpoint reached the disk, the end of the rows did not."""
     path = state / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1][:20])
@@ -303,7 +303,7 @@ def test_a_clock_that_jumps_changes_nothing(folder: Path, undisturbed: Path, mon
 
 
 def test_the_record_has_every_attempt(folder: Path) -> None:
-    """One that fails, one that is killed after its first resume point, one that is stopped, one that finishes."""
+    """One that fails, one that is killed after its first checkpoint, one that is stopped, one that finishes."""
     with pytest.MonkeyPatch.context() as patch:
         world.crash_at(patch, 1, after=False)
         with pytest.raises(world.Crash):

@@ -37,7 +37,7 @@ def text_of(state: Path) -> list[str]:
 
 
 def assert_stopped(ended: Ended, folder: Path, kind: str) -> None:
-    """Exit 75, a resume point, and the words for wrappers."""
+    """Exit 75, a checkpoint, and the words for wrappers."""
     assert (ended.code, ended.orphans) == (75, False), ended.said
     assert f"error: isd: {kind}: stopped after step " in ended.said
     assert "hint: run the same command again to resume" in ended.said

@@ -36,7 +36,7 @@ def blow_of(draws: random.Random, typical: Ended) -> Blow:
 
 
 def damage(draws: random.Random, folder: Path) -> str:
-    """Spoil the newest resume point of a run that has two; what was done."""
+    """Spoil the newest checkpoint of a run that has two; what was done."""
     points = list(folder.glob(".state/*/checkpoint.pt"))
     if not points or not (points[0].with_name("checkpoint.previous.pt")).is_file() or draws.random() < 0.7:
         return "nothing"

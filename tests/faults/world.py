@@ -183,7 +183,7 @@ class Crash(BaseException):
 
 
 def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
-    """End at the given write of a resume point or output, before or after it lands."""
+    """End at the given write of a checkpoint or output, before or after it lands."""
     before_write, after_write, seen, due = files._remove_leftovers, files._sync_folder, 0, False
 
     def begin(path: Path) -> None:

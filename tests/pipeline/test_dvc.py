@@ -41,7 +41,7 @@ def commit(folder: Path, words: str) -> None:
 def recorded(folder: Path) -> float:
     record = json.loads((folder / "reports/demo/records/isd/knn.json").read_text("utf-8"))
     (score,) = (s for s in record["scores"] if (s["encoder"], s["metric"], s["group"]) == ("student", "1-NN", "all"))
-    return round(100 * score["correct"] / score["n"], 4)
+    return round(100 * float(score["correct"]) / float(score["n"]), 4)
 
 
 @contextmanager

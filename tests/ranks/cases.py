@@ -92,7 +92,7 @@ def build(name: str, groups: int) -> nn.Module:
 
 
 def train(name: str, groups: int, batches: Batches, half: Path, start: Progress | None = None) -> dict[str, Any]:
-    """All steps, or those after a resume point; on two ranks a resume point is left on the way."""
+    """All steps, or those after a checkpoint; on two ranks a checkpoint is left on the way."""
     method = build(name, groups)
     optimizer = loop.optimizer_of(method, OPTIM)
     progress = Progress()

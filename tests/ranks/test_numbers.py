@@ -25,7 +25,7 @@ each_method = pytest.mark.parametrize("name", methods.names())
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Every case on two ranks, which leave resume points, then on one and on four."""
+    """Every case on two ranks, which leave checkpoints, then on one and on four."""
     folder = tmp_path_factory.mktemp("ranks")
     cases.write_store(folder / "store")
     results: Found = {}

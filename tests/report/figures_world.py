@@ -20,7 +20,7 @@ from isd_repro.data.manifests import Image, Manifest
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.stage import extract
 from isd_repro.report.image_figures import Asked, figures
-from tests.evals.test_stages import SIDE, write_encoder, write_prepared
+from tests.evaluations.test_stages import SIDE, write_encoder, write_prepared
 
 CLASSES = ("'><script>alert(1)</script>", "[bold]bee & <co>", "cat")  # sorted, as strangers name folders
 TRAIN, QUERY = 9, 6  # images a class

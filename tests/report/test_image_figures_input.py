@@ -17,7 +17,7 @@ from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import load_tensors, save_tensors
-from tests.evals.test_stages import write_encoder, write_prepared
+from tests.evaluations.test_stages import write_encoder, write_prepared
 from tests.report.figures_world import CLASSES, NARROW, World, make_manifest, make_world
 
 

@@ -78,7 +78,7 @@ def test_online_a_resumed_run_is_one_run_and_gets_what_a_kill_has_lost(tmp_path:
     del run.history[1]  # the client was killed before it had sent this
     run.summary = {"epoch": 1, "loss": {"min": 1.0, "last": 1.0}}
     with start(tmp_path) as tracker:
-        for row in ROWS[1:]:  # epoch 2 once more: it was later than the resume point
+        for row in ROWS[1:]:  # epoch 2 once more: it was later than the checkpoint
             tracker.log(row)
     assert sorted(rows_of(online), key=lambda row: row["epoch"]) == ROWS
     assert (run.exit_code, run.fields["groupName"], run.fields["tags"]) == (0, "demo", ["profile:demo"])

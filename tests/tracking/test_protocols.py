@@ -18,7 +18,7 @@ from isd_repro.report.dashboard import dashboard
 from isd_repro.report.image_figures import Asked, figures
 from isd_repro.report.publish import Options, publish
 from isd_repro.tracking import read_metrics
-from tests.evals.test_protocol_stages import write_target
+from tests.evaluations.test_protocol_stages import write_target
 from tests.faults import world
 from tests.tracking.server import SentRun, Server
 

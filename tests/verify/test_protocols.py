@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro import verify
 from isd_repro.records import write_record
 from isd_repro.report import cards, page
 from isd_repro.report.run_records import load
 from isd_repro.runtime.progress import Progress
-from isd_repro.verify import Number
+from isd_repro.verify import rendered
+from isd_repro.verify.findings import Verification, VerifyOptions
+from isd_repro.verify.numbers import Number, numbers_of
 from tests.report.conftest import Profile
 from tests.report.conftest import profile as profile
 from tests.report.test_learning_curves import record as snapshots
@@ -23,10 +24,10 @@ from tests.report.test_protocols import both as both
 
 def judged(profile: Profile) -> list[Number]:
     """As `verify --quick` judges the cells of a fresh page."""
-    state = verify.Verification(profile.params, profile.layout, verify.VerifyOptions(quick=True), Progress(Console(quiet=True)))
+    state = Verification(profile.params, profile.layout, VerifyOptions(quick=True), Progress(Console(quiet=True)))
     records = load(profile.params, profile.layout, state.problems.append)
     files = page.render(page.assemble(profile.params, records, profile.layout, state.problems.append))
-    return verify._numbers(state, records, verify._cells(files["cells.json"]) or {})
+    return numbers_of(state, records, rendered._cells(files["cells.json"]) or {})
 
 
 def of(numbers: list[Number], run: str, *starts: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from isd_repro import evaluations
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.runtime.errors import EXIT_DATA, DataError
 from isd_repro.runtime.files import sha256_file
-from tests.evals.test_stages import NARROW, World, world, write_encoder, write_prepared  # noqa: F401 - a fixture
+from tests.evaluations.test_stages import NARROW, World, world, write_encoder, write_prepared  # noqa: F401 - a fixture
 
 DEMO = Path(__file__).parents[2] / "reports" / "demo" / "records" / "isd" / "pretrain.json"
 

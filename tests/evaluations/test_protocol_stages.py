@@ -30,7 +30,7 @@ from isd_repro.evaluations.transfer import Config as Transfer
 from isd_repro.records import TargetsRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
-from tests.evals.test_stages import NARROW, SIDE, World, world, write_encoder  # noqa: F401 - a fixture
+from tests.evaluations.test_stages import NARROW, SIDE, World, world, write_encoder  # noqa: F401 - a fixture
 
 few_label = partial(run_evaluation, "few_label")
 transfer = partial(run_evaluation, "transfer")

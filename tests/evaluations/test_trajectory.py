@@ -16,7 +16,7 @@ from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.evaluations.subject import Subject
 from isd_repro.records import CurveRecord, EvaluationRecord, read_record
 from isd_repro.runtime.errors import DataError
-from tests.evals.test_stages import NARROW, World, world, write_encoder  # noqa: F401 - a fixture
+from tests.evaluations.test_stages import NARROW, World, world, write_encoder  # noqa: F401 - a fixture
 
 knn = partial(run_evaluation, "knn")
 trajectory = partial(run_evaluation, "trajectory")

@@ -21,8 +21,8 @@ from isd_repro.records import unpack_labels
 from isd_repro.runtime.errors import ConfigError
 from isd_repro.runtime.files import sha256_file
 from tests.data import trees
-from tests.evals.test_protocol_stages import configure
-from tests.evals.test_stages import CLASSES, NARROW, World, world, write_encoder, write_prepared  # noqa: F401 - a fixture
+from tests.evaluations.test_protocol_stages import configure
+from tests.evaluations.test_stages import CLASSES, NARROW, World, world, write_encoder, write_prepared  # noqa: F401 - a fixture
 
 IMAGES = trees.located({f"n{number:02d}": 20 + number for number in range(12)})
 RULE = {"name": "halves", "tuning": 0, "part": "second", "halving": 3, "large": 2, "rare_images": 5, "seed": 7}

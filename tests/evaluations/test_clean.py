@@ -15,8 +15,8 @@ from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.evaluations.linear import check_protocol, shortened
 from isd_repro.evaluations.linear_clean import CleanProbe, hold_out
 from isd_repro.runtime.errors import DataError, UserError
-from tests.evals import test_linear as known
-from tests.evals.test_linear import Matrix, World
+from tests.evaluations import test_linear as known
+from tests.evaluations.test_linear import Matrix, World
 
 CPU = torch.device("cpu")
 SETTINGS = Linear(epochs=4, lr=0.2, weight_decay=0.01, milestones=(2,), factor=0.2, seed=3, protocol="test")
