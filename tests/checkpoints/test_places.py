@@ -81,7 +81,7 @@ PREFIXES = ("model.", "net.", "resnet.", "base_model.", "model.backbone.", "a.b.
 CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_state_dict", "net", "teacher", "encoder")
 
 
-@pytest.mark.parametrize(("container", "prefix"), zip(CONTAINERS, PREFIXES, strict=True))
+@pytest.mark.parametrize(("container", "prefix"), list(zip(CONTAINERS, PREFIXES, strict=True)))
 def test_any_prefix_in_any_container(container: str, prefix: str, nets: Nets, write: Write) -> None:
     state = backbone(nets["student"])
     found = checkpoints.load(write({container: under(prefix, state), "epoch": 3})).encoders["student"].state_dict()
