@@ -14,7 +14,7 @@ from isd_repro.data.lists import LIST_SHA256, parse_list
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
 from isd_repro.data.subsets import Selection, select
-from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.errors import DataError
 from tests.data import trees
 
 COUNTS = {f"n{number:02d}": 20 + number for number in range(12)}
@@ -230,8 +230,8 @@ def test_an_unknown_large_class_gets_a_suggestion() -> None:
 
 
 def test_large_and_large_classes_must_agree() -> None:
-    with pytest.raises(ConfigError, match="names 2 different classes, large is 3"):
-        select(IMAGES, trees.subset(unbalanced(large_classes=("n00", "n01"))), "x")
+    with pytest.raises(ValueError, match="large: 3, but large_classes names 2 different classes"):
+        unbalanced(large_classes=("n00", "n01"))
 
 
 # --- the authors' lists -----------------------------------------------------------------------------------------------
