@@ -122,7 +122,7 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
     params, layout, console = _profile(file)
     if complaint := provenance.git_complaint():
         console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
-    if stage != "prepare" and launcher.rank() == 0:
+    if stage != "prepare":  # on every rank, so that all of them stop
         _check_sources(names, params, layout)
     with ExitStack() as stack:
         agreed: Callable[[bool], bool] = bool
