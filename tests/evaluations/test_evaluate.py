@@ -38,6 +38,7 @@ from isd_repro.report import page, run_records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
+from tests.faults import chain
 
 knn = partial(run_evaluation, "knn")
 linear = partial(run_evaluation, "linear")
@@ -482,3 +483,26 @@ def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="--mean 1,a: not numbers"):
         numbers("--mean", "1,a")
     assert run(cli.app, ["evaluate", "--ckpt", str(foreign), "--which", "both-ish"]).exit_code == 2
+
+
+def test_queries_that_are_copies_of_search_images_are_refused_unless_allowed(
+    foreign: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every query is a copy, so 1-NN is 100 %; where that is allowed, notes, command and record say so."""
+    for cls in ("dark", "grey", "light"):
+        for number in range(4):
+            shutil.copy(pictures / "train" / cls / f"{number}.png", pictures / "val" / cls / f"{number}.png")
+    out = tmp_path / "x.json"
+    words = ["evaluate", "--ckpt", str(foreign), "--data", str(pictures), "--image-size", "16", "--k", "1", "--no-cache"]
+    found = "12 of 12 queries (100.0%) have the bytes of a training or search image"
+    refused = chain.call(tmp_path, *words, "--out", str(out))
+    chain.refused(refused, f"{pictures}: {found}, more than 1%", "give --allow-shared-images")
+    assert refused.out == ""
+    assert not out.exists()
+    allowed = chain.call(tmp_path, *words, "--json", "--out", str(out), "--allow-shared-images")
+    assert allowed.code == 0, allowed
+    assert found in json.loads(allowed.out)["notes"]
+    assert json.loads(allowed.out)["scores"][0]["top1"] == 100
+    record = read_record(out, ExternalRecord)
+    assert record.command.endswith("--allow-shared-images --k 1")
+    assert record.evaluations[0].manifest.shared == 12
