@@ -36,6 +36,7 @@ from isd_repro.nn.backbones import build
 from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
 from isd_repro.report import page, run_records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
+from isd_repro.runtime.progress import Task
 from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
 from tests.faults import chain
@@ -445,6 +446,16 @@ def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: P
     with pytest.raises(UserError, match="long work begins"):
         evaluate_checkpoint(Request(foreign, data=pictures, image_size=16, protocol="all", epochs=3), Console(file=said))
     assert "linear: 3 epochs of 36 images, about" in before[0]
+
+
+def test_progress_moves_with_every_image_of_a_group(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's view is half of its work: 32 large images are decoded and resized before the first of them passes forward."""
+    Image.new("RGB", (40, 30)).save(pictures / "train" / "dark" / "0.png")
+    steps: list[float] = []
+    monkeypatch.setattr(Task, "advance", lambda self, count=1: steps.append(count) if "features" in self._title else None)
+    evaluate_checkpoint(Request(foreign, data=pictures, image_size=32, cache=False), Console(file=io.StringIO()))
+    assert sum(steps) == 48
+    assert steps[:33] == [0.5] * 32 + [16]
 
 
 def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
