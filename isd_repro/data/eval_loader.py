@@ -125,7 +125,13 @@ class Frame:
         return max(self.size, round(self.size / self.crop_ratio))
 
 
-def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -> Images:
+def centred(
+    reader: Reader,
+    index: Tensor,
+    frame: Frame,
+    device: torch.device,
+    on_views: Callable[[int], object] = lambda images: None,
+) -> Images:
     """Positions in a split -> the evaluation's view of those images, normalised.
 
     Args:
@@ -133,12 +139,15 @@ def centred(reader: Reader, index: Tensor, frame: Frame, device: torch.device) -
         index: the split's positions in the reader, int64, n.
         frame: what the encoder expects.
         device: where the views are made.
+        on_views: called with a number of images whose views are made; large images take more time here than in the encoder.
     """
     apart = device.type == "cpu" and len(index) > 0 and bool((reader.sizes[index] != reader.sizes[index[0]]).any())
 
     def view(pixels: Tensor, sizes: Tensor) -> Tensor:
         views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
-        return augment.normalise(views, frame.mean, frame.std)
+        views = augment.normalise(views, frame.mean, frame.std)
+        on_views(len(views))
+        return views
 
     def images(position: Tensor) -> Tensor:
         chosen = index[position]

@@ -35,7 +35,7 @@ from isd_repro.runtime.errors import DataError, printable
 
 _SHOWN = 5
 _REPAIR = "repair these files or remove them from the folder"
-_WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files; docs/data.md lists other layouts"
+_WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of image files; docs/data.md lists other layouts"
 
 
 @dataclass(frozen=True, eq=False)

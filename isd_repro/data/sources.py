@@ -26,25 +26,27 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from isd_repro.config import params
 from isd_repro.data.manifests import UNLABELLED
 from isd_repro.runtime import files as paths
 from isd_repro.runtime.errors import DataError, UserError
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # those of torchvision's ImageFolder
 DIGITS_TRAIN = 400  # images of each digit that are train; the other 100 are val
 _SHOWN = 8  # kinds of files in a note
 _EXTRA_FOLDERS = ("__MACOSX", "@eaDir")  # made by macOS and by Synology's file servers
 _EXPECTED = {
-    "image-folder": "a folder or a zip with train/<class>/ and val/<class>/ of JPEG or PNG files",
+    "image-folder": "a folder or a zip with train/<class>/ and val/<class>/ of image files",
     "tiny-imagenet": "tiny-imagenet-200.zip, or a folder with its train and val",
     "cifar10": "a folder with CIFAR-10 as its authors publish it",
     "cifar100": "a folder with CIFAR-100 as its authors publish it",
     "stl10": "a folder with STL-10 as its authors publish it, unpacked",
 }
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # by content; others of PIL's start programs or have a long record of holes
-_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG of 16 bits, by its version
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # by content; others of PIL's start programs
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG or PGM of 16 bits, by its version
+_NOT_EIGHT_BITS = ("F", "LAB", "La")  # modes of TIFF and PPM that have no one conversion to 8 bits of grey or RGB
 
 
 class UnreadableError(Exception):
@@ -254,7 +256,7 @@ def _list_images(root: Path, tree: _Tree) -> Listing:
 def _no_images(root: Path, split: str, passed: Counter[str]) -> DataError:
     """What to say where a split holds no image, such as tar files that were not unpacked."""
     ignored = _ignored(passed)
-    hint = f"expected {split}/<class>/ with JPEG or PNG files"
+    hint = f"expected {split}/<class>/ with files {', '.join(SUFFIXES)}"
     if passed[".tar"]:
         hint += (
             f'; unpack the tar files: cd {split} && for t in *.tar; do mkdir "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}"; done'
@@ -487,18 +489,33 @@ def _order(image: Located) -> tuple[str, str, str]:
 
 def open_image(payload: bytes) -> Image.Image:
     """An image of which nothing but the header is decoded; `UnreadableError` as `decode_file`."""
-    return _guarded(lambda: Image.open(io.BytesIO(payload), formats=_FORMATS))
+    return _guarded(lambda: _open(payload))
 
 
 def decode_file(payload: bytes) -> Image.Image:
-    """Decode a whole file; `UnreadableError` where it is damaged, cut short or larger than Pillow decodes."""
+    """Decode the first frame of a whole file.
+
+    Raises:
+        UnreadableError: it is damaged, cut short, larger than Pillow decodes, or has values that the file gives no scale for.
+    """
 
     def decode() -> Image.Image:
-        image = Image.open(io.BytesIO(payload), formats=_FORMATS)
+        image = _open(payload)
         image.load()
         return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
 
     return _guarded(decode)
+
+
+def _open(payload: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(payload), formats=_FORMATS)
+    if image.mode in _NOT_EIGHT_BITS:
+        raise ValueError(f"{image.format} of Pillow's mode {image.mode}, which has no one conversion to 8 bits")
+    if isinstance(image, TiffImageFile) and image.mode in _SIXTEEN_BITS:
+        bits, zero, kind = (image.tag_v2.get(tag) for tag in (BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT))
+        if (bits, zero, kind or (1,)) != ((16,), 1, (1,)):  # Pillow reads the others with the values of the file
+            raise ValueError("a grey TIFF of more than 8 bits that is not 16 bits, unsigned, with 0 for black")
+    return image
 
 
 def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:

@@ -326,10 +326,6 @@ class _Features:
     def read(self, subject: Subject) -> SplitFeatures:
         """Both splits' features by encoder, memory-mapped."""
         splits = {"search": subject.split("search"), "query": subject.split("query")}
-        views = {
-            name: (eval_loader.centred(self._opened.reader, split.index, self._frame, subject.device), len(split))
-            for name, split in splits.items()
-        }
         kept, total = 0, sum(map(len, splits.values()))
 
         def keep(_: str, count: int) -> None:
@@ -337,10 +333,18 @@ class _Features:
             kept += count
             bar.advance(count)
 
+        def half(count: int) -> None:
+            """Of the work on these images: their views, or the encoder's forward."""
+            bar.advance(count / 2)
+
         with subject.progress.task("extracting features") as bar:
+            views = {
+                name: (eval_loader.centred(self._opened.reader, split.index, self._frame, subject.device, half), len(split))
+                for name, split in splits.items()
+            }
             bar.begin(total)
             found = feature_cache.stream(
-                self._root, subject.encoders, self._identities, views, subject.device, lambda _, count: bar.advance(count), keep
+                self._root, subject.encoders, self._identities, views, subject.device, lambda _, count: half(count), keep
             )
         if kept:
             subject.progress.say(f"features of {kept} of {total} images were there from before")

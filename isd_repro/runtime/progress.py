@@ -27,7 +27,7 @@ class Task:
         )
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._bar.add_task(title, total=None)
-        self._done = self._total = 0
+        self._done, self._total = 0.0, 0
         self._said = time.monotonic()
 
     def begin(self, total: int) -> None:
@@ -36,13 +36,15 @@ class Task:
         self._bar.update(self._task, total=total)
         self._bar.start()
 
-    def advance(self, steps: int = 1) -> None:
-        """Some steps are done."""
+    def advance(self, steps: float = 1) -> None:
+        """Some steps are done, or a part of one."""
         self._done += steps
         self._bar.update(self._task, completed=self._done)
         if not self._console.is_terminal and time.monotonic() - self._said >= _SECONDS:
             self._said = time.monotonic()
-            self._console.print(f"{self._title}: {self._done} of {self._total}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(
+                f"{self._title}: {int(self._done)} of {self._total}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def close(self) -> None:
         """Remove the bar."""

@@ -170,7 +170,7 @@ WRONG: dict[str, tuple[Make, str, str]] = {
     "parquet in train": (
         lambda root, _: write(root, {"train/0.parquet": "", "val/0.parquet": ""}),
         "no images under train, whose content was ignored: .parquet 1",
-        "JPEG or PNG",
+        "train/<class>/ with files .bmp, .jpeg",
     ),
     "no images in val": (
         lambda root, _: write(root, {"train/n01/a.JPEG": "", "val/n01.tar": ""}),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
+from torchvision.datasets import folder
 
 from isd_repro.config import params
-from isd_repro.data.sources import UnreadableError, decode_file, open_images
+from isd_repro.data.sources import SUFFIXES, UnreadableError, decode_file, open_image, open_images
 from isd_repro.data.store import convert
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
@@ -71,6 +75,10 @@ READ: dict[str, tuple[Callable[[], bytes], tuple[int, int, int], int]] = {  # ma
     "grey": (lambda: saved(Image.fromarray(COLOUR[..., 0]), "JPEG", quality=100), (200, 200, 200), 1),
     "16-bit grey": (lambda: saved(Image.fromarray(np.full((6, 8), 200 * 257, np.uint16)), "PNG"), (200, 200, 200), 0),
     "two colours": (lambda: saved(Image.fromarray(COLOUR[..., 0] > 0), "PNG"), (255, 255, 255), 0),
+    "TIFF named .JPEG": (lambda: saved(Image.fromarray(COLOUR), "TIFF"), (200, 100, 40), 0),
+    "TIFF of several pages": (lambda: frames("TIFF"), (200, 100, 40), 0),
+    "16-bit grey TIFF": (lambda: saved(Image.fromarray(np.full((6, 8), 200 * 257, np.uint16)), "TIFF"), (200, 200, 200), 0),
+    "16-bit grey PGM": (lambda: saved(Image.fromarray(np.full((6, 8), 200 * 257, np.uint16)), "PPM"), (200, 200, 200), 0),
 }
 
 
@@ -80,7 +88,19 @@ def test_an_odd_image_is_decoded(kind: str) -> None:
     found = pixels(made())
     assert found.shape == (6, 8, 3), "as the file has it: EXIF turns nothing"
     assert np.abs(found.astype(int) - np.array(colour)).max() <= tolerance
-    assert kind.removesuffix(" named .JPEG") in DOCUMENT
+    assert kind.removesuffix(" named .JPEG").replace(" grey TIFF", " grey").replace(" grey PGM", " grey") in DOCUMENT
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_compressed_tiff_has_the_pixels_of_a_plain_one(compression: str | None) -> None:
+    assert (pixels(saved(Image.fromarray(COLOUR), "TIFF", compression=compression)) == COLOUR).all()
+
+
+def test_a_tiff_is_turned_as_its_orientation_says() -> None:
+    """Pillow applies this tag of TIFF, which is no EXIF, when it decodes the image."""
+    payload = saved(Image.fromarray(COLOUR), "TIFF", tiffinfo={0x0112: 6})
+    assert pixels(payload).shape == (8, 6, 3)
+    assert open_image(payload).size == (6, 8), "the header says the same size"
 
 
 def test_cmyk_with_and_without_adobes_marker_is_the_same() -> None:
@@ -93,8 +113,6 @@ def test_cmyk_with_and_without_adobes_marker_is_the_same() -> None:
 
 def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
     """Pillow has no such mode and reads the high byte of each value."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -105,11 +123,25 @@ def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
     assert pixels(payload).tolist() == [[[200, 100, 40]] * 2]
 
 
+def grey_tiff(tag: int, value: int) -> bytes:
+    """16-bit grey, and one tag changed."""
+    made = saved(Image.fromarray(np.full((6, 8), 4000, np.uint16)), "TIFF", tiffinfo={SAMPLEFORMAT: 1})
+    [at] = [at for at in range(8, len(made) - 12) if made[at : at + 8] == struct.pack("<HHI", tag, 3, 1)]
+    return made[: at + 8] + struct.pack("<H", value) + made[at + 10 :]
+
+
 UNREADABLE: dict[str, Callable[[], bytes]] = {
     "truncated": lambda: trees.jpeg(1, 64, 64)[:-200],
     "truncated PNG": lambda: saved(Image.open(io.BytesIO(trees.jpeg(1, 64, 64))), "PNG")[:-2000],
     "empty": lambda: b"",
-    "TIFF": lambda: saved(Image.fromarray(COLOUR), "TIFF"),
+    "truncated TIFF": lambda: saved(Image.open(io.BytesIO(trees.jpeg(1, 64, 64))), "TIFF", compression="tiff_lzw")[:-2000],
+    "truncated PPM": lambda: saved(Image.fromarray(COLOUR), "PPM")[:-20],
+    "grey TIFF of 12 bits": lambda: grey_tiff(BITSPERSAMPLE, 12),
+    "grey TIFF with 0 for white": lambda: grey_tiff(PHOTOMETRIC_INTERPRETATION, 0),
+    "grey TIFF of signed values": lambda: grey_tiff(SAMPLEFORMAT, 2),
+    "floats in a TIFF": lambda: saved(Image.fromarray(COLOUR[..., 0].astype(np.float32)), "TIFF"),
+    "floats in a PPM": lambda: saved(Image.fromarray(COLOUR[..., 0].astype(np.float32)), "PPM"),
+    "LAB in a TIFF": lambda: saved(Image.frombytes("LAB", (8, 6), COLOUR.tobytes()), "TIFF"),
     "no image": lambda: b"<html>404</html>",
 }
 
@@ -118,7 +150,7 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
 def test_an_image_that_cannot_be_decoded_is_unreadable(kind: str) -> None:
     with pytest.raises(UnreadableError):
         pixels(UNREADABLE[kind]())
-    assert kind.removesuffix(" PNG") in DOCUMENT
+    assert kind.startswith(("truncated", "grey TIFF")) or kind.split(" in a ")[0] in DOCUMENT
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
@@ -144,15 +176,15 @@ def names(root: Path) -> list[str]:
         return [image.file for image in listing.images if image.cls == "n01" and image.split == "train"]
 
 
-@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "__MACOSX", "@eaDir"])
+@pytest.mark.parametrize("left", [".ipynb_checkpoints", "__MACOSX", "@eaDir"])
 @pytest.mark.parametrize("place", ["train", "val", "train/n01"])
-def test_folders_that_programs_leave_are_passed_over_without_a_note(folder: str, place: str, root: Path) -> None:
-    (root / place / folder).mkdir()
-    (root / place / folder / "n01_0-checkpoint.JPEG").write_bytes(trees.jpeg(1))
+def test_folders_that_programs_leave_are_passed_over_without_a_note(left: str, place: str, root: Path) -> None:
+    (root / place / left).mkdir()
+    (root / place / left / "n01_0-checkpoint.JPEG").write_bytes(trees.jpeg(1))
     with open_images(root) as listing:
         assert {(image.split, image.cls, image.file) for image in listing.images} == set(FILES)
         assert listing.notes == ()
-    assert folder in DOCUMENT
+    assert left in DOCUMENT
 
 
 @pytest.mark.parametrize(
@@ -163,7 +195,21 @@ def test_a_name_is_kept_as_it_is(name: str, root: Path) -> None:
     assert name in names(root)
 
 
-@pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.tif", "x.tiff", "x.bmp", "x.JPEG.bak"])
+def test_the_suffixes_of_torchvision_are_read_in_any_case(root: Path) -> None:
+    assert set(SUFFIXES) == set(folder.IMG_EXTENSIONS)
+    for suffix in SUFFIXES:
+        for name in (f"y{suffix}", f"z{suffix.upper()}"):
+            Image.fromarray(COLOUR).save(root / "train" / "n01" / name)
+        assert f"`{suffix}`" in DOCUMENT
+    with open_images(root) as listing:
+        added = [image for image in listing.images if image.file[0] in "yz"]
+        assert len(added) == 2 * len(SUFFIXES)
+        assert listing.notes == ()
+        for image in added:
+            assert np.asarray(listing.decode(listing.fetch(image)).convert("RGB")).shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.jp2", "x.heic", "x.JPEG.bak"])
 def test_other_suffixes_are_passed_over_with_a_note(name: str, root: Path) -> None:
     (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))
     with open_images(root) as listing:

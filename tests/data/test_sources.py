@@ -83,7 +83,7 @@ def test_no_images_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path))
-    check("no images under train", "train/<class>/ with JPEG or PNG files")
+    check("no images under train", "train/<class>/ with files .bmp, .jpeg, .jpg, ")
 
 
 def test_a_name_that_a_table_cannot_hold(root: Path) -> None:

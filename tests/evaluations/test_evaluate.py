@@ -36,8 +36,10 @@ from isd_repro.nn.backbones import build
 from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
 from isd_repro.report import page, run_records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
+from isd_repro.runtime.progress import Task
 from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
+from tests.faults import chain
 
 knn = partial(run_evaluation, "knn")
 linear = partial(run_evaluation, "linear")
@@ -446,6 +448,16 @@ def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: P
     assert "linear: 3 epochs of 36 images, about" in before[0]
 
 
+def test_progress_moves_with_every_image_of_a_group(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's view is half of its work: 32 large images are decoded and resized before the first of them passes forward."""
+    Image.new("RGB", (40, 30)).save(pictures / "train" / "dark" / "0.png")
+    steps: list[float] = []
+    monkeypatch.setattr(Task, "advance", lambda self, count=1: steps.append(count) if "features" in self._title else None)
+    evaluate_checkpoint(Request(foreign, data=pictures, image_size=32, cache=False), Console(file=io.StringIO()))
+    assert sum(steps) == 48
+    assert steps[:33] == [0.5] * 32 + [16]
+
+
 def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -482,3 +494,26 @@ def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="--mean 1,a: not numbers"):
         numbers("--mean", "1,a")
     assert run(cli.app, ["evaluate", "--ckpt", str(foreign), "--which", "both-ish"]).exit_code == 2
+
+
+def test_queries_that_are_copies_of_search_images_are_refused_unless_allowed(
+    foreign: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every query is a copy, so 1-NN is 100 %; where that is allowed, notes, command and record say so."""
+    for cls in ("dark", "grey", "light"):
+        for number in range(4):
+            shutil.copy(pictures / "train" / cls / f"{number}.png", pictures / "val" / cls / f"{number}.png")
+    out = tmp_path / "x.json"
+    words = ["evaluate", "--ckpt", str(foreign), "--data", str(pictures), "--image-size", "16", "--k", "1", "--no-cache"]
+    found = "12 of 12 queries (100.0%) have the bytes of a training or search image"
+    refused = chain.call(tmp_path, *words, "--out", str(out))
+    chain.refused(refused, f"{pictures}: {found}, more than 1%", "give --allow-shared-images")
+    assert refused.out == ""
+    assert not out.exists()
+    allowed = chain.call(tmp_path, *words, "--json", "--out", str(out), "--allow-shared-images")
+    assert allowed.code == 0, allowed
+    assert found in json.loads(allowed.out)["notes"]
+    assert json.loads(allowed.out)["scores"][0]["top1"] == 100
+    record = read_record(out, ExternalRecord)
+    assert record.command.endswith("--allow-shared-images --k 1")
+    assert record.evaluations[0].manifest.shared == 12

@@ -187,7 +187,7 @@ def test_corrupt_exif_data_are_no_ones_concern(tmp_path: Path) -> None:
     assert "EXIF" not in result.err
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "TIFF", "ICO", "PPM"])
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX"])
 def test_other_formats_are_not_opened(kind: str) -> None:
     """An EPS file under an image's name would make PIL start Ghostscript."""
     buffer = io.BytesIO()
@@ -196,7 +196,7 @@ def test_other_formats_are_not_opened(kind: str) -> None:
         decode_file(buffer.getvalue())
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
 def test_the_usual_formats_are(kind: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 8)).save(buffer, kind)

@@ -21,6 +21,7 @@ from isd_repro.data.prepare import prepare
 from isd_repro.data.store import Row, StoreWriter
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
+from tests.faults import chain
 
 RULE = params.Unbalanced(name="unbalanced", large=1, rare_images=3, seed=1)
 FILES = trees.images({"n01": 6, "n02": 7, "n03": 8}, val=3, ragged=True)
@@ -208,6 +209,32 @@ def test_what_a_kill_left_behind_is_removed(bench: Bench) -> None:
         (folder / "store.u8").write_bytes(b"half")
     bench.run(trees.subset())
     assert bench.others() == [other.name, "x"]
+
+
+def test_queries_that_are_copies_of_training_images_are_refused_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command and the key that its hint names: one query of seven is a training image under another name."""
+    copies = {("val", "n01", "copy_0.JPEG"): FILES["train", "n01", "n01_0.JPEG"]}
+    files = {name: content for name, content in FILES.items() if name[:2] != ("val", "n01")} | copies
+    monkeypatch.setenv("ISD_TEST_ROOT", str(trees.write_plain(tmp_path / "images", files)))
+    source = {"name": "image-folder", "root_env": "ISD_TEST_ROOT", "dataset": "Tiny images"}
+    subset: dict[str, object] = {"source": source, "rule": {"name": "all"}}
+    profile = {"profile": "demo", "report": {"title": "t", "caption": "c"}, "subsets": {"x": subset}, "runs": {}}
+    folder = tmp_path / "profile"
+    folder.mkdir()
+    (folder / "params.yaml").write_text(json.dumps(profile), "utf-8")
+    found = "1 of 7 queries (14.3%) have the bytes of a training or search image"
+    refused = chain.call(folder, "prepare", "x")
+    chain.refused(refused, f"subset 'x': {found}, more than 1%", "set subsets.x.allow_shared_images: true")
+    assert not [path for path in folder.rglob("*") if path.name in ("manifest.json", "images.tsv", "store.u8")]
+    subset["allow_shared_images"] = True
+    (folder / "params.yaml").write_text(json.dumps(profile), "utf-8")
+    allowed = chain.call(folder, "prepare", "x")
+    assert allowed.code == 0, allowed
+    assert f"prepare x: {found}" in allowed.err
+    identity = open_prepared(folder / "data/prepared/x").identity
+    assert (identity.shared, identity.query) == (1, 7)
 
 
 def test_an_external_store_is_found_through_the_environment(
