@@ -195,7 +195,7 @@ def test_a_run_trained_elsewhere_is_not_trained_again(clone: Path, tmp_path_fact
     shutil.copy(there / "reports" / "demo" / "records" / "isd" / "pretrain.json", kept)
     shell(clone, "dvc", "repro", "--quiet", "prepare@digits")
     before = (clone / "dvc.lock").read_text("utf-8")
-    for damage, says in (("encoder.safetensors", "has sha256"), ("metrics.jsonl", "which are not the 2 of its record")):
+    for damage, says in (("encoder.safetensors", "has sha256"), ("metrics.jsonl", "epochs are not the 2 of the record")):
         copied = tmp_path_factory.mktemp("damaged") / "run"
         shutil.copytree(kept, copied)
         content = (copied / damage).read_bytes()
@@ -205,8 +205,12 @@ def test_a_run_trained_elsewhere_is_not_trained_again(clone: Path, tmp_path_fact
         chain.refused(chain.call(clone, "run", "import", str(copied)), says)
     assert (clone / "dvc.lock").read_text("utf-8") == before
     assert not (clone / "runs" / "isd").exists()
+    stale = clone / "runs" / "isd" / "snapshots" / "epoch-00009.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     done = shell(clone, "isd-repro", "run", "import", str(kept))
     assert "imported" in done
+    assert not stale.exists(), "a snapshot of another training of this run"
     again = ran(shell(clone, "dvc", "repro"))
     assert "pretrain@isd" not in again
     assert {"extract@isd", "knn@isd", "pretrain@untrained", "report"} <= again
