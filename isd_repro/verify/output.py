@@ -87,9 +87,9 @@ def _account(state: Verification, numbers: list[Number], seconds: float) -> dict
         reasons = [f"{key} ({_few(names)}): {state.shown(why)}" for (key, why), names in told.items()]
         checks[check] = {**{str(key): len(found.get(key, ())) for key in State}, "reasons": reasons}
     failures = []
-    for one in state.problems:
-        words = {"file": one.file, "key": one.key, "found": one.found, "expected": one.expected, "do": one.hint}
-        failures.append({**{key: state.shown(value) for key, value in words.items()}, "runs": list(one.runs)})
+    for bad in state.problems:
+        words = {"file": bad.file, "key": bad.key, "found": bad.found, "expected": bad.expected, "do": bad.hint}
+        failures.append({**{key: state.shown(value) for key, value in words.items()}, "runs": list(bad.runs)})
     return {
         "format": 1,
         "profile": state.params.profile,

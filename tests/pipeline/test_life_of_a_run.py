@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,7 +87,6 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
     """All trials are one method, also those that a second command adds; their numbers go on."""
     from isd_repro.report import trials
     from isd_repro.report.cells import Cell
-    from isd_repro.report.run_records import Records
 
     call(demo, "variant", "isd-g", "--from", "isd", "--grid", "method.tau_student=0.05,0.2", "--seeds", "2", "--trials")
     done = call(demo, "variant", "isd-h", "--from", "isd-g-1-s0", "-S", "optim.lr=0.1", "--trials")
@@ -96,7 +96,7 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
     assert labels == [f"ISD, trial {at}" for at in (1, 2, 3, 4, 5)]
     assert params.report.trials
     monkeypatch.setattr(trials, "score_cell", lambda run, *_: Cell("score", (run,), value=float(run == "isd-g-2-s0")))
-    records: Any = Records({name: name for name in params.runs}, ())  # type: ignore[dict-item]
+    records: Any = SimpleNamespace(runs={name: name for name in params.runs})
     best = trials.chosen(params, records, params.report.trials)
     assert best["ISD"].runs == ("isd-g-2-s0",)
     assert not [method for method in best if "trial" in method]
