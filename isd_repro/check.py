@@ -1,7 +1,7 @@
-"""Command `check`: finds in a `params.yaml` what a later stage would fail on or make nothing of, without training anything.
+"""Command `check`: finds mistakes in a `params.yaml` that would stop or mislead a later stage, without training anything.
 
-What a stage computes from the parameters alone is computed here: the module of every run is built, on the meta device, and the
-report is assembled without a single record.
+What a stage computes from the parameters alone is computed here: the module of every run is built on the meta device, and the
+report is assembled without records.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from isd_repro import evaluations, methods
 from isd_repro.config import reader
 from isd_repro.config.fields import Frozen
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Balanced, ListFile, Params, Run
+from isd_repro.config.params import Balanced, Params, Run
 from isd_repro.config.reader import Location, Problem, keyed
 from isd_repro.data import sources, subsets
 from isd_repro.interfaces import Setting
 from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
+from isd_repro.records import SHOTS
 from isd_repro.report import page
 from isd_repro.report.run_records import Records, RunRecords
-from isd_repro.runtime.errors import ConfigError, UserError
+from isd_repro.runtime.errors import ConfigError
 
 HINT = "fix the keys named above; docs/params.md and the files in isd_repro/methods/ explain each"
 
 
 def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> None:
-    """Check a profile and say `<file>: ok`.
+    """Check a profile and print `<file>: ok`.
 
     Args:
         file: a `params.yaml`, or a profile's folder.
@@ -59,7 +60,7 @@ def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> 
 
 
 def _profile(params: Params, layout: Layout) -> Iterator[Problem]:
-    """A copied folder must not write into the reports of the profile that it was copied from."""
+    """A copied folder must not write into the reports of the profile from which it was copied."""
     folder = layout.folder
     if folder.parent.name == "pipelines" and params.profile != folder.name:
         message = f"{params.profile!r}, but the folder is {folder.name!r}, so results would go to another profile's reports"
@@ -70,7 +71,7 @@ def _profile(params: Params, layout: Layout) -> Iterator[Problem]:
 
 
 def _runs(params: Params, tree: Any) -> Iterator[Problem]:
-    """Keys and sizes of every run's method, for which its module is built where no weight takes memory."""
+    """Keys and sizes of every run's method; its module is built on the meta device, where weights take no memory."""
     built: set[str] = set()
     for name, run in params.runs.items():
         where: Location = ("runs", name)
@@ -100,13 +101,13 @@ def _build(run: Run, config: Frozen) -> None:
 
 
 def _parts(run: Run, config: Frozen) -> dict[str, Any]:
-    """What the fingerprint of a run covers, but for the images."""
+    """Everything that the fingerprint of a run covers except the images."""
     parts: dict[str, Any] = run.model_dump(mode="json", include={"backbone", "optim", "data", "numerics"})
     return {**parts, "method": {"name": run.method.name, **config.model_dump(mode="json")}}
 
 
 def _alike(params: Params) -> Iterator[Problem]:
-    """Runs, and draws, that are one another's copies: two rows of one result."""
+    """Runs or subsets that are copies of each other, so that tables would show one result twice."""
     runs, drawn = dict[str, str](), dict[str, str]()
     for name, run in params.runs.items():
         try:
@@ -126,7 +127,7 @@ def _alike(params: Params) -> Iterator[Problem]:
 
 
 def _evaluations(params: Params) -> Iterator[Problem]:
-    """A protocol that is named after the paper's and is another."""
+    """A protocol that has the paper's name, but not its values."""
     for kind in evaluations.names():
         own = getattr(evaluations.load(kind), "check_protocol", None)
         try:
@@ -137,16 +138,18 @@ def _evaluations(params: Params) -> Iterator[Problem]:
 
 
 def _report(params: Params, layout: Layout) -> Iterator[Problem]:
-    """What the report would refuse, or could never say."""
-    report = params.report
+    """What the report would refuse, and scores or groups of queries that no run will have."""
+    report, groups = params.report, {"all"}
+    for subset in params.subsets.values():
+        groups |= {"rare", "large"} if subset.rule.name in ("unbalanced", "halves", "list") else set()
+        groups |= set(SHOTS) if subset.shots else set()
     scored = {metric for kind in evaluations.names() for metric in evaluations.columns(params.evaluation, kind)}
-    grouped = any(hasattr(one.rule, "large") or isinstance(one.rule, ListFile) for one in params.subsets.values())
     for key in ("hypothesis", "trials"):
         asked = getattr(report, key)
         if asked and f"{asked.k}-NN" not in scored:
             yield ("report", key, "k"), f"{asked.k}-NN is not computed by any evaluation of this profile"
-        if asked and asked.group != "all" and not grouped:
-            yield ("report", key, "group"), f"{asked.group!r}, but no subset has large and rare classes"
+        if asked and asked.group not in groups:
+            yield ("report", key, "group"), f"{asked.group!r}, but the subsets have only {', '.join(sorted(groups))}"
     if power := report.trials and report.trials.power:
         known = sorted({run.method.name for run in params.runs.values()})
         for key in ("first", "second"):
@@ -157,7 +160,7 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
                 )
     try:
         page.assemble(params, Records({name: RunRecords(name) for name in params.runs}, ()), layout)
-    except UserError as error:
+    except ConfigError as error:
         yield keyed((), f"{error.message} ({error.hint})")
 
 
@@ -165,7 +168,7 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
 
 
 def _draw(params: Params, say: Callable[[str], object]) -> Iterator[Problem]:
-    """Draw every subset and hold the sizes of its runs and evaluations against it."""
+    """Draw every subset, and compare its size with the batches and neighbours that are asked for."""
     metrics = [metric for kind in evaluations.names() for metric in evaluations.columns(params.evaluation, kind)]
     neighbours = {
         int(number[1]): evaluations.kind_of(number[0]) for number in (re.fullmatch(r"(\d+)-NN", one) for one in metrics) if number

@@ -1,8 +1,8 @@
-"""Command `compare`: a profile's numbers against those of another commit, checkout or machine, cell by cell.
+"""Command `compare`: a profile's numbers and those of another commit, checkout or machine, cell by cell.
 
-Ours are computed from the records as they are; theirs are the `cells.json` that a report leaves beside its page. Two numbers
-agree where they differ by no more than the spread that the two pages state: the root of the sum of squares of the half-widths of
-both intervals. The intervals of single runs are over queries and do not include the variation between trainings.
+Ours are computed from the records as they are now; theirs are read from the `cells.json` that a report writes beside its page.
+Two numbers agree if they differ by at most their spread: the root of the sum of squares of the half-widths of both intervals.
+The intervals of single runs are over queries and do not include the variation between trainings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
@@ -37,7 +39,7 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """One number of both; values in percent or points, `spread` in points."""
+    """One number on both sides; values in percent or points, `spread` in points."""
 
     where: str
     ours: float | None
@@ -65,7 +67,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is not the same on both sides, and the runs or rows that it concerns."""
+    """Something that differs between the two sides, and the runs that it concerns."""
 
     what: str
     ours: str
@@ -85,7 +87,7 @@ class Comparison:
 
     @property
     def agree(self) -> bool:
-        """No number lies outside the stated spread, and every conclusion is the same."""
+        """Whether no number lies outside its spread and every conclusion is the same."""
         return not self.conclusions and all(pair.state != "outside" for pair in self.numbers)
 
 
@@ -111,8 +113,8 @@ def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> Non
     _print_json(found) if as_json else _print(found)
     if not found.agree:
         outside = sum(pair.state == "outside" for pair in found.numbers)
-        said = [f"{outside} numbers differ by more than their stated spread"] if outside else []
-        said += [f"{len(found.conclusions)} conclusions change"] if found.conclusions else []
+        said = [f"{outside} of {len(found.numbers)} numbers differ by more than their spread"] if outside else []
+        said += [_conclusions(found)] if found.conclusions else []
         raise DataError(f"{params.profile}: {text.listing(said)}", "docs/compare.md says what may cause this")
 
 
@@ -135,14 +137,17 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
         raise UserError(f"git cannot be started ({error.strerror})", "install git, or compare with a folder") from error
     if done.returncode:
         said = " ".join(done.stderr.decode("utf-8", "replace").split())
-        raise DataError(f"{other!r} is no folder, and git says: {said}", "name a folder or a commit with this profile's report")
+        raise DataError(
+            f"{other!r} is not a folder, and git says: {said}", "name a folder or a commit with this profile's report"
+        )
     return f"{other} ({commit})" if commit and commit != other else other, _parsed(where, done.stdout)
 
 
 def _parsed(where: str, content: bytes) -> Tree:
     try:
         tree = json.loads(content)
-        if tree["format"] == FORMAT and isinstance(tree["cells"], list) and isinstance(tree["runs"], dict):
+        kinds = {"cells": list, "findings": list, "runs": dict}
+        if tree["format"] == FORMAT and all(isinstance(tree[key], kind) for key, kind in kinds.items()):
             return dict(tree)
         found = f"format {tree['format']}"
     except (ValueError, TypeError, KeyError) as error:
@@ -163,7 +168,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
         half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
         spread = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
         bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
-        where = ", ".join(str(part) for part in (key[0], key[1], _plain(key[2]), key[3]) if part)
+        where = ", ".join(str(part) for part in key[:4] if part)
         numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], spread))
         said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
@@ -179,7 +184,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
 
 
 def _cells(tree: Tree) -> dict[Key, dict[str, Any]]:
-    """Our own cells by their place; numbers of the paper are the same on both sides."""
+    """The cells by their place, except the paper's numbers, which are the same on both sides."""
     found: dict[Key, dict[str, Any]] = {}
     for cell in tree["cells"]:
         if cell["kind"] in ("paper", "computed"):
@@ -193,7 +198,7 @@ def _cells(tree: Tree) -> dict[Key, dict[str, Any]]:
 
 
 def _plain(span: str) -> str:
-    """A head without its number of queries."""
+    """A column's heading without its number of queries."""
     return re.sub(r" \(n = [\d,]+\)$", "", span)
 
 
@@ -207,7 +212,7 @@ def _score_halves(tree: Tree) -> dict[Key, float]:
 
 
 def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
-    """Half of the interval that the page states of a number; None where it states none.
+    """Half-width of the interval that the page states for a number; None where it states none.
 
     A mean has Student's interval over its seeds or draws. The difference of two runs has that of two independent scores.
     """
@@ -234,7 +239,7 @@ def _said(cell: Mapping[str, Any], half: float | None) -> str:
 
 
 def _verdicts(tree: Tree) -> dict[str, str]:
-    """Verdicts of stated hypotheses by their leads."""
+    """Verdicts on the stated hypotheses, by the hypothesis."""
     found = {}
     for finding in tree["findings"]:
         lead, _, body = finding.partition(": ")
@@ -248,7 +253,7 @@ def _verdicts(tree: Tree) -> dict[str, str]:
 
 
 def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
-    """What else differs between runs that both have, equal changes of several runs together."""
+    """What else differs between runs that both sides have; equal changes of several runs are one."""
     changes: dict[tuple[str, str, str], list[str]] = {}
     for run in ours["runs"]:
         if run in theirs["runs"]:
@@ -278,24 +283,18 @@ def _facts(run: Tree) -> dict[str, str]:
             add(f"version of {name}", version)
         add("encoder", f"sha256 {facts['encoder_sha256'][:12]}")
         add("images", f"manifest {facts['manifest_sha256'][:12]}")
-        for key, value in text.flatten({k: v for k, v in (facts.get("settings") or {}).items() if k not in _CHOSEN}):
+        for key, value in text.flatten({k: v for k, v in (facts.get("settings") or {}).items() if k not in CHOSEN}):
             add(f"parameter evaluation.{part}.{key}", value)
     for key, value in text.flatten({key: value for key, value in run["config"].items() if key not in ("manifest", "store")}):
         add(f"parameter {key}", value)
     return {what: ", ".join(sorted(values)) for what, values in found.items()}
 
 
-_CHOSEN = frozenset(CHOSEN)
-
-
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _print(found: Comparison) -> None:
-    """Circumstances, the numbers that differ (the farthest first), conclusions, and a count."""
-    from rich import box
-    from rich.table import Table
-
+    """Circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
     out = Console(file=sys.stdout, highlight=False)
     if not out.is_terminal:
         out.width = 10_000
@@ -323,7 +322,12 @@ def _print(found: Comparison) -> None:
         say(f"conclusion changes: {change.what}: ours {change.ours}, theirs {change.theirs}")
     counts = Counter(pair.state for pair in found.numbers)
     states = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
-    say(f"{text.count(len(found.numbers))} numbers: {', '.join(states)}; {len(found.conclusions) or 'no'} conclusions change")
+    say(f"{text.count(len(found.numbers))} numbers: {', '.join(states)}; {_conclusions(found)}")
+
+
+def _conclusions(found: Comparison) -> str:
+    count = len(found.conclusions)
+    return "1 conclusion changes" if count == 1 else f"{count or 'no'} conclusions change"
 
 
 def _shown(value: float | None, interval: tuple[float, float] | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,15 +27,15 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
 
     Args:
         folder: holds `pretrain.json`, `encoder.safetensors`, `metrics.jsonl` and perhaps `snapshots/`; or a checkout that has
-            trained the run, of which then there must be one only.
+            trained exactly one run of this profile.
         file: the profile's parameters.
         say: takes the lines for the user.
-        force: replace a result of this run that is here.
+        force: replace an existing result of this run.
 
     Raises:
         ConfigError: the profile has no such run.
-        DataError: a file is missing or damaged, or the run's parameters, images, encoder or curve are not what they should be; or
-            there is a result here.
+        DataError: a file is missing or damaged; the run's parameters or images are not the profile's; encoder or metrics are not
+            the record's; or the profile has another result of this run.
         UserError: DVC is missing or refuses.
     """
     params, layout = reader.load(file)
@@ -55,12 +54,9 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
     here = layout.record(record.run, "pretrain")
     if here.exists() and here.read_bytes() != found["pretrain.json"].read_bytes() and not force:
         raise DataError(f"{here}: the profile has another result of run {record.run!r}", "add --force to replace it")
-    snapshots = found["encoder.safetensors"].parent / "snapshots"
     _copy(found["encoder.safetensors"], layout.encoder(record.run))
     _copy(found["metrics.jsonl"], layout.metrics(record.run))
-    layout.snapshots(record.run).mkdir(parents=True, exist_ok=True)
-    for path in snapshots_in(snapshots).values():
-        _copy(path, layout.snapshots(record.run) / path.name)
+    _copy_snapshots(found["encoder.safetensors"].parent / "snapshots", layout.snapshots(record.run))
     _copy(found["pretrain.json"], here)  # the record last, as `pretrain` writes it
     _commit(f"pretrain@{record.run}", layout)
     if record.provenance.commit is None:
@@ -81,7 +77,7 @@ def _found(folder: Path, layout: Layout) -> dict[str, Path]:
         found = {"pretrain.json": places[0], **{name: kept / name for name in FILES[1:]}}
     else:
         trained = text.listing([place.parent.name for place in places]) or "no run"
-        message = f"{folder}: contains no pretrain.json, and as a checkout it has trained {trained}"
+        message = f"{folder}: contains no pretrain.json, and is not a checkout with one trained run (found: {trained})"
         raise DataError(message, f"put {', '.join(FILES)} of one run into a folder")
     for path in found.values():
         if not path.is_file():
@@ -90,7 +86,7 @@ def _found(folder: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _differences(profile: str, config: dict[str, object], record: PretrainRecord) -> Iterator[str]:
-    """What the profile asks for and the run was not trained with; images are compared by themselves."""
+    """Parameters that differ between the profile and the run's record; images are compared separately."""
     if record.profile != profile:
         yield f"is of profile {record.profile!r}, not {profile!r}"
     ours, theirs = (
@@ -104,7 +100,7 @@ def _differences(profile: str, config: dict[str, object], record: PretrainRecord
 
 
 def _check_files(found: dict[str, Path], record: PretrainRecord) -> None:
-    """Encoder and metrics are those of the record."""
+    """Check that encoder and metrics are those of the record."""
     path = found["encoder.safetensors"]
     sha256 = files.sha256_file(path)
     if sha256 != record.encoder_sha256:
@@ -120,23 +116,30 @@ def _check_files(found: dict[str, Path], record: PretrainRecord) -> None:
     if not all(value.isfinite().all() for encoder in encoders.values() for value in encoder.state_dict().values()):
         raise DataError(f"{path}: contains values that are not finite", "the run has diverged and cannot be evaluated")
     rows = [(row.get("epoch"), row.get("loss")) for row in read_metrics(found["metrics.jsonl"])]
-    curve = [(row["epoch"], row["loss"]) for row in record.curve]
+    curve = [(row.get("epoch"), row.get("loss")) for row in record.curve]
     if rows != curve:
-        message = f"{found['metrics.jsonl']}: has {len(rows)} epochs, which are not the {len(curve)} of its record"
+        message = f"{found['metrics.jsonl']}: its {len(rows)} epochs are not the {len(curve)} of the record"
         raise DataError(message, "copy the files of the run again")
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.resolve() == target.resolve():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    if source.resolve() != target.resolve():
+        files.write_atomic(target, source.read_bytes())
+
+
+def _copy_snapshots(source: Path, target: Path) -> None:
+    """The snapshots of the run, and none of a result that it replaces."""
+    target.mkdir(parents=True, exist_ok=True)
+    imported = list(snapshots_in(source).values())
+    for path in snapshots_in(target).values():
+        if path.name not in {one.name for one in imported}:
+            path.unlink()
+    for path in imported:
+        _copy(path, target / path.name)
 
 
 def _commit(stage: str, layout: Layout) -> None:
-    """Let DVC hash the stage's files as they are now; it is a program of its own, and no other command needs it."""
+    """Let DVC hash the stage's files as they are now."""
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
     done = subprocess.run(command, cwd=layout.folder, capture_output=True, text=True, check=False)
     if done.returncode:

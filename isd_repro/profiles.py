@@ -1,7 +1,7 @@
 """Commands that edit a profile: `variant`, `run remove`, `run rename` and `new`.
 
-A `params.yaml` is read and written with its comments, and checked as `check` does before it replaces the old one. Every list that
-names a run follows.
+A `params.yaml` is read and written with its comments, and checked as `check` does before it replaces the old one. Lists that name
+runs are updated, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Wanted:
         grid: `key=v1,v2,...`; every combination is a run.
         sobol: number of points of a Sobol sequence over `ranges`.
         ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
-        trials: whether the report takes the runs for trials, of which the best of each method counts.
+        trials: whether the runs are trials, of which the report takes the best of each method; their labels are numbered.
     """
 
     changes: Sequence[str] = ()
@@ -73,10 +73,12 @@ def variant(name: str, source: str, file: Path, wanted: Wanted, say: Say) -> Non
     for at, point in enumerate(points, start=1):
         for seed in range(first, first + wanted.seeds):
             settings = {**shared, **point}
-            if wanted.seeds > 1 or (not settings and wanted.seeds == 1):
+            if wanted.seeds > 1 or not settings:
                 settings["numerics.seed"] = seed
             parts = [name, *([str(at)] if len(points) > 1 else []), *([f"s{seed}"] if wanted.seeds > 1 else [])]
             added.append("-".join(parts))
+            if wanted.trials:
+                settings.setdefault("label", _trial_label(tree["runs"], source))
             _add(tree, added[-1], source, settings)
     _join_lists(tree, params, source, added)
     if wanted.trials and not tree["report"].get("trials"):
@@ -93,10 +95,7 @@ def variant(name: str, source: str, file: Path, wanted: Wanted, say: Say) -> Non
 
 
 def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
-    if name in tree["runs"]:
-        raise ConfigError(f"run {name!r} exists already", "choose another name")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of a run", "use small letters, digits and hyphens")
+    _check_new("run", name, tree["runs"])
     run = _plain(tree["runs"][source])
     for key, value in settings.items():
         *above, last = key.split(".")
@@ -105,7 +104,7 @@ def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(
-                    f"{key}: {part} of run {source!r} is no group of keys", "docs/params.md lists the keys of a run"
+                    f"{key}: {part} of run {source!r} is not a group of keys", "docs/params.md lists the keys of a run"
                 )
         node[last] = value
     if "label" not in settings:
@@ -114,11 +113,25 @@ def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
 
 
 def _label(label: str, settings: Settings) -> str:
-    """The source's label with what is changed; the seed stands last, so that runs that differ in it alone are one method."""
+    """The source's label with the changes; the seed comes last, so that runs that differ only in their seed are one method."""
     said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != "numerics.seed"]
     seed = settings.get("numerics.seed")
     label = re.sub(r",? seed \d+$", "", label) if seed is not None else label
     return label + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
+
+
+def _trial_label(runs: Any, source: str) -> str:
+    """The source's label with the next number: for the report, labels that differ only in it are trials of one method."""
+    method = re.sub(r",? (seed|trial) \d+$", "", str(runs[source]["label"]))
+    found = [re.fullmatch(rf"{re.escape(method)},? trial (\d+)", str(run["label"])) for run in runs.values()]
+    return f"{method}, trial {max((int(match[1]) for match in found if match), default=0) + 1}"
+
+
+def _check_new(what: str, name: str, taken: Collection[str]) -> None:
+    if name in taken:
+        raise ConfigError(f"{what} {name!r} exists already", "choose another name")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not a valid name of a {what}", "use small letters, digits and hyphens")
 
 
 def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) -> None:
@@ -129,7 +142,7 @@ def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) ->
             listed = tree
             for part in group.split("."):
                 listed = listed[part]
-            listed.extend(added)
+            listed.extend(new for new in added if new not in listed)  # two keys may share one list by an anchor
 
 
 def _points(wanted: Wanted) -> list[Settings]:
@@ -202,7 +215,7 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
         DataError: a run has results and `force` is not given; nothing is changed.
     """
     params, layout = reader.load(file)
-    tree = _tree(layout)
+    tree, names = _tree(layout), list(dict.fromkeys(names))
     for name in names:
         reader.find_run(params, name)
         if not force and (found := list(_results(name, layout))):
@@ -213,7 +226,7 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
     for name in names:
         for path in _results(name, layout):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _edit_lock(layout, lambda stages, name=name: [stages.pop(key) for key in list(stages) if key.endswith(f"@{name}")])  # type: ignore[misc]
+    _remove_stages(layout, names)
     say(f"removed {', '.join(names)} from {layout.file}; `{_repro(layout)}` renders the page")
 
 
@@ -221,7 +234,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
     """Give a run without results another name. A result carries its run's name in hashed files, so it keeps it.
 
     Raises:
-        ConfigError: there is no run `old`, or there is one called `new`, or that is no name.
+        ConfigError: there is no run `old`, or there is one called `new`, or that is not a valid name.
         DataError: the run has results.
     """
     params, layout = reader.load(file)
@@ -231,8 +244,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
         raise DataError(
             message, "change its label, which tables and pages show, or remove the run and train it under the new name"
         )
-    if new in params.runs or not _NAME.fullmatch(new):
-        raise ConfigError(f"{new!r} is taken, or no name of a run", "use small letters, digits and hyphens")
+    _check_new("run", new, params.runs)
     tree = _tree(layout)
     at = list(tree["runs"]).index(old)
     tree["runs"].insert(at, new, tree["runs"].pop(old))
@@ -244,8 +256,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
 def _replace(tree: Any, old: str, new: str | None) -> None:
     """Write another name, or none, wherever the profile names a run outside `runs`."""
     report = tree["report"]
-    lists = [tree[key] for key in tree if key.endswith("_runs")] + [report["exploratory"] for _ in [0] if "exploratory" in report]
-    for listed in lists:
+    for listed in [*(tree[key] for key in tree if key.endswith("_runs")), report.get("exploratory", [])]:
         while old in listed:
             at = listed.index(old)
             listed.pop(at)
@@ -278,12 +289,14 @@ def _results(run: str, layout: Layout) -> Iterator[Path]:
             yield path.parent
 
 
-def _edit_lock(layout: Layout, edit: Callable[[Any], object]) -> None:
+def _remove_stages(layout: Layout, runs: Collection[str]) -> None:
+    """Remove the stages of runs from `dvc.lock`."""
     path = layout.folder / "dvc.lock"
     if path.is_file():
         yaml = YAML()
         tree = yaml.load(path.read_text("utf-8"))
-        edit(tree["stages"])
+        for stage in [stage for stage in tree["stages"] if stage.partition("@")[2] in runs]:
+            del tree["stages"][stage]
         stream = io.StringIO()
         yaml.default_flow_style = False
         yaml.dump(tree, stream)
@@ -305,19 +318,20 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
         say: takes the lines for the user.
 
     Raises:
-        ConfigError: an option cannot be read, the name is taken or no name, or the new parameters do not pass `check`.
+        ConfigError: an option cannot be read, the name is taken or not valid, or the new parameters do not pass `check`.
     """
     if bool(images) != bool(dataset):
         raise ConfigError("--images and --dataset go together", "for example: --images ISD_MY_ROOT --dataset 'My images'")
     _, layout = reader.load(source)
     folder = layout.root / "pipelines" / name
-    if folder.exists() or not _NAME.fullmatch(name) or (layout.root / "reports" / name).exists():
-        raise ConfigError(f"{name!r} is taken, or no name of a profile", "use small letters, digits and hyphens")
+    taken = [path.name for kind in ("pipelines", "reports") for path in (layout.root / kind).glob("*")]
+    _check_new("profile", name, taken)
     tree = _tree(layout)
     tree.ca.comment = None
     tree.yaml_set_start_comment(f"Made from profile {layout.profile} by `isd-repro new`. docs/params.md explains every key.")
     tree["profile"], tree["root"] = name, "../.."
-    tree["report"].pop("paper", None)  # only the paper's own images stand beside its numbers
+    tree["report"].pop("paper", None)  # only runs on the paper's own images are compared with its numbers
+    (tree["report"].get("hypothesis") or {}).pop("registered", None)  # the new profile's rule is in no commit yet
     if images:
         tree["report"]["title"], tree["report"]["caption"] = dataset, f"Runs on {dataset}."
         tree["report"].pop("notes", None)
@@ -330,12 +344,12 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
         for part in above:
             if not isinstance(node.get(part), dict):
                 raise ConfigError(
-                    f"{key}: {'.'.join(above)} is no group of keys in {layout.file}", "docs/params.md lists all keys"
+                    f"{key}: {'.'.join(above)} is not a group of keys in {layout.file}", "docs/params.md lists all keys"
                 )
             node = node[part]
         node[last] = writer.styled(value, 2 * len(above), len(last) + 2 * len(above) + 2)
+    folder.mkdir(parents=True)
     try:
-        folder.mkdir(parents=True)
         shutil.copy(layout.root / "dvc.yaml", folder)
         _write(Layout(folder, layout.root, name), tree)
     except BaseException:

@@ -64,7 +64,7 @@ def describe(error: ValidationError, path: Path, tree: Any = None, prefix: Locat
 
 
 def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
-    """One line for each mistake where it stands: what several runs say of one line of the file, through anchors, is said once."""
+    """One line for each mistake with its place; the same mistake of several runs that share a line by an anchor is one line."""
     found: dict[tuple[int, object, str], list[Location]] = {}
     for location, message in problems:
         block = _at(tree, location)  # one object wherever an alias stands for it
@@ -80,7 +80,7 @@ def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
 
 @contextmanager
 def naming(path: Path, run: str) -> Iterator[None]:
-    """Within the block a `ConfigError` that begins with a key of the run gets its file, its line and the whole key."""
+    """Complete a `ConfigError` of the block that begins with a key of the run: with file, line and the whole key."""
     try:
         yield
     except ConfigError as error:
@@ -135,7 +135,7 @@ def _keys(tree: Any, location: Location) -> Location:
 
 
 def _at(tree: Any, location: Location) -> Any:
-    """What is in the file at a location; nothing where it does not have it, or has a single value."""
+    """The mapping at a location of the file; an empty tuple if there is none."""
     for part in location:
         try:
             tree = tree[part]

@@ -39,7 +39,7 @@ _BRING_BACK = "restore the run's own file with `dvc checkout`; or run `{}` and a
 
 
 def check_files(state: Verification, name: str, found: RunRecords) -> None:
-    """Hold the records of a run against its images, encoder and features, and evaluate again what can be."""
+    """Compare the records of a run with its images, encoder and features, and repeat the evaluations that can be repeated."""
     if not found.records:
         return
     layout, path = state.layout, state.layout.encoder(name)
@@ -116,7 +116,7 @@ def _header(state: Verification, name: str, found: RunRecords) -> bool:
 
 
 def _snapshot_files(state: Verification, name: str, found: RunRecords) -> bool:
-    """The snapshots that are here are those of the records; the last point is the run's own encoder."""
+    """The available snapshots are those of the records; the last point is the run's own encoder."""
     whole = True
     for kind, record in found.curves.items():
         files = {point: state.layout.snapshots(name) / snapshot_name(point.epoch) for point in record.points[:-1]}
@@ -169,7 +169,7 @@ def _same_labels(state: Verification, kind: str, found: RunRecords, subject: Sub
 
 
 def _inputs(state: Verification, kind: str, record: EvaluationRecord, subject: Subject) -> bool:
-    """What a record says of the images that its evaluation learnt from, where its file says that of itself."""
+    """What a record says of the images from which its evaluation learnt, for evaluations that have `inputs`."""
     module, config = evaluations.load(kind), getattr(subject.settings, kind)
     if not hasattr(module, "inputs"):
         return True
@@ -186,7 +186,7 @@ def _inputs(state: Verification, kind: str, record: EvaluationRecord, subject: S
 
 
 def _stored_features(state: Verification, name: str, found: RunRecords, now: SplitFeatures) -> None:
-    """The features file, where it is here: of this encoder, that which the evaluations used, and how far it is from now."""
+    """The features file, if available: that of the encoder and of the evaluations, and how far it is from the features of now."""
     path = state.layout.features(name)
     if not path.is_file():
         return
@@ -250,7 +250,7 @@ def _again(state: Verification, kind: str, found: RunRecords, subject: Subject) 
 def _again_on_target(
     state: Verification, subject: Subject, file: Path, stated: EvaluationRecord, module: Any, config: Any
 ) -> None:
-    """Repeat an evaluation on one other data set, where that is here."""
+    """Repeat an evaluation on one other data set, if it is available."""
     key, name = stated.manifest.subset, subject.name
     if missing := module.absent(key):
         state.notes.append(f"{key} is not here, so the numbers on it are not re-evaluated: {missing}")
@@ -280,9 +280,9 @@ def _compare(
     chosen: Mapping[str, Any],
     target: str = "",
 ) -> None:
-    """Every stored prediction and choice against today's; what another arithmetic explains leaves the verdict alone.
+    """Compare every stored prediction and choice with those of now; a difference that rounding explains is only a note.
 
-    `kind` is of an evaluation on the run's own images; that of another data set is not repeated with changed features.
+    `kind` is empty for an evaluation on another data set, which is not repeated with changed features.
     """
     name, label = subject.name, unpack_labels(record.labels)
     prefix, suffix = (f"{target}: ", f"-{target}") if target else ("", "")
@@ -339,7 +339,7 @@ def _unclear(subject: Subject, kind: str, key: str, now: Tensor) -> Tensor | Non
 
 
 def check_flips(state: Verification) -> None:
-    """Rounding has no side: predictions that another machine gave otherwise are better as often as worse."""
+    """Rounding favours neither side: of the predictions that differ on another machine, as many must be better as worse."""
     better, worse = (sum(one[at] for one in state.flips) for at in (1, 2))
     if not state.flips:
         return
@@ -352,7 +352,7 @@ def check_flips(state: Verification) -> None:
 
 
 def _compare_points(state: Verification, name: str, file: Path, record: CurveRecord, now: Mapping[int, CurvePoint]) -> None:
-    """Every score of every snapshot that is here."""
+    """Every score of every available snapshot."""
     for point in (point for point in record.points if point.epoch in now):
         stated, given = (_by_key(one.scores) for one in (point, now[point.epoch]))
         other = sorted(key for key in stated.keys() | given.keys() if stated.get(key) != given.get(key))

@@ -1,8 +1,8 @@
 """Command `verify`: checks every number of a rendered report against its record and the available files.
 
-Records are read and rescored, each run's are held against its parameters, and the report is rendered again and compared byte by
-byte. Where an encoder and its images are here, every evaluation is repeated by the very function that made its record, and its
-predictions are compared. What cannot be known because a file is not available is said.
+Records are scored again and compared with the parameters of their run; the report is rendered again and compared byte by byte.
+If an encoder and its images are available, every evaluation is repeated by the function that made its record, and the predictions
+are compared. What cannot be checked because a file is not available is named.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def verify(params: Params, layout: Layout, options: VerifyOptions, console: Cons
 
 
 def _check_records(state: Verification, records: Records) -> None:
-    """Every check of one run's records, of every run that has any."""
+    """Check the records of every run that has any."""
     for name, found in records.runs.items():
         if found.manifest is None:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -36,7 +36,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Wrong:
-    """A value that cannot be: the part of the record or the file that states it, its key, and both values."""
+    """A wrong value: the part of the record or the file that states it, its key, and both values."""
 
     part: str | Path
     key: str
@@ -47,14 +47,13 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Unproved:
-    """What a check could not prove, and why: nothing to compare with is here, or nothing can be (`recorded only`)."""
+    """What a check could not prove, and why: what it is compared with is not available, or does not exist (`recorded only`)."""
 
     why: str
     state: State = State.NOT_CHECKED
 
 
 Answer = Wrong | Unproved
-Check = Callable[..., Iterable[Answer]]
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class Verification:
 
     Attributes:
         findings: what each check came to; one that failed has a problem, too.
-        repeated: (run, encoder, metric) whose every stored prediction was given again; a data set's metric is `<metric>-<set>`.
-        snapshots: (run, epoch) whose every score was given again.
+        repeated: (run, encoder, metric) of which every stored prediction was reproduced; a data set's metric is `<metric>-<set>`.
+        snapshots: (run, epoch) of which every score was reproduced.
         cells: problems of single numbers of the rendered report.
-        flips: predictions of another machine: how many differ, of how many the stored one is right, and ours.
+        flips: predictions that differ from another machine's: how many, how many stored ones are right, and how many of ours.
     """
 
     params: Params

@@ -1,4 +1,4 @@
-"""Whether the images of each subset are those that its rule draws: drawn, hashed and packed again where the source is here."""
+"""Whether the images of each subset are those that its rule draws: drawn and hashed again, and compared with the store."""
 
 from __future__ import annotations
 
@@ -61,19 +61,20 @@ def _list(rule: ListFile, identity: ManifestIdentity, record: Path) -> Iterator[
 
 
 def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequence[Manifest]) -> Iterator[Answer]:
-    """Queries that are copies of images learnt from are counted, and few; `seen` has the images where they are here."""
+    """Few queries are copies of training or search images; `seen` has the manifest if the images are available."""
     count = identity.shared
     for one in seen:
         if count not in (None, one.shared):
             yield Wrong(record, "manifest.shared", count, f"{one.shared}, counted by the hashes of the images")
         count = one.shared
+    said = f"{count} of {identity.query} queries are copies of training or search images"
     if count is None:
         yield Unproved("they were not counted when the record was made")
     elif count > MAX_SHARED * identity.query and not subset.allow_shared_images:
         words = f"at most {MAX_SHARED:.0%} of the queries, unless allow_shared_images is set"
-        yield Wrong(record, "manifest.shared", f"{count} of {identity.query} queries are copies of images learnt from", words)
+        yield Wrong(record, "manifest.shared", said, words)
     elif count:
-        yield Unproved(f"{count} of {identity.query} queries are copies of images learnt from", State.RECORDED)
+        yield Unproved(said, State.RECORDED)
 
 
 def _drawn(

@@ -1,4 +1,4 @@
-"""Whether the records are those that the profile's `dvc.lock` names. It is their witness: its absence is a finding, too."""
+"""Whether the records are those that the profile's `dvc.lock` names; a missing lock is a finding, too."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def check_lock(state: Verification, records: Records) -> None:
     """Every record that a stage wrote is in the lock with its hash."""
     layout, path = state.layout, state.layout.folder / LOCK
     here = {layout.record(run, kind): run for run, one in records.runs.items() for kind in one.records}
-    if not (layout.folder / "dvc.yaml").is_file():
-        if here or path.is_file():
-            why = "this profile has no dvc.yaml, so no lock witnesses its records"
-            state.note("dvc.lock", "profile", [Unproved(why)] if not path.is_file() else _witness(state, path, here))
-    elif here or path.is_file():
-        state.note("dvc.lock", "profile", _witness(state, path, here))
+    if path.is_file() or (here and (layout.folder / "dvc.yaml").is_file()):
+        state.note("dvc.lock", "profile", _compare(state, path, here))
+    elif here:
+        why = "this profile has no dvc.yaml, so no lock names the hashes of its records"
+        state.note("dvc.lock", "profile", [Unproved(why)])
 
 
-def _witness(state: Verification, path: Path, here: dict[Path, str]) -> Iterator[Answer]:
+def _compare(state: Verification, path: Path, here: dict[Path, str]) -> Iterator[Answer]:
     """What the lock says of the records; those that are wrong are problems of their runs."""
     known: dict[Path, str] = {}
     if not path.is_file():

@@ -86,10 +86,10 @@ def _account(state: Verification, numbers: list[Number], seconds: float) -> dict
             told.setdefault((one.state, one.why), []).append(one.about)
         reasons = [f"{key} ({_few(names)}): {state.shown(why)}" for (key, why), names in told.items()]
         checks[check] = {**{str(key): len(found.get(key, ())) for key in State}, "reasons": reasons}
-    failures = [
-        {"file": one.file, "key": one.key, "found": one.found, "expected": one.expected, "do": one.hint} for one in state.problems
-    ]
-    told_failures = [{key: state.shown(value) for key, value in one.items()} for one in failures]
+    failures = []
+    for bad in state.problems:
+        words = {"file": bad.file, "key": bad.key, "found": bad.found, "expected": bad.expected, "do": bad.hint}
+        failures.append({**{key: state.shown(value) for key, value in words.items()}, "runs": list(bad.runs)})
     return {
         "format": 1,
         "profile": state.params.profile,
@@ -98,7 +98,7 @@ def _account(state: Verification, numbers: list[Number], seconds: float) -> dict
         "counts": {str(verdict): total[verdict] for verdict in Verdict},
         "runs": {run: {str(verdict): of[verdict] for verdict in Verdict} for run, of in by_run.items()},
         "numbers": [{**one.as_json(), "reason": state.shown(one.reason) or None} for one in numbers],
-        "failures": [{**one, "runs": list(problem.runs)} for one, problem in zip(told_failures, state.problems, strict=True)],
+        "failures": failures,
         "notes": [state.shown(note) for note in dict.fromkeys(state.notes)],
         "seconds": round(seconds, 1),
     }

@@ -1,6 +1,6 @@
-"""What one run's records must be by its own parameters: one function for each check, which yields what it did not prove.
+"""Checks of one run's records by its parameters: one function each, which yields what is wrong or could not be proved.
 
-None of them needs an image or an encoder. A check without an answer is proved.
+None of them needs an image or an encoder. A check that yields nothing is proved.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from isd_repro.report.run_records import Records
 from isd_repro.verify.findings import Answer, Unproved, Verification, Wrong
 from isd_repro.verify.records import git
 
-_UNCOMMITTED = "the rule as it stands in params.yaml is in no commit, so that it cannot be known when it was set"
+_UNCOMMITTED = "the rule in params.yaml is in no commit, so it cannot be known when it was set"
 
 
 def check_rule(state: Verification, records: Records) -> None:
-    """The rule of a comparison that gives a verdict, where the profile has one and any run."""
+    """The rule of a comparison that gives a verdict, if the profile has one and any run has a record."""
     asked = state.params.report.hypothesis
     if asked is not None and asked.contradicted_below is not None and any(one.manifest for one in records.runs.values()):
         state.note("rule before the runs", "profile", _before(state, records, asked))
@@ -36,28 +36,26 @@ def _before(state: Verification, records: Records, asked: Hypothesis) -> Iterato
         yield Wrong(layout.file, "report.hypothesis.registered", stated, f"{first or 'none'}, as git says", hint)
     if first is None:
         return
-    known: dict[str, bool] = {}
-    late = []
+    runs_at: dict[str | None, list[str]] = {}
     for run, found in records.runs.items():
-        for commit in {record.provenance.commit for record in found.records.values()}:
-            if commit not in known:
-                args = ("merge-base", "--is-ancestor", first, str(commit))
-                known[str(commit)] = commit is not None and git(*args, folder=layout.root) is not None
-            late += [] if known[str(commit)] else [run]
+        for commit in dict.fromkeys(record.provenance.commit for record in found.records.values()):
+            runs_at.setdefault(commit, []).append(run)
+    late = set[str]()
+    for commit, runs in runs_at.items():
+        if commit is None or git("merge-base", "--is-ancestor", first, commit, folder=layout.root) is None:
+            late.update(runs)
     if late:
-        names = ", ".join(dict.fromkeys(late))
-        yield Unproved(
-            f"the rule first stood in commit {first[:12]}, which git does not know to be before the records of {names}"
-        )
+        names = ", ".join(run for run in records.runs if run in late)
+        yield Unproved(f"the rule is since commit {first[:12]}, which git does not know to be before the records of {names}")
 
 
 def _first_commit(state: Verification, asked: Hypothesis) -> str | None:
-    """The commit since which the parameters have held this rule without a break; None where the last one does not."""
+    """The commit since which every version of the parameters has this rule; None if the last committed one does not."""
     path, root = state.layout.file, state.layout.root
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-    first = None
+    first, wanted = None, _of(asked.model_dump(mode="json"))
     for commit in (git("log", "--format=%H", "--", name, folder=root) or b"").decode().split():  # the newest first
-        if _rule_in(git("show", f"{commit}:./{name}", folder=root) or b"") != _of(asked.model_dump(mode="json")):
+        if _rule_in(git("show", f"{commit}:./{name}", folder=root) or b"") != wanted:
             break
         first = commit
     return first

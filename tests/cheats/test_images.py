@@ -151,7 +151,7 @@ def test_validation_files_that_also_lie_in_train(clean: Profile) -> None:
 
     count(30)
     one = failed(clean.verify("--quick"), "copies among the queries", f"{RECORDS}/untrained/pretrain.json", "manifest.shared")
-    assert one["found"] == "30 of 30 queries are copies of images learnt from"
+    assert one["found"] == "30 of 30 queries are copies of training or search images"
     page = (clean.folder / "reports/tiny/tables/index.html").read_text("utf-8")
     assert "30 of 30 queries have the bytes of a training or search image" in page
     count(1)

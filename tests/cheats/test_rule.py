@@ -44,7 +44,7 @@ def test_a_rule_changed_afterwards_is_not_that_commits(change: dict[str, object]
     assert finding(**change)[0] is State.FAILED
     state, why = finding(**change, registered=None)
     assert state is State.NOT_CHECKED
-    assert "in no commit, so that it cannot be known when it was set" in why
+    assert "in no commit, so it cannot be known when it was set" in why
 
 
 def test_another_commit_than_the_first_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ WRONG = {  # the change, the message, and text of the line where the mistake sta
         "report.trials.k: 20-NN is not computed",
         "trials:",
     ),
+    "group that no subset has": (
+        ("reference: untrained}", "reference: untrained, trials: {group: few}}"),
+        "report.trials.group: 'few', but the subsets have only all, large, rare",
+        "trials:",
+    ),
     "protocol that is not the paper's": (
         ("protocol: short, ", ""),
         "evaluation.linear.protocol: 'paper' with values that are not the paper's",
@@ -100,6 +106,13 @@ def test_a_mistake_is_one_line_where_it_stands(tmp_path: Path, kind: str) -> Non
     number = next(at for at, one in enumerate(text.splitlines(), start=1) if line in one)
     (said,) = [one for one in done.err.splitlines() if not one.startswith("hint: ")]
     assert said.startswith(f"error: params.yaml:{number} "), (said, number)
+
+
+def test_groups_by_the_number_of_training_images_can_choose(tmp_path: Path) -> None:
+    text = PARAMS.replace("reference: untrained}", "reference: untrained, trials: {group: few}}")
+    rule = "    rule: {name: exponential, imbalance: 10}\n    shots: {many_above: 50, few_below: 20}\n"
+    (tmp_path / "params.yaml").write_text(re.sub(r"    rule: .*\n", rule, text), "utf-8")
+    assert chain.call(tmp_path, "check", ".").out == ".: ok\n"
 
 
 def test_every_mistake_is_named(tmp_path: Path) -> None:

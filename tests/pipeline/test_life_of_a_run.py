@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,13 +74,32 @@ def test_a_grid_is_every_combination(demo: Path) -> None:
 def test_a_sobol_design_fills_its_ranges(demo: Path) -> None:
     """The points of scipy's sequence; a range of more than a factor of 10 is logarithmic, whole ends give whole numbers."""
     ranges = ("--range", "method.tau_student=0.02..0.5", "--range", "optim.epochs=5..20")
-    done = call(demo, "variant", "isd-q", "--from", "isd", "--sobol", "4", *ranges, "--trials")
+    done = call(demo, "variant", "isd-q", "--from", "isd", "--sobol", "4", *ranges)
     after = tree(demo / "params.yaml")
     found = [(run["method"]["tau_student"], run["optim"]["epochs"]) for name, run in after["runs"].items() if "isd-q" in name]
     unit = qmc.Sobol(2, seed=0).random_base2(2)
     assert found == [(float(f"{0.02 * 25 ** row[0]:.4g}"), round(5 + 15 * row[1])) for row in unit]
-    assert after["report"]["trials"] == {"k": 1}
-    assert "isd 5; a fair comparison gives each method the same number" in done.out
+    assert "trials" not in after["report"]
+    assert "fair comparison" not in done.out
+
+
+def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All trials are one method, also those that a second command adds; their numbers go on."""
+    from isd_repro.report import trials
+    from isd_repro.report.cells import Cell
+
+    call(demo, "variant", "isd-g", "--from", "isd", "--grid", "method.tau_student=0.05,0.2", "--seeds", "2", "--trials")
+    done = call(demo, "variant", "isd-h", "--from", "isd-g-1-s0", "-S", "optim.lr=0.1", "--trials")
+    assert "isd 6; a fair comparison gives each method the same number" in done.out
+    params = reader.load(demo / "params.yaml")[0]
+    labels = [run.label for name, run in params.runs.items() if name.startswith(("isd-g", "isd-h"))]
+    assert labels == [f"ISD, trial {at}" for at in (1, 2, 3, 4, 5)]
+    assert params.report.trials
+    monkeypatch.setattr(trials, "score_cell", lambda run, *_: Cell("score", (run,), value=float(run == "isd-g-2-s0")))
+    records: Any = SimpleNamespace(runs={name: name for name in params.runs})
+    best = trials.chosen(params, records, params.report.trials)
+    assert best["ISD"].runs == ("isd-g-2-s0",)
+    assert not [method for method in best if "trial" in method]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +110,10 @@ def test_a_sobol_design_fills_its_ranges(demo: Path) -> None:
         (("isd-x", "--from", "isdd"), "did you mean 'isd'?"),
         (("isd", "--from", "isd", "-S", "optim.lr=1"), "run 'isd' exists already"),
         (("isd-x", "--from", "isd", "-S", "optim.lr"), "expected key=value"),
-        (("isd-x", "--from", "isd", "-S", "optim.lr.x=1"), "is no group of keys"),
+        (("isd-x", "--from", "isd", "-S", "optim.lr.x=1"), "is not a group of keys"),
         (("isd-x", "--from", "isd", "--sobol", "2"), "--sobol and --range go together"),
         (("isd-x", "--from", "isd", "--sobol", "2", "--range", "optim.lr=2..1"), "low below high"),
-        (("Isd", "--from", "isd", "-S", "optim.lr=1"), "is no name of a run"),
+        (("Isd", "--from", "isd", "-S", "optim.lr=1"), "is not a valid name of a run"),
     ],
 )
 def test_what_would_be_wrong_is_not_written(demo: Path, arguments: tuple[str, ...], says: str) -> None:
@@ -110,7 +130,7 @@ def test_a_run_that_comes_and_goes_leaves_nothing(demo: Path) -> None:
     params = reader.load(demo / "params.yaml")[0]
     assert "isd-a" not in params.runs
     assert params.linear_runs[-1] == "isd-b"
-    call(demo, "run", "remove", "isd-b")
+    call(demo, "run", "remove", "isd-b", "isd-b")
     assert {name: (demo / name).read_text("utf-8") for name in before} == before
 
 
@@ -160,7 +180,7 @@ def test_a_profile_for_other_images(demo: Path) -> None:
     assert {subset.source.root_env for subset in params.subsets.values()} == {"ISD_MY_ROOT"}
     assert params.runs == reader.load(demo)[0].runs
     assert [subset.search_per_class for subset in params.subsets.values()] == [5]
-    chain.refused(chain.call(demo, "new", "mine", "--from", "."), "'mine' is taken", code=3)
+    chain.refused(chain.call(demo, "new", "mine", "--from", "."), "profile 'mine' exists already", code=3)
     chain.refused(chain.call(demo, "new", "other", "--from", ".", "--images", "X"), "--images and --dataset go together", code=3)
 
 
@@ -175,7 +195,7 @@ def test_a_run_trained_elsewhere_is_not_trained_again(clone: Path, tmp_path_fact
     shutil.copy(there / "reports" / "demo" / "records" / "isd" / "pretrain.json", kept)
     shell(clone, "dvc", "repro", "--quiet", "prepare@digits")
     before = (clone / "dvc.lock").read_text("utf-8")
-    for damage, says in (("encoder.safetensors", "has sha256"), ("metrics.jsonl", "which are not the 2 of its record")):
+    for damage, says in (("encoder.safetensors", "has sha256"), ("metrics.jsonl", "epochs are not the 2 of the record")):
         copied = tmp_path_factory.mktemp("damaged") / "run"
         shutil.copytree(kept, copied)
         content = (copied / damage).read_bytes()
@@ -185,8 +205,12 @@ def test_a_run_trained_elsewhere_is_not_trained_again(clone: Path, tmp_path_fact
         chain.refused(chain.call(clone, "run", "import", str(copied)), says)
     assert (clone / "dvc.lock").read_text("utf-8") == before
     assert not (clone / "runs" / "isd").exists()
+    stale = clone / "runs" / "isd" / "snapshots" / "epoch-00009.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     done = shell(clone, "isd-repro", "run", "import", str(kept))
     assert "imported" in done
+    assert not stale.exists(), "a snapshot of another training of this run"
     again = ran(shell(clone, "dvc", "repro"))
     assert "pretrain@isd" not in again
     assert {"extract@isd", "knn@isd", "pretrain@untrained", "report"} <= again
