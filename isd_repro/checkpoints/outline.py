@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # begins the pickles of torch's old format: magic, protocol, machine, content, storages
-_UNBOUNDED = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_UNBOUNDED = (  # operations that take more memory than their bytes, or make numbers too long to print; torch.save uses none
+    *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.LONG4),
+)
 _MODULE = {"_modules", "_parameters", "_buffers"}  # of a module that was pickled whole
 _MOST = 1_000_000  # values listed
 _FILLED = r"collections\.defaultdict|(?:pytorch_)?lightning[\w.]*\.AttributeDict"  # which torch has to fill
@@ -62,6 +65,12 @@ class _AsDict:
 
     def __new__(cls, *_args: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
+
+
+def _shaped(storage: Any, _: Any, shape: Any, *_rest: Any) -> Shaped:
+    """The tensor of a storage from `persistent_load`; other values are not printed, because they may repeat themselves."""
+    sides = tuple(side for side in shape if isinstance(side, int))
+    return Shaped(sides, storage if isinstance(storage, str) else "")
 
 
 class Outline(pickle._Unpickler):  # noqa: SLF001
@@ -118,7 +127,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
             self.problem = self.problem or f"the pickle asks for {full}"
         stand: Any = type(name, (Stand,), {"__new__": lambda cls, *args, **options: self._called(full, cls, args)})
         if full.startswith("torch._utils._rebuild_tensor"):
-            stand = lambda storage, _, shape, *rest: Shaped(tuple(shape), str(storage))  # noqa: E731
+            stand = _shaped
         elif full.startswith("torch._utils._rebuild_parameter"):
             stand = lambda tensor, *rest: tensor  # noqa: E731
         elif full == "torch._tensor._rebuild_from_type_v2":
