@@ -127,7 +127,7 @@ def test_a_tensor_of_what_is_no_storage_is_not_printed(tmp_path: Path) -> None:
     levels: list[Any] = [0]
     for _ in range(200):
         levels = [levels, levels]
-    rebuild = Calls(torch._utils._rebuild_tensor_v2, (levels, 0, levels, (), False, None))  # noqa: SLF001
+    rebuild = Calls(torch._utils._rebuild_tensor_v2, (levels, 0, levels, (), False, None))
     path = tmp_path / "file.pt"
     path.write_bytes(pickle.dumps({"a": rebuild, "b": Malicious(tmp_path / "ran")}, protocol=2))
     assert [(row.key, row.shape, row.dtype) for row in checkpoints.inspect(path).tensors] == [("a", (), "")]
