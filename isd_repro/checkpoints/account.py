@@ -103,7 +103,8 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
     """Weights as dense float32 of their own memory, counters as int64.
 
     Raises:
-        DataError: a weight is not float16, bfloat16, float32 or float64, has values that are not finite, or is a negative variance.
+        DataError: a weight is not float16, bfloat16, float32 or float64, has values that are not finite, or is a negative
+            variance.
     """
     result = {}
     for name, entry in tensors.items():
