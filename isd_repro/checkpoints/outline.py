@@ -74,10 +74,10 @@ def _shaped(storage: Any, _: Any, shape: Any, *_rest: Any) -> Shaped:
     return Shaped(sides, storage if isinstance(storage, str) else "")
 
 
-def _weighed(load: Callable[[Any], None]) -> Callable[[Outline], None]:
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
     """The operation that makes a tuple, and then measures it: hashing one that holds itself twice at each level has no end."""
 
-    def load_and_weigh(unpickler: Outline) -> None:
+    def load_and_weigh(unpickler: Any) -> None:
         load(unpickler)
         unpickler.weigh(unpickler.stack[-1])
 
