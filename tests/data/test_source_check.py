@@ -62,7 +62,12 @@ def test_the_same_images_pass_and_are_listed_once(source: Source, monkeypatch: p
 def test_images_that_are_no_files_of_the_source_are_not_looked_for_again(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """STL-10's are rows of a file."""
     calls: list[object] = []
-    monkeypatch.setattr(source_check, "_compare", lambda *given: calls.append(given) or (["train/0"], ""))
+
+    def compared(*given: object) -> tuple[list[str], str]:
+        calls.append(given)
+        return ["train/0"], ""
+
+    monkeypatch.setattr(source_check, "_compare", compared)
     source.check()
     source.check()
     assert len(calls) == 1
