@@ -27,7 +27,7 @@ from isd_repro.data.manifests import UNLABELLED, Positions
 from isd_repro.data.sources import Located
 from isd_repro.records import Shot
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.errors import DataError
 
 _Groups = dict[tuple[str, str], list[int]]
 
@@ -83,7 +83,6 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
 
     Raises:
         DataError: the images cannot satisfy the rule.
-        ConfigError: the rule contradicts itself.
     """
     groups = _group(images)
     where = f"subset {name!r}"
@@ -333,9 +332,6 @@ def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where
             order = _permutation(len(classes), rule.seed, "large")
             return classes, tuple(sorted(classes[at] for at in order[: rule.large]))
         raise DataError(f"{where}: {rule.large} large classes of {len(classes)} leave no rare one", "lower `large`")
-    if len(set(named)) != rule.large:
-        found = f"large_classes names {len(set(named))} different classes, large is {rule.large}"
-        raise ConfigError(f"{where}: {found}", "make the two numbers equal")
     for cls in named:
         if cls not in available:
             found = f"large class {cls!r} is not among the source's {len(available)} classes"

@@ -14,7 +14,7 @@ from isd_repro.data.lists import LIST_SHA256, parse_list
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
 from isd_repro.data.subsets import Selection, select
-from isd_repro.runtime.errors import ConfigError, DataError
+from isd_repro.runtime.errors import DataError
 from tests.data import trees
 
 COUNTS = {f"n{number:02d}": 20 + number for number in range(12)}
@@ -210,8 +210,7 @@ def test_classes_of_one_size_are_drawn_independently() -> None:
             trees.subset(unbalanced(classes=12, large=1, large_classes=("n11",), rare_images=25)),
             "has 20 train images, but 25 rare",
         ),
-        (trees.subset(unbalanced(large=8)), "8 large classes of 8 leave no rare one"),
-        (trees.subset(unbalanced(classes=3, large_classes=("n00", "n01", "n02"))), "3 large classes of 3 leave no rare one"),
+        (trees.subset(unbalanced(classes=None, large=12)), "12 large classes of 12 leave no rare one"),
         (trees.subset(unbalanced(classes=13)), "needs 13 classes"),
         (trees.subset(unbalanced(classes=13, large_classes=("n00", "n01", "n02"))), "needs 13 classes"),
         (trees.subset(unbalanced(large_classes=("n00", "n01", "n99"))), "large class 'n99' is not among the source's 12"),
@@ -231,8 +230,8 @@ def test_an_unknown_large_class_gets_a_suggestion() -> None:
 
 
 def test_large_and_large_classes_must_agree() -> None:
-    with pytest.raises(ConfigError, match="names 2 different classes, large is 3"):
-        select(IMAGES, trees.subset(unbalanced(large_classes=("n00", "n01", "n01"))), "x")
+    with pytest.raises(ValueError, match="large: 3, but large_classes names 2 different classes"):
+        unbalanced(large_classes=("n00", "n01"))
 
 
 # --- the authors' lists -----------------------------------------------------------------------------------------------
