@@ -103,7 +103,8 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
     """Weights as dense float32 of their own memory, counters as int64.
 
     Raises:
-        DataError: a weight is no floating-point tensor, has values that are not finite, or is a negative variance.
+        DataError: a weight is not float16, bfloat16, float32 or float64, has values that are not finite, or is a negative
+            variance.
     """
     result = {}
     for name, entry in tensors.items():
@@ -112,7 +113,7 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
             continue
         if entry.tensor.dtype not in _DTYPES:
             raise DataError(
-                f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected a floating-point tensor",
+                f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected float16, bfloat16, float32 or float64",
                 "no ResNet has complex weights"
                 if entry.tensor.is_complex()
                 else "quantised weights cannot be read; use the original checkpoint",
@@ -147,13 +148,13 @@ def marked(
 
 def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str]:
     """Notes on the weights used: precisions other than float32, and values that processors are slow with."""
-    taken = [entry for entry in parsed.entries if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())]
-    kinds = {_dtype(entry.tensor) for entry in taken} - {"float32"}
+    mine = [entry for entry in parsed.entries if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())]
+    taken = [entry.tensor for entry in mine if entry.tensor.dtype in _DTYPES]
+    kinds = {_dtype(tensor) for tensor in taken} - {"float32"}
     notes = [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds)]
-    floats = [entry.tensor for entry in taken if entry.tensor.is_floating_point()]
     tiny = torch.finfo(torch.float32).tiny
-    small = sum(int(((tensor != 0) & (tensor.abs() < tiny)).sum()) for tensor in floats)
-    if small > sum(tensor.numel() for tensor in floats) // _SUBNORMAL:
+    small = sum(int(((tensor != 0) & (tensor.abs() < tiny)).sum()) for tensor in taken)
+    if small > sum(tensor.numel() for tensor in taken) // _SUBNORMAL:
         notes.append(f"{small:,} weights are subnormal (below {tiny:.1e}), which slows processors down up to 50 times")
     return notes
 

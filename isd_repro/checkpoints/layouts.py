@@ -301,9 +301,16 @@ def _distinct(places: list[Place], states: States) -> list[Place]:
             for name, (_, tensor) in names.items()
             if name.startswith(place.prefix) and _BACKBONE.match(rename(name[len(place.prefix) :]))
         }
-        if not any(own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own) for _, other in found):
+        if not any(own.keys() == other.keys() and all(_equal(own[name], other[name]) for name in own) for _, other in found):
             found.append((place, own))
     return [place for place, _ in found]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    try:
+        return torch.equal(one, other)
+    except RuntimeError:  # torch does not compare all types, such as float8
+        return False
 
 
 def _listed(places: Sequence[Place]) -> str:

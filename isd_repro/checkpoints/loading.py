@@ -206,7 +206,7 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
         rows = account.marked(rows, tensors, differences, encoder, prefix)
         if not differences:
             found += _refusal(account.float32, tensors, f"{path}: {encoder}")
-    found += _refusal(lambda: notes.extend(_stated(raw, archs, AUTO)))
+    found += _refusal(lambda: notes.extend(_stated(raw, archs, AUTO))) if archs else []
     arch, notes = " / ".join(dict.fromkeys(archs)), list(dict.fromkeys(notes))
     return Inspection(
         path, raw.sha256, raw.size, raw.form, parsed.layout.name, arch, names, tuple(rows), tuple(found), tuple(notes)
@@ -319,7 +319,7 @@ def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:
             found = _RESNET.search(_spelled(name)) if key in _NAMED and isinstance(name, str) else None
             if found is None or _spelled(name) in plain:
                 continue
-            if plain and given == AUTO and not _PLAIN.fullmatch(found.group()):
+            if given == AUTO and not _PLAIN.fullmatch(found.group()):
                 raise DataError(
                     f"{raw.path}: the file calls itself {one_line(name)}, a variant whose features a plain ResNet does not give",
                     f"if it is a plain ResNet, say so with --arch {next(iter(archs))}",

@@ -11,15 +11,19 @@ import io
 import pickle
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # begins the pickles of torch's old format: magic, protocol, machine, content, storages
-_UNBOUNDED = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_UNBOUNDED = (  # operations that take more memory than their bytes, or make numbers too long to print; torch.save uses none
+    *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.LONG4),
+)
 _MODULE = {"_modules", "_parameters", "_buffers"}  # of a module that was pickled whole
-_MOST = 1_000_000  # values listed
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+_MOST = 1_000_000  # values listed, or in a tuple at all its levels
 _FILLED = r"collections\.defaultdict|(?:pytorch_)?lightning[\w.]*\.AttributeDict"  # which torch has to fill
 _TORCH = re.compile(  # what `torch.load(weights_only=True)` knows itself, and argparse.Namespace
     r"argparse\.Namespace|collections\.(?:OrderedDict|Counter)|_codecs\.encode|builtins\.(?:bytearray|set|complex)"
@@ -64,6 +68,22 @@ class _AsDict:
         return {}
 
 
+def _shaped(storage: Any, _: Any, shape: Any, *_rest: Any) -> Shaped:
+    """The tensor of a storage from `persistent_load`; other values are not printed, because they may repeat themselves."""
+    sides = tuple(side for side in shape if isinstance(side, int))
+    return Shaped(sides, storage if isinstance(storage, str) else "")
+
+
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The operation that makes a tuple, and then measures it: hashing one that holds itself twice at each level has no end."""
+
+    def load_and_weigh(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler.weigh(unpickler.stack[-1])
+
+    return load_and_weigh
+
+
 class Outline(pickle._Unpickler):  # noqa: SLF001
     """The pickles of one file, read without executing anything.
 
@@ -72,12 +92,17 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
         problem: why the file must not be loaded; empty if it may.
     """
 
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNBOUNDED}  # noqa: SLF001, RUF012
+    dispatch = {  # noqa: RUF012
+        code: _weighed(load) if bytes([code]) in _TUPLES else load
+        for code, load in pickle._Unpickler.dispatch.items()  # noqa: SLF001
+        if bytes([code]) not in _UNBOUNDED
+    }
 
     def __init__(self, payload: bytes, size: int) -> None:
         """`payload` begins with a pickle; `size` is that of the whole file in bytes."""
         self._size = size
         self._stands: dict[str, Any] = {}
+        self._weights: dict[int, tuple[int, tuple[Any, ...]]] = {}  # id of a tuple -> values at all its levels, the tuple
         self.content: Any = None
         self.problem = ""
         file = io.BytesIO(payload)
@@ -108,6 +133,13 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
                 inside = [(place if key in _MODULE else f"{place}/{key}".lstrip("/"), each) for key, each in items]
                 stack += reversed([*inside, (place, value.state)] if isinstance(value, Stand) else inside)
 
+    def weigh(self, made: tuple[Any, ...]) -> None:
+        """Count the values of a new tuple at all its levels; `UnpicklingError` where no checkpoint has so many."""
+        weight = sum(self._weights[id(item)][0] if id(item) in self._weights else 1 for item in made)
+        if weight > _MOST:
+            raise pickle.UnpicklingError(f"a tuple of more than {_MOST:,} values")
+        self._weights[id(made)] = weight, made
+
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in; what may be loaded is only written down."""
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's names
@@ -118,7 +150,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
             self.problem = self.problem or f"the pickle asks for {full}"
         stand: Any = type(name, (Stand,), {"__new__": lambda cls, *args, **options: self._called(full, cls, args)})
         if full.startswith("torch._utils._rebuild_tensor"):
-            stand = lambda storage, _, shape, *rest: Shaped(tuple(shape), str(storage))  # noqa: E731
+            stand = _shaped
         elif full.startswith("torch._utils._rebuild_parameter"):
             stand = lambda tensor, *rest: tensor  # noqa: E731
         elif full == "torch._tensor._rebuild_from_type_v2":

@@ -14,6 +14,7 @@ import json
 import re
 import statistics
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -152,7 +153,8 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return (folder / HEADER).is_file() or any(inside.name.lower() == "train" and inside.is_dir() for inside in folder.iterdir())
+    top = {inside.name.lower() for inside in folder.iterdir() if inside.is_dir()}
+    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet has .txt files beside it
 
 
 def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
@@ -198,7 +200,7 @@ def _counts(path: Path) -> Counter[str]:
     if path.is_dir() and (path / HEADER).is_file():
         manifest = manifests.read(path)
         return Counter(manifest.images[at].cls for at in manifest.train.tolist())
-    if path.is_dir() or zipfile.is_zipfile(path):
+    if path.is_dir() or zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         with open_images(path) as listing:
             return Counter(image.cls for image in listing.images if image.split == "train")
     return Counter(cls for cls, _ in parse_labelled(path).images)

@@ -59,12 +59,12 @@ def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> Non
             f" those that it names: dvc repro --force --single-item prepare@{name}",
         )
     with suppress(OSError):
-        seen = _times(root, [*map(str, _entries(root)), *files])
+        seen = _times(root, [*map(str, _entries(root)), *(file for file in files if (root / file).is_file())])
         write_atomic(kept, json.dumps(seen).encode())
 
 
 def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
-    """Paths of the sample's files inside the source, where it is a folder, and what is wrong."""
+    """How the source finds the sample's images, as paths where they are files of a folder, and what is wrong."""
     manifest = manifests.read(prepared)
     with sources.open_source(subset.source) as listing:
         there = {(image.split, image.cls, image.file): image for image in listing.images}
@@ -93,5 +93,5 @@ def _entries(root: Path) -> Iterator[Path]:
 
 def _times(root: Path, files: list[str]) -> dict[str, list[int]]:
     """Size and time of last change of each of these files and folders."""
-    found = {file: (root / file).stat() for file in files if not (root.is_file() and file != ".")}
+    found = {file: (root / file).stat() for file in files}
     return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in found.items()}

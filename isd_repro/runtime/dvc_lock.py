@@ -42,14 +42,14 @@ class DvcLock:
         """Copy the lock at the start of a stage, named as DVC does: `pretrain@isd`.
 
         Raises:
-            UserError: the lock has lost stages since the last copy.
+            UserError: the lock has lost stages since the last copy, or is cut off in its last one.
         """
-        text = _text(self.path)
-        lost = self._lost(text, _read(self.copy)[2])
-        if lost:
-            found = f"{self.path}: has lost {len(lost)} stages that it had, such as {lost[0]}"
+        text, kept = _text(self.path), _read(self.copy)[2]
+        lost = self._lost(text, kept)
+        if lost or (kept and self._is_damaged(text)):
+            what = f"has lost {len(lost)} stages that it had, such as {lost[0]}" if lost else "is cut off"
             raise UserError(
-                f"{found}; this happens when DVC is stopped while it writes the file",
+                f"{self.path}: {what}; this happens when DVC is stopped while it writes the file",
                 f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
             )
         head = json.dumps({"stage": stage, "runs_with": self.runs_with})
@@ -64,7 +64,7 @@ class DvcLock:
         """
         stage, ran_with, kept = _read(self.copy)
         text = _text(self.path)
-        damaged = self.path.is_file() and not text.endswith("\n")
+        damaged = self._is_damaged(text)
         if damaged and not stage:
             raise UserError(f"{self.path}: is empty or cut off, and no stage has left a copy", f"git checkout {self.path.name}")
         if damaged or self._lost(text, kept):
@@ -83,6 +83,9 @@ class DvcLock:
             say(f"{stage}: had finished; the lock has its outputs now")
         else:
             say(f"{stage}: had not finished; `dvc repro` runs it")
+
+    def _is_damaged(self, text: str) -> bool:
+        return self.path.is_file() and not text.endswith("\n")
 
     def _lost(self, text: str, kept: str) -> list[str]:
         there = set(_STAGE.findall(text))

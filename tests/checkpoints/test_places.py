@@ -240,6 +240,13 @@ def test_spellings_of_the_same_architecture(name: str, nets: Nets, write: Write)
     assert any("calls itself" in note for note in notes) == (name == "tv_resnet18")
 
 
+def test_a_name_is_not_compared_with_an_architecture_that_is_unknown(nets: Nets, write: Write) -> None:
+    state = {name: tensor for name, tensor in backbone(nets["student"]).items() if ".running_" not in name}
+    found = checkpoints.inspect(write({"arch": "resnet18_gn", "state_dict": state}))
+    assert (len(found.problems), found.arch) == (1, "")
+    assert not any("calls itself" in note for note in found.notes)
+
+
 def test_subnormal_weights_are_said(nets: Nets, write: Write) -> None:
     state = {name: tensor.clone() for name, tensor in backbone(nets["student"]).items()}
     assert not any("subnormal" in note for note in checkpoints.load(write(state)).notes)

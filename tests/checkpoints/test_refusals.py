@@ -116,14 +116,26 @@ def test_an_architecture_that_the_shapes_contradict_is_noted(arch: Any, nets: di
             assert [note for note in notes_of(path).notes if "not show in" not in note] == expected
 
 
-@pytest.mark.parametrize(("dtype", "hint"), [(torch.int8, "quantised"), (torch.complex64, "complex")])
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(torch.int8, "quantised"), (torch.complex64, "complex"), (torch.float8_e4m3fn, "quantised")]
+)
 def test_weights_of_another_kind(dtype: torch.dtype, hint: str, nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
     state["conv1.weight"] = state["conv1.weight"].to(dtype)
     name = str(dtype).removeprefix("torch.")
-    with pytest.raises(DataError, match=rf"conv1\.weight is {name}, expected a floating-point tensor") as caught:
+    with pytest.raises(DataError, match=rf"conv1\.weight is {name}, expected float16") as caught:
         checkpoints.load(write(state))
     assert hint in caught.value.hint
+    found = checkpoints.inspect(write(state))
+    assert name in found.problems[0]
+    assert not any("were converted" in note for note in found.notes)
+
+
+def test_weights_that_torch_does_not_compare_are_not_the_same(nets: dict[str, ResNet], write: Write) -> None:
+    state = backbone(nets["student"])
+    small = state | {"conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}
+    with pytest.raises(DataError, match="2 different ResNets: one, two"):
+        checkpoints.load(write({"one": small, "two": state}))
 
 
 def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) -> None:

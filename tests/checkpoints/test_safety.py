@@ -112,13 +112,27 @@ def test_a_small_file_that_asks_for_much_is_not_loaded(
     [
         b"\x80\x02}r\xff\xff\xff\x7f.",  # an entry of the memo far beyond the others
         b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",  # bytes that the file does not have
+        pickle.dumps({10**5000: 1}, protocol=2),  # a key that Python does not print
+        # (0,), then 50 times a tuple that holds the one before twice, as a key: 2**50 values to hash
+        b"\x80\x02}K\x00\x85q\x00" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(50)) + b"K\x01s.",
     ],
 )
-def test_a_pickle_that_reserves_memory(payload: bytes, tmp_path: Path) -> None:
+def test_a_pickle_that_takes_memory_or_time(payload: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(payload)
     with pytest.raises(DataError, match="truncated or damaged"):
         checkpoints.load(path)
+
+
+def test_a_tensor_of_what_is_no_storage_is_not_printed(tmp_path: Path) -> None:
+    """As text this list, which holds itself twice at each of 200 levels, would have no end."""
+    levels: list[Any] = [0]
+    for _ in range(200):
+        levels = [levels, levels]
+    rebuild = Calls(torch._utils._rebuild_tensor_v2, (levels, 0, levels, (), False, None))
+    path = tmp_path / "file.pt"
+    path.write_bytes(pickle.dumps({"a": rebuild, "b": Malicious(tmp_path / "ran")}, protocol=2))
+    assert [(row.key, row.shape, row.dtype) for row in checkpoints.inspect(path).tensors] == [("a", (), "")]
 
 
 def test_plain_values_of_other_libraries_are_bytes_and_nothing_else(tmp_path: Path) -> None:

@@ -100,6 +100,16 @@ def test_what_is_no_list_is_named(tmp_path: Path) -> None:
         auditing.read_words(tmp_path / "words.txt")
 
 
+def test_images_beside_text_files_are_a_set_of_images_and_a_tar_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kaggle" / "ILSVRC").mkdir(parents=True)
+    (tmp_path / "kaggle" / "LOC_synset_mapping.txt").touch()
+    assert auditing.find_sets([tmp_path / "kaggle"]) == [tmp_path / "kaggle"]
+    with tarfile.open(tmp_path / "images.tar", "w") as packed:
+        packed.add(tmp_path / "kaggle")
+    with pytest.raises(DataError, match="a tar file, which is not read in place"):
+        auditing.inspect([tmp_path / "images.tar"])
+
+
 def test_missing_and_different_lists_are_told_with_where_to_find_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,20 @@ def test_the_same_images_pass_and_are_listed_once(source: Source, monkeypatch: p
     source.check()
 
 
+def test_images_that_are_no_files_of_the_source_are_not_looked_for_again(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STL-10's are rows of a file."""
+    calls: list[object] = []
+
+    def compared(*given: object) -> tuple[list[str], str]:
+        calls.append(given)
+        return ["train/0"], ""
+
+    monkeypatch.setattr(source_check, "_compare", compared)
+    source.check()
+    source.check()
+    assert len(calls) == 1
+
+
 def test_equal_images_elsewhere_or_in_a_zip_pass(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISD_TEST_ROOT", str(trees.write_plain(tmp_path / "copy", FILES)))
     source.check()

@@ -97,7 +97,7 @@ def test_commands_of_the_pipeline_hold_no_text_of_users() -> None:
     stages = YAML(typ="safe").load((world.ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
     filled = {str(body.get("do", body)["cmd"]) for body in stages.values()}
     assert filled == {f"isd-repro {stage} ${{key}}" for stage in ("prepare", "pretrain", "extract", "knn")} | {
-        *(f"isd-repro {stage} ${{item}}" for stage in ("linear", "few-label", "transfer", "trajectory")),
+        *(f"isd-repro {stage} ${{item}}" for stage in ("linear", "knn-dense", "few-label", "transfer", "trajectory")),
         "isd-repro report",
     }
 

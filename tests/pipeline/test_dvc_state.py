@@ -141,7 +141,11 @@ def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(tmp_path: Path)
     with pytest.raises(UserError, match="has lost 1 stages that it had, such as pretrain@b") as caught:
         lock.keep("pretrain@b")
     assert "`isd-repro rescue`" in caught.value.hint
+    lock.path.write_text(lock_of("prepare@d", "pretrain@a", "pretrain@b").removesuffix("y\n"), "utf-8")
+    with pytest.raises(UserError, match="is cut off"):
+        lock.keep("pretrain@b")
     assert lock.copy.read_bytes() == kept
+    lock.path.write_text(lock_of("prepare@d", "pretrain@a"), "utf-8")
     lock_in(tmp_path, "a").keep("pretrain@b")  # that run is gone from the parameters
     assert lock.copy.read_bytes() != kept
 
