@@ -42,7 +42,7 @@ files = {{
     "prepare": [Path("data/prepared", *names, "manifest.json")],
     "pretrain": [Path("runs", *names, name) for name in ("encoder.safetensors", "metrics.jsonl", "snapshots/epoch-1")],
     "extract": [Path("runs", *names, "features.safetensors")],
-    "report": [Path("reports/tiny", name) for name in ("cards/README.md", "tables/table.md")],
+    "report": [Path("reports/tiny", name) for name in ("cards/README.md", "tables/table.md", "plots/scores.csv", "metrics.json")],
 }}.get(stage, [])
 for path in [*files, *([records / f"{{stage.replace('-', '_')}}.json"] if stage not in ("prepare", "extract", "report") else [])]:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,8 @@ def test_one_file_and_one_block_make_a_command_a_column_a_row_and_a_verdict(clon
 
     file.write_text(block("isd_repro/evaluations/weighted_knn.py"), "utf-8")
     pipeline = clone / "dvc.yaml"
-    pipeline.write_text(pipeline.read_text("utf-8").rstrip("\n") + "\n\n" + block("tests/pipeline/weighted_knn.yaml"), "utf-8")
+    stages, report, rest = pipeline.read_text("utf-8").partition("  report:\n")
+    pipeline.write_text(f"{stages}{block('tests/pipeline/weighted_knn.yaml')}\n{report}{rest}", "utf-8")
     change(clone, "evaluation", "weighted_knn", value={"k": [5, 10]})
 
     assert "weighted by similarity" in shell(clone, "isd-repro", "weighted-knn", "--help", env=env)
