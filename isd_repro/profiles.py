@@ -222,11 +222,11 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
             raise DataError(f"run {name!r} has results: {', '.join(map(str, found))}", "add --force to delete them")
         del tree["runs"][name]
         _replace(tree, name, None)
+    _remove_stages(layout, names)  # first, since a torn lock is refused
     _write(layout, tree)
     for name in names:
         for path in _results(name, layout):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _remove_stages(layout, names)
     say(f"removed {', '.join(names)} from {layout.file}; `{_repro(layout)}` renders the page")
 
 
@@ -294,8 +294,12 @@ def _remove_stages(layout: Layout, runs: Collection[str]) -> None:
     path = layout.folder / "dvc.lock"
     if path.is_file():
         yaml = YAML()
-        tree = yaml.load(path.read_text("utf-8"))
-        for stage in [stage for stage in tree["stages"] if stage.partition("@")[2] in runs]:
+        try:
+            tree = yaml.load(path.read_text("utf-8"))
+            stages = list(tree["stages"])
+        except (YAMLError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: cannot be read", "restore it with `isd-repro rescue` or from git") from error
+        for stage in [stage for stage in stages if stage.partition("@")[2] in runs]:
             del tree["stages"][stage]
         stream = io.StringIO()
         yaml.default_flow_style = False

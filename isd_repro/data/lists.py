@@ -76,8 +76,8 @@ def parse_list(path: Path) -> Listed:
             raise DataError(f"{path}:{number}: expected /train/<one of its classes>/<file>, found {line!r}", hint)
         images.append((parts[2], parts[3]))
     counts = Counter(cls for cls, _ in images)
-    if len(known) != len(classes) or len(set(images)) != len(images) or set(counts) != known:
-        raise DataError(f"{path}: names a class or an image twice, or a class without images", hint)
+    if not classes or len(known) != len(classes) or len(set(images)) != len(images) or set(counts) != known:
+        raise DataError(f"{path}: has no class, a class or an image twice, or a class without images", hint)
     usual = min(Counter(counts.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     large = tuple(sorted(cls for cls, count in counts.items() if count > usual))
     return Listed(classes, tuple(images), large, hashlib.sha256(content).hexdigest())

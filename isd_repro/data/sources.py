@@ -451,7 +451,7 @@ def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
     try:
         rows = scipy.loadmat(io.BytesIO(tree.read(file)), squeeze_me=True)["synsets"]
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
-    except (UnreadableError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # scipy raises errors of its own for a damaged file
         raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the development kit again") from error
 
 
@@ -679,6 +679,8 @@ def stl10(root: Path) -> Listing:
                 continue
             labels = np.fromfile(folder / f"{name}_y.bin", np.uint8).tolist()  # counted from 1
             for row, (label, _) in enumerate(zip(labels, pixels[split], strict=True)):
+                if label == 0:
+                    raise ValueError(f"image {row} of {name}_X.bin has label 0, and labels are counted from 1")
                 images.append(Located(split, names[label - 1], f"{split}_{row:05d}.png", f"{split}/{row}"))
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{folder}: damaged ({type(error).__name__}: {error})", "unpack the archive again") from error

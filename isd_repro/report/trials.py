@@ -41,7 +41,8 @@ def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]
     columns = (Column(f"{asked.group.capitalize()} queries", f"{asked.k}-NN, student"),)
     note = "Optimistic, because each trial was chosen by this number."
     taken = [Table("trials-taken", "Trials taken", "Method", columns, rows, notes=(note,), sortable=False)] if rows else []
-    by_name = {params.runs[cell.runs[0]].method.name: cell for cell in best.values()}
+    by_score = sorted(best.values(), key=lambda cell: cell.value or 0.0)
+    by_name = {params.runs[cell.runs[0]].method.name: cell for cell in by_score}  # the best of each
     return [*taken, *_precision(records, asked, by_name)]
 
 

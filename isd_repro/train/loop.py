@@ -146,7 +146,7 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        if not group["fixed_lr"]:
+        if not group.get("fixed_lr"):
             group["lr"] = lr
 
 
