@@ -25,7 +25,7 @@ from tests.conformance import problem
 from tests.conformance.problem import Noise, build, losses
 
 FAST, REFERENCE = Numerics(engine="fast"), Numerics()
-BANKED = ("isd", "moco")
+BANKED = ("isd", "moco", "sce")
 CPU = torch.device("cpu")
 
 

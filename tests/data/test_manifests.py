@@ -88,7 +88,7 @@ def test_names_of_the_subset_change_no_hash() -> None:
     [
         (f"{3:064x}", f"{9:064x}", "sha256 of its rows"),
         ("\tts\n", "\tt\n", "sha256 of its rows"),
-        ("\tts\n", "\ttx\n", "sha256 of its rows"),
+        ("\tts\n", "\ttx\n", "the roles 'tx', expected some of 'ts'"),
         ("ant_1.JPEG", "ant_5.JPEG", "sha256 of its rows"),
         ("\tq\n", "\n", r"images\.tsv:6: expected"),
         ("\tq\n", "\t\n", r"images\.tsv:6: expected"),
