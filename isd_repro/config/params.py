@@ -293,7 +293,8 @@ class Subset(Frozen):
     def _classes_suffice(self) -> Subset:
         """What can be said without the images; `prepare` says the rest."""
         rule, most = self.rule, _CLASSES.get(self.source.name)
-        asked = len(rule.classes or ()) or None if isinstance(rule, NamedClasses) else getattr(rule, "classes", None)
+        asked = getattr(rule, "classes", None)
+        asked = len(asked) if isinstance(asked, tuple) else asked
         if asked and most and asked > most:
             raise ValueError(f"rule.classes: {asked} classes, but {self.source.name} has {most}")
         classes, large = asked or most, getattr(rule, "large", 0)
