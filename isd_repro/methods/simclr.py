@@ -61,7 +61,7 @@ class Method(nn.Module):
         tau = tau_at(batch.step, self.steps_per_epoch, self.config.tau, self.config.tau_schedule)
         with torch.autocast(one_BD.device.type, enabled=False):
             loss = simclr_loss(one_BD, other_BD, tau)
-        return StepOutput(loss, health(one_BD.detach(), other_BD.detach()))
+        return StepOutput(loss, health(one_BD.detach()))
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

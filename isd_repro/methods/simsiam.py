@@ -63,7 +63,7 @@ class Method(nn.Module):
         p_1, p_2 = unit(self.predictor(z_1)), unit(self.predictor(z_2))
         z_1, z_2 = unit(z_1), unit(z_2)
         loss = simsiam_loss(p_1, z_2) / 2 + simsiam_loss(p_2, z_1) / 2
-        return StepOutput(loss, health(p_1.detach(), z_2.detach()))
+        return StepOutput(loss, health(p_1.detach()))
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

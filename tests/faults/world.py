@@ -79,7 +79,7 @@ def outputs(folder: Path) -> dict[str, Path]:
 def states(folder: Path) -> list[Path]:
     """Folders of unfinished work."""
     found = sorted((folder / ".state").iterdir()) if (folder / ".state").is_dir() else []
-    return [path for path in found if path.name != "verified"]
+    return [path for path in found if path.name not in ("verified", "dvc")]
 
 
 def written(folder: Path) -> set[str]:

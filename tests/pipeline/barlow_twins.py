@@ -48,7 +48,7 @@ class Method(nn.Module):
         """Both views through the network, then the loss."""
         one_BD, other_BD = self.student(batch.view_student), self.student(batch.view_teacher)
         loss = barlow_twins_loss(one_BD, other_BD, self.config.weight)
-        return StepOutput(loss, health(unit(one_BD.detach()), unit(other_BD.detach())))
+        return StepOutput(loss, health(unit(one_BD.detach())))
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:

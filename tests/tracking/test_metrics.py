@@ -88,7 +88,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, found:
 def test_a_full_disk_is_told_and_not_hidden() -> None:
     with pytest.raises(UserError, match="No space left") as caught, RunTracker(Path("/dev/full")) as tracker:
         tracker.log({"epoch": 1})
-    assert "resumes" in caught.value.hint
+    assert "run the same command again" in caught.value.hint
 
 
 def test_a_picture_lies_whole_on_the_disk_with_its_caption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
