@@ -278,6 +278,8 @@ def test_every_published_number_is_in_the_files(tmp_path: Path) -> None:
 
 def test_the_overview_of_one_draw_and_one_seed(profile: Profile) -> None:
     facts = dict(profile.report().overview)
-    assert facts["What was run"].startswith("4 of 5 runs have scores, 4 of them trained; all 36 scores were recomputed")
+    assert facts["What was run"].startswith(
+        "4 of 5 runs have scores, 4 of them trained; all 73 numbers of this page were recomputed"
+    )
     assert "the variation over seeds and draws is unknown" in facts["How certain"]
     assert facts["Not done"] == "Not run: byol; no run is repeated with another seed."

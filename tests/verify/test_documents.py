@@ -49,7 +49,8 @@ def test_every_deviation_is_cited_where_it_applies_and_every_cited_one_exists() 
             assert any("DEV-24" in note for note in run.notes) == (run.numerics.engine == "fast"), f"{path}: {name}"
         shown |= listed
     assert described - in_code - shown - cited(PROFILES) == set(), "cited nowhere"
-    assert described - shown - {"DEV-23", "DEV-24"} == set(), "no page shows it"
+    everywhere = {"DEV-28"}  # of every evaluation
+    assert described - shown - everywhere - {"DEV-23", "DEV-24"} == set(), "no page shows it"
 
 
 def test_the_effect_of_the_best_epoch_is_that_of_the_records() -> None:
