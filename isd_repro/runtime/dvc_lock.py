@@ -53,7 +53,7 @@ class DvcLock:
                 f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
             )
         head = json.dumps({"stage": stage, "runs_with": self.runs_with})
-        with suppress(OSError):  # a stage that needs no state folder must not fail for want of one
+        with suppress(OSError):  # the copy is a help and no condition
             write_atomic(self.copy, f"# {head}\n{text}".encode())
 
     def rescue(self, say: Callable[[str], object]) -> None:
