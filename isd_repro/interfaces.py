@@ -85,8 +85,8 @@ class Backbone(nn.Module):
 class Method(Protocol):
     """One self-supervised method: a module whose forward makes one training step's loss.
 
-    Two attributes are optional: `symmetric`, True where both views pass through the student with a gradient, and `fixed_lr`,
-    modules whose learning rate does not follow the schedule.
+    Three attributes are optional: `symmetric`, True where both views pass through the student with a gradient; `fixed_lr`,
+    modules whose learning rate does not follow the schedule; and `needs_labels`, True where images without labels are refused.
     """
 
     def __call__(self, batch: Batch) -> StepOutput: ...
