@@ -1,4 +1,4 @@
-"""What every test needs: a home of its own, one thread, and no W&B unless the test asks for it."""
+"""What every test needs: a home and a terminal of its own, one thread, and no W&B unless the test asks for it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ def _private_home() -> Iterator[None]:
         patch.setenv("MPLBACKEND", "agg")
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("DVC_NO_ANALYTICS", "1")
-        for name in [name for name in os.environ if name.startswith(("XDG_", "ISD_")) or name in {"WANDB_API_KEY", "WANDB_DIR"}]:
+        patch.setenv("TERM", "xterm-256color")  # of a dumb terminal Rich takes no width
+        unwanted = {"WANDB_API_KEY", "WANDB_DIR", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"}
+        for name in [name for name in os.environ if name.startswith(("XDG_", "ISD_")) or name in unwanted]:
             patch.delenv(name)
         yield
