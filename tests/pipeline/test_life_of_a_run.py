@@ -94,7 +94,7 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
     labels = [run.label for name, run in params.runs.items() if name.startswith(("isd-g", "isd-h"))]
     assert labels == [f"ISD, trial {at}" for at in (1, 2, 3, 4, 5)]
     assert params.report.trials
-    
+
     def scored(_: Any, runs: list[str], *__: Any) -> Cell:
         return Cell("score", tuple(runs), value=float("isd-g-2-s0" in runs))
 

@@ -206,7 +206,7 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
 
 
 def test_seeds_of_one_trial_are_no_trials_of_their_own(tmp_path: Path) -> None:
-    """Two seeds of one setting are one trial with their mean, and a trial that lacks a seed leaves its method without a choice."""
+    """Two seeds of one setting are one trial with their mean; a trial that lacks a seed leaves its method without a choice."""
     runs = {f"isd-{at}-{seed}": (f"ISD, trial {at}, seed {seed}", "d1") for at in (1, 2) for seed in (0, 1)}
     rules: dict[str, dict[str, Any]] = {"d1": {"name": "list", "list": "D1"}}
     profile = made(tmp_path, runs, dict.fromkeys(runs, "isd"), rules, trials={"group": "all", "k": 1})
