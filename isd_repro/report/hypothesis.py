@@ -228,7 +228,9 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
     for done in comparisons:
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
-        rows.append(Row(done.name, statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)))
+        cells = list(statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both))
+        cells[2] = cells[2].having(detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
+        rows.append(Row(done.name, tuple(cells)))
     within = _within_classes(comparisons)
     rows += within
     n = f"n = {len(comparisons[0].draws)} of {draws} draws, those with both methods; seeds are averaged within a draw first."

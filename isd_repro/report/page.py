@@ -92,10 +92,13 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
         pair = rivals(params, subsets)
-        if gains := figures.class_gains(params, records, subsets, *pair) if pair else None:
-            blocks.append(Block("Gains by class", (), (), (gains,)))
-    drawn = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
-    blocks += [Block("Accuracy against imbalance", (), (), found) for found in drawn if found]
+        by_class = [figures.class_gains(params, records, subsets, *pair)] if pair else []
+        by_class += [figures.class_accuracy(params, records, subsets)]
+        by_class += [figures.confusions(params, records, subsets, *pair)] if pair else []
+        if drawn := tuple(filter(None, by_class)):
+            blocks.append(Block("By class", (), (), drawn))
+    imbalance = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
+    blocks += [Block("Accuracy against imbalance", (), (), found) for found in imbalance if found]
     if tried := params.report.trials:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]

@@ -108,8 +108,8 @@ def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
     pair = discordant(records, first, second)
     if pair:
         detail += (
-            f"; one training of each; only the first is correct on {text.count(pair[0])} queries, only the second on"
-            f" {text.count(pair[1])} (McNemar's exact test over queries: {text.p_value(intervals.sign_test(*pair))})"
+            f"; one training of each, so their variation is unknown; queries that only the first answers rightly:"
+            f" {text.count(pair[0])}, only the second: {text.count(pair[1])}"
         )
     return replace(cell, value=first.value - second.value, detail=detail)
 

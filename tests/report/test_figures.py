@@ -64,6 +64,38 @@ def test_a_class_has_a_bar_at_its_gain_and_the_largest_comes_first(profile: Prof
     assert sorted(heights) == pytest.approx(sorted(sides[0][name] - sides[1][name] for name in sides[0]))
 
 
+def test_accuracy_stands_against_the_training_images_of_a_class(profile: Profile) -> None:
+    """Two large classes share what the eight rare ones with 30 images each leave of 1,040 images."""
+    records = profile.records()
+    drawn = figures.class_accuracy(profile.params, records, ["small"])
+    assert drawn is not None
+    (axes,) = drawn.draw().axes
+    assert [list(line.get_xdata()) for line in axes.lines] == [[30, 400]] * 4
+    by_name = by_class(records, ["isd"], ("student", "1-NN", "all"))
+    rare = [by_name[name] for name in by_name if name not in synthetic.LARGE]
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(sum(rare) / 8)
+    assert len(dots(axes)[-1]) == 10
+
+
+@pytest.mark.parametrize(("few", "cells"), [(20, 100), (9, 6)])
+def test_answers_are_shown_by_class_and_by_group_where_there_are_many(
+    profile: Profile, few: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FEW_CLASSES", few)
+    drawn = figures.confusions(profile.params, profile.records(), ["small"], "ISD", "MoCo v2")
+    assert drawn is not None
+    ours, theirs = drawn.draw().axes
+    assert (ours.get_title(), theirs.get_title()) == ("ISD", "MoCo v2")
+    shares = ours.collections[0].get_array()
+    assert shares.size == cells
+    assert shares.sum(axis=1) == pytest.approx(1)
+    right = by_class(profile.records(), ["isd"], ("student", "1-NN", "all"))
+    if few == 20:
+        assert [100 * shares[at, at] for at in range(10)] == pytest.approx([right[f"c{at}"] for at in range(10)])
+    else:
+        assert 100 * shares[0][-1] == pytest.approx((right["c0"] + right["c1"]) / 2)
+
+
 def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> None:
     draws = {"d1": 1.0, "d2": 3.0, "d3": 2.5}
     one = Comparison(("student", "1-NN", "rare"), draws, 50.0, 48.0, {}, ())
@@ -105,7 +137,7 @@ def test_accuracy_against_imbalance_has_a_line_a_method_and_a_dot_a_run(tmp_path
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
     drawn = profile.report().figures
     first = {figure.name: figure.svg() for figure in drawn}
-    assert set(first) == {"scores-small", "classes-small", "loss-curves"}
+    assert set(first) == {"scores-small", "classes-small", "sizes-small", "confusions-small", "loss-curves"}
     with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
         assert {figure.name: figure.svg() for figure in drawn} == first
     for text in first.values():
