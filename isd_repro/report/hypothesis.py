@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 from typing import Literal
+
+from scipy import stats
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
@@ -17,7 +20,6 @@ from isd_repro.report.repetitions import families, methods, under_test
 from isd_repro.report.run_records import Key, Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import ENCODERS, first_metric, groups_of, metrics_of
-from isd_repro.report.within_class import within_class
 from isd_repro.runtime.errors import ConfigError
 
 NOTE = (
@@ -139,6 +141,46 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
             if len(of_class):
                 shares[name].append(100 * float(of_class.double().mean()))
     return {name: fmean(values) for name, values in shares.items()}
+
+
+# --- rare less large within the same classes ------------------------------------------------------------------------------
+#
+# Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
+# classes are rare in some and large in others: each of them is compared with itself.
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Rare less large within a class, averaged over classes, in the unit of the values.
+
+    Attributes:
+        mean: over the classes, each counted once.
+        low, high: 95 % interval of Student's t over the classes; NaN for a single class.
+        classes: how many are rare in one set and large in another.
+    """
+
+    mean: float
+    low: float
+    high: float
+    classes: int
+
+
+def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> Contrast | None:
+    """The contrast of values by class: scores of a method, or differences of two.
+
+    Args:
+        rare: for each class its values in the sets where it is rare.
+        large: likewise where it is large.
+
+    Returns:
+        None where no class is in both.
+    """
+    both = sorted(cls for cls in rare.keys() & large.keys() if rare[cls] and large[cls])
+    values = [fmean(rare[cls]) - fmean(large[cls]) for cls in both]
+    if not values:
+        return None
+    low, high = (math.nan, math.nan) if len(values) == 1 else stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return Contrast(fmean(values), float(low), float(high), len(values))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -141,8 +141,6 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         tracker.log({"epoch": params.runs[name].optim.epochs, **image_pages.shown(facts)})
         for key, rows, caption in image_pages.sheets(facts):
             tracker.log_image(key, contact_sheet.grid(run.prepared.store, rows), caption)
-    for line in image_pages.lines(facts):
-        console.print(f"{name} {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
 
 

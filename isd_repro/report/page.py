@@ -26,7 +26,6 @@ from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
 from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
-from isd_repro.report.footnotes import footnotes
 from isd_repro.report.problems import OnProblem, refuse
 from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
@@ -118,7 +117,7 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
         result=overview.result(params, records),
         overview=tuple(overview.facts(params, records, every, tally)),
         blocks=tuple(blocks),
-        footnotes=tuple(footnotes(params, records, tally[1])),
+        footnotes=tuple(overview.footnotes(params, records, tally[1])),
         runs=runs,
         tally=tally,
         sources=_sources(params),

@@ -207,23 +207,6 @@ def test_markdown_tables_are_rectangular(profile: Profile) -> None:
         assert len(widths) == 1
 
 
-def test_latex_rows_are_as_wide_as_their_columns(profile: Profile) -> None:
-    tex = profile.files()["table.tex"]
-    bodies = re.findall(r"\\begin\{tabular\}\{@\{\}(l(r+))@\{\}\}(.*?)\\end\{tabular\}", tex, flags=re.DOTALL)
-    assert len(bodies) == 3
-    for columns, numbers, body in bodies:
-        rows = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(columns) - 1}
-        spans = [int(width) for width in re.findall(r"\\multicolumn\{(\d)\}", body)]
-        assert sum(spans) == len(numbers)
-    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 3
-    depth = 0
-    for sign in re.sub(r"\\[{}]", "", tex):
-        depth += (sign == "{") - (sign == "}")
-        assert depth >= 0
-    assert depth == 0
-
-
 def test_cells_files_agree_with_the_table(profile: Profile) -> None:
     files = profile.files()
     tree = json.loads(files["cells.json"])

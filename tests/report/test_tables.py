@@ -136,7 +136,7 @@ def test_draws_by_hand(tmp_path: Path) -> None:
         (2, pytest.approx(11 / 2**0.5)),
         (2, pytest.approx(13 / 2**0.5)),
     ]
-    assert "correct on 4 queries, only the second on 5" in table.rows[0].cells[2].detail
+    assert "only the first answers rightly: 4, only the second: 5" in table.rows[0].cells[2].detail
     rare = pair.rows[1]
     assert rare.label == "Rare, 1-NN, student"
     assert [cell.words for cell in rare.cells[2:4]] == ["+4.38", "0.88"]
