@@ -15,16 +15,6 @@ from isd_repro.report.templating import environment, template_text
 Facts = Mapping[str, Any]
 
 
-def ready() -> None:
-    """`UserError` where jinja2 is missing."""
-    environment("html")
-
-
-def positions(facts: Facts) -> set[int]:
-    """Images that the pages show, as positions in the store."""
-    return {image["position"] for image in _images(facts)}
-
-
 def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     """What a tracker shows of the pages: a key, the images of each row as positions in the store, and a caption."""
     clusters = [[image["position"] for image in row["members"]] for row in facts["clusters"]["shown"]]
@@ -56,7 +46,8 @@ def config(facts: Facts) -> dict[str, Any]:
     return {**asked, "encoder_sha256": facts["encoder_sha256"], "versions": facts["versions"]}
 
 
-def _images(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def images(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    """Every image that the pages show, with repetitions."""
     for row in facts["clusters"]["shown"]:
         yield from row["members"]
     for row in facts["anchors"]["shown"]:

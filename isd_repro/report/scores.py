@@ -80,15 +80,7 @@ def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
     if not differences or len(values) < 2:
         return found
     paired = intervals.paired(values)
-    return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {evidence(paired)}")
-
-
-def evidence(paired: intervals.Paired) -> str:
-    """Interval and test of a mean difference in words."""
-    interval = ""
-    if paired.low is not None and paired.high is not None:
-        interval = f"95 % bootstrap interval {text.signed(paired.low, 2)} to {text.signed(paired.high, 2)}; "
-    return f"{interval}sign-flip test over {paired.n} pairs {text.p_value(paired.p)}"
+    return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {paired.words}")
 
 
 def method_cell(records: Records, runs: Sequence[str], key: Key) -> Cell:
