@@ -86,12 +86,12 @@ def test_answers_are_shown_by_class_and_by_group_where_there_are_many(
     assert drawn is not None
     ours, theirs = drawn.draw().axes
     assert (ours.get_title(), theirs.get_title()) == ("ISD", "MoCo v2")
-    shares = ours.collections[0].get_array()
-    assert shares.size == cells
-    assert shares.sum(axis=1) == pytest.approx(1)
+    shares = [list(row) for row in ours.collections[0].get_array()]
+    assert sum(map(len, shares)) == cells
+    assert list(map(sum, shares)) == pytest.approx([1] * len(shares))
     right = by_class(profile.records(), ["isd"], ("student", "1-NN", "all"))
     if few == 20:
-        assert [100 * shares[at, at] for at in range(10)] == pytest.approx([right[f"c{at}"] for at in range(10)])
+        assert [100 * shares[at][at] for at in range(10)] == pytest.approx([right[f"c{at}"] for at in range(10)])
     else:
         assert 100 * shares[0][-1] == pytest.approx((right["c0"] + right["c1"]) / 2)
 
