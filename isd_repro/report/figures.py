@@ -18,7 +18,6 @@ from zlib import crc32
 
 from isd_repro.config.fields import GROUPS
 from isd_repro.config.params import Params, Run
-from isd_repro.data.subsets import exponential_sizes
 from isd_repro.records import CurveRecord, ManifestIdentity
 from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
@@ -266,8 +265,8 @@ def training_images(manifest: ManifestIdentity) -> dict[str, float]:
         large = round((manifest.train - rare * (len(classes) - len(manifest.large))) / max(1, len(manifest.large)))
         return {name: float(large if name in manifest.large else rare) for name in classes}
     if rule.get("name") == "exponential" and rule.get("order", "name") == "name" and rule.get("max_per_class"):
-        sizes = exponential_sizes(len(classes), rule["max_per_class"], rule["imbalance"])
-        return dict(zip(classes, map(float, sizes), strict=True))
+        falls = [rule["imbalance"] ** -(rank / max(1, len(classes) - 1)) for rank in range(len(classes))]  # as data.subsets draws
+        return {name: float(max(1, int(rule["max_per_class"] * fall + 1e-9))) for name, fall in zip(classes, falls, strict=True)}
     return {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
+from isd_repro.data import subsets
 from isd_repro.report import figures, intervals, run_records
 from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.repetitions import imbalances
@@ -75,6 +76,16 @@ def test_accuracy_stands_against_the_training_images_of_a_class(profile: Profile
     rare = [by_name[name] for name in by_name if name not in synthetic.LARGE]
     assert axes.lines[-1].get_ydata()[0] == pytest.approx(sum(rare) / 8)
     assert len(dots(axes)[-1]) == 10
+
+
+def test_training_images_are_those_that_the_rule_draws() -> None:
+    rule = {"name": "exponential", "imbalance": 100.0, "max_per_class": 500}
+    params = synthetic.profile({"isd": ("ISD", "lt")}, {"lt": rule})
+    manifest = synthetic.manifest(params, "lt", 100)
+    sizes = subsets.exponential_sizes(10, 500, 100.0)
+    assert figures.training_images(manifest) == dict(zip(synthetic.CLASSES, sizes, strict=True))
+    drawn = manifest.model_copy(update={"rule": {**manifest.rule, "order": "draw"}})
+    assert figures.training_images(drawn) == {}, "the manifest does not say which class was drawn first"
 
 
 @pytest.mark.parametrize(("few", "cells"), [(20, 100), (9, 6)])
