@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import Literal
@@ -257,7 +257,7 @@ def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
         detail = f"over {difference.classes} classes that are rare in some draws and large in others"
         blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
         cells = [
-            blank.having(value=value, words=text.ABSENT if value is None else show(value, 2))
+            replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
             for value, show in zip(values, shown, strict=True)
         ]
         rows.append(Row(f"Rare less large within {difference.classes} classes, {metric}, {encoder}", tuple(cells)))
@@ -271,7 +271,7 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
         cells = list(statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both))
-        cells[2] = cells[2].having(detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
+        cells[2] = replace(cells[2], detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
         rows.append(Row(done.name, tuple(cells)))
     within = _within_classes(comparisons)
     rows += within
@@ -303,7 +303,7 @@ def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, fou
         *((count, str(count)) for count in (paired.above, paired.below)),
         (paired.p, f"{paired.p:.3f}" if paired.n > 1 else ""),
     ]
-    return tuple(blank.having(value=value, words=words or text.ABSENT) for value, words in numbers)
+    return tuple(replace(blank, value=value, words=words or text.ABSENT) for value, words in numbers)
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

@@ -377,35 +377,29 @@ def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:
     """Rows of one table must be about the same queries over the same images, under the same settings."""
-    seen: dict[str, tuple[Path, ManifestIdentity]] = {}
-    labels: dict[tuple[str, str], tuple[Path, Tensor]] = {}
-    settings: dict[str, tuple[Path, tuple[str, object]]] = {}
-    targets: dict[tuple[str, str], tuple[Path, Evaluation]] = {}
+    seen: dict[tuple[str, ...], tuple[Path, object]] = {}
+
+    def same(of: tuple[str, ...], name: str, kind: str, key: str, value: object, hint: str, what: str = "") -> None:
+        """The value must be that of the first record of the same kind; `what` is said instead of values too long to read."""
+        path = layout.record(name, kind)
+        other, first = seen.setdefault(of, (path, value))
+        if value != first:
+            found, expected = (f"other {what}", f"those of {other}") if what else (f"{value}", f"{first}, as {other} says")
+            tell(Problem(path, key, found, expected, hint, (name,)))
+
     for name, found in runs.items():
         subset = params.runs[name].data.subset
         for kind, record in found.of_one_encoder.items():
-            path = layout.record(name, kind)
-            other, manifest = seen.setdefault(subset, (path, record.manifest))
-            ours, theirs = record.manifest.sha256, manifest.sha256
-            if theirs != ours:
-                hint = f"runs of subset {subset!r} used different images; run the older ones again"
-                tell(Problem(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,)))
+            hint = f"runs of subset {subset!r} used different images; run the older ones again"
+            same(("manifest", subset), name, kind, "manifest.sha256", record.manifest.sha256, hint)
             if not isinstance(record, PretrainRecord):
                 said = record.protocol, record.asked if isinstance(record, EvaluationRecord) else record.settings
-                other, before = settings.setdefault(kind, (path, said))
-                if said != before:
-                    hint = f"run `{kind}` again for the older"
-                    tell(Problem(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,)))
+                same(("settings", kind), name, kind, "settings", said, f"run `{kind}` again for the older")
         for kind, evaluation in found.own.items():
-            path = layout.record(name, kind)
             whose = kind if evaluations.own_queries(kind) else ""
-            other, label = labels.setdefault((subset, whose), (path, evaluation.label))
-            if not label.equal(evaluation.label):
-                tell(Problem(path, "labels", "other labels", f"those of {other}", AGAIN, (name,)))
+            same(("labels", subset, whose), name, kind, "labels", evaluation.label.tolist(), AGAIN, "labels")
         for kind, of_sets in found.targets.items():
+            hint = f"the images or their division changed; run `{kind}` again for the older"
             for key, one in of_sets.sets.items():
-                path = layout.record(name, kind)
-                other, first = targets.setdefault((kind, key), (path, one))
-                if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
-                    hint = f"the images or their division changed; run `{kind}` again for the older"
-                    tell(Problem(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,)))
+                images = (one.record.manifest, one.label.tolist())
+                same(("target", kind, key), name, kind, f"{key}: manifest", images, hint, "images")
