@@ -205,7 +205,6 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         report=report,
         params=report.params,
         deviations=DEVIATIONS,
-        done=[name for name, found in report.records.runs.items() if found.of_one_encoder],
         seconds=costs.total_seconds(costs.of_profile(report.params, report.records)),
         recomputed=recomputed,
         recorded=recorded,
@@ -217,7 +216,6 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         image_rows=run_details.image_rows,
         flatten=text.flatten,
         command=run_details.command,
-        record_link=run_details.record_link,
         picture=lambda figure: data_uri(drawn[figure.name]),
     )
 
