@@ -59,7 +59,8 @@ def test_page_loads_nothing(profile: Profile) -> None:
     html = profile.files()["index.html"]
     reader = read(html)
     assert reader.loads == []
-    assert not re.findall(r"https?://(?!www\.w3\.org/)", html)
+    html = re.sub(r'src="data:image/svg\+xml,[^"]*"', "", html)  # a chart in an <img> loads nothing, whatever it holds
+    assert not re.search(r"https?://", html)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
     assert "default-src 'none'" in html
 
