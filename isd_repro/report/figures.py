@@ -241,7 +241,7 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
 
     def draw() -> Canvas:
         names = [_shorten(class_name(name), 30) for _, name, _ in bars] if len(bars) <= 50 else []
-        room = max((5 * len(name) + 12 for name in names), default=8)
+        room = max((5 * len(name) + 22 for name in names), default=8)
         figure, (ax,) = canvas(1, 180 + room, left=44, legend=1, labels=room)
         ax.bar(range(len(bars)), [gain for gain, *_ in bars], color=[marks[group] for *_, group in bars], width=0.75)
         ax.axhline(0, color=INK, lw=1)
