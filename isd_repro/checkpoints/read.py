@@ -17,6 +17,7 @@ import stat
 import struct
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def read(path: Path) -> Raw:
     try:
         if content[:4] == b"PK\x03\x04":
             form, tree = "torch", _torch_archive(path, content)
-        elif content[8:9] == b"{":
+        elif _is_safetensors(content[:9]):
             form, (tree, header) = "safetensors", _safetensors(path, content)
         else:
             form, tree = "torch legacy", _torch_load(path, content, content)
@@ -121,7 +122,7 @@ def _content(path: Path) -> bytes:
             if before.st_size == 0:
                 raise DataError(f"{path}: empty file", "the copy or download failed; fetch it again")
             head = file.read(4096)
-            if head[:4] != b"PK\x03\x04" and head[8:9] != b"{" and head[:1] != b"\x80":
+            if head[:4] != b"PK\x03\x04" and not _is_safetensors(head[:9]) and head[:1] != b"\x80":
                 raise _unknown(path, head)
             file.seek(0)
             content = file.readall()
@@ -136,6 +137,11 @@ def _content(path: Path) -> bytes:
     if len(content) != before.st_size or _state(before) != _state(after):
         raise DataError(f"{path}: changed while it was being read", "wait until it has been written completely, then run again")
     return content
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, 8 bytes little-endian, and with JSON; text has no byte 0."""
+    return head[8:9] == b"{" and 0 in head[:8]
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int]:
@@ -277,6 +283,9 @@ def _torch_load(path: Path, content: bytes, payload: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds a {type(found).__name__}, expected a dict of tensors", CONVERT)
     tree = {str(key): value for key, value in found.items()}
+    if len(tree) < len(found):
+        twice = next(key for key, count in Counter(map(str, found)).items() if count > 1)
+        raise DataError(f"{path}: two keys are both written {one_line(twice)!r}", "rename one of them and save the file again")
     for place, tensor in tensors_in(tree, path):
         if tensor.is_meta:
             raise DataError(

@@ -79,7 +79,7 @@ class Balanced(Frozen):
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
-# images of that draw and gets more. Younger than the first manifests, so that it is not dumped where it is not given.
+# images of that draw and gets more. Manifests made before this key existed lack it, so it is written only where it is given.
 PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
 
 
@@ -133,6 +133,11 @@ class ListFile(Frozen):
     name: Literal["list"]
     list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
     root_env: Words = "ISD_LISTS_ROOT"
+
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return f"{self.list}.txt"
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -189,6 +194,11 @@ class ImageList(Frozen):
     sha256: Sha256 | None = None  # of its bytes; none takes any list of this name and says its hash
     root_env: Words = "ISD_LISTS_ROOT"
 
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return self.path
+
     def in_words(self) -> str:
         """The training images as tables state them."""
         return f"the list {self.path}"
@@ -204,6 +214,11 @@ class NamedClasses(Frozen):
     root_env: Words = "ISD_LISTS_ROOT"
     per_class: Count | None = None
     seed: Natural = 0
+
+    @property
+    def listed(self) -> str | None:
+        """The file that the rule reads, if it reads one."""
+        return self.file
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -282,9 +297,9 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
-    # Go on where more than 1 % of the queries have the bytes of a training or search image. Younger than the first pages.
+    # Go on where more than 1 % of the queries have the bytes of a training or search image. This key and the next two are
+    # written only where they are given, because older pages and manifests lack them.
     allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
-    # The next two are younger than the first manifests, so that they are not dumped where they are not given.
     unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
     # Groups `many`, `medium` and `few`.
     shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
@@ -360,7 +375,7 @@ class Optim(Frozen):
     sgd_momentum: Unit = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Schedule
-    # The next two are younger than the first records, so they are not dumped where they are not given.
+    # Records made before the next two keys existed lack them, so they are written only where they are given.
     warmup_epochs: Annotated[Natural, Field(exclude_if=lambda epochs: epochs == 0)] = 0
     exclude_norm_and_bias: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # from weight decay
 

@@ -143,7 +143,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         )
         set_bn_groups(method, run.numerics.bn_groups)
         if getattr(method, "needs_labels", False) and run.optim.epochs and bool((prepared.split("train").label < 0).any()):
-            found = f"method.name: {run.method.name} learns from labels, and the training images of this subset have some without"
+            found = f"method.name: {run.method.name} learns from labels, but some training images of this subset have none"
             raise ConfigError(found, "use a subset without `unlabelled: true`")
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

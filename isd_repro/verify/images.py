@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL.Image import Image as Picture
 
-from isd_repro.config.params import ListFile, Subset
+from isd_repro.config.params import ImageList, ListFile, NamedClasses, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.lists import LIST_SHA256
 from isd_repro.data.manifests import HEADER, IMAGES, MAX_SHARED, Manifest
@@ -19,7 +19,7 @@ from isd_repro.data.packing import name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError
 from isd_repro.data.store import Store, convert
 from isd_repro.data.subsets import Selection
-from isd_repro.records import ManifestIdentity
+from isd_repro.records import SHOTS, ManifestIdentity
 from isd_repro.report.run_records import Records
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 from isd_repro.verify.findings import Answer, State, Unproved, Verification, Wrong
@@ -41,8 +41,8 @@ def check_images(state: Verification, records: Records) -> None:
         identity, record = first.manifest, state.layout.record(runs[0], next(iter(first.of_one_encoder)))
         assert identity
         folder = state.layout.prepared(name)
-        if subset.rule.name == "list":
-            state.note("published list", name, _list(subset.rule, identity, record), *runs)
+        if isinstance(subset.rule, ListFile | ImageList | NamedClasses) and subset.rule.listed:
+            state.note("list of the images", name, _list(subset.rule, identity, record), *runs)
         seen: list[Manifest] = []
         if state.options.quick:
             state.note("draw of the images", name, [Unproved("--quick reads no images")])
@@ -51,13 +51,16 @@ def check_images(state: Verification, records: Records) -> None:
         state.note("copies among the queries", name, _copies(subset, identity, record, seen), *runs)
 
 
-def _list(rule: ListFile, identity: ManifestIdentity, record: Path) -> Iterator[Answer]:
-    """A list under a published name has the published bytes."""
-    digest, published = identity.rule.get("sha256"), LIST_SHA256[rule.list]
+def _list(rule: ListFile | ImageList | NamedClasses, identity: ManifestIdentity, record: Path) -> Iterator[Answer]:
+    """The list that was read is the published one of its name, or the one whose sha256 the rule states."""
+    digest = identity.rule.get("sha256")
+    wanted = LIST_SHA256[rule.list] if isinstance(rule, ListFile) else rule.sha256
     if digest is None:
-        yield Unproved(f"the record does not state the sha256 of its list {rule.list}")
-    elif digest != published:
-        yield Wrong(record, "manifest.rule.sha256", digest, f"{published}, the published {rule.list}", _HINT)
+        yield Unproved(f"the record does not state the sha256 of its list {rule.listed}")
+    elif wanted is None:
+        yield Unproved(f"the rule states no sha256 of its list {rule.listed}: any list of this name passes", State.RECORDED)
+    elif digest != wanted:
+        yield Wrong(record, "manifest.rule.sha256", digest, f"{wanted}, of the list {rule.listed} that the rule names", _HINT)
 
 
 def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequence[Manifest]) -> Iterator[Answer]:
@@ -84,10 +87,9 @@ def _drawn(
     try:
         with sources.open_source(subset.source) as listing:
             selection = subsets.select(listing.images, subset, name)
-            for key, ours, theirs in (
-                ("classes", identity.classes, selection.classes),
-                ("large", identity.large, selection.large),
-            ):
+            groups = {f"shots.{one}": (identity.shots.get(one, ()), selection.shots.get(one, ())) for one in SHOTS}
+            lists = {"classes": (identity.classes, selection.classes), "large": (identity.large, selection.large), **groups}
+            for key, (ours, theirs) in lists.items():
                 if ours != theirs:
                     truth = f"those of the draw, which differ in {', '.join(sorted(set(ours) ^ set(theirs))[:5])}"
                     yield Wrong(record, f"manifest.{key}", f"{len(ours)} classes", truth, _HINT)

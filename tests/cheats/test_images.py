@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,9 @@ def prepared_as(profile: Profile, choose: Callable[[Selection], Selection], *, r
     if render:
         profile.report()
     return manifest
+
+
+IMAGES_TSV = f"data/prepared/digits/{IMAGES}"
 
 
 def easy(selection: Selection) -> Selection:
@@ -100,6 +105,48 @@ def test_without_the_source_that_is_said(clean: Profile, monkeypatch: pytest.Mon
     assert answer.code == 0
     assert answer.tree["checks"]["draw of the images"]["not checked"] == 1
     assert "ISD_ROOT is not set" in answer.tree["checks"]["draw of the images"]["reasons"][0]
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "file": "".join(f"train/{cls}/{cls}_{at:05d}.png {cls}\n" for cls in range(10) for at in range(4)),
+    "classes": "0\n1\n2\n3\n4\n5\n",
+}
+MINE = {"file": PUBLISHED["file"].replace("_00000", "_00009"), "classes": PUBLISHED["classes"].replace("5", "9")}
+
+
+@pytest.mark.parametrize(("rule", "key"), [("file", "path"), ("classes", "file")])
+def test_a_list_of_ones_own_under_the_name_of_the_rules(
+    rule: str, key: str, clean: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images drawn by an edited list, and the parameters put back to the published one."""
+    monkeypatch.setenv("ISD_LISTS_ROOT", str(tmp_path))
+    path, params = tmp_path / "lt.txt", (clean.folder / "params.yaml").read_text("utf-8")
+    true, mine = (hashlib.sha256(one[rule].encode()).hexdigest() for one in (PUBLISHED, MINE))
+
+    def state(text: str, digest: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        said = f"rule: {{name: {rule}, {key}: lt.txt{digest and f', sha256: {digest}'}}}"
+        (clean.folder / "params.yaml").write_text(re.sub(r"rule: .*", said, params), encoding="utf-8")
+
+    state(MINE[rule], mine)
+    prepared_as(clean, lambda one: one, render=False)
+    state(PUBLISHED[rule], true)
+    record = f"{RECORDS}/untrained/pretrain.json"
+    assert failed(clean.verify(), "list of the images", record, "manifest.rule.sha256")["found"] == mine
+    state(MINE[rule], "")
+    said = clean.verify().tree["checks"]["list of the images"]["reasons"]
+    assert said == ["recorded only (digits): the rule states no sha256 of its list lt.txt: any list of this name passes"]
+    for file in (*sorted((clean.folder / RECORDS).glob("*/*.json")), clean.folder / "data/prepared/digits/manifest.json"):
+        clean.replace(file, mine, true)  # and the hash forged, too
+    state(MINE[rule], true)
+    said = clean.verify().tree["checks"]["draw of the images"]["reasons"]
+    assert "not the file that the rule names" in said[0]
+    state(PUBLISHED[rule], true)
+    answer = clean.verify()
+    assert answer.tree["checks"]["list of the images"]["proved"] == 1
+    failed(answer, "draw of the images", *{"file": (IMAGES_TSV, "train images"), "classes": (record, "manifest.classes")}[rule])
 
 
 # --- roles and copies ---------------------------------------------------------------------------------------------------

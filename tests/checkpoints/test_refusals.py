@@ -73,6 +73,8 @@ def test_an_encoder_not_asked_for_may_be_broken(nets: dict[str, ResNet], write: 
 
 def test_two_names_for_one_tensor(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
+    with pytest.raises(DataError, match="two keys are both written '1'"):
+        checkpoints.load(write({1: state, "1": {}}))
     with pytest.raises(DataError, match=r"conv1\.weight and module\.conv1\.weight are both conv1\.weight"):
         checkpoints.load(write(state | {"module.conv1.weight": state["conv1.weight"]}))
 
@@ -203,6 +205,7 @@ def onnx() -> bytes:
     [
         (b"", "empty file"),
         (b"epoch,loss\n1,0.5\n", "a text file"),
+        (b'[["a1"],{"b": 2}]', "a text file"),
         (b'{"metadata": {}, "weight_map": {"conv1.weight": "model-00001.safetensors"}}', "the index of a checkpoint in several"),
         ("Résumé\n".encode(), "a text file"),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
