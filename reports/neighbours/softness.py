@@ -3,8 +3,8 @@
 Usage: python reports/neighbours/softness.py
 
 Each dot is a seed, each line the mean over seeds. SCE's dial is the weight of the hard target, `lam`; ISD's is the temperature of
-the teacher over that of the student: the higher, the softer the target. Scores are those of metrics.json, which `isd-repro report`
-writes from the records.
+the teacher over that of the student: the higher, the softer the target. Scores are those of metrics.json, which `isd-repro
+report` writes from the records.
 """
 
 from __future__ import annotations
