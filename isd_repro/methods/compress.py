@@ -13,7 +13,7 @@ Deviations: DEV-01, DEV-02.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -55,16 +55,11 @@ class Method(nn.Module):
         self.bank = Bank(config.bank_size, teacher.features, setting.batch_size)
         self._teachers = (teacher,)  # a tuple keeps it out of parameters, buffers and modes
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
-        """Where and as what this module goes, its teacher goes."""
-        self._teachers[0]._apply(fn)  # noqa: SLF001
-        return super()._apply(fn, recurse)
-
     def forward(self, batch: Batch) -> StepOutput:
         """Both encoders on one view, similarities to the old bank, enqueue."""
         student_BD = unit(self.student(batch.view_student))
         with torch.no_grad():
-            teacher_BD = unit(self._teachers[0](batch.view_student))
+            teacher_BD = unit(self._teachers[0].to(batch.view_student)(batch.view_student))  # where and as what the images are
         with torch.autocast(student_BD.device.type, enabled=False):
             loss = compress_loss(student_BD, teacher_BD, self.bank.before_push(), self.config.tau)
         self.bank.push(teacher_BD)

@@ -161,7 +161,7 @@ def test_msf_with_the_image_itself_alone_is_byol() -> None:
 def test_cmsf_loss_and_gradient_are_the_papers(neighbours: int, candidates: int) -> None:
     student, teacher, bank = inputs((4, 13, 5))
     before, second = unit_rows(4, 5, 10), unit_rows(13, 5, 11)
-    found = lambda q: cmsf_loss(q, teacher, before, (bank, second), neighbours, candidates)  # noqa: E731
+    found: Callable[[Tensor], Tensor] = lambda q: cmsf_loss(q, teacher, before, (bank, second), neighbours, candidates)  # noqa: E731
     rows = student.tolist(), teacher.tolist(), before.tolist(), bank.tolist(), second.tolist()
     assert float(found(student)) == pytest.approx(oracles.cmsf_loss(*rows, neighbours, candidates), rel=1e-12)
     unconstrained = float(msf_loss(student, teacher, bank, neighbours))

@@ -82,7 +82,7 @@ class Fixed:
 def build(kind: str, groups: int, numerics: Numerics) -> nn.Module:
     options = dict(METHODS[kind])
     module = methods.load(options.pop("name"))
-    other = lambda path, sha256: frozen()  # noqa: E731
+    other: Any = lambda path, sha256: frozen()  # noqa: E731
     arithmetic = engine.setting_of(numerics)
     setting = Setting(classes=CLASSES, images=BATCH, batch_size=BATCH, steps=STEPS, frozen=other, **arithmetic)
     with torch.random.fork_rng(devices=[]):
