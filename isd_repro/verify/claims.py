@@ -196,7 +196,7 @@ def check_parameters(state: Verification, records: Records) -> None:
             method = methods.config_of(run, now.method, layout.file)
             blocks: dict[str, Frozen] = {name: getattr(now, name) for name in ("backbone", "optim", "data", "numerics")}
             for key, block in {**blocks, "method": method, "store": subset.store}.items():
-                own = {"name": now.method.name} if key == "method" else {}
+                own = methods.identity(now.method.name) if key == "method" else {}
                 prefix = f"runs.{run}.{key}" if key != "store" else f"subsets.{now.data.subset}.store"
                 stated = made.config.get(key, {}) | ({"subset": now.data.subset} if key == "data" else {})
                 dumps = (own | block.model_dump(mode="json", exclude_defaults=left) for left in (False, True))
