@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -128,9 +127,9 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
             raise DataError(f"{other}: contains no {CELLS} of profile {layout.profile!r}", "run `isd-repro report` there first")
         return str(path), _parsed(str(path), path.read_bytes())
     where = f"{other}:./reports/{layout.profile}/tables/{CELLS}"
-    git = partial(subprocess.run, cwd=layout.root, capture_output=True, check=False)
+    asked = (("show", where), ("rev-parse", "--short", other))
     try:
-        done, commit = git(["git", "show", where]), git(["git", "rev-parse", "--short", other], text=True).stdout.strip()
+        done, named = (subprocess.run(["git", *one], cwd=layout.root, capture_output=True, check=False) for one in asked)
     except OSError as error:
         raise UserError(f"git cannot be started ({error.strerror})", "install git, or compare with a folder") from error
     if done.returncode:
@@ -138,6 +137,7 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
         raise DataError(
             f"{other!r} is not a folder, and git says: {said}", "name a folder or a commit with this profile's report"
         )
+    commit = named.stdout.decode().strip()
     return f"{other} ({commit})" if commit and commit != other else other, _parsed(where, done.stdout)
 
 

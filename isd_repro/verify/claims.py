@@ -199,8 +199,8 @@ def check_parameters(state: Verification, records: Records) -> None:
                 own = methods.identity(now.method.name) if key == "method" else {}
                 prefix = f"runs.{run}.{key}" if key != "store" else f"subsets.{now.data.subset}.store"
                 stated = made.config.get(key, {}) | ({"subset": now.data.subset} if key == "data" else {})
-                dumps = (own | block.model_dump(mode="json", exclude_defaults=left) for left in (False, True))
-                _changed(state, run, prefix, *dumps, stated)
+                whole, chosen = (own | block.model_dump(mode="json", exclude_defaults=left) for left in (False, True))
+                _changed(state, run, prefix, whole, chosen, stated)
             _changed(state, run, f"runs.{run}.label", now.label, now.label, made.label)
             if (manifest := made.config.get("manifest")) != made.manifest.sha256:
                 truth = f"{made.manifest.sha256}, its manifest.sha256"

@@ -149,7 +149,8 @@ def _manifest(
 ) -> Manifest:
     """The manifest that the rule gives: names of images by role, and the hash of each."""
     order = sorted(set().union(*roles.values()), key=lambda name: name.split("/", 2))
-    images = tuple(manifests.Image(*name.split("/", 2), digest(name)) for name in order)
+    parts = ((name, *name.split("/", 2)) for name in order)
+    images = tuple(manifests.Image(split, cls, file, digest(name)) for name, split, cls, file in parts)
     placed = {role: np.flatnonzero([name in names for name in order]) for role, names in roles.items()}
     return Manifest(
         subset.source.dataset, identity.subset, {}, selection.classes, selection.large, images, **placed, shots=selection.shots

@@ -349,7 +349,7 @@ def test_edited_files(clean: Profile) -> None:
 
 def test_edited_numbers_of_the_cells(clean: Profile) -> None:
     """A field of each of five cells."""
-    values = {"value": 99.9, "correct": 31, "n": 3000, "high": 99.9, "best": True}
+    values: dict[str, object] = {"value": 99.9, "correct": 31, "n": 3000, "high": 99.9, "best": True}
     names, path = dict[str, object](), clean.folder / TABLES / "cells.json"
     tree = json.loads(path.read_text("utf-8"))
     scores = [cell for cell in tree["cells"] if cell["kind"] == "score" and cell["runs"] == ["untrained"] and not cell["best"]]
