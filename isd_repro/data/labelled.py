@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isd_repro.data.lists import read_names
 from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
@@ -100,15 +101,14 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     """Positions of the files that a list names, ascending, and the sha256 of the list's bytes."""
     if not path.is_file():
         raise DataError(f"{path}: no such list", f"{ORIGIN}; unset the environment variable to draw instead")
-    content = path.read_bytes()
-    names = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+    names, sha256 = read_names(path)
     place = {file: at for at, file in enumerate(files)}
     if len(place) != len(files):
         twice = next(file for file, count in Counter(files).items() if count > 1)
         raise DataError(f"{path}: two labelled images are called {twice}, so a list of names is ambiguous", "draw instead")
-    missing = [name for name in names if name not in place]
-    if missing or len(set(names)) != len(names):
-        what = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
-        twice = f"{len(names) - len(set(names))} of its {len(names)} lines name an image again"
-        raise DataError(f"{path}: {what if missing else twice}", ORIGIN)
-    return sorted(place[name] for name in names), hashlib.sha256(content).hexdigest()
+    if missing := [name for name in names if name not in place]:
+        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        raise DataError(f"{path}: {found}", ORIGIN)
+    if again := len(names) - len(set(names)):
+        raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)
+    return sorted(place[name] for name in names), sha256

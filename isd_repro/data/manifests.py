@@ -125,26 +125,26 @@ class Manifest:
             shared=self.shared,
         )
 
-    def check_shared(self, place: str, allow: str, *, allowed: bool) -> str:
-        """What to say of queries that are copies of training or search images; "" where there are none.
 
-        Args:
-            place: the images, for the message.
-            allow: how the user allows them.
-            allowed: whether they did.
+def check_shared(shared: int, queries: int, *, place: str, allow: str, allowed: bool) -> str:
+    """What to say of queries that are copies of training or search images; "" where there are none.
 
-        Raises:
-            DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
-        """
-        if not self.shared:
-            return ""
-        share = self.shared / len(self.query)
-        found = f"{self.shared} of {len(self.query)} queries ({share:.1%}) have the bytes of a training or search image"
-        if share > MAX_SHARED and not allowed:
-            raise DataError(
-                f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}"
-            )
-        return found
+    Args:
+        shared: how many are.
+        queries: how many there are.
+        place: the images, for the message.
+        allow: how the user allows them.
+        allowed: whether they did.
+
+    Raises:
+        DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
+    """
+    if not shared:
+        return ""
+    found = f"{shared} of {queries} queries ({shared / queries:.1%}) have the bytes of a training or search image"
+    if shared > MAX_SHARED * queries and not allowed:
+        raise DataError(f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}")
+    return found
 
 
 class Header(Frozen):
@@ -205,22 +205,14 @@ def read(folder: Path) -> Manifest:
         for letter, name in ROLES.items()
     }
     claimed = header.identity
-    differing = {image.cls for image in images if image.split != UNLABELLED}.symmetric_difference(claimed.classes)
-    differing |= {*claimed.large, *itertools.chain(*claimed.shots.values())}.difference(claimed.classes)
-    if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
-        first = min(differing, default="their order")
-        raise DataError(f"{path}: its classes are not those of {HEADER}; the first difference is {first}", _AGAIN)
+    classes = {image.cls for image in images if image.split != UNLABELLED}
+    groups = {*claimed.large, *itertools.chain(*claimed.shots.values())}
+    if tuple(sorted(classes)) != claimed.classes or not groups <= classes:
+        raise DataError(f"{path}: its classes are not those of {HEADER}", _AGAIN)
     manifest = Manifest(
-        dataset=claimed.dataset,
-        subset=claimed.subset,
-        rule=claimed.rule,
-        classes=claimed.classes,
-        large=claimed.large,
+        **{key: getattr(claimed, key) for key in ("dataset", "subset", "rule", "classes", "large", "shots")},
         images=tuple(images),
-        train=positions["train"],
-        search=positions["search"],
-        query=positions["query"],
-        shots=dict(claimed.shots),
+        **positions,
     )
     packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
     if packed != claimed.rule.get("store", packed):
@@ -236,24 +228,20 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
         raise DataError(f"{path}: no such file", _AGAIN)
     images: list[Image] = []
     roles: list[str] = []
-    intern = sys.intern
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
-            if tuple(file.readline().rstrip("\n").split("\t")) != COLUMNS:
-                raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
-            for number, line in enumerate(file, start=2):
-                cells = line.rstrip("\n").split("\t")
-                if (
-                    len(cells) != len(COLUMNS)
-                    or cells[0] not in ("train", UNLABELLED, "val")
-                    or not 0 < len(cells[4]) <= len(ROLES)
-                ):
-                    raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
+            for number, line in enumerate(file, start=1):
+                cells = line.removesuffix("\n").split("\t")
+                if number == 1 and tuple(cells) == COLUMNS:
+                    continue
+                if number == 1 or len(cells) != len(COLUMNS) or cells[0] not in _OF_SPLIT or not cells[4]:
+                    found = f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}"
+                    raise DataError(found, _AGAIN)
                 if not set(cells[4]) <= set(_OF_SPLIT[cells[0]]):
                     found = f"an image of {cells[0]} has the roles {cells[4]!r}, expected some of {_OF_SPLIT[cells[0]]!r}"
                     raise DataError(f"{path}:{number}: {found}", _AGAIN)
-                images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
-                roles.append(intern(cells[4]))
+                images.append(Image(sys.intern(cells[0]), sys.intern(cells[1]), cells[2], cells[3]))
+                roles.append(sys.intern(cells[4]))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error})", _AGAIN) from error
     return images, roles

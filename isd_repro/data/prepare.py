@@ -12,30 +12,32 @@ import json
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, Subset
 from isd_repro.data import manifests, sources, subsets
-from isd_repro.data.manifests import Image, Manifest, Positions, pack_root
-from isd_repro.data.packing import Outcome, Packer, name_of
+from isd_repro.data.manifests import Image, Manifest, Positions, check_shared, pack_root
+from isd_repro.data.packing import Outcome, Packer, in_order, name_of
 from isd_repro.data.sources import Located
 from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, printable
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import open_stage
 
-_EVERY = 10_000  # images between two lines where there is no terminal
 _SHOWN = 5  # names that a message lists
 Say = Callable[[str], None]
 
@@ -57,18 +59,20 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
+    progress = Progress(console)
 
     def say(line: str) -> None:
-        console.print(printable(f"prepare {name}: {line}"), markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"prepare {name}: {line}")
 
     with sources.open_source(subset.source) as listing:
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
         used = _used(listing.images, selection)
-        with _progress(name, len(used), console, say) as advance:
+        with progress.task(f"prepare {name}") as bar:
+            bar.begin(len(used))
             images = [listing.images[at] for at in used]
-            packer = Packer(listing, images, subset.store, threads or usable_cores(), say, advance)
+            packer = Packer(listing, images, subset.store, threads or usable_cores(), say, bar.advance)
             manifest = _write(layout.prepared(name), name, subset, selection, used, packer)
     row = {
         "epoch": 0,
@@ -124,7 +128,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
         packer: of these images.
 
     Raises:
-        DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
+        DataError: too many images are unreadable or shared, a class loses all of a role's images, or the disk is full.
         UserError: another process prepares this subset or packs these images.
     """
     external = pack_root() if subset.store.external else None
@@ -135,6 +139,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
             prefix = f".partial_{name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
+            packer = replace(packer, look=_copies(name, subset, selection, used, packer))
             if external is None:
                 place, (outcomes, info) = made, packer.pack(made)
             else:
@@ -143,8 +148,7 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
                 found = packer.find_finished(external, key)
                 place, outcomes, info = found or (unfinished, *packer.pack(unfinished, key))
             manifest, dropped = _manifest(name, subset, selection, used, packer.images, outcomes)
-            allow = f"set subsets.{name}.allow_shared_images: true"
-            if said := manifest.check_shared(f"subset {name!r}", allow, allowed=subset.allow_shared_images):
+            if said := check_shared(manifest.shared, len(manifest.query), **_allowed(name, subset)):
                 packer.say(said)
             _report_changes(folder, manifest, dropped, len(used), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))
@@ -154,6 +158,29 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
     except OSError as error:
         raise DataError(f"cannot write {error.filename or folder}: {error.strerror}", files.advice(error)) from error
     return manifest
+
+
+def _copies(
+    name: str, subset: Subset, selection: Selection, used: Sequence[int], packer: Packer
+) -> Callable[[int, Outcome], None]:
+    """Ends the work at the image with which too many queries are copies: the queries, which are few, are hashed before it."""
+    queries, learnt = set(selection.query.tolist()), {*selection.train.tolist(), *selection.search.tolist()}
+    asked = [image for at, image in zip(used, packer.images, strict=True) if at in queries]
+    waiting = Counter(in_order(packer.sha256, asked, packer.threads))
+    shared = 0
+
+    def look(at: int, outcome: Outcome) -> None:
+        nonlocal shared
+        if used[at] in learnt and not isinstance(outcome, str) and (copies := waiting.pop(outcome.sha256, 0)):
+            shared += copies
+            check_shared(shared, len(asked), **_allowed(name, subset))
+
+    return look
+
+
+def _allowed(name: str, subset: Subset) -> dict[str, Any]:
+    allow = f"set subsets.{name}.allow_shared_images: true"
+    return {"place": f"subset {name!r}", "allow": allow, "allowed": subset.allow_shared_images}
 
 
 def _key(subset: Subset, selection: Selection, used: Sequence[int], images: Sequence[Located]) -> str:
@@ -277,21 +304,3 @@ def _replace(made: Path, final: Path) -> None:
         final.rename(old)
     made.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"prepare {name}", total=total)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.advance(task, count)
-            if not console.is_terminal and count == 1 and done % _EVERY == 0:
-                say(f"{done} of {total} images")
-
-        yield advance

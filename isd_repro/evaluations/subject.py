@@ -213,7 +213,7 @@ def open_run(
     sha256 = sha256_file(file)
     encoders, identity = load_encoders(file)
     check_run(file, identity.run, name)
-    manifest = manifests.read_header(layout.prepared(run.data.subset)).identity
+    manifest = manifests.read(layout.prepared(run.data.subset)).identity()  # counts the images that splits share
     check_manifest(file, identity.manifest, manifest.sha256, layout.prepared(run.data.subset))
     if path is None:
         _check_record(file, sha256, layout.record(name, "pretrain"))

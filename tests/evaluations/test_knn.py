@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -27,6 +28,11 @@ def generator(seed: int) -> torch.Generator:
 def signs(count: int, dim: int, seed: int) -> Tensor:
     """Rows of +-1 with an even square root of dim: unit vectors and all similarities are exact in float32."""
     return torch.randint(0, 2, (count, dim), generator=generator(seed)).float() * 2 - 1
+
+
+def predict(bank: Tensor, label: Tensor, query: Tensor, ks: Sequence[int], device: torch.device) -> dict[int, Tensor]:
+    near = knn.nearest(bank, label, query, max(ks), device)
+    return {k: knn.vote(label[near[:, :k]]) for k in ks}
 
 
 def oracle(bank: Tensor, label: Tensor, query: Tensor, k: int) -> tuple[list[list[int]], list[int]]:
@@ -57,7 +63,7 @@ def test_points_on_a_circle() -> None:
     asked = torch.deg2rad(torch.tensor([20.0, 80.0, 170.0]))
     query = 3 * torch.stack([asked.cos(), asked.sin()], dim=1)
     assert knn.nearest(bank, label, query, 2, CPU).tolist() == [[1, 0], [2, 3], [4, 3]]
-    found = knn.predict(bank, label, query, (1, 3, 5), CPU)
+    found = predict(bank, label, query, (1, 3, 5), CPU)
     assert found[1].tolist() == [2, 1, 0]
     assert found[3].tolist() == [2, 1, 1]  # 170: neighbours 180, 100, 90
     assert found[5].tolist() == [1, 1, 1]  # two votes each for 1 and 2
@@ -70,7 +76,7 @@ def test_equals_the_exact_oracle_where_most_similarities_tie(k: int) -> None:
     label = torch.randint(0, 7, (300,), generator=generator(3))
     neighbours, votes = oracle(bank, label, query, k)
     assert knn.nearest(bank, label, query, k, CPU).tolist() == neighbours
-    assert knn.predict(bank, label, query, (k,), CPU)[k].tolist() == votes
+    assert predict(bank, label, query, (k,), CPU)[k].tolist() == votes
 
 
 @pytest.mark.usefixtures("chunks")
@@ -89,15 +95,15 @@ def test_permuting_the_bank_changes_no_prediction(seed: int) -> None:
     label = torch.randint(0, 5, (180,), generator=generator(seed + 10))
     query = torch.cat([torch.randn(50, 24, generator=generator(seed + 20)), base[:10]])
     order = torch.randperm(180, generator=generator(seed + 30))
-    before = knn.predict(bank, label, query, (1, 2, 4, 20), CPU)
-    after = knn.predict(bank[order], label[order], query, (1, 2, 4, 20), CPU)
+    before = predict(bank, label, query, (1, 2, 4, 20), CPU)
+    after = predict(bank[order], label[order], query, (1, 2, 4, 20), CPU)
     for k, predicted in before.items():
         assert torch.equal(predicted, after[k]), k
 
 
 def test_nearest_of_copies_is_the_lowest_label() -> None:
     bank = torch.tensor([[1.0, 2.0]]).repeat(4, 1)
-    assert knn.predict(bank, torch.tensor([3, 1, 2, 1]), bank[:1], (1,), CPU)[1].tolist() == [1]
+    assert predict(bank, torch.tensor([3, 1, 2, 1]), bank[:1], (1,), CPU)[1].tolist() == [1]
 
 
 @pytest.mark.usefixtures("chunks")
@@ -140,7 +146,7 @@ def test_scikit_learn_predicts_the_same(k: int) -> None:
     query = centre[asked] + 1.5 * torch.randn(90, 10, generator=generator(9))
     model = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank.double().numpy(), label.numpy())
     theirs = model.predict(query.double().numpy())
-    ours = knn.predict(bank, label, query, (k,), CPU)[k].numpy()
+    ours = predict(bank, label, query, (k,), CPU)[k].numpy()
     distance = np.sort(model.kneighbors(query.double().numpy(), k + 1)[0], axis=1)
     clear = distance[:, k] - distance[:, k - 1] > 1e-6
     assert clear.mean() > 0.9
@@ -166,29 +172,29 @@ def test_keys_order_as_similarities_do() -> None:
 def test_a_zero_vector_is_equally_far_from_everything() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     label = torch.tensor([2, 1, 0])
-    assert knn.predict(bank, label, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), (1,), CPU)[1].tolist() == [0, 2]
+    assert predict(bank, label, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), (1,), CPU)[1].tolist() == [0, 2]
     assert knn.nearest(bank, label, torch.tensor([[-1.0, 0.0]]), 3, CPU).tolist() == [[2, 1, 0]]  # similarities 1, 0, -1
 
 
 def test_no_query_gives_no_prediction() -> None:
-    assert knn.predict(torch.eye(3), torch.arange(3), torch.empty(0, 3), (1,), CPU)[1].tolist() == []
+    assert predict(torch.eye(3), torch.arange(3), torch.empty(0, 3), (1,), CPU)[1].tolist() == []
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_outside_the_search_set_is_named(k: int) -> None:
     with pytest.raises(ConfigError, match=f"k = {k}: the search set has 3 images"):
-        knn.predict(torch.eye(3), torch.arange(3), torch.eye(3), (1, k) if k else (k,), CPU)
+        predict(torch.eye(3), torch.arange(3), torch.eye(3), (k,), CPU)
 
 
 def test_bad_features_are_refused() -> None:
     broken = torch.eye(3)
     broken[1, 1] = torch.nan
     with pytest.raises(DataError, match="search features: 1 of 3 rows"):
-        knn.predict(broken, torch.arange(3), torch.eye(3), (1,), CPU)
+        predict(broken, torch.arange(3), torch.eye(3), (1,), CPU)
     with pytest.raises(DataError, match="query features: 1 of 3 rows"):
-        knn.predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
+        predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
     with pytest.raises(DataError, match="do not fit"):
-        knn.predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
+        predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
 
 
 def test_features_without_a_direction_are_refused() -> None:
@@ -198,11 +204,11 @@ def test_features_without_a_direction_are_refused() -> None:
     long[2] = 1e30  # finite, and its square is not
     for what, bank, query in (("search", long, sound), ("query", sound, long)):
         with pytest.raises(DataError, match=f"{what} features: 1 of 3 rows are too long for float32"):
-            knn.predict(bank, label, query, (1,), CPU)
+            predict(bank, label, query, (1,), CPU)
     none = torch.zeros(3, 3)
     for what, bank, query in (("search", none, sound), ("query", sound, none), ("query", sound, none + 1e-30)):
         with pytest.raises(DataError, match=f"{what} features: every one is zero"):
-            knn.predict(bank, label, query, (1,), CPU)
+            predict(bank, label, query, (1,), CPU)
 
 
 # --- blocks whose better columns are gathered, and memory ---------------------------------------------------------------
@@ -243,7 +249,7 @@ def test_twenty_thousand_clustered_features_as_faiss_and_scikit_learn() -> None:
         assert differs.float().mean() < 0.001
         gap = (exact.gather(1, near) - exact.gather(1, found)).abs()
         assert float(gap.max()) < 1e-6  # what differs is the order of near-equals
-    predicted = knn.predict(bank, label, query, (1, 20), CPU)
+    predicted = predict(bank, label, query, (1, 20), CPU)
     assert torch.equal(predicted[1], label[theirs[:, 0]])
     assert torch.equal(predicted[20], knn.vote(label[theirs]))
     assert np.array_equal(predicted[20].numpy(), model.predict(query.numpy()))

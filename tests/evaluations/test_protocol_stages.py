@@ -250,8 +250,3 @@ def test_few_label_refuses_what_linear_refuses(world: World) -> None:  # noqa: F
     configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "paper"}))
     with pytest.raises(ConfigError, match="'paper' with values that are not the paper's"):
         world.run(few_label, "isd")
-    write_encoder(world.layout.encoder("isd"), NARROW, ("student", "teacher"), world.manifest.sha256, seed=9)
-    configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "short"}))
-    with pytest.raises(DataError, match="made by encoder file"):
-        world.run(few_label, "isd")
-    assert not world.layout.record("isd", "few_label").exists()
