@@ -119,8 +119,7 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
                 else "quantised weights cannot be read; use the original checkpoint",
             )
         value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
-        bad = int((~torch.isfinite(value)).sum())
-        if bad:
+        if not bool(value.sum().isfinite()) and (bad := int((~value.isfinite()).sum())):
             raise DataError(
                 f"{where}: {bad} of {value.numel()} values of {entry.key} are NaN or infinite",
                 "the training diverged or the file is damaged; use an earlier checkpoint",
@@ -153,7 +152,7 @@ def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str
     kinds = {_dtype(tensor) for tensor in taken} - {"float32"}
     notes = [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds)]
     tiny = torch.finfo(torch.float32).tiny
-    small = sum(int(((tensor != 0) & (tensor.abs() < tiny)).sum()) for tensor in taken)
+    small = sum(int(tensor.count_nonzero() - (tensor.abs() >= tiny).count_nonzero()) for tensor in taken)
     if small > sum(tensor.numel() for tensor in taken) // _SUBNORMAL:
         notes.append(f"{small:,} weights are subnormal (below {tiny:.1e}), which slows processors down up to 50 times")
     return notes

@@ -6,8 +6,6 @@ It opens the checkpoint as a `Subject` and calls the same evaluations as the sta
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import secrets
 import sys
@@ -16,14 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, ValidationError
 from rich.console import Console
 
 from isd_repro import checkpoints, evaluations
 from isd_repro.checkpoints import Checkpoint
-from isd_repro.config.fields import Frozen
+from isd_repro.config.fields import Count, Frozen, Many, Positive, Words
 from isd_repro.config.layout import state_root
 from isd_repro.data import eval_loader, image_folder
 from isd_repro.data.eval_loader import Frame
@@ -31,7 +30,7 @@ from isd_repro.data.image_folder import ImageSet
 from isd_repro.data.manifests import check_shared
 from isd_repro.evaluations import feature_cache, stage, summary
 from isd_repro.evaluations.arithmetic import best_device
-from isd_repro.evaluations.features import BLOCK
+from isd_repro.evaluations.features import group_size
 from isd_repro.evaluations.subject import SplitFeatures, Subject
 from isd_repro.provenance import describe
 from isd_repro.records import EvaluationRecord, ExternalRecord, write_record
@@ -45,6 +44,17 @@ _SIZE, _CROP_RATIO = 224, 0.875
 _ONCE = "once-"  # folders of features that are not kept
 LEAST, MOST = 8, 4096  # pixels of a side: less leaves no image, more no memory for a block of 256
 _UNSEEN = {"ckpt", "data", "prepared", "listed", "options", "cache", "workers", "label", "out", "per_class", "as_json"}
+
+
+class _Values(Frozen):
+    """Options that have a range."""
+
+    image_size: Annotated[int, Field(ge=LEAST, le=MOST)] | None
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None
+    mean: Many[float] | None
+    std: Many[Positive] | None
+    workers: Count | None
+    label: Annotated[Words, Field(pattern=r"^[^\n]*\S[^\n]*$")] | None
 
 
 @dataclass(frozen=True)
@@ -93,47 +103,28 @@ class Request:
     def check(self) -> None:
         """`ConfigError` where options contradict each other, a value is out of its range, or `--out` cannot be written."""
         if (self.data is None) == (self.prepared is None):
-            raise ConfigError(
-                "give the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
-            )
-        if self.listed is not None and self.data is None:
-            raise ConfigError("--list goes with --data", "a prepared folder already says which classes are large")
-        if self.image_size is not None and not LEAST <= self.image_size <= MOST:
-            raise ConfigError(f"--image-size {self.image_size}: must be {LEAST} to {MOST}", "give a side in pixels")
-        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
-            raise ConfigError(f"--crop-ratio {self.crop_ratio}: must be above 0 and at most 1", "the paper's is 0.875")
-        if self.mean is not None and not all(map(math.isfinite, self.mean)):
-            raise ConfigError("--mean: every value must be a finite number", "ImageNet's is 0.485,0.456,0.406")
-        if self.std is not None and not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ConfigError("--std: every value must be a finite number above 0", "ImageNet's is 0.229,0.224,0.225")
-        if self.workers is not None and (self.workers < 1 or self.data is None):
-            what = "must be 1 or more" if self.workers < 1 else "has no effect with --prepared, which is not decoded"
-            raise ConfigError(f"--workers {self.workers}: {what}", "omit it to use all cores")
-        if self.label is not None and (not self.label.strip() or "\n" in self.label or printable(self.label) != self.label):
-            raise ConfigError("--label: is empty or contains invisible characters", "give a visible text on one line")
-        _ = self.settings
-        if self.out is not None:
-            self._check_out(self.out)
-
-    def _check_out(self, out: Path) -> None:
-        """Before the work, not after it: that the record can be written where it shall be, and takes no input's place."""
-        hint = "--out names a file; `report` reads records/<name>/external.json"
+            hint = "--data takes a folder, --prepared one of the pipeline's"
+            raise ConfigError("give the images with either --data or --prepared", hint)
+        if self.data is None and (self.listed or self.workers is not None):
+            which = "--list" if self.listed else "--workers"
+            raise ConfigError(f"{which} has no effect with --prepared", f"omit {which}, or give --data")
         try:
-            special = out.exists() and not out.is_file()
-            same = any(given is not None and given.exists() and out.exists() and out.samefile(given) for given in self._read)
-        except OSError as error:
-            raise ConfigError(f"--out {out}: {error.strerror}", hint) from error
-        if special or same:
-            raise ConfigError(f"--out {out}: is {'the file that is being read' if same else 'no file'}", hint)
-        folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            what = "cannot be written to" if folder.is_dir() else "is not a folder"
-            raise ConfigError(f"--out {out}: {folder} {what}", "give another folder, or allow writing to this one")
-        _ = self.name  # which says where it is none
-
-    @property
-    def _read(self) -> tuple[Path | None, ...]:
-        return self.ckpt, self.data, self.listed
+            _Values.model_validate({key: getattr(self, key) for key in _Values.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = f"--{str(first['loc'][0]).replace('_', '-')}"
+            raise ConfigError(f"{option} {first['input']!r}: {first['msg']}", f"omit {option} to use the default") from error
+        _ = self.settings, self.name  # which say what is wrong with them
+        if self.out is not None:
+            hint = "--out names a file; `report` reads records/<name>/external.json"
+            try:
+                if self.out.exists() and not self.out.is_file():
+                    raise ConfigError(f"--out {self.out}: is no file", hint)
+                if self.out.exists() and any(one and one.exists() and self.out.samefile(one) for one in (self.ckpt, self.listed)):
+                    raise ConfigError(f"--out {self.out}: is the file that is being read", hint)
+                files.check_writable(self.out.parent)  # before the work, not after it
+            except OSError as error:
+                raise ConfigError(f"--out {self.out}: {error.filename}: {error.strerror}", hint) from error
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -229,7 +220,20 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
         notes = [*checkpoint.notes, *opened.notes, *filter(None, [copies]), *_about(request, checkpoint, opened, frame)]
         for note in notes:
             progress.say(note)
-        identities = _identities(request, checkpoint, opened, frame)
+        identities: dict[str, feature_cache.Identity] = {
+            name: {
+                "encoder_sha256": checkpoint.sha256,
+                "encoder": name,
+                "arch": checkpoint.arch,
+                "place": [request.key, request.prefix, request.padding],
+                "teacher_bn": request.teacher_bn if name == "teacher" else "own",
+                "manifest": manifest.sha256,
+                "transform": {**asdict(frame), "pixels": opened.pixels, "group": group_size(frame.size, best_device())},
+                "dtype": "float32",
+                "arithmetic": {"device": best_device().type, "torch": torch.__version__},
+            }
+            for name in checkpoint.encoders
+        }
         subject = Subject(
             name=request.name,
             profile="external",
@@ -280,30 +284,12 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
     _print(request, whole, notes)
 
 
-def _identities(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame) -> dict[str, feature_cache.Identity]:
-    """All that each encoder's features depend on."""
-    return {
-        name: {
-            "encoder_sha256": checkpoint.sha256,
-            "encoder": name,
-            "arch": checkpoint.arch,
-            "place": [request.key, request.prefix, request.padding],
-            "teacher_bn": request.teacher_bn if name == "teacher" else "own",
-            "manifest": opened.prepared.identity.sha256,
-            "transform": {**asdict(frame), "pixels": opened.pixels, "group": BLOCK},
-            "dtype": "float32",
-            "arithmetic": {"device": best_device().type, "torch": torch.__version__},
-        }
-        for name in checkpoint.encoders
-    }
-
-
 def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cache.Identity]) -> SplitFeatures:
     """Both splits' features by encoder, memory-mapped, from the cache or computed."""
     splits = {"search": subject.split("search"), "query": subject.split("query")}
     kept, total = 0, sum(map(len, splits.values()))
 
-    def keep(_: str, count: int) -> None:
+    def keep(count: int) -> None:
         nonlocal kept
         kept += count
         bar.advance(count)
@@ -318,9 +304,7 @@ def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cac
             for name, split in splits.items()
         }
         bar.begin(total)
-        found = feature_cache.stream(
-            root, subject.encoders, identities, views, subject.device, lambda _, count: half(count), keep
-        )
+        found = feature_cache.stream(root, subject.encoders, identities, views, subject.device, half, keep)
     if kept:
         subject.progress.say(f"features of {kept} of {total} images were there from before")
     return found

@@ -85,7 +85,7 @@ def test_reads_every_image_once(pictures: Tensor) -> None:
     assert done == [BLOCK] * 3 + [5]
 
 
-@pytest.mark.parametrize(("side", "group"), [(40, 32), (64, 16), (128, 4)])
+@pytest.mark.parametrize(("side", "group"), [(40, 32), (64, 16), (128, 4), (224, 1)])
 def test_no_more_images_pass_forward_than_one_group_needs(side: int, group: int) -> None:
     passed: list[int] = []
     net = nn.Flatten()
