@@ -149,7 +149,6 @@ def root_of(name: TransferName) -> Path:
 
     Raises:
         DataError: the environment variable is not set, or something is missing below the folder it names.
-        UserError: the class needs scipy, which is not installed.
     """
     spec = SETS[name]
     expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)} inside it; isd-repro downloads nothing"

@@ -78,7 +78,6 @@ def evaluate(subject: Subject, config: Config) -> Targets:
     Raises:
         ConfigError: no target sets.
         DataError: a target set is missing or damaged.
-        UserError: a target set needs a package that is not installed.
     """
     if not config.sets:
         raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
