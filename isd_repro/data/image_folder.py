@@ -39,19 +39,12 @@ _WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of image f
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images for an evaluation outside the pipeline.
+    """Images for an evaluation outside the pipeline."""
 
-    Attributes:
-        prepared: manifest, roles and groups.
-        reader: pixels, by position in the manifest.
-        pixels: what the pixels were made with; part of a feature's identity.
-        notes: what a reader of the results should know.
-    """
-
-    prepared: Prepared
-    reader: Reader
-    pixels: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    prepared: Prepared  # manifest, roles and groups
+    reader: Reader  # pixels, by position in the manifest
+    pixels: dict[str, Any]  # what the pixels were made with; part of a feature's identity
+    notes: tuple[str, ...] = ()  # what a reader of the results should know
 
 
 class FileReader:

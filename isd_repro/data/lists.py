@@ -32,19 +32,12 @@ _LABELLED = "a line is `train/n01440764/n01440764_190.JPEG 0`: the image's path,
 
 @dataclass(frozen=True)
 class Listed:
-    """A list of images.
+    """A list of images."""
 
-    Attributes:
-        classes: in the file's order.
-        images: (class, file) in the file's order; the class is the folder that holds the file.
-        large: of an authors' list the classes with more images than most classes have, sorted.
-        sha256: of the file's bytes.
-    """
-
-    classes: tuple[str, ...]
-    images: tuple[tuple[str, str], ...]
-    large: tuple[str, ...]
-    sha256: str
+    classes: tuple[str, ...]  # in the file's order
+    images: tuple[tuple[str, str], ...]  # (class, file) in the file's order; the class is the folder that holds the file
+    large: tuple[str, ...]  # of an authors' list the classes with more images than most classes have, sorted
+    sha256: str  # of the file's bytes
 
 
 def is_authors(path: Path) -> bool:

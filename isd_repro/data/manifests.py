@@ -252,15 +252,10 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one role.
+    """Images of one role."""
 
-    Attributes:
-        index: positions in the store, int64, n, ascending.
-        label: class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n.
-    """
-
-    index: Tensor
-    label: Tensor
+    index: Tensor  # positions in the store, int64, n, ascending
+    label: Tensor  # class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n
 
     def __len__(self) -> int:
         return len(self.index)

@@ -129,19 +129,12 @@ SETS: dict[TransferName, TransferSet] = {
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A set on disk.
+    """A set on disk."""
 
-    Attributes:
-        spec: its row.
-        classes: names; a label is a position in it.
-        part: the part of each image, in the set's own order, which no file system changes.
-        get: image and label at a position.
-    """
-
-    spec: TransferSet
-    classes: tuple[str, ...]
-    part: tuple[Part, ...]
-    get: Callable[[int], tuple[Image.Image, int]]
+    spec: TransferSet  # its row
+    classes: tuple[str, ...]  # names; a label is a position in it
+    part: tuple[Part, ...]  # the part of each image, in the set's own order, which no file system changes
+    get: Callable[[int], tuple[Image.Image, int]]  # image and label at a position
 
 
 def root_of(name: TransferName) -> Path:
@@ -309,9 +302,6 @@ class TransferImages:
             pixels = torch.from_numpy(convert(image, self._store).copy())
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{where} cannot be read: {error}", f"repair the folder that {spec.root_env} names") from error
-        if not 0 <= label < len(self._opened.classes):
-            found = f"{where} has class number {label}, but the set has {len(self._opened.classes)} classes"
-            raise DataError(found, f"repair the annotations in the folder that {spec.root_env} names")
         digest = hashlib.sha256(f"{tuple(pixels.shape)}\n".encode() + pixels.numpy().tobytes()).hexdigest()
         size = torch.tensor([pixels.shape[1:]])
         return augment.centre(pixels[None], size, self._frame.size, self._frame.crop_ratio)[0], label, digest

@@ -113,21 +113,13 @@ def require_finite(values: Tensor, what: str) -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """What a features file holds.
+    """What a features file holds."""
 
-    Attributes:
-        search: float32 features of the search split by encoder, N x D, not normalised.
-        query: the same of the query split, Q x D.
-        search_label: classes of the search split, int64, N.
-        query_label: classes of the query split, int64, Q.
-        identity: the file's header: run, encoder_sha256, manifest, encoders, image_size.
-    """
-
-    search: dict[str, Tensor]
-    query: dict[str, Tensor]
-    search_label: Tensor
-    query_label: Tensor
-    identity: dict[str, Any]
+    search: dict[str, Tensor]  # float32 features of the search split by encoder, N x D, not normalised
+    query: dict[str, Tensor]  # the same of the query split, Q x D
+    search_label: Tensor  # classes of the search split, int64, N
+    query_label: Tensor  # classes of the query split, int64, Q
+    identity: dict[str, Any]  # the file's header: run, encoder_sha256, manifest, encoders, image_size
 
 
 def save_features(path: Path, found: Features) -> None:

@@ -176,14 +176,6 @@ def test_damaged_lists_and_images_are_named(tmp_path: Path, monkeypatch: pytest.
     assert "torchvision.datasets.Food101" in caught.value.hint
 
 
-def test_a_label_beyond_the_classes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make("cifar10", tmp_path, monkeypatch)
-    opened = transfer_sets.open_set("cifar10")
-    wrong = Opened(opened.spec, ("cat",), opened.part, opened.get)
-    with pytest.raises(DataError, match=r"CIFAR-10: image 1 .* has class number 1, but the set has 1 classes"):
-        read(wrong)
-
-
 def test_views_are_the_evaluations_view_of_each_image() -> None:
     """Images of different sizes in one block: plain colours stay what they are, a left half stays left, grey becomes three."""
     made = [Image.new("RGB", (10 + at, 8), (10 * at, 255 - at, 7)) for at in range(9)]
