@@ -110,22 +110,14 @@ def test_images_beside_text_files_are_a_set_of_images_and_a_tar_file_is_named(tm
         auditing.inspect([tmp_path / "images.tar"])
 
 
-def test_missing_and_different_lists_are_told_with_where_to_find_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_and_different_lists_are_told_with_where_to_find_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "D3.txt", {"a": 5, "b": 2})
-    monkeypatch.setattr("sys.argv", ["isd-repro", "data", "lists", str(tmp_path)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 4
-    out, error = capsys.readouterr()
-    lines = out.splitlines()
-    assert len(lines) == 10
-    assert lines[0] == "D1.txt: missing"
+    with pytest.raises(DataError, match="10 of 10 lists are not the published ones") as caught:
+        auditing.lists(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines), lines[0]) == (10, "D1.txt: missing")
     assert lines[2].startswith("D3.txt: different, sha256 ")
-    assert "10 of 10 lists are not the published ones" in error
-    for fact in ("UMBCvision/ISD", "4bdd603", "unbalanced_dataset"):
-        assert fact in error
+    assert "UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset" in caught.value.hint
 
 
 # --- class sizes of any set -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner
 
-from isd_repro import checkpoints, cli
+from isd_repro import checkpoints, cli, evaluations
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params
@@ -283,6 +283,18 @@ def test_a_foreign_checkpoint_on_a_folder(foreign: Path, pictures: Path, capsys:
     correct = {score["metric"]: score["correct"] for score in first["scores"]}
     assert correct["1-NN"] == int((nearest == labels["val"]).sum())
     assert correct["1-NN"] > 4  # of 12; a random network tells brightness
+
+
+def test_every_evaluation_that_needs_no_run_can_be_asked_for(
+    foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {"few_label", "knn", "knn_dense", "linear", "weighted_knn"} <= set(evaluations.of_any_checkpoint())
+    assert {"trajectory", "transfer"}.isdisjoint(evaluations.of_any_checkpoint())
+    request = Request(foreign, data=pictures, image_size=32, protocol="weighted_knn", options={"--k": (3, 5)}, per_class=True)
+    out, _ = ask(request, capsys)
+    assert "5-NN, weighted" in out
+    assert "Weighted nearest neighbours: 3-NN, 5-NN weighted by" in out
+    assert "By class, top-1 in percent" in out
 
 
 def test_the_table_says_what_the_numbers_are(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

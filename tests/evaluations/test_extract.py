@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import transforms as v1
 
+from isd_repro.data import eval_loader
 from isd_repro.data.augment import centre
 from isd_repro.data.eval_loader import Frame, centred
 from isd_repro.evaluations.arithmetic import exact
@@ -125,6 +126,17 @@ def test_an_images_bits_do_not_depend_on_the_sizes_of_its_neighbours() -> None:
         )
     few = torch.tensor([8, 2])  # a split of fewer images
     assert torch.equal(centred(reader, few, frame, CPU)(torch.arange(2)), whole[few])
+
+
+def test_photographs_of_one_size_are_read_one_by_one_so_that_progress_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, steps, frame = Sized(), list[int](), Frame(16, 0.875, (0.5,) * 3, (0.25,) * 3)
+    first, reader.sizes = reader.sizes[:1], reader.sizes[:1].expand(9, 2)
+    reader._images = reader._images[:1] * 9
+    for least, expected in ((int(first.prod()), [1] * 9), (2**20, [9])):
+        monkeypatch.setattr(eval_loader, "_PHOTOGRAPH", least)
+        steps.clear()
+        centred(reader, torch.arange(9), frame, CPU, steps.append)(torch.arange(9))
+        assert steps == expected
 
 
 @pytest.mark.parametrize("size", [20, 60])

@@ -265,17 +265,6 @@ def test_views_visit_every_labelled_image_once_an_epoch(world: World) -> None:
     assert not torch.equal(images, torch.cat([batch[0] for batch in reseeded(0)]))
 
 
-def test_flips_are_off_where_the_params_say_so(world: World) -> None:
-    subject = open_run("isd", world.params, world.layout, Progress(Console(quiet=True)))
-    search = subject.split("search")
-    settings = world.params.evaluation.linear.model_copy(update={"crop_min": 1.0})
-    plain, mirrored = (
-        torch.cat([views for views, _ in subject.augmented(search, settings.model_copy(update={"flip": flip}))(0)])
-        for flip in (0.0, 1.0)
-    )
-    assert torch.allclose(plain.flip(3), mirrored, atol=1e-5)
-
-
 def test_what_is_missing_is_named(world: World) -> None:
     with pytest.raises(ConfigError, match="no run 'isdd'"):
         world.run(extract, "isdd")
