@@ -2,7 +2,7 @@
 
 Both readers give the same pixels for the same images, and so the same bits.
 Images of one batch are padded to a common size. Where that would take more than `PADDED` bytes, which no packed profile
-does, the batch is computed in parts; where it is cut depends on its images alone. On a CPU photographs, and images of
+does, the batch is computed in parts; where it is cut depends on its images alone. On a CPU large images, and images of
 different sizes, are read and resized one by one for the evaluation's view, without padding: that is faster, no image's bits
 depend on its neighbours, and progress moves with every image.
 """
@@ -28,7 +28,7 @@ from isd_repro.runtime import ranks
 
 _AHEAD = 256  # images announced to the reader
 PADDED = 2**28  # bytes of a padded uint8 batch; as floats it is four times that
-_PHOTOGRAPH = 2**20  # pixels
+LARGE = 2**14  # pixels; for smaller images the products of `augment.centre` cost less than the calls of `_centre_large`
 _RED, _GREEN, _BLUE, _ROUND = 19595, 38470, 7471, 32768  # PIL's weights of "L", in 65536ths
 
 T = TypeVar("T")
@@ -170,23 +170,35 @@ def centred(
         device: where the views are made.
         on_views: called with a number of images whose views are made; large images take more time here than in the encoder.
     """
-    large = len(index) > 0 and bool(reader.sizes[index].prod(dim=1).max() >= _PHOTOGRAPH)
-    alone = device.type == "cpu" and (large or bool((reader.sizes[index] != reader.sizes[index[:1]]).any()))
+    sizes = reader.sizes[index]
+    alone = device.type == "cpu" and bool((sizes.prod(dim=1) >= LARGE).any() or (sizes != sizes[:1]).any())
 
     def images(position: Tensor) -> Tensor:
         chosen = index[position]
         following = position[-1] + 1 + torch.arange(_AHEAD)
-        found = []
+        found: list[Tensor] = []
         for part in chosen.split(1) if alone else [chosen[cut] for cut in parts(reader.sizes[chosen], reader.channels)]:
             pixels, sizes = reader.read(part)
             done = sum(map(len, found)) + len(part)
             reader.ahead(torch.cat([chosen[done:], index[following[following < len(index)]]]))
-            views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
+            if alone and sizes.prod() >= LARGE:
+                views = _centre_large(pixels, frame)
+            else:
+                views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
             found.append(augment.normalise(views, frame.mean, frame.std))
             on_views(len(part))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     return images
+
+
+def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
+    """`augment.centre` of one image (uint8, 1 x C x H x W) by torch's own resize in float32, which multiplies by no zeros."""
+    short = min(pixels.shape[2:])
+    resized = [frame.short_side if side == short else int(frame.short_side * side / short) for side in pixels.shape[2:]]
+    images = functional.interpolate(pixels.float().div_(255), resized, mode="bilinear", antialias=True)
+    top, left = (round((side - frame.size) / 2) for side in resized)
+    return images[..., top : top + frame.size, left : left + frame.size]
 
 
 def order(count: int, settings: ViewSettings, epoch: int) -> Sequence[Tensor]:

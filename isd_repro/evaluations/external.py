@@ -228,7 +228,12 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
                 "place": [request.key, request.prefix, request.padding],
                 "teacher_bn": request.teacher_bn if name == "teacher" else "own",
                 "manifest": manifest.sha256,
-                "transform": {**asdict(frame), "pixels": opened.pixels, "group": group_size(frame.size, best_device())},
+                "transform": {
+                    **asdict(frame),
+                    "pixels": opened.pixels,
+                    "group": group_size(frame.size, best_device()),
+                    "resize": 2,
+                },
                 "dtype": "float32",
                 "arithmetic": {"device": best_device().type, "torch": torch.__version__},
             }
