@@ -123,7 +123,7 @@ class Packer:
             info, index = describe(_rows(found.done), self.store, found.digest.hexdigest())
             path = folder / INDEX
             whole = len(found.done) == len(self.images) and path.is_file() and path.read_bytes() == index
-            problem = self._changed(found.done) if whole else f"{folder / file_of(self.store)} or {path.name} is damaged"
+            problem = self._changed(found.done) if whole else f"{folder / file_of(self.store)} or {path} is damaged"
             if not problem:
                 self.say(f"the images are unchanged since they were packed in {folder}; this pack is used again")
                 return folder, found.done, info

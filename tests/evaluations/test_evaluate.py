@@ -519,5 +519,5 @@ def test_queries_that_are_copies_of_search_images_are_refused_unless_allowed(
     assert found in json.loads(allowed.out)["notes"]
     assert json.loads(allowed.out)["scores"][0]["top1"] == 100
     record = read_record(out, ExternalRecord)
-    assert record.command.endswith("--allow-shared-images --k 1")
+    assert record.command.endswith("--allow-shared-images --image-size 16 --k 1")
     assert record.evaluations[0].manifest.shared == 12

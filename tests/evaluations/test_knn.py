@@ -222,9 +222,9 @@ MEMORY = """
 import resource, sys, numpy as np, torch
 from isd_repro.evaluations import knn
 torch.set_num_threads(1)
-rows, dim = 40_000, 2048
+rows, dim = 12_000, 2048
 bank = torch.from_numpy(np.memmap(sys.argv[1], np.float32, "c", shape=(rows, dim)))
-label = torch.arange(rows) % 100 if sys.argv[2] == 'mixed' else torch.arange(rows) // 400
+label = torch.arange(rows) % 100 if sys.argv[2] == 'mixed' else torch.arange(rows) // 120
 knn.nearest(bank[:1000], label[:1000], bank[:100].clone(), 20, torch.device("cpu"))
 def own():
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "VmHWM", "RssFile")))
@@ -236,7 +236,7 @@ def watch():
         peak.append(own())
 before = own()
 thread = threading.Thread(target=watch); thread.start()
-knn.nearest(bank, label, bank[:600].clone(), 20, torch.device("cpu"))
+knn.nearest(bank, label, bank[:100].clone(), 20, torch.device("cpu"))
 stop.set(); thread.join()
 print(max(peak) - before)
 """
@@ -244,12 +244,12 @@ print(max(peak) - before)
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 def test_a_memory_mapped_bank_is_never_copied(tmp_path: Path, order: str) -> None:
-    """330 MB of features; anonymous memory, which a copy would be, grows by less than the stated bound."""
+    """98 MB of features; anonymous memory, which a copy would be, grows by a few blocks alone."""
     path = tmp_path / "bank"
     draw = np.random.default_rng(0)
     with path.open("wb") as file:
         block = draw.standard_normal((1000, 2048), dtype=np.float32)
-        for at in range(40):
+        for at in range(12):
             file.write((block + np.float32(at)).tobytes())
     done = subprocess.run([sys.executable, "-c", MEMORY, str(path), order], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 200, f"{done.stdout} MB"
+    assert float(done.stdout) < 70, f"{done.stdout} MB"
