@@ -283,13 +283,16 @@ class Prepared:
         return query_groups(label, self.identity)
 
 
-def open_prepared(folder: Path, memory: Path | None = None, workers: int | None = None) -> Prepared:
+def open_prepared(
+    folder: Path, memory: Path | None = None, workers: int | None = None, manifest: Manifest | None = None
+) -> Prepared:
     """Open a prepared subset, checking the hash of every file of it.
 
     Args:
         folder: what `prepare` wrote.
         memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
         workers: threads that decode a store of JPEGs, see `Store`.
+        manifest: what `read` has given already.
 
     Raises:
         DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
@@ -297,7 +300,7 @@ def open_prepared(folder: Path, memory: Path | None = None, workers: int | None 
     header = read_header(folder)
     if header.store is None:
         raise DataError(f"{folder / HEADER}: does not name a store", _AGAIN)
-    manifest = read(folder)
+    manifest = manifest or read(folder)
     store = Store(store_folder(folder, manifest, header.store), header.store, workers)
     if len(store) != len(manifest.images):
         found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"

@@ -252,4 +252,4 @@ def test_a_memory_mapped_bank_is_never_copied(tmp_path: Path, order: str) -> Non
         for at in range(12):
             file.write((block + np.float32(at)).tobytes())
     done = subprocess.run([sys.executable, "-c", MEMORY, str(path), order], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 70, f"{done.stdout} MB"
+    assert float(done.stdout) < 90, f"{done.stdout} MB"
