@@ -63,8 +63,8 @@ class FileReader:
         """As `Store.read`; `DataError` names an image that cannot be decoded, or whose bytes are not those of the manifest."""
         found = self._decoded.take(index.tolist())
         sizes = self.sizes[index]
-        if len(found) == len(index) == 1:
-            return torch.from_numpy(found[int(index)][None]), sizes
+        if len(index) == 1:
+            return torch.from_numpy(found[int(index)][None].copy()), sizes
         height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
         batch = np.zeros((len(index), self.channels, height, width), dtype=np.uint8)
         for row, at in enumerate(index.tolist()):
