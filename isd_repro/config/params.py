@@ -79,7 +79,7 @@ class Balanced(Frozen):
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
-# images of that draw and gets more. Younger than the first manifests, so that it is not dumped where it is not given.
+# images of that draw and gets more. Manifests made before this key existed lack it, so it is written only where it is given.
 PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
 
 
@@ -133,6 +133,11 @@ class ListFile(Frozen):
     name: Literal["list"]
     list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
     root_env: Words = "ISD_LISTS_ROOT"
+
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return f"{self.list}.txt"
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -189,6 +194,11 @@ class ImageList(Frozen):
     sha256: Sha256 | None = None  # of its bytes; none takes any list of this name and says its hash
     root_env: Words = "ISD_LISTS_ROOT"
 
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return self.path
+
     def in_words(self) -> str:
         """The training images as tables state them."""
         return f"the list {self.path}"
@@ -204,6 +214,11 @@ class NamedClasses(Frozen):
     root_env: Words = "ISD_LISTS_ROOT"
     per_class: Count | None = None
     seed: Natural = 0
+
+    @property
+    def listed(self) -> str | None:
+        """The file that the rule reads, if it reads one."""
+        return self.file
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -282,9 +297,9 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
-    # Go on where more than 1 % of the queries have the bytes of a training or search image. Younger than the first pages.
+    # Go on where more than 1 % of the queries have the bytes of a training or search image. This key and the next two are
+    # written only where they are given, because older pages and manifests lack them.
     allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
-    # The next two are younger than the first manifests, so that they are not dumped where they are not given.
     unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
     # Groups `many`, `medium` and `few`.
     shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
@@ -313,7 +328,7 @@ class Subset(Frozen):
 class BackboneConfig(Frozen):
     """The encoder: a ResNet of torchvision, a narrow ResNet for CPUs, or raw pixels as a reference without weights."""
 
-    arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
     width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
     pool: Annotated[int, Field(ge=1, le=64)] = (
@@ -323,10 +338,13 @@ class BackboneConfig(Frozen):
 
 
 class MethodBlock(BaseModel):
-    """The method's name; every other key belongs to that method's own Config and is checked by it."""
+    """The method's name, or the path of a file outside the package from isd_repro/methods, without its suffix.
+
+    Every other key belongs to that method's own Config and is checked by it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^(\.\./([\w.-]+/)*)?[a-z][a-z0-9_]*$")]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -352,17 +370,24 @@ Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
 
 
 class Optim(Frozen):
-    """SGD with momentum, as every method of the paper uses it."""
+    """SGD with momentum, as every method of the paper uses it; or LARS, or AdamW."""
 
+    # Records made before this key and two below existed lack them, so they are written only where they are given.
+    name: Annotated[Literal["sgd", "lars", "adamw"], Field(exclude_if=lambda name: name == "sgd")] = "sgd"
     epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
     batch_size: Count
     lr: Positive
     sgd_momentum: Unit = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Schedule
-    # The next two are younger than the first records, so they are not dumped where they are not given.
     warmup_epochs: Annotated[Natural, Field(exclude_if=lambda epochs: epochs == 0)] = 0
     exclude_norm_and_bias: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # from weight decay
+
+    @model_validator(mode="after")
+    def _momentum_is_read(self) -> Optim:
+        if self.name == "adamw" and self.sgd_momentum != 0.9:
+            raise ValueError("sgd_momentum: adamw does not read it; its betas are 0.9 and 0.999; remove the key")
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Optim:
@@ -398,7 +423,7 @@ class Blur(Frozen):
 
 
 class View(Frozen):
-    """One augmentation: random resized crop, flip, jitter, grayscale, blur, in this order."""
+    """One augmentation: random resized crop, flip, jitter, grayscale, blur, solarisation, in this order."""
 
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
     crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -406,6 +431,8 @@ class View(Frozen):
     jitter: Jitter | None = None
     grayscale: Unit = 0.0
     blur: Blur | None = None
+    # Records made before this key existed lack it, so it is written only where it is given.
+    solarise: Annotated[Unit, Field(exclude_if=lambda share: share == 0)] = 0.0
 
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> View:
@@ -424,6 +451,8 @@ class Data(Frozen):
     std: Many[Positive] = (0.229, 0.224, 0.225)
     view_student: View
     view_teacher: View
+    # Records made before this key existed lack it, so it is written only where it is given.
+    views_more: Annotated[Many[View], Field(exclude_if=lambda views: not views)] = ()
 
 
 class Numerics(Frozen):
@@ -490,8 +519,8 @@ class Hypothesis(Frozen):
 class Power(Frozen):
     """The planned comparison; the standard deviation over the trials' classes gives a lower bound of its interval."""
 
-    first: Name  # methods, as in `method.name`
-    second: Name
+    first: Words  # methods, as in `method.name`
+    second: Words
     group: Group = "all"
     classes: Count  # of that group, in a draw
     draws: Distinct[Annotated[int, Field(ge=2)]]  # numbers of draws

@@ -25,7 +25,7 @@ from rich.console import Console
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params, Subset
+from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.manifests import Image, Manifest, check_shared, pack_root
 from isd_repro.data.packing import Outcome, Packer, in_order, name_of
@@ -102,7 +102,9 @@ def rule_of(subset: Subset) -> dict[str, object]:
 def _list_of(subset: Subset) -> dict[str, object]:
     """The sha256 of the list that was read, which its name alone does not say."""
     rule = subset.rule
-    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / f"{rule.list}.txt")} if rule.name == "list" else {}
+    if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
+        return {}
+    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
 
 
 def _settings(store: parameters.Store) -> dict[str, object]:
