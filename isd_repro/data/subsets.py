@@ -158,7 +158,8 @@ def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
     hint = f"set {rule.root_env} to a folder with {rule.listed}; the published lists are in {LISTS_ORIGIN}"
     path = _listed_file(rule.root_env, rule.listed, hint)
     authors = parse_list(path)
-    notes, published = (), LIST_SHA256[rule.list]
+    notes: tuple[str, ...] = ()
+    published = LIST_SHA256[rule.list]
     if authors.sha256 != published:
         notes = (f"{path}: not the published {rule.list} (sha256 {authors.sha256}, expected {published})",)
     return _Drawn(tuple(sorted(authors.classes)), _find_listed(pool, authors.images, f"list {rule.list}"), authors.large, notes)
