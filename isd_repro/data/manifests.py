@@ -210,9 +210,16 @@ def read(folder: Path) -> Manifest:
     if tuple(sorted(classes)) != claimed.classes or not groups <= classes:
         raise DataError(f"{path}: its classes are not those of {HEADER}", _AGAIN)
     manifest = Manifest(
-        **{key: getattr(claimed, key) for key in ("dataset", "subset", "rule", "classes", "large", "shots")},
+        dataset=claimed.dataset,
+        subset=claimed.subset,
+        rule=claimed.rule,
+        classes=claimed.classes,
+        large=claimed.large,
         images=tuple(images),
-        **positions,
+        train=positions["train"],
+        search=positions["search"],
+        query=positions["query"],
+        shots=dict(claimed.shots),
     )
     packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
     if packed != claimed.rule.get("store", packed):

@@ -174,6 +174,9 @@ class _Drawn:
             found = f"{len(dropped)} of {count} images are unreadable, more than corrupt_share {share:g} allows"
             hint = "repair these images, or raise corrupt_share to skip them"
             raise DataError(f"subset {self.name!r}: {found}; first {_reasons(dropped)}", hint)
+        train, search, query = (
+            np.array([place[at] for at in self.roles[role] if at in place], np.int64) for role in ("train", "search", "query")
+        )
         manifest = Manifest(
             dataset=self.subset.source.dataset,
             subset=self.name,
@@ -181,10 +184,10 @@ class _Drawn:
             classes=self.selection.classes,
             large=self.selection.large,
             images=tuple(kept),
+            train=train,
+            search=search,
+            query=query,
             shots=self.selection.shots,
-            **{
-                role: np.array([place[at] for at in positions if at in place], np.int64) for role, positions in self.roles.items()
-            },
         )
         for role in self.roles:
             counts = np.bincount(manifest.labels[getattr(manifest, role)] + 1, minlength=len(manifest.classes) + 1)[1:]

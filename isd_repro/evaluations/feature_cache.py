@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def stream(
                 if not missing:
                     on_kept(size)
                     continue
-                made = features(missing, lambda at, images=images, shard=shard: images(shard + at), size, device, on_rows)
+                made = features(missing, partial(_shifted, images, shard), size, device, on_rows)
                 for name, rows in made.items():
                     kept[name].write(shard // SHARD, rows)
             found[split] = {name: rows.tensor() for name, rows in kept.items()}
@@ -93,6 +94,10 @@ def same(rows: Tensor) -> bool:
     """Whether all rows (N x D) have one direction, up to the noise of float32, as after a collapse."""
     first = nn.functional.normalize(rows[:1].double(), dim=1)
     return all(bool((nn.functional.normalize(part.double(), dim=1) - first).abs().max() < _NOISE) for part in rows.split(SHARD))
+
+
+def _shifted(images: Images, first: int, position: Tensor) -> Tensor:
+    return images(first + position)
 
 
 class _Rows:

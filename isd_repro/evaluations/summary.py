@@ -25,7 +25,7 @@ def row(scores: Iterable[Score]) -> dict[str, float]:
 def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
     """A row for each encoder and metric, a column for each group, in percent, with 95 % Wilson intervals."""
     sizes = {score.group: score.n for score in scores}
-    found = {(score.encoder, score.metric, score.group): score for score in scores}
+    found: dict[tuple[str, str, str], Score] = {(score.encoder, score.metric, score.group): score for score in scores}
 
     def cell(encoder: str, metric: str, group: str) -> str:
         score = found.get((encoder, metric, group))
