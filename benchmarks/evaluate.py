@@ -74,8 +74,8 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         _write_images(images, sizes)
         torch.save(models.resnet18().state_dict(), ckpt)
         options = {"--k": tuple(k for k in (1, 20) if k <= sizes.images // 2)}
-        where = {"data": images, "out": Path(name) / "out.json"}
-        request = Request(ckpt, **where, options=options, image_size=sizes.side, workers=1, cache=False)
+        out = Path(name) / "out.json"
+        request = Request(ckpt, images, out=out, options=options, image_size=sizes.side, workers=1, cache=False)
 
         def ours() -> None:
             with redirect_stdout(io.StringIO()):

@@ -157,7 +157,7 @@ class Request:
     def command(self) -> str:
         """The command that asks for the same numbers, without folders, which differ from machine to machine."""
         places = {"ckpt": self.ckpt, "data": self.data, "prepared": self.prepared, "list": self.listed}
-        given = [(f"--{name}", path.name) for name, path in places.items() if path is not None]
+        given: list[tuple[str, Any]] = [(f"--{name}", path.name) for name, path in places.items() if path is not None]
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name not in _UNSEEN and value != one.default:
