@@ -188,7 +188,7 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     tree = json.loads(out.read_text())
     tree["evaluations"][0]["scores"][0]["correct"] -= 1
     out.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match="its predictions give"):
+    with pytest.raises(DataError, match="from its predictions"):
         run_records.load(made.params, layout)
     tree["evaluations"][0]["scores"][0]["correct"] += 1
     tree["sha256"] = "0" * 64
