@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from isd_repro.report import text
 from isd_repro.report.run_records import RECORDED, Part, part_of
@@ -53,7 +53,7 @@ class Cell:
         deviation, count: standard deviation over `count` seeds or draws behind a mean.
         detail: how a number that is no score came about, or why there is none.
         best: the largest of the values that it competes with.
-        paper: the published number that the cell shows or is held against.
+        paper: the published number that the cell shows or is compared with.
         verdict, tolerance: of `against`, in points.
         words: shown instead of the value's usual form.
     """
@@ -77,10 +77,6 @@ class Cell:
     verdict: Verdict = ""
     tolerance: float | None = None
     words: str = ""
-
-    def having(self, **changes: Any) -> Cell:
-        """The same cell with other values."""
-        return replace(self, **changes)
 
     @property
     def part(self) -> Part:
