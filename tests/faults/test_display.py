@@ -37,12 +37,18 @@ def frame(console: Console, std: float) -> list[str]:
 @pytest.mark.parametrize("width", [60, 80])
 def test_two_lines_say_how_a_run_goes(width: int) -> None:
     first, second = frame(Console(file=io.StringIO(), width=width, _environ={}), 0.274)
-    assert first.startswith("isd-2, run 3 of 8 ") and " 44% " in first and first.rstrip().endswith(" left")
-    assert second.startswith("epoch 12/25  loss 2.346  ") and second.rstrip().endswith(" images/s  embedding std 0.274")
-    assert len(first) <= width and len(second) <= width
+    assert first.startswith("isd-2, run 3 of 8 ")
+    assert " 44% " in first
+    assert first.rstrip().endswith(" left")
+    assert second.startswith("epoch 12/25  loss 2.346  ")
+    assert second.rstrip().endswith(" images/s  embedding std 0.274")
+    assert len(first) <= width
+    assert len(second) <= width
 
 
-@pytest.mark.parametrize(("std", "shown"), [(0.274, "\x1b[32membedding std 0.274"), (0.003, "\x1b[1;31mcollapsed, embedding std 0.003")])
+@pytest.mark.parametrize(
+    ("std", "shown"), [(0.274, "\x1b[32membedding std 0.274"), (0.003, "\x1b[1;31mcollapsed, embedding std 0.003")]
+)
 def test_bad_health_is_red(std: float, shown: str) -> None:
     assert shown in frame(terminal(80), std)[1]
 
@@ -56,4 +62,5 @@ def test_a_finished_run_leaves_one_line(folder: Path) -> None:
     last = text.rpartition("\x1b")[2]  # after the two moving lines were removed
     epochs = params.runs["isd"].optim.epochs
     assert f"isd, run 1 of {len(params.runs)}: {epochs} epochs in 0:00:" in last, text[-300:]
-    assert last.rstrip().endswith(" images/s") and last.count("\n") == 1
+    assert last.rstrip().endswith(" images/s")
+    assert last.count("\n") == 1

@@ -146,9 +146,7 @@ def test_a_lock_that_another_dvc_is_writing_is_waited_for(tmp_path: Path) -> Non
     assert lock.copy.read_text("utf-8").endswith(whole)
 
 
-def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off where the rest is still a lock: DVC takes the other stages for new."""
     monkeypatch.setattr(dvc_lock, "PATIENCE", 0.1)
     lock = lock_in(tmp_path, "a", "b")
