@@ -28,9 +28,9 @@ class Display:
         )
         self._bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)  # seconds; log lines may be rare
         self._task = self._bar.add_task(title, start=False, total=epochs * steps_per_epoch)
-        self._live = Live(console=console, get_renderable=self._lines, transient=True) if console.is_terminal else None
         self._step, self._loss = 0, float("nan")
         self._health = Text()
+        self._live = Live(console=console, get_renderable=self._lines, transient=True) if console.is_terminal else None
 
     def begin(self, step: int) -> None:
         """Training continues after this step, 0 for a new run."""
