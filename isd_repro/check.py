@@ -95,8 +95,10 @@ def _build(run: Run, config: Frozen) -> None:
     with torch.device("meta"):
         size, images = run.optim.batch_size, 2**20  # unknown; enough for any method
         steps = run.optim.epochs * (images // size)
-        setting = Setting(classes=2, images=images, batch_size=size, steps=steps, **engine.setting_of(run.numerics))
-        method = methods.load(run.method.name).Method(config, lambda: backbones.build(run.backbone, run.data.image_size), setting)
+        make = lambda *_: backbones.build(run.backbone, run.data.image_size)  # noqa: E731 - also in place of a file's encoder
+        arithmetic = engine.setting_of(run.numerics)
+        setting = Setting(classes=2, images=images, batch_size=size, steps=steps, frozen=make, **arithmetic)
+        method = methods.load(run.method.name).Method(config, make, setting)
         set_bn_groups(method, run.numerics.bn_groups)
 
 
