@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +29,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The labelled part of a search split.
+    """The labelled part of a search split."""
 
-    Attributes:
-        at: positions in the split, int64, ascending.
-        split: the same images as a split.
-        source: `drawn`, or the list's file name.
-        sha256: over the class and file of every image, in manifest order.
-        list_sha256: of the list's bytes; None where drawn.
-    """
-
-    at: Tensor
-    split: Split
-    source: str
-    sha256: str
-    list_sha256: str | None = None
+    at: Tensor  # positions in the split, int64, ascending
+    split: Split  # the same images as a split
+    source: str  # `drawn`, or the list's file name
+    sha256: str  # over the class and file of every image, in manifest order
+    list_sha256: str | None = None  # of the list's bytes; None where drawn
 
     def facts(self) -> dict[str, str | int | None]:
         """What the record says."""
@@ -104,11 +95,10 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     names = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
     place = {file: at for at, file in enumerate(files)}
     if len(place) != len(files):
-        twice = next(file for file, count in Counter(files).items() if count > 1)
-        raise DataError(f"{path}: two labelled images are called {twice}, so a list of names is ambiguous", "draw instead")
-    missing = [name for name in names if name not in place]
-    if missing or len(set(names)) != len(names):
-        what = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
-        twice = f"{len(names) - len(set(names))} of its {len(names)} lines name an image again"
-        raise DataError(f"{path}: {what if missing else twice}", ORIGIN)
+        raise DataError(f"{path}: two images have the same name, so that a list of names is ambiguous", "draw instead")
+    if missing := [name for name in names if name not in place]:
+        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        raise DataError(f"{path}: {found}", ORIGIN)
+    if again := len(names) - len(set(names)):
+        raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)
     return sorted(place[name] for name in names), hashlib.sha256(content).hexdigest()
