@@ -60,6 +60,9 @@ def test_seeds_are_repetitions_of_their_source(demo: Path) -> None:
     params = reader.load(demo / "params.yaml")[0]
     assert [params.runs[run].numerics.seed for run in ("isd", "isd-s-s1", "isd-s-s2")] == [0, 1, 2]
     assert ["isd", "isd-s-s1", "isd-s-s2"] in repetitions(params, list(params.runs))
+    call(demo, "variant", "isd-t", "--from", "isd", "-S", "numerics.seed=7", "--seeds", "2")
+    params = reader.load(demo / "params.yaml")[0]
+    assert [params.runs[run].numerics.seed for run in ("isd-t-s7", "isd-t-s8")] == [7, 8]
 
 
 def test_a_grid_is_every_combination(demo: Path) -> None:
@@ -111,6 +114,7 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
         (("isd", "--from", "isd", "-S", "optim.lr=1"), "run 'isd' exists already"),
         (("isd-x", "--from", "isd", "-S", "optim.lr"), "expected key=value"),
         (("isd-x", "--from", "isd", "-S", "optim.lr.x=1"), "is not a group of keys"),
+        (("isd-x", "--from", "isd", "--grid", "numerics.seed=3,5", "--seeds", "2"), "--seeds counts up from one seed"),
         (("isd-x", "--from", "isd", "--sobol", "2"), "--sobol and --range go together"),
         (("isd-x", "--from", "isd", "--sobol", "2", "--range", "optim.lr=2..1"), "low below high"),
         (("Isd", "--from", "isd", "-S", "optim.lr=1"), "is not a valid name of a run"),
