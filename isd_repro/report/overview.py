@@ -11,7 +11,7 @@ from isd_repro.config.params import Hypothesis, Params
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Cell, Table
-from isd_repro.report.repetitions import families, methods, repetitions, rivals, runs_of
+from isd_repro.report.repetitions import families, method_name, methods, repetitions, rivals, runs_of
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import first_metric, groups_of
@@ -25,7 +25,7 @@ def result(params: Params, records: Records) -> str:
     if params.report.hypothesis:
         return _difference(params, records, params.report.hypothesis)
     if asked := params.report.trials:
-        best = [(params.runs[cell.runs[0]].label, cell.value) for cell in trials.chosen(params, records, asked).values()]
+        best = [(method_name(params, cell.runs[0]), cell.value) for cell in trials.chosen(params, records, asked).values()]
         chosen = text.listing([f"{label} ({text.one_decimal(value or 0)} %)" for label, value in best])
         return f"Chosen among the trials by {asked.k}-NN accuracy on {asked.group} queries: {chosen}." if best else ""
     for subsets in families(params):

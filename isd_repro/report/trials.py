@@ -10,8 +10,9 @@ from isd_repro.config.params import Params, Trials
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 from isd_repro.report.hypothesis import by_class
+from isd_repro.report.repetitions import method_name, repetitions
 from isd_repro.report.run_records import Records
-from isd_repro.report.scores import score_cell
+from isd_repro.report.scores import method_cell
 
 _TRIAL = re.compile(r",? trial \d+$")
 
@@ -19,25 +20,26 @@ _TRIAL = re.compile(r",? trial \d+$")
 def chosen(params: Params, records: Records, asked: Trials) -> dict[str, Cell]:
     """The best trial of each method whose trials have all been scored; the first of equals.
 
-    Runs whose labels differ in the number of the trial alone (`ISD, trial 1`) are trials of one method.
+    Runs that differ in their seed alone are one trial, whose score is the mean over seeds. Trials whose names differ in the
+    number of the trial alone (`ISD, trial 1`) belong to one method.
     """
     references = {params.report.reference, params.report.pixels}
     trials: dict[str, list[Cell]] = {}
-    for name, run in params.runs.items():
-        if name not in references:
-            cell = score_cell(records.runs[name], "student", f"{asked.k}-NN", asked.group)
-            trials.setdefault(_TRIAL.sub("", run.label), []).append(cell)
-    return {
-        method: max(cells, key=lambda cell: cell.value or 0.0)
-        for method, cells in trials.items()
-        if all(cell.value is not None for cell in cells)
-    }
+    unfinished = set()
+    for seeds in repetitions(params, [name for name in params.runs if name not in references]):
+        method = _TRIAL.sub("", method_name(params, seeds[0]))
+        cell = method_cell(records, seeds, ("student", f"{asked.k}-NN", asked.group))
+        trials.setdefault(method, []).append(cell)
+        if cell.value is None or len(cell.runs) < len(seeds):
+            unfinished.add(method)
+    best = {method: max(cells, key=lambda cell: cell.value or 0.0) for method, cells in trials.items()}
+    return {method: cell for method, cell in best.items() if method not in unfinished}
 
 
 def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]:
     """The trial taken of each method, and what the trials say of the comparison to come."""
     best = chosen(params, records, asked)
-    rows = tuple(Row(params.runs[cell.runs[0]].label, (cell,), cell.runs[0]) for cell in best.values())
+    rows = tuple(Row(method_name(params, cell.runs[0]), (cell,), cell.runs[0]) for cell in best.values())
     columns = (Column(f"{asked.group.capitalize()} queries", f"{asked.k}-NN, student"),)
     note = "Optimistic, because each trial was chosen by this number."
     taken = [Table("trials-taken", "Trials taken", "Method", columns, rows, notes=(note,), sortable=False)] if rows else []

@@ -29,7 +29,7 @@ LABELS = {
     "simclr": "SimCLR",
     "simsiam": "SimSiam",
 }
-LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LAMS = (0.0, 0.25, 0.75, 1.0)  # 0.5 is the setting of the comparison
 RATIOS = (0.1, 0.2, 0.4, 0.8)  # temperature of ISD's teacher over that of its student
 SEEDS = (0, 1, 2)
 DIM = 64

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from isd_repro import methods
-from isd_repro.config import reader as config
 from isd_repro.config.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
 from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import backbones, engine
@@ -39,14 +39,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @cache
+def _methods_of(path: Path) -> list[dict[str, Any]]:
+    """The `method` block of every run of a profile; as plain YAML, because checking whole profiles takes seconds."""
+    return [run["method"] for run in YAML(typ="safe").load(path.read_text("utf-8"))["runs"].values()]
+
+
+@cache
 def profile_options(name: str) -> dict[str, Any]:
-    """The `method` block of the first run that uses a method, with a bank of two batches; a variant's with its keys."""
+    """Keys of the first run that uses a method, with a bank of two batches; a variant's with its own."""
     if name in VARIANTS:
         return {**profile_options(name.partition("-")[0]), **VARIANTS[name]}
     for path in (ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))):
-        for run in config.load(path)[0].runs.values():
-            if run.method.name == name:
-                options = run.method.options
+        for block in _methods_of(path) if f"name: {name}" in path.read_text("utf-8") else ():
+            if block["name"] == name:
+                options = {key: value for key, value in block.items() if key != "name"}
                 return {**options, "bank_size": 2 * BATCH} if "bank_size" in options else options
     raise AssertionError(f"add a run with method {name} to a params.yaml, so that its tests know values for its keys")
 

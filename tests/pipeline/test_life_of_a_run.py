@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,8 +97,12 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
     labels = [run.label for name, run in params.runs.items() if name.startswith(("isd-g", "isd-h"))]
     assert labels == [f"ISD, trial {at}" for at in (1, 2, 3, 4, 5)]
     assert params.report.trials
-    monkeypatch.setattr(trials, "score_cell", lambda run, *_: Cell("score", (run,), value=float(run == "isd-g-2-s0")))
-    records: Any = SimpleNamespace(runs={name: name for name in params.runs})
+
+    def scored(_: Any, runs: list[str], *__: Any) -> Cell:
+        return Cell("score", tuple(runs), value=float("isd-g-2-s0" in runs))
+
+    monkeypatch.setattr(trials, "method_cell", scored)
+    records: Any = None
     best = trials.chosen(params, records, params.report.trials)
     assert best["ISD"].runs == ("isd-g-2-s0",)
     assert not [method for method in best if "trial" in method]

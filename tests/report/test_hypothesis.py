@@ -205,6 +205,26 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
     assert {method: cell.runs for method, cell in best.items()} == {"ISD": ("isd-2",), "MOCO": ("moco-1",)}
 
 
+def test_seeds_of_one_trial_are_no_trials_of_their_own(tmp_path: Path) -> None:
+    """Two seeds of one setting are one trial with their mean; a trial that lacks a seed leaves its method without a choice."""
+    runs = {f"isd-{at}-{seed}": (f"ISD, trial {at}, seed {seed}", "d1") for at in (1, 2) for seed in (0, 1)}
+    rules: dict[str, dict[str, Any]] = {"d1": {"name": "list", "list": "D1"}}
+    profile = made(tmp_path, runs, dict.fromkeys(runs, "isd"), rules, trials={"group": "all", "k": 1})
+    for name, run in profile.params.runs.items():
+        object.__setattr__(run, "numerics", run.numerics.model_copy(update={"seed": int(name[-1])}))
+    classes = synthetic.manifest(profile.params, "d1", 100).classes
+    asked = Trials(group="all", k=1)
+    for run, hits in {"isd-1-0": 9, "isd-1-1": 3, "isd-2-0": 7, "isd-2-1": 7}.items():
+        assert trials.chosen(profile.params, profile.records(), asked) == {}
+        write(profile, run, dict.fromkeys(classes, hits))
+    best = trials.chosen(profile.params, profile.records(), asked)
+    assert {method: (cell.runs, cell.value, cell.count) for method, cell in best.items()} == {
+        "ISD": (("isd-2-0", "isd-2-1"), 70.0, 2)
+    }
+    (taken,) = [table for table in profile.report().tables if table.id == "trials-taken"]
+    assert [row.label for row in taken.rows] == ["ISD, trial 2"]
+
+
 def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> None:
     """Eight rare classes, all 10 points apart but one, which is 30: s = 20 / sqrt(8)."""
     profile = tried(tmp_path)
