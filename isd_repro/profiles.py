@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -97,7 +98,9 @@ def variant(
     if trials and len(set(counts.values())) > 1:
         said = ", ".join(f"{method} {count}" for method, count in counts.items())
         say(f"trained runs by method: {said}; a fair comparison gives each method the same number of trials")
-    say(f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {layout.file}; `{_repro(layout)}` trains them")
+    say(
+        f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {_shown(layout)}; `{_repro(layout)}` trains them"
+    )
 
 
 def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
@@ -235,7 +238,7 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
     for name in names:
         for path in _results(name, layout):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    say(f"removed {', '.join(names)} from {layout.file}; `{_repro(layout)}` renders the page")
+    say(f"removed {', '.join(names)} from {_shown(layout)}; `{_repro(layout)}` renders the page")
 
 
 def rename(old: str, new: str, file: Path, say: Say) -> None:
@@ -261,7 +264,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
     _replace(tree, old, new)
     dvc_lock.remove([old], layout.folder)
     _write(layout, tree)
-    say(f"{old} is now {new} in {layout.file}")
+    say(f"{old} is now {new} in {_shown(layout)}")
 
 
 def _replace(tree: Any, old: str, new: str | None) -> None:
@@ -340,11 +343,12 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
     folder.mkdir(parents=True)
     try:
         shutil.copy(layout.root / "dvc.yaml", folder)
-        _write(Layout(folder, layout.root, name), tree)
+        made = Layout(folder, layout.root, name)
+        _write(made, tree)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    say(f"{folder / 'params.yaml'}: edit it, then run `isd-repro check --images {folder}`")
+    say(f"{_shown(made)}: edit it, then run `isd-repro check --images {os.path.relpath(folder)}`")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -368,8 +372,12 @@ def _write(layout: Layout, tree: Any) -> None:
         tried.unlink(missing_ok=True)
 
 
+def _shown(layout: Layout) -> str:
+    """The parameter file as seen from where the user is."""
+    return os.path.relpath(layout.file)
+
+
 def _repro(layout: Layout) -> str:
-    """The command that brings a profile up to date, from the repository."""
-    return (
-        "dvc repro" if layout.folder == layout.root else f"dvc repro {layout.folder.relative_to(layout.root).as_posix()}/dvc.yaml"
-    )
+    """The command that brings a profile up to date."""
+    pipeline = os.path.relpath(layout.folder / "dvc.yaml")
+    return "dvc repro" if pipeline == "dvc.yaml" else f"dvc repro {pipeline}"
