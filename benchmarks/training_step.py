@@ -50,6 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {"tau": 0.2, "momentum": 0.999},
     "byol": {"momentum": 0.99},
     "msf": {"momentum": 0.99},
+    "cmsf": {"momentum": 0.99},
+    "compress": {"teacher": "", "sha256": 64 * "0", "tau": 0.04},
     "sce": {"lam": 0.5, "tau_student": 0.1, "tau_teacher": 0.05, "momentum": 0.999},
     "simclr": {"tau": 0.2},
 }
@@ -198,8 +200,10 @@ def build(sizes: Sizes, device: torch.device, numerics: Numerics, groups: int = 
     shape = BackboneConfig(arch=sizes.arch, stem=sizes.stem, width=sizes.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        setting = Setting(classes=1, images=sizes.batch, batch_size=sizes.batch, steps=sizes.steps, **engine.setting_of(numerics))
-        method = module.Method(config, lambda: backbones.build(shape, sizes.side), setting)
+        make = lambda *_: backbones.build(shape, sizes.side)  # noqa: E731
+        arithmetic = engine.setting_of(numerics)
+        setting = Setting(classes=1, images=sizes.batch, batch_size=sizes.batch, steps=sizes.steps, frozen=make, **arithmetic)
+        method = module.Method(config, make, setting)
     set_bn_groups(method, groups)
     return method.to(device).train()
 

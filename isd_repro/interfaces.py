@@ -27,6 +27,7 @@ class Batch:
         label: class of each image, int64, B; only `supervised` may read it.
         shuffle: a permutation of the whole batch, int64, the same on every rank; `ema.embed` uses it for shuffle-BN.
         step: number of the step, counted from 0 over all epochs, for schedules.
+        more: further views of the same images, one for each of `data.views_more`.
     """
 
     view_student: Tensor
@@ -35,6 +36,7 @@ class Batch:
     label: Tensor
     shuffle: Tensor
     step: int = 0
+    more: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class StepOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a method knows of its run apart from the batches: counts and arithmetic, but no paths.
+    """What a method knows of its run apart from the batches: counts, arithmetic and other encoders.
 
     Attributes:
         classes: of the training split.
@@ -61,6 +63,7 @@ class Setting:
         steps: of the whole training.
         fast: `numerics.engine` is `fast`: the bank's loss by attention.
         bank_dtype: of the bank's rows; float16 with `fast` and bf16 alone.
+        frozen: the encoder of a checkpoint, by a path from the profile's folder and the sha256 of its bytes; in eval mode.
     """
 
     classes: int
@@ -69,6 +72,7 @@ class Setting:
     steps: int
     fast: bool = False
     bank_dtype: torch.dtype = torch.float32
+    frozen: Callable[[str, str], Backbone] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,8 +89,9 @@ class Backbone(nn.Module):
 class Method(Protocol):
     """One self-supervised method: a module whose forward makes one training step's loss.
 
-    Three attributes are optional: `symmetric`, True where both views pass through the student with a gradient; `fixed_lr`,
-    modules whose learning rate does not follow the schedule; and `needs_labels`, True where images without labels are refused.
+    Four attributes are optional: `symmetric`, True where both views pass through the student with a gradient; `fixed_lr`,
+    modules whose learning rate does not follow the schedule; `needs_labels`, True where images without labels are refused; and
+    `takes_more_views`, without which `data.views_more` is refused.
     """
 
     def __call__(self, batch: Batch) -> StepOutput: ...

@@ -21,6 +21,15 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     """An option has to be declared here to be known whatever is collected."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.txt anew instead of comparing with them")
+    parser.addoption("--params", help="test the methods outside the package that this params.yaml names, by tests/conformance")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before tests are collected: which methods there are is then known."""
+    if params := config.getoption("--params"):
+        from tests.conformance import problem
+
+        problem.PARAMS.append(Path(params).resolve())
 
 
 @pytest.fixture(scope="session", autouse=True)

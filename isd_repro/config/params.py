@@ -304,7 +304,7 @@ class Subset(Frozen):
 class BackboneConfig(Frozen):
     """The encoder: a ResNet of torchvision, a narrow ResNet for CPUs, or raw pixels as a reference without weights."""
 
-    arch: Literal["resnet18", "resnet50", "resnet-narrow", "pixels"]
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
     width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
     pool: Annotated[int, Field(ge=1, le=64)] = (
@@ -314,10 +314,13 @@ class BackboneConfig(Frozen):
 
 
 class MethodBlock(BaseModel):
-    """The method's name; every other key belongs to that method's own Config and is checked by it."""
+    """The method's name, or the path of a file outside the package from isd_repro/methods, without its suffix.
+
+    Every other key belongs to that method's own Config and is checked by it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^(\.\./([\w.-]+/)*)?[a-z][a-z0-9_]*$")]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -343,17 +346,24 @@ Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
 
 
 class Optim(Frozen):
-    """SGD with momentum, as every method of the paper uses it."""
+    """SGD with momentum, as every method of the paper uses it; or LARS, or AdamW."""
 
+    # Younger than the first records, as are two keys below, so that none is dumped where it is not given.
+    name: Annotated[Literal["sgd", "lars", "adamw"], Field(exclude_if=lambda name: name == "sgd")] = "sgd"
     epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
     batch_size: Count
     lr: Positive
     sgd_momentum: Unit = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Schedule
-    # The next two are younger than the first records, so they are not dumped where they are not given.
     warmup_epochs: Annotated[Natural, Field(exclude_if=lambda epochs: epochs == 0)] = 0
     exclude_norm_and_bias: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # from weight decay
+
+    @model_validator(mode="after")
+    def _momentum_is_read(self) -> Optim:
+        if self.name == "adamw" and self.sgd_momentum != 0.9:
+            raise ValueError("sgd_momentum: adamw does not read it; its betas are 0.9 and 0.999; remove the key")
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Optim:
@@ -389,7 +399,7 @@ class Blur(Frozen):
 
 
 class View(Frozen):
-    """One augmentation: random resized crop, flip, jitter, grayscale, blur, in this order."""
+    """One augmentation: random resized crop, flip, jitter, grayscale, blur, solarisation, in this order."""
 
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area
     crop_max: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -397,6 +407,8 @@ class View(Frozen):
     jitter: Jitter | None = None
     grayscale: Unit = 0.0
     blur: Blur | None = None
+    # Younger than the first records, so that it is not dumped where it is not given.
+    solarise: Annotated[Unit, Field(exclude_if=lambda share: share == 0)] = 0.0
 
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> View:
@@ -415,6 +427,8 @@ class Data(Frozen):
     std: Many[Positive] = (0.229, 0.224, 0.225)
     view_student: View
     view_teacher: View
+    # Younger than the first records, so that it is not dumped where it is not given.
+    views_more: Annotated[Many[View], Field(exclude_if=lambda views: not views)] = ()
 
 
 class Numerics(Frozen):
@@ -481,8 +495,8 @@ class Hypothesis(Frozen):
 class Power(Frozen):
     """The planned comparison; the standard deviation over the trials' classes gives a lower bound of its interval."""
 
-    first: Name  # methods, as in `method.name`
-    second: Name
+    first: Words  # methods, as in `method.name`
+    second: Words
     group: Group = "all"
     classes: Count  # of that group, in a draw
     draws: Distinct[Annotated[int, Field(ge=2)]]  # numbers of draws

@@ -73,6 +73,7 @@ class Drawn(_Rows):
     colours: Colours | None
     gray: Tensor | None  # bool, B
     softness: Softness | None
+    solarised: Tensor | None  # bool, B
 
 
 def view(pixels: Tensor, sizes: Tensor, settings: View, size: int, generator: Generator) -> Tensor:
@@ -97,7 +98,9 @@ def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
     crop = draw_crop(sizes.cpu(), settings, generator)
     colours = None if settings.jitter is None else _draw_colours(count, settings.jitter, generator)
     gray = torch.rand(count, generator=generator) < settings.grayscale if settings.grayscale > 0 else None
-    return Drawn(crop, colours, gray, None if settings.blur is None else _draw_softness(count, settings.blur, generator))
+    softness = None if settings.blur is None else _draw_softness(count, settings.blur, generator)
+    solarised = torch.rand(count, generator=generator) < settings.solarise if settings.solarise > 0 else None
+    return Drawn(crop, colours, gray, softness, solarised)
 
 
 def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
@@ -109,6 +112,9 @@ def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tupl
         images = torch.where(to_device(drawn.gray, images.device)[:, None, None, None], _luma(images).expand_as(images), images)
     if drawn.softness is not None and settings.blur is not None:
         images = _soften(images, drawn.softness, settings.blur)
+    if drawn.solarised is not None:  # as torchvision's RandomSolarize with BYOL's threshold, a half
+        chosen = to_device(drawn.solarised, images.device)[:, None, None, None]
+        images = torch.where(chosen & (images >= 0.5), 1 - images, images)
     return images
 
 

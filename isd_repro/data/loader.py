@@ -77,10 +77,10 @@ class Batches:
         if self.world > 1:
             rows = self._rows
             pixels, drawn, chosen = self._padded(pixels, chosen), [each.at(rows) for each in drawn], chosen[rows]
-        settings = (self.data.view_student, self.data.view_teacher)
+        settings = (self.data.view_student, self.data.view_teacher, *self.data.views_more)
         views = [self._view(pixels, *each) for each in zip(drawn, settings, strict=True)]
         index, label, shuffle = (augment.to_device(each, self.device) for each in (chosen, self.split.label[chosen], shuffle))
-        return Batch(views[0], views[1], index, label, shuffle, step)
+        return Batch(views[0], views[1], index, label, shuffle, step, tuple(views[2:]))
 
     def labels_at(self, step: int) -> Tensor:
         """Classes of a step's images, int64, B, in the order of its batch; no image is read."""
@@ -93,11 +93,12 @@ class Batches:
         return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
 
     def _draws(self, step: int) -> tuple[list[Drawn], Tensor]:
-        """What both views of the whole batch draw, and the shuffle of its teacher side."""
+        """What the views of the whole batch draw, and the shuffle of its teacher side."""
         sizes = self.store.sizes[self.split.index[self._chosen(step)]]
         draws = generator_of(self.seed, "step", step)
         drawn = [augment.draw(sizes, view, draws) for view in (self.data.view_student, self.data.view_teacher)]
-        return drawn, torch.randperm(self.batch_size, generator=draws)
+        shuffle = torch.randperm(self.batch_size, generator=draws)
+        return drawn + [augment.draw(sizes, view, draws) for view in self.data.views_more], shuffle
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -13,7 +13,11 @@ from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.runtime.errors import ConfigError
 
-_TORCHVISION: dict[str, Callable[[], ResNet]] = {"resnet18": models.resnet18, "resnet50": models.resnet50}
+_TORCHVISION: dict[str, Callable[[], ResNet]] = {
+    "resnet18": models.resnet18,
+    "resnet34": models.resnet34,
+    "resnet50": models.resnet50,
+}
 
 
 def build(config: BackboneConfig, image_size: int) -> Backbone:

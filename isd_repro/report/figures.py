@@ -15,9 +15,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from isd_repro.config.fields import GROUPS
+from isd_repro.config.fields import GROUPS, Group
 from isd_repro.config.params import Params, Run
-from isd_repro.records import CurveRecord
+from isd_repro.records import SHOTS, CurveRecord
 from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
 from isd_repro.report.hypothesis import Comparison, by_class
@@ -177,7 +177,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
 
 def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float]) -> Figure | None:
-    """First nearest-neighbour accuracy and balancedness, student, of every method against the imbalance of its subsets.
+    """First nearest-neighbour accuracy, a panel a query group, and balancedness, student, against the imbalance of the subsets.
 
     Args:
         params: the profile.
@@ -185,11 +185,17 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
         imbalance: of each subset.
 
     Returns:
-        a dot a run and a line through the means; None where nothing has been scored.
+        a dot a run, and for each method a line through the means; None where nothing has been scored.
     """
     metric = f"{params.evaluation.knn.k[0]}-NN"
+    found_groups = {group for subset in imbalance for group in groups_of(params, records, subset)}
+    groups = [group for group in GROUPS if group in found_groups]
+
+    def accuracy(group: Group) -> Callable[[str], Cell]:
+        return lambda run: score_cell(records.runs[run], "student", metric, group)
+
     kinds: list[tuple[str, Callable[[str], Cell]]] = [
-        (f"{metric} accuracy, %", lambda run: score_cell(records.runs[run], "student", metric, "all")),
+        *((f"{group.capitalize()} queries: {metric} accuracy, %", accuracy(group)) for group in groups),
         ("Balancedness, points", lambda run: balancedness_cell(records.runs[run], "student", metric)),
     ]
     lines: list[tuple[str, str, list[dict[float, list[float]]]]] = []
@@ -224,6 +230,10 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
         return figure
 
     caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; less is more even."
+    if not found_groups.isdisjoint(SHOTS):
+        caption += (
+            " Many, medium and few go by a class's number of training images, so a group has other classes at another imbalance."
+        )
     title = f"{params.subsets[next(iter(imbalance))].source.dataset}: accuracy and balancedness against imbalance"
     return Figure(f"imbalance-{next(iter(imbalance))}", title, caption, draw)
 

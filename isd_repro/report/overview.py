@@ -16,7 +16,13 @@ from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import first_metric, groups_of
 
-NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet-narrow": "narrow ResNet", "pixels": "raw pixels"}
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet-narrow": "narrow ResNet",
+    "pixels": "raw pixels",
+}
 Fact = tuple[str, str]
 
 

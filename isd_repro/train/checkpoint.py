@@ -225,7 +225,7 @@ def share(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: P
 ANYWAY = "ISD_RESUME_CHANGED"  # environment variable; 1 resumes under changed code or arithmetic
 
 _PACKAGE = Path(__file__).parents[1]
-_FIXED = ("data/augment.py", "data/loader.py", "runtime/ranks.py", "train/loop.py", "train/schedule.py")
+_FIXED = ("data/augment.py", "data/loader.py", "runtime/ranks.py", "train/lars.py", "train/loop.py", "train/schedule.py")
 
 
 def code_of(method: str, device: torch.device) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from isd_repro.config.params import Efficiency, Numerics, Optim
 from isd_repro.interfaces import Batch, StepOutput
@@ -19,6 +19,7 @@ from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import Preempted
 from isd_repro.train import monitor
 from isd_repro.train.checkpoint import Progress
+from isd_repro.train.lars import LARS
 from isd_repro.train.schedule import lr_at
 
 
@@ -43,12 +44,13 @@ class Hooks:
 
 
 def optimizer_of(method: nn.Module, optim: Optim, numerics: Numerics | None = None) -> Optimizer:
-    """SGD over every parameter that takes a gradient, BatchNorm and biases included (UMBCvision/ISD at 4bdd603).
+    """SGD over every parameter that takes a gradient, BatchNorm and biases included (UMBCvision/ISD at 4bdd603); or `optim.name`.
 
     With `optim.exclude_norm_and_bias` vectors get no weight decay. Modules in a method's `fixed_lr` keep the first learning
     rate.
 
-    With engine `fast` one kernel on CUDA (DEV-24). Not on a CPU, where it is the slower one for weights in channels_last.
+    With engine `fast` SGD and AdamW are one kernel on CUDA (DEV-24). Not on a CPU, where it is the slower one for weights in
+    channels_last.
     """
     fixed = {id(parameter) for module in getattr(method, "fixed_lr", ()) for parameter in module.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -57,15 +59,16 @@ def optimizer_of(method: nn.Module, optim: Optim, numerics: Numerics | None = No
             decays = parameter.dim() > 1 or not optim.exclude_norm_and_bias
             groups.setdefault((decays, id(parameter) in fixed), []).append(parameter)
     on_cuda = any(parameter.is_cuda for members in groups.values() for parameter in members)
-    return SGD(
-        [
-            {"params": members, "weight_decay": optim.weight_decay if decays else 0.0, "fixed_lr": is_fixed}
-            for (decays, is_fixed), members in groups.items()
-        ],
-        lr=optim.lr,
-        momentum=optim.sgd_momentum,
-        fused=True if numerics and numerics.engine == "fast" and on_cuda else None,
-    )
+    fused = True if numerics and numerics.engine == "fast" and on_cuda else None
+    named = [
+        {"params": members, "weight_decay": optim.weight_decay if decays else 0.0, "fixed_lr": is_fixed}
+        for (decays, is_fixed), members in groups.items()
+    ]
+    if optim.name == "lars":
+        return LARS(named, lr=optim.lr, momentum=optim.sgd_momentum)
+    if optim.name == "adamw":
+        return AdamW(named, lr=optim.lr, fused=fused)
+    return SGD(named, lr=optim.lr, momentum=optim.sgd_momentum, fused=fused)
 
 
 def train(

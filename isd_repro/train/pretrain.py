@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from isd_repro.config.reader import find_run, fingerprint, naming
 from isd_repro.data import augment, contact_sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Prepared, open_prepared
-from isd_repro.interfaces import Setting, Tracker
+from isd_repro.interfaces import Backbone, Setting, Tracker
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.records import PretrainRecord, write_record
@@ -119,7 +120,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
     method_config = methods.config_of(name, run.method, layout.file)
     config = {
         "backbone": run.backbone.model_dump(mode="json"),
-        "method": {"name": run.method.name, **method_config.model_dump(mode="json")},
+        "method": {**methods.identity(run.method.name), **method_config.model_dump(mode="json")},
         "optim": run.optim.model_dump(mode="json"),
         "data": run.data.model_dump(mode="json", exclude={"subset"}),
         "numerics": run.numerics.model_dump(mode="json"),
@@ -136,6 +137,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
             images=images,
             batch_size=size,
             steps=run.optim.epochs * (images // size),
+            frozen=lambda path, sha256: _frozen(layout.folder / path, sha256, run.backbone.channels),
             **engine.setting_of(run.numerics),
         )
         method: nn.Module = methods.load(run.method.name).Method(
@@ -145,9 +147,25 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         if getattr(method, "needs_labels", False) and run.optim.epochs and bool((prepared.split("train").label < 0).any()):
             found = f"method.name: {run.method.name} learns from labels, and the training images of this subset have some without"
             raise ConfigError(found, "use a subset without `unlabelled: true`")
+        if run.data.views_more and not getattr(method, "takes_more_views", False):
+            raise ConfigError(f"data.views_more: {run.method.name} reads two views", "remove the key")
     # channels_last: 1.3x on one CPU core and the layout that tensor cores want; layout only, the same parameters
     method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Plan(name, run, prepared, config, fingerprint(config), method, device)
+
+
+def _frozen(path: Path, sha256: str, channels: int) -> Backbone:
+    """The encoder of a checkpoint that `evaluate` reads."""
+    # by name: the file's hash is a parameter, so the reader's code is no dependency of a run
+    found = import_module("isd_repro.checkpoints").load(path)
+    if found.sha256 != sha256:
+        said = f"method.sha256: {sha256}, but that of {path} is {found.sha256}"
+        raise ConfigError(said, "restore the file, or write its own sha256")
+    if found.channels != channels:
+        said = f"method.teacher: {path} takes images of {found.channels} channels, and the backbone of {channels}"
+        raise ConfigError(said, "give another checkpoint, or change backbone.channels")
+    encoder: Backbone = found.encoders["student"]
+    return encoder
 
 
 def _check_machine(run: Run) -> None:

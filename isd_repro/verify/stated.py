@@ -26,7 +26,7 @@ def check_parameters(state: Verification, records: Records) -> None:
             config = methods.config_of(run, now.method, layout.file)
             groups = {name: _both(getattr(now, name)) for name in ("backbone", "optim", "data", "numerics")}
             for group, (values, chosen) in {**groups, "method": _both(config)}.items():
-                own = {"name": now.method.name} if group == "method" else {}
+                own = methods.identity(now.method.name) if group == "method" else {}
                 stated = made.config.get(group, {}) | ({"subset": now.data.subset} if group == "data" else {})
                 _changed(state, run, f"runs.{run}.{group}", own | values, own | chosen, stated)
             _changed(state, run, f"runs.{run}.label", now.label, now.label, made.label)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from isd_repro import methods
 from isd_repro.config.params import BackboneConfig, Cosine, Efficiency, Numerics, Optim
-from isd_repro.interfaces import Batch, Setting
+from isd_repro.interfaces import Backbone, Batch, Setting
 from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.train import loop
@@ -38,6 +38,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of the methods that no profile uses.
+UNUSED: dict[str, dict[str, Any]] = {
+    "cmsf": {"momentum": 0.99, "neighbours": 3, "candidates": 6, "bank_size": 2 * BATCH},
+    "compress": {"teacher": "resnet.pth", "sha256": 64 * "0", "tau": 0.04, "bank_size": 2 * BATCH},
+}
+PARAMS: list[Path] = []  # of `pytest --params`: only the methods outside the package that it names are tested
+
+
+def names() -> list[str]:
+    """The methods and variants under test."""
+    outside = {block["name"] for path in PARAMS for block in _methods_of(path) if "/" in block["name"]}
+    return sorted(outside) if PARAMS else [*methods.names(), *VARIANTS]
+
+
 @cache
 def _methods_of(path: Path) -> list[dict[str, Any]]:
     """The `method` block of every run of a profile; as plain YAML, because checking whole profiles takes seconds."""
@@ -49,7 +63,9 @@ def profile_options(name: str) -> dict[str, Any]:
     """Keys of the first run that uses a method, with a bank of two batches; a variant's with its own."""
     if name in VARIANTS:
         return {**profile_options(name.partition("-")[0]), **VARIANTS[name]}
-    for path in (ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))):
+    if name in UNUSED:
+        return UNUSED[name]
+    for path in (*PARAMS, ROOT / "params.yaml", *sorted(ROOT.glob("pipelines/*/params.yaml"))):
         for block in _methods_of(path) if f"name: {name}" in path.read_text("utf-8") else ():
             if block["name"] == name:
                 options = {key: value for key, value in block.items() if key != "name"}
@@ -57,16 +73,30 @@ def profile_options(name: str) -> dict[str, Any]:
     raise AssertionError(f"add a run with method {name} to a params.yaml, so that its tests know values for its keys")
 
 
+def frozen(path: str, sha256: str) -> Backbone:
+    """The same encoder at every call, as a file is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        return backbones.build(BACKBONE, SIDE).eval()
+
+
 def build(
     name: str, *, seed: int = 0, groups: int = 1, options: dict[str, Any] | None = None, batch_size: int = BATCH
 ) -> nn.Module:
     """A method or one of its variants on a narrow ResNet, as `pretrain` builds it."""
-    module = methods.load(name.partition("-")[0])
+    module = methods.load(name.partition("-")[0] if name in VARIANTS else name)
     values = module.Config.model_validate(profile_options(name) if options is None else options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         images = STEPS_PER_EPOCH * batch_size
-        setting = Setting(classes=CLASSES, images=images, batch_size=batch_size, steps=STEPS, **engine.setting_of(NUMERICS))
+        setting = Setting(
+            classes=CLASSES,
+            images=images,
+            batch_size=batch_size,
+            steps=STEPS,
+            frozen=frozen,
+            **engine.setting_of(NUMERICS),
+        )
         method: nn.Module = module.Method(values, lambda: backbones.build(BACKBONE, SIDE), setting)
     set_bn_groups(method, groups)
     return method.train()

@@ -30,7 +30,6 @@ from tests.conformance.problem import (
 )
 
 CPU = torch.device("cpu")
-LABELLED = {"supervised"}  # the only methods that may read labels
 
 
 @pytest.fixture(params=["reference", "fast"], autouse=True)
@@ -38,7 +37,7 @@ def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(problem, "NUMERICS", Numerics(engine=request.param))
 
 
-each_method = pytest.mark.parametrize("name", [*methods.names(), *problem.VARIANTS])
+each_method = pytest.mark.parametrize("name", problem.names())
 
 
 def loss_of(method: nn.Module, batch: Batch) -> Tensor:
@@ -141,14 +140,14 @@ def test_the_second_view_matters_exactly_where_something_looks_at_it(name: str) 
 
 
 @each_method
-def test_labels_are_read_by_supervised_alone(name: str) -> None:
+def test_labels_are_read_by_methods_that_say_so_alone(name: str) -> None:
     """Over three steps: a bank could keep labels for later."""
     found = []
     for turn in (0, 1):
         method = build(name)
         batches = [replace(batch, label=batch.label.roll(turn)) for batch in map(Noise().at, range(3))]
         found.append([loss_of(method, batch).item() for batch in batches])
-    assert (found[0] != found[1]) == (name in LABELLED)
+    assert (found[0] != found[1]) == getattr(build(name), "needs_labels", False)
 
 
 # --- state --------------------------------------------------------------------------------------------------------------
@@ -272,6 +271,12 @@ def test_fixed_modules_keep_their_learning_rate(name: str) -> None:
     assert last < problem.OPTIM.lr
     assert found == {key: problem.OPTIM.lr if key in fixed else last for key in found}
     assert fixed <= found.keys()
+
+
+@pytest.mark.parametrize("chosen", ["lars", "adamw"])
+def test_a_run_resumes_exactly_under_every_optimizer(chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "OPTIM", problem.OPTIM.model_copy(update={"name": chosen}))
+    test_a_resumed_run_is_the_undisturbed_one("isd", STEPS_PER_EPOCH + 2, tmp_path)
 
 
 def test_norms_and_biases_are_excluded_from_weight_decay_where_asked() -> None:

@@ -182,6 +182,12 @@ def test_grayscale_is_torchvisions() -> None:
     close(augment.view(pixels, sizes, law, 9, seeded(1)), tv.rgb_to_grayscale(plain, num_output_channels=3))
 
 
+def test_solarisation_is_torchvisions() -> None:
+    pixels, sizes = noise(0, 30, 3, 9, 9), torch.full((30, 2), 9)
+    plain = augment.view(pixels, sizes, View(crop_min=1.0, flip=0.0), 9, seeded(1))
+    close(augment.view(pixels, sizes, View(crop_min=1.0, flip=0.0, solarise=1.0), 9, seeded(1)), tv.solarize(plain, 0.5))
+
+
 def test_one_channel_images_have_no_colour() -> None:
     images = torch.rand(20, 1, 6, 6, generator=seeded(0))
     law = Jitter(brightness=0.0, contrast=0.0, saturation=0.9, hue=0.5, p=1.0)
@@ -273,7 +279,7 @@ def test_an_image_that_no_window_fits_gives_torchvisions_fallback(height: int, w
 
 
 def test_how_often_each_step_is_applied() -> None:
-    """Flip, jitter, grayscale and blur on their share of the images, each apart from the others."""
+    """Flip, jitter, grayscale, blur and solarisation on their share of the images, each apart from the others."""
     count = 4000
     step = torch.arange(8, dtype=torch.uint8) * 30
     pixels = torch.stack([step.expand(8, 8), step.expand(8, 8).T, 255 - step.expand(8, 8)])[None].expand(count, -1, -1, -1)
@@ -286,6 +292,7 @@ def test_how_often_each_step_is_applied() -> None:
         "jitter": ({"jitter": jitter}, 0.8),
         "grayscale": ({"grayscale": 0.2}, 0.2),
         "blur": ({"blur": {"sigma_min": 0.5, "sigma_max": 2.0, "p": 0.6}}, 0.6),
+        "solarise": ({"solarise": 0.3}, 0.3),
     }
     touched = {}
     for name, (change, share) in laws.items():
@@ -295,7 +302,7 @@ def test_how_often_each_step_is_applied() -> None:
     together = {key: value for change, _ in laws.values() for key, value in change.items()}
     images = augment.view(pixels, sizes, View.model_validate({**plain, **together}), 8, seeded(12))
     untouched = ((images - original).abs().amax((1, 2, 3)) < 1e-6).sum()
-    assert stats.binomtest(int(untouched), count, 0.7 * 0.2 * 0.8 * 0.4).pvalue > RARE  # the four are independent
+    assert stats.binomtest(int(untouched), count, 0.7 * 0.2 * 0.8 * 0.4 * 0.7).pvalue > RARE  # the five are independent
 
 
 def test_jitter_strengths_are_uniform() -> None:
@@ -318,6 +325,7 @@ STRONG = View(
     jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
     grayscale=0.2,
     blur=Blur(sigma_min=0.1, sigma_max=2.0, p=0.5),
+    solarise=0.2,
 )
 
 

@@ -208,6 +208,64 @@ def test_what_cannot_be_read_is_answered_with_what_to_do(layout: str, tmp_path: 
     assert hint in caught.value.hint
 
 
+# --- the page of layouts ------------------------------------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+ROWS = {  # how a row of its table begins: the layouts above or the tests below that show it
+    "`train/<class>/*`, `val": ["train/<class>, val/<class>"],
+    "`test`, `valid` or": ["test in place of val", "capitalised", "val beside a test without labels"],
+    "`Train` and `Val`": ["capitalised"],
+    "the same one folder deeper": ["one folder deeper", "Imagenette"],
+    "CIFAR as image folders": ["test in place of val"],
+    "a zip of any": ["a zip with a top folder", "a zip without a top folder"],
+    "Tiny-ImageNet,": ["Tiny-ImageNet", "Tiny-ImageNet's zip"],
+    "Kaggle's ImageNet": ["Kaggle's ImageNet"],
+    "flat `val/*.JPEG` and `LOC": ["flat val with Kaggle's classes"],
+    "flat `val/*.JPEG` and `ILSVRC": ["test_the_development_kit_names_the_classes"],
+    "flat `val/*.JPEG` or `val/images": [
+        "flat val/images with a list",
+        "flat val with classes by number",
+        "flat val with a class for each image in order",
+    ],
+    "`cifar-10-batches-py`": ["test_the_forms_of_cifar_hold_the_same_images"],
+    "`cifar-100-python`": ["test_the_forms_of_cifar_hold_the_same_images"],
+    "`stl10_binary`": [
+        "test_stl_10_has_its_labelled_images_and_those_without_labels",
+        "test_stl_10_that_is_absent_or_packed_is_answered_with_what_to_do",
+    ],
+    "flat `val/*.JPEG` alone": ["flat val without classes"],
+    "`ILSVRC2012_img_train.tar`": ["the tar files", "tar files of classes"],
+    "parquet, Arrow": ["parquet", "Arrow", "TFRecord", "shards", "an archive beside nothing", "an archive itself"],
+    "`cifar-10-*`": ["CIFAR-10", "CIFAR-100", "STL-10"],
+    "several readings": ["two data sets", "two readings of val", "two cases of train"],
+}
+PRINTED = {  # layouts whose messages the page shows, and how its data set differs from the one here
+    "flat val without classes": ("/data/imagenet", "4 images", "50000 images"),
+    "tar files of classes": ("/data/imagenet", ".tar 2", ".tar 1000"),
+    "two data sets": ("/data", "", ""),
+}
+
+
+def test_every_row_of_the_page_has_a_test() -> None:
+    table = DOCUMENT.partition("| What you have |")[2].partition("\n\n")[0]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert len(found) == len(ROWS) >= 12
+    for (row, _, answer), (begins, shown) in zip(found, ROWS.items(), strict=True):
+        assert row.startswith(begins)
+        tested = LAYOUTS if answer.startswith("read") else WRONG
+        assert [name for name in shown if name not in tested and name not in globals()] == [], row
+
+
+@pytest.mark.parametrize("layout", PRINTED)
+def test_the_page_shows_messages_as_they_are_printed(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, here, there = PRINTED[layout]
+    path = WRONG[layout][0](tmp_path / "images", monkeypatch)
+    with pytest.raises(DataError) as caught, open_images(path):
+        pass
+    printed = f"error: {caught.value}\nhint: {caught.value.hint}\n".replace(str(path), root)
+    assert (printed.replace(here, there) if here else printed) in DOCUMENT
+
+
 # --- CIFAR --------------------------------------------------------------------------------------------------------------
 
 CLASSES = ["cat", "ant"]

@@ -70,6 +70,18 @@ def test_the_order_of_access_changes_nothing(store: Store) -> None:
         assert same(make(store).at(step), forward[step]), step
 
 
+def test_more_views_show_the_same_images_and_change_nothing_else(store: Store) -> None:
+    whole = View(crop_min=1.0, flip=0.0)
+    data = DATA.model_copy(update={"views_more": (whole, DATA.view_student, DATA.view_student)})
+    for step in range(5):
+        batch = make(store, data=data).at(step)
+        assert same(batch, make(store).at(step))
+        assert torch.equal(batch.more[0], make(store, data=WHOLE).at(step).view_student)
+        assert not torch.equal(batch.more[1], batch.more[2])
+    assert make(store).at(0).more == ()
+    assert "views_more" not in DATA.model_dump()  # so fingerprints of earlier runs stay what they are
+
+
 def test_steps_and_seeds_differ(store: Store) -> None:
     batches = make(store)
     views = [batches.at(step).view_student for step in range(10)]

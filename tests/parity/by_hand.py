@@ -34,6 +34,15 @@ class Backbone(nn.Module):
         return hidden
 
 
+def frozen() -> Backbone:
+    """An encoder as a file would give it: the same weights and running statistics at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        found = Backbone().double().requires_grad_(False)
+        found(torch.randn(16, 2, 5, 4, dtype=torch.float64))
+    return found.eval()
+
+
 def batchnorm(state: State, name: str, x: Tensor, groups: int) -> Tensor:
     """Rows x channels x positions; each contiguous part by itself, running values the average over parts."""
     outputs, means, variances = [], [], []
@@ -117,6 +126,8 @@ class Hand:
         hidden = backbone(self.state, f"{who}.backbone", images, self.groups)
         if self.kind == "isd-none":
             return hidden
+        if self.kind == "compress":
+            return hidden @ self.state[f"{who}.projector.weight"].T + self.state[f"{who}.projector.bias"]
         if self.kind == "simsiam":
             return simsiam_projector(self.state, f"{who}.projector", hidden, self.groups)
         return mlp(self.state, f"{who}.projector", hidden, self.groups, norm=self.kind not in MOCO_HEADS)
@@ -146,9 +157,13 @@ class Hand:
         if self.kind == "supervised":
             logits = hidden @ self.state["classifier.weight"].T + self.state["classifier.bias"]
             return -log_softmax(logits)[torch.arange(len(logits)), batch.label].mean()
-        student = unit(hidden if self.kind in MOCO_HEADS else mlp(self.state, "predictor", hidden, self.groups))
+        alone = self.kind in MOCO_HEADS or self.kind == "compress"
+        student = unit(hidden if alone else mlp(self.state, "predictor", hidden, self.groups))
         self.average()
-        teacher = self.taught(batch.view_teacher, batch.shuffle)
+        if self.kind == "compress":
+            teacher = unit(frozen()(batch.view_student))
+        else:
+            teacher = self.taught(batch.view_teacher, batch.shuffle)
         if self.kind.startswith("byol"):
             distance = (2 - 2 * (student * teacher).sum(1)).mean()
             if self.kind == "byol":
@@ -156,9 +171,15 @@ class Hand:
             other = unit(mlp(self.state, "predictor", self.embed("student", batch.view_teacher), self.groups))
             return distance + (2 - 2 * (other * self.taught(batch.view_student, batch.shuffle)).sum(1)).mean()
         old = self.state["bank.rows"].clone()
-        for row in teacher:
+        before = self.state["last"][batch.index] if self.kind == "cmsf" else teacher
+        for at, row in enumerate(teacher):
             self.state["bank.rows"][self.pointer] = row
+            if self.kind == "cmsf":
+                self.state["second.rows"][self.pointer] = before[at]
+                self.state["last"][batch.index[at]] = row
             self.pointer = (self.pointer + 1) % len(old)
+        if self.kind == "cmsf":
+            return self.constrained(student, teacher, before)
         if self.kind == "msf":
             bank = self.state["bank.rows"]
             nearest = [
@@ -173,9 +194,19 @@ class Hand:
             soft = (1 - self.options["lam"]) * spread / spread.sum(1, keepdim=True)
             target = torch.cat([torch.full((len(soft), 1), self.options["lam"], dtype=soft.dtype), soft], dim=1)
             return -(target * log_softmax(logits / self.options["tau_student"])).sum(1).mean()
-        log_student = log_softmax(student @ old.T / self.options["tau_student"])
-        log_teacher = log_softmax(teacher @ old.T / self.options["tau_teacher"])
+        tau_student, tau_teacher = (self.options.get(key, self.options.get("tau", 0.0)) for key in ("tau_student", "tau_teacher"))
+        log_student = log_softmax(student @ old.T / tau_student)
+        log_teacher = log_softmax(teacher @ old.T / tau_teacher)
         return (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()
+
+    def constrained(self, student: Tensor, teacher: Tensor, before: Tensor) -> Tensor:
+        bank, second, terms = self.state["bank.rows"], self.state["second.rows"], []
+        for q, k, then in zip(student, teacher, before, strict=True):
+            order = sorted(range(len(bank)), key=lambda at: -float(k @ bank[at]))
+            related = sorted(range(len(bank)), key=lambda at: -float(then @ second[at]))[: int(self.options["candidates"])]
+            for chosen in (order, [at for at in order if at in related]):
+                terms += [2 - 2 * q @ bank[at] for at in chosen[: int(self.options["neighbours"])]]
+        return torch.stack(terms).mean()
 
     def symmetric_loss(self, batch: Batch) -> Tensor:
         one, other = self.embed("student", batch.view_student), self.embed("student", batch.view_teacher)

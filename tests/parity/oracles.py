@@ -82,6 +82,18 @@ def msf_loss(student: Rows, teacher: Rows, bank: Rows, neighbours: int) -> float
     return math.fsum(terms) / len(terms)
 
 
+def cmsf_loss(student: Rows, teacher: Rows, before: Rows, bank: Rows, second: Rows, neighbours: int, candidates: int) -> float:
+    """Half the mean squared distance to the nearest rows, and half to the nearest of those that were near before."""
+    terms = []
+    for q, k, old in zip(student, teacher, before, strict=True):
+        by_similarity = sorted(range(len(bank)), key=lambda at: -dot(k, bank[at]))
+        related = sorted(range(len(bank)), key=lambda at: -dot(old, second[at]))[:candidates]
+        for chosen in (by_similarity, [at for at in by_similarity if at in related]):
+            distances = [math.fsum((a - b) ** 2 for a, b in zip(q, bank[at], strict=True)) for at in chosen[:neighbours]]
+            terms.append(math.fsum(distances) / neighbours)
+    return math.fsum(terms) / len(terms)
+
+
 def simclr_loss(one: Rows, other: Rows, tau: float) -> float:
     """Mean over all 2B views of -log softmax over the 2B - 1 other views, at the other view of the same image."""
     rows, terms = [*one, *other], []

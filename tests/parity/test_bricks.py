@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
-from isd_repro.nn import ema
+from isd_repro.config.params import BackboneConfig
+from isd_repro.nn import backbones, ema
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.batchnorm import GroupedBatchNorm1d, GroupedBatchNorm2d, set_bn_groups
 from isd_repro.nn.heads import Projected, mlp, unit
@@ -237,3 +240,12 @@ def test_one_group_leaves_the_plain_classes() -> None:
     assert [type(layer) for layer in plain if "BatchNorm" in type(layer).__name__] == [nn.BatchNorm2d, nn.BatchNorm1d]
     assert [type(layer) for layer in grouped if "Batch" in type(layer).__name__] == [GroupedBatchNorm2d, GroupedBatchNorm1d]
     assert {name: value.data_ptr() for name, value in grouped.state_dict().items()} == before
+
+
+@pytest.mark.parametrize(("arch", "features"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_backbones_have_torchvisions_tensors_and_no_classifier(arch: Any, features: int) -> None:
+    with torch.device("meta"):
+        found, want = backbones.build(BackboneConfig(arch=arch), 224), models.get_model(arch)
+    shapes = {name: value.shape for name, value in want.state_dict().items() if not name.startswith("fc.")}
+    assert {name: value.shape for name, value in found.state_dict().items()} == shapes
+    assert found.features == features

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isd_repro.methods.byol import byol_loss
+from isd_repro.methods.cmsf import cmsf_loss
+from isd_repro.methods.compress import compress_loss
 from isd_repro.methods.isd import isd_loss
 from isd_repro.methods.moco import moco_loss
 from isd_repro.methods.msf import msf_loss
@@ -153,6 +155,36 @@ def test_msf_loss_and_gradient_are_the_papers(neighbours: int) -> None:
 def test_msf_with_the_image_itself_alone_is_byol() -> None:
     student, teacher, _ = inputs((4, 1, 5))
     assert float(msf_loss(student, teacher, teacher, 1)) == pytest.approx(float(byol_loss(student, teacher)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("neighbours", "candidates"), [(1, 1), (2, 2), (2, 5), (3, 13)])
+def test_cmsf_loss_and_gradient_are_the_papers(neighbours: int, candidates: int) -> None:
+    student, teacher, bank = inputs((4, 13, 5))
+    before, second = unit_rows(4, 5, 10), unit_rows(13, 5, 11)
+    found: Callable[[Tensor], Tensor] = lambda q: cmsf_loss(q, teacher, before, (bank, second), neighbours, candidates)  # noqa: E731
+    rows = student.tolist(), teacher.tolist(), before.tolist(), bank.tolist(), second.tolist()
+    assert float(found(student)) == pytest.approx(oracles.cmsf_loss(*rows, neighbours, candidates), rel=1e-12)
+    unconstrained = float(msf_loss(student, teacher, bank, neighbours))
+    if candidates == 13:  # all rows are candidates
+        assert float(found(student)) == pytest.approx(unconstrained, rel=1e-12)
+    else:
+        assert abs(float(found(student)) - unconstrained) > 1e-3
+    # on the unit sphere the loss is 2 - 2 q . (mean of the rows), and the oracle is linear in them
+    slope = central_differences(
+        lambda q: oracles.cmsf_loss(q.tolist(), *rows[1:], neighbours, candidates) - float(q.square().sum()) / 4, student, 1e-5
+    )
+    torch.testing.assert_close(gradient_of(found, student), slope, rtol=1e-7, atol=1e-8)
+
+
+def test_compress_loss_is_isds_with_one_temperature() -> None:
+    student, teacher, bank = inputs((4, 13, 5))
+    rows = student.tolist(), teacher.tolist(), bank.tolist()
+    for tau in (0.04, 1.0):
+        loss = float(compress_loss(student, teacher, bank, tau))
+        assert loss == pytest.approx(oracles.isd_loss(*rows, tau, tau), rel=1e-11)
+        gradient = gradient_of(lambda q, tau=tau: compress_loss(q, teacher, bank, tau), student)  # type: ignore[misc]
+        expected = torch.tensor(oracles.isd_gradient(*rows, tau, tau), dtype=torch.float64)
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])

@@ -15,7 +15,7 @@ from isd_repro.nn import engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
-from tests.parity.by_hand import Backbone, Hand
+from tests.parity.by_hand import Backbone, Hand, frozen
 
 BATCH, CLASSES, STEPS = 8, 3, 3
 # Two epochs' drop, and values far from 0 and 1, so that a wrong order or a missing term is far above 1e-10.
@@ -59,6 +59,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "heads": "mlp",
     },
     "msf": {"name": "msf", "neighbours": 3, "momentum": 0.6, "bank_size": 16},
+    "cmsf": {"name": "cmsf", "neighbours": 2, "candidates": 4, "momentum": 0.6, "bank_size": 16},
+    "compress": {"name": "compress", "teacher": "", "sha256": 64 * "0", "tau": 0.3, "bank_size": 16},
     "simclr": {"name": "simclr", "tau": 0.3, "dim": 5},
     "simsiam": {"name": "simsiam"},
     "supervised": {"name": "supervised"},
@@ -80,7 +82,9 @@ class Fixed:
 def build(kind: str, groups: int, numerics: Numerics) -> nn.Module:
     options = dict(METHODS[kind])
     module = methods.load(options.pop("name"))
-    setting = Setting(classes=CLASSES, images=BATCH, batch_size=BATCH, steps=STEPS, **engine.setting_of(numerics))
+    other: Any = lambda path, sha256: frozen()  # noqa: E731
+    arithmetic = engine.setting_of(numerics)
+    setting = Setting(classes=CLASSES, images=BATCH, batch_size=BATCH, steps=STEPS, frozen=other, **arithmetic)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         method: nn.Module = module.Method(module.Config.model_validate(options), Backbone, setting)

@@ -14,13 +14,17 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_one_file_and_one_run_make_a_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["barlow_twins", "../../mine/barlow_twins"])
+def test_one_file_and_one_run_make_a_row(tmp_path: Path, name: str) -> None:
     """No other edit: the method's name stands nowhere in the package."""
     shutil.copytree(ROOT / "isd_repro", tmp_path / "isd_repro", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HERE / "barlow_twins.py", tmp_path / "isd_repro" / "methods" / "barlow_twins.py")
+    file = tmp_path / "isd_repro" / "methods" / f"{name}.py"
+    file.resolve().parent.mkdir(exist_ok=True)
+    shutil.copy(HERE / "barlow_twins.py", file)
     text = (ROOT / "params.yaml").read_text("utf-8")
     text = re.sub(r"epochs: [1-9]\d*", "epochs: 2", text)  # raw pixels and the untrained encoder keep theirs, 0
-    (tmp_path / "params.yaml").write_text(text.rstrip("\n") + "\n" + (HERE / "barlow_twins.yaml").read_text("utf-8"), "utf-8")
+    run = (HERE / "barlow_twins.yaml").read_text("utf-8")
+    (tmp_path / "params.yaml").write_text(text.rstrip("\n") + "\n" + run.replace("name: barlow_twins", f"name: {name}"), "utf-8")
 
     env = {"PYTHONPATH": str(tmp_path)}
     shell(tmp_path, "isd-repro", "prepare", "digits", env=env)

@@ -38,8 +38,9 @@ STRONG = View(
     jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
     grayscale=0.3,
     blur=Blur(sigma_min=0.1, sigma_max=1.0, p=0.5),
+    solarise=0.2,
 )
-DATA = Data(subset="toy", image_size=SIDE, view_student=STRONG, view_teacher=STRONG)
+DATA = Data(subset="toy", image_size=SIDE, view_student=STRONG, view_teacher=STRONG, views_more=(STRONG,))
 BACKBONE = BackboneConfig(arch="resnet-narrow", width=4)
 OPTIM = Optim(epochs=STEPS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="cosine"))  # an epoch is a step
 FEATURES, BLOCK = 53, 8
@@ -85,7 +86,8 @@ def build(name: str, groups: int) -> nn.Module:
     options = {**options, "bank_size": 2 * BATCH} if "bank_size" in options else options
     torch.manual_seed(7)
     config = module.Config.model_validate(options)
-    setting = Setting(classes=CLASSES, images=IMAGES, batch_size=BATCH, steps=STEPS)
+    frozen = lambda path, sha256: backbones.build(BACKBONE, SIDE).eval()  # noqa: E731
+    setting = Setting(classes=CLASSES, images=IMAGES, batch_size=BATCH, steps=STEPS, frozen=frozen)
     method: nn.Module = module.Method(config, lambda: backbones.build(BACKBONE, SIDE), setting)
     set_bn_groups(method, groups)
     return method.double()

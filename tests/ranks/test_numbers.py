@@ -90,6 +90,7 @@ def test_views_are_the_same_bits(found: Found, world: int) -> None:
         assert all(len(part["view_student"]) == cases.BATCH // world for part in parts)
         for key in ("view_student", "view_teacher", "index", "label"):
             assert torch.equal(torch.cat([part[key] for part in parts]), whole[key]), (step, key)
+        assert torch.equal(torch.cat([part["more"][0] for part in parts]), whole["more"][0])
         assert all(torch.equal(part["shuffle"], whole["shuffle"]) for part in parts)
     assert not torch.equal(found[1][0]["views"][0]["view_student"], found[1][0]["views"][1]["view_student"])
 

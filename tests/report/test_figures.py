@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
+from isd_repro.config.params import Shots
 from isd_repro.report import figures, intervals, run_records
 from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.repetitions import imbalances
@@ -99,7 +100,28 @@ def test_accuracy_against_imbalance_has_a_line_a_method_and_a_dot_a_run(tmp_path
     assert dots(accuracy) == [[(10, 40), (10, 41), (100, 44), (100, 45)], [(10, 42), (10, 43), (100, 46), (100, 47)]]
     even, one_more = dots(balancedness)[0][:2]  # 4 of 10 queries of each class, and 5 of one class
     assert (even, one_more) == ((10, pytest.approx(0)), (10, pytest.approx(3)))
+    assert "Many" not in drawn.caption
     assert imbalances(synthetic.profile({"a": ("a", "x")}, {"x": rules["r10"]})) == []
+
+
+def test_groups_by_training_images_have_panels_of_their_own(tmp_path: Path) -> None:
+    params = synthetic.profile(
+        {f"a-{subset}": (f"a on {subset}", subset) for subset in ("r10", "r100")},
+        {f"r{imbalance}": {"name": "exponential", "imbalance": imbalance} for imbalance in (10, 100)},
+    )
+    for name, subset in params.subsets.items():
+        params.subsets[name] = subset.model_copy(update={"shots": Shots()})
+    layout = synthetic.layout(tmp_path, params)
+    for run, right in {"a-r10": 3, "a-r100": 6}.items():
+        synthetic.write_counts(layout, params, run, {"medium": right})  # of 30 queries of three classes
+    [series] = imbalances(params)
+    drawn = figures.by_imbalance(params, run_records.load(params, layout), series)
+    assert drawn is not None
+    panels = {axes.get_title().partition(" queries")[0]: dots(axes)[0] for axes in drawn.draw().axes}
+    assert list(panels) == ["All", "Many", "Medium", "Few", "Balancedness, points"]
+    assert panels["Medium"] == [(10, pytest.approx(10)), (100, pytest.approx(20))]
+    assert panels["Few"] == [(10, 0), (100, 0)]
+    assert "a group has other classes at another imbalance" in drawn.caption
 
 
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
