@@ -241,8 +241,8 @@ class Shots(Frozen):
 class Store(Frozen):
     """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect, `none` packs as they are.
 
-    Manifests, fingerprints and records say `size` for `side`, as they did before: DVC leaves that name out when it asks its run
-    cache whether a stage has run with the same parameters.
+    `side` was called `size`, a name that DVC leaves out when it asks its run cache whether a stage has run with the same
+    parameters. The old name is still read, and manifests, fingerprints and records still say it.
     """
 
     resize: Literal["none", "square", "short-side"] = "none"
@@ -250,6 +250,15 @@ class Store(Frozen):
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_old_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "size" not in given:
+            return given
+        if "side" in given:
+            raise ValueError("side and size are the same key; give only side")
+        return {"side" if key == "size" else key: value for key, value in given.items()}
 
     @model_serializer(mode="wrap")
     def _as_first_written(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
