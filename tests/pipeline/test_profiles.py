@@ -195,10 +195,3 @@ def test_every_cited_deviation_is_described_and_none_twice() -> None:
     for path in places:
         cited = set(re.findall(r"\bDEV-\d+\b", path.read_text("utf-8")))
         assert cited <= set(described), f"{path} cites {sorted(cited - set(described))}"
-
-
-def test_every_deviation_of_a_profile_is_listed_by_its_runs() -> None:
-    for path in PROFILES[1:]:
-        profile, _ = config.load(path)
-        for name, run in profile.runs.items():
-            assert any(note.startswith("DEV-") for note in run.notes), f"{path}: {name} lists none"
