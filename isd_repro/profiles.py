@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from isd_repro.check import check
 from isd_repro.config import reader, writer
 from isd_repro.config.layout import Layout, state_root
-from isd_repro.config.params import Params
+from isd_repro.config.params import Params, Run
 from isd_repro.report import text
 from isd_repro.runtime import dvc_lock, files
 from isd_repro.runtime.errors import ConfigError, DataError
@@ -57,7 +57,8 @@ def variant(
         file: the profile's parameters.
         say: takes the lines for the user.
         changes: `key=value`, the same in every new run; keys below the run, values in YAML.
-        seeds: runs of each setting, which differ in `numerics.seed` alone.
+        seeds: runs of each setting, which differ in `numerics.seed` alone: from the one in `changes`, else from the source's own,
+            or, where nothing else is changed, from the first after those of the source's repetitions.
         grid: `key=v1,v2,...`; every combination is a run.
         sobol: number of points of a Sobol sequence over `ranges`.
         ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
@@ -71,7 +72,8 @@ def variant(
     tree = _tree(layout)
     shared = dict(_pair(change) for change in changes)
     points = _points(grid, sobol, ranges)
-    first = shared.get(SEED, run.numerics.seed + (not shared and points == [{}]))  # a copy without a change needs another seed
+    alike = [one.numerics.seed for one in params.runs.values() if _settings(one) == _settings(run)]
+    first = shared.get(SEED, run.numerics.seed if shared or points != [{}] else max(alike) + 1)
     if seeds > 1 and (not isinstance(first, int) or any(SEED in point for point in points)):
         raise ConfigError(
             "--seeds counts up from one seed", f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
@@ -103,6 +105,11 @@ def variant(
     )
 
 
+def _settings(run: Run) -> tuple[object, ...]:
+    """What repetitions of a run have in common."""
+    return run.backbone, run.method, run.optim, run.data
+
+
 def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
     _check_new("run", name, tree["runs"])
     run = writer.styled(tree["runs"][source])
@@ -125,10 +132,10 @@ def _set(tree: Any, key: str, value: Any) -> None:
 
 def _label(label: str, settings: Settings) -> str:
     """The source's label with the changes; the seed comes last, so that runs that differ only in their seed are one method."""
+    method, _, own = re.fullmatch(r"(.*?)(,? seed (\d+))?", label).groups()  # type: ignore[union-attr] - it matches any label
+    seed = settings.get(SEED, own)
     said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != SEED]
-    seed = settings.get(SEED)
-    label = re.sub(r",? seed \d+$", "", label) if seed is not None else label
-    return label + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
+    return method + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
 
 
 def _trial_label(runs: Any, source: str) -> str:
