@@ -159,9 +159,7 @@ def targets(done: Path, folder: Path) -> dict[str, Target]:
         return Target(path, lambda: read_record(path, model).model_dump(), EXIT_DATA, hashed=False)
 
     def checkpoint(path: Path) -> Target:
-        return Target(
-            path, lambda: sorted(place for place, _ in read.tensors_in(read.read(path).tree, path)), EXIT_DATA, hashed=False
-        )
+        return Target(path, lambda: sorted(place for place, _ in read.tensors_in(read.read(path).tree)), EXIT_DATA, hashed=False)
 
     params, rows = done / "params.yaml", runs / "metrics.jsonl"
     encoder, features = runs / "encoder.safetensors", runs / "features.safetensors"
