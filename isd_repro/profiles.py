@@ -132,8 +132,8 @@ def _set(tree: Any, key: str, value: Any) -> None:
 
 def _label(label: str, settings: Settings) -> str:
     """The source's label with the changes; the seed comes last, so that runs that differ only in their seed are one method."""
-    method, _, own = re.fullmatch(r"(.*?)(,? seed (\d+))?", label).groups()  # type: ignore[union-attr] - it matches any label
-    seed = settings.get(SEED, own)
+    own = re.search(r",? seed (\d+)$", label)
+    method, seed = label[: own.start()] if own else label, settings.get(SEED, own and own[1])
     said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != SEED]
     return method + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
 
