@@ -146,7 +146,10 @@ class _Rows:
                 shape = (self._count, width)
                 np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 file.flush()
-                os.posix_fallocate(file.fileno(), 0, file.tell() + size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, file.tell() + size)
+                else:  # macOS, Windows
+                    file.truncate(file.tell() + size)
         except OSError as error:
             self._path.unlink(missing_ok=True)
             hint = f"{files.advice(error)}; ISD_STATE_ROOT can name a folder with room"

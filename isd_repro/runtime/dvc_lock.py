@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
 
 _STAGE = re.compile(r"^  ([^\s#-][^\n]*):$", re.MULTILINE)  # a stage's name in the lock
+PATIENCE = 2.0  # seconds for which a lock may be cut off because another DVC, beside this stage's, is writing it
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class DvcLock:
             UserError: the lock has lost stages since the last copy, or is cut off in its last one.
         """
         text, kept = _text(self.path), _read(self.copy)[2]
+        until = time.monotonic() + PATIENCE
+        while (self._lost(text, kept) or (kept and self._is_damaged(text))) and time.monotonic() < until:
+            time.sleep(PATIENCE / 20)
+            text = _text(self.path)
         lost = self._lost(text, kept)
         if lost or (kept and self._is_damaged(text)):
             what = f"has lost {len(lost)} stages that it had, such as {lost[0]}" if lost else "is cut off"

@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -119,6 +120,9 @@ def sync(file: IO[bytes]) -> None:
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
     """Make a file and hold its lock, without which it would be taken for a leftover; nothing where there are no locks."""
+    if sys.platform == "win32":  # a locked file can be neither written nor renamed there, and an open one cannot be removed
+        yield
+        return
     lock = FileLock(partial, fallback_to_soft=False)
     with suppress(OSError):  # writing the file will meet what is more than the lack of locks
         lock.acquire()
@@ -153,6 +157,8 @@ def check_writable(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut."""
+    if sys.platform == "win32":  # a folder cannot be opened
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems refuse it
@@ -227,8 +233,9 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
     holder = f"process {os.getpid()} on {platform.node()}"
     try:
         try:
-            with naming(path):
-                path.write_text(holder, "utf-8")
+            if sys.platform != "win32":  # where nobody could read it
+                with naming(path):
+                    path.write_text(holder, "utf-8")
         except OSError:  # a full disk: the file is still ours, whatever it holds
             path.unlink(missing_ok=True)
             raise

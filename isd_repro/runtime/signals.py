@@ -12,14 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SIGNALS: tuple[signal.Signals, ...] = (  # the last two: warnings of other schedulers, and of a limit on CPU time
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGHUP,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGUSR2", "SIGXCPU")  # the last two: other schedulers; a limit on CPU time
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)  # Windows has the first two
 INSIST = 1.0  # seconds after which the same signal ends the process at once; `timeout` and schedulers send one twice in a row
 
 
@@ -82,7 +76,7 @@ def _on_signal(react: Callable[[int], None]) -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
-        if not (number is signal.SIGHUP and handler is signal.SIG_IGN):  # `nohup` means it
+        if not (number.name == "SIGHUP" and handler is signal.SIG_IGN):  # `nohup` means it
             signal.signal(number, handle)
     try:
         yield

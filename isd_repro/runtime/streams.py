@@ -54,6 +54,11 @@ def careful() -> None:
     A process that was started without them (`>&-`, some schedulers) gets streams that discard. Otherwise the next file that
     is opened takes their number, and what a library says on standard error is written into it.
     """
+    if sys.platform == "win32":  # where a console takes other calls than a file
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="plain")
+        return
     for number in range(3):
         try:
             os.fstat(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -164,8 +163,12 @@ def bank_purity(bank: Bank, labels: Labels, step: int) -> float:
 
 
 def peak_memory_mib() -> float:
-    """Peak memory of this process in MiB: on the GPU if there is one, else resident."""
+    """Peak memory of this process in MiB: on the GPU if there is one, else resident; NaN on Windows."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

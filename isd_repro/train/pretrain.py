@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
 from isd_repro import methods, provenance
@@ -39,6 +38,7 @@ from isd_repro.tensor_files import save_tensors
 from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
 from isd_repro.train import checkpoint, loop, monitor
 from isd_repro.train.checkpoint import Attempts, Progress
+from isd_repro.train.display import Display
 
 SNAPSHOTS = "snapshots"  # in the state folder
 SHOWN = 8  # images of which the first views are kept as a picture
@@ -85,7 +85,10 @@ def pretrain(name: str, params: Params, layout: Layout, console: Console) -> Non
                 work.export(progress, log)
             with files.temporary(state.with_name(f"{_DONE}{state.name}-{secrets.token_hex(4)}")) as trash:
                 state.rename(trash)  # at once: half a state would be resumed from
-    work.say(f"{progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}")
+    if console.is_terminal:
+        console.print(work.display.finished(progress.seconds), soft_wrap=True)
+    else:
+        work.say(f"{progress.step} steps in {progress.seconds:.0f} s -> {layout.encoder(name)}")
 
 
 @contextmanager
@@ -193,6 +196,9 @@ class _Work:
         self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.code = checkpoint.code_of(plan.run.method.name, plan.device)
         self.saved = 0  # step of the newest checkpoint
+        title = f"{plan.name}, run {list(params.runs).index(plan.name) + 1} of {len(params.runs)}"
+        optim = plan.run.optim
+        self.display = Display(console, title, optim.epochs, batches.steps_per_epoch, optim.batch_size)
 
     def say(self, line: str) -> None:
         """One plain line that begins with the run."""
@@ -254,18 +260,17 @@ class _Work:
             return
         plan, params = self.plan, self.params
         config = {**plan.config, **provenance.shown_provenance()}
-        bar = Bar(console=self.console, disable=not self.console.is_terminal)
         opened = open_stage("pretrain", plan.name, params, self.layout, identity=plan.fingerprint, config=config, rows=self.rows)
-        with bar, opened as tracker:
+        with self.display as display, opened as tracker:
             for row in self._lost(progress):
                 tracker.log(row)
             if progress.step == 0:
                 tracker.log_image("views", *_views(self.batches, plan.run))
-            task = bar.add_task(plan.name, total=self.total, completed=progress.step)
+            display.begin(progress.step)
             hooks = loop.Hooks(
                 save=lambda now: self._save(now, log),
                 epoch=self._reporter(progress, tracker),
-                tick=lambda step, loss: bar.update(task, completed=step, description=f"{plan.name} loss {loss:.3f}"),
+                tick=display.tick,
                 stopped=stop,
             )
             try:
@@ -351,6 +356,7 @@ class _Work:
         def epoch(row: dict[str, float]) -> None:
             health, at = watch.epoch(progress.step), int(row["epoch"])
             collapsed = monitor.collapsed(row)
+            self.display.epoch(row)
             tracker.log({**row, **health, **({"warning": "collapse"} if collapsed else {})})
             if collapsed:
                 found = f"embedding std {row[monitor.EMBEDDING_STD]:.2g}, below {monitor.LEAST_EMBEDDING_STD:g}"

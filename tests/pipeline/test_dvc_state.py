@@ -10,10 +10,12 @@ import os
 import shutil
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from isd_repro.runtime import dvc_lock
 from isd_repro.runtime.dvc_lock import DvcLock
 from isd_repro.runtime.errors import UserError
 from tests.faults import world
@@ -126,8 +128,22 @@ def lock_of(*stages: str) -> str:
     return "schema: '2.0'\nstages:\n" + "".join(f"  {stage}:\n    cmd: x\n    deps:\n    - path: y\n" for stage in stages)
 
 
-def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(tmp_path: Path) -> None:
+def test_a_lock_that_another_dvc_is_writing_is_waited_for(tmp_path: Path) -> None:
+    """Two runs are trained side by side, and each DVC writes the lock in place when its own has finished."""
+    lock, whole = lock_in(tmp_path, "a", "b"), lock_of("pretrain@a", "pretrain@b")
+    lock.path.write_text(whole, "utf-8")
+    lock.keep("knn@a")
+    lock.path.write_text("", "utf-8")
+    writer = threading.Timer(0.3, lock.path.write_text, (whole, "utf-8"))
+    writer.start()
+    lock.keep("knn@b")
+    writer.join()
+    assert lock.copy.read_text("utf-8").endswith(whole)
+
+
+def test_a_stage_does_not_start_with_a_lock_that_has_lost_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off where the rest is still a lock: DVC takes the other stages for new."""
+    monkeypatch.setattr(dvc_lock, "PATIENCE", 0.1)
     lock = lock_in(tmp_path, "a", "b")
     lock.path.write_text(lock_of("prepare@d", "pretrain@a", "pretrain@b"), "utf-8")
     lock.keep("pretrain@c")

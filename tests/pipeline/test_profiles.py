@@ -68,7 +68,7 @@ def test_a_profile_stays_small_enough_for_dvc(path: Path) -> None:
     profile, _ = config.load(path)
     listed = [profile.linear_runs, profile.few_label_runs, profile.transfer_runs, profile.trajectory_runs]
     stages = len(profile.subsets) + 3 * len(profile.runs) + sum(map(len, listed)) + 1
-    assert stages <= (25 if path.parent == ROOT else 300)
+    assert stages <= 300
 
 
 def test_no_parameter_has_a_name_that_dvc_leaves_out() -> None:
