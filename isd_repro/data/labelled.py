@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isd_repro.data.lists import read_names
 from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
@@ -92,7 +91,8 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     """Positions of the files that a list names, ascending, and the sha256 of the list's bytes."""
     if not path.is_file():
         raise DataError(f"{path}: no such list", f"{ORIGIN}; unset the environment variable to draw instead")
-    names, sha256 = read_names(path)
+    content = path.read_bytes()
+    names = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
     place = {file: at for at, file in enumerate(files)}
     if len(place) != len(files):
         raise DataError(f"{path}: two images have the same name, so that a list of names is ambiguous", "draw instead")
@@ -101,4 +101,4 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
         raise DataError(f"{path}: {found}", ORIGIN)
     if again := len(names) - len(set(names)):
         raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)
-    return sorted(place[name] for name in names), sha256
+    return sorted(place[name] for name in names), hashlib.sha256(content).hexdigest()

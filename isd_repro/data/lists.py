@@ -132,9 +132,3 @@ def read_classes(path: Path, available: Collection[str]) -> tuple[tuple[str, ...
         found = f"class {twice[0]} is named twice" if twice else "names no class"
         raise DataError(f"{path}: {found}", "expected the name of one class on each line")
     return tuple(named), sha256
-
-
-def read_names(path: Path) -> tuple[list[str], str]:
-    """The names in a file, one a line, and the sha256 of its bytes."""
-    lines, sha256 = _lines(path)
-    return [line for line in lines if line], sha256

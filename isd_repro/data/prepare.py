@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
@@ -34,10 +35,10 @@ from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError
-from isd_repro.runtime.progress import Progress
+from isd_repro.runtime.errors import DataError, printable
 from isd_repro.tracking import open_stage
 
+_EVERY = 10_000  # images between two lines where there is no terminal
 _SHOWN = 5  # names that a message lists
 Say = Callable[[str], None]
 
@@ -59,19 +60,17 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
-    progress = Progress(console)
 
     def say(line: str) -> None:
-        progress.say(f"prepare {name}: {line}")
+        console.print(printable(f"prepare {name}: {line}"), markup=False, highlight=False, soft_wrap=True)
 
     with sources.open_source(subset.source) as listing:
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
         drawn = _Drawn.of(name, subset, selection, listing.images)
-        with progress.task(f"prepare {name}") as bar:
-            bar.begin(len(drawn.images))
-            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, bar.advance)
+        with _progress(name, len(drawn.images), console, say) as advance:
+            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, advance)
             manifest = _write(layout.prepared(name), drawn, packer)
     row = {
         "epoch": 0,
@@ -295,3 +294,21 @@ def _replace(made: Path, final: Path) -> None:
         final.rename(old)
     made.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"prepare {name}", total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.advance(task, count)
+            if not console.is_terminal and count == 1 and done % _EVERY == 0:
+                say(f"{done} of {total} images")
+
+        yield advance

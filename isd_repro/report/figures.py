@@ -371,12 +371,13 @@ def _answers(records: Records, runs: Sequence[str], metric: str) -> Counter[tupl
 
 
 def losses(params: Params, records: Records) -> Figure | None:
-    """Mean loss by epoch, one panel a method, one line a run; None where no run has trained."""
+    """Mean loss by epoch, one panel a method (with all of its trials), one line a run; None where no run has trained."""
     panels: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
     for name, found in records.runs.items():
         curve = found.pretrain.curve if found.pretrain else ()
         if points := [(row["epoch"], row["loss"]) for row in curve if {"epoch", "loss"} <= row.keys()]:
-            panels.setdefault(method_name(params, name), []).append((colour(params.runs[name]), points))
+            method = params.runs[name].method.name if params.report.trials else method_name(params, name)
+            panels.setdefault(method, []).append((colour(params.runs[name]), points))
     if not panels:
         return None
 

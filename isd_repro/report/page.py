@@ -94,7 +94,8 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
         by_class = [figures.class_gains(params, records, subsets, *pair)] if pair else []
         by_class += [figures.class_accuracy(params, records, subsets)]
         by_class += [figures.confusions(params, records, subsets, *pair)] if pair else []
-        if drawn := tuple(filter(None, by_class)):
+        drawn = tuple(filter(None, by_class))
+        if drawn and not params.report.trials:  # trials are not compared, and there are too many for a chart
             blocks.append(Block("By class", (), (), drawn))
     imbalance = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
     blocks += [Block("Accuracy against imbalance", (), (), found) for found in imbalance if found]

@@ -38,6 +38,7 @@ EXEMPT = {
     "isd_repro.evaluations.summary": "shows numbers and makes none",
     "isd_repro.runtime.progress": "bars on a terminal",
     "isd_repro.runtime.archives": "whether a file is whole",
+    "isd_repro.runtime.terminal": "shows numbers and makes none",
     "isd_repro.runtime.files": "how files reach the disk",
     "isd_repro.runtime.signals": "when a stage stops",
     "isd_repro.config.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
