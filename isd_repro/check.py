@@ -49,7 +49,7 @@ def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> 
     params, layout = reader.load(file)
     written = file / layout.name if file.is_dir() else file
     tree = YAML(typ="rt").load(layout.file.read_text("utf-8"))
-    found = [*_profile(params, layout), *_runs(params, tree), *_alike(params), *_evaluations(params), *_report(params, layout)]
+    found = [*_profile(params, layout), *_runs(params, tree), *_subsets(params), *_evaluations(params), *_report(params, layout)]
     if found:
         raise ConfigError(reader.listed(written, tree, found), HINT)
     if images:
@@ -72,15 +72,18 @@ def _profile(params: Params, layout: Layout) -> Iterator[Problem]:
 
 def _runs(params: Params, tree: Any) -> Iterator[Problem]:
     """Keys and sizes of every run's method; its module is built on the meta device, where weights take no memory."""
-    built: set[str] = set()
+    made = dict[str, str]()  # what the fingerprint covers except the images -> the first run that has it
     for name, run in params.runs.items():
         where: Location = ("runs", name)
         try:
             config = methods.load(run.method.name).Config.model_validate(run.method.options)
-            shape = json.dumps([_parts(run, config)[part] for part in ("backbone", "method", "optim", "numerics", "data")])
-            if shape not in built:
+            parts = run.model_dump(mode="json", include={"backbone", "optim", "data", "numerics"})
+            parts["method"] = {"name": run.method.name, **config.model_dump(mode="json")}
+            first = made.setdefault(json.dumps(parts, sort_keys=True), name)
+            if first == name:
                 _build(run, config)
-            built.add(shape)
+            else:
+                yield where, f"differs in no parameter from {first!r}; change one, such as numerics.seed, or remove the run"
         except ConfigError as error:
             yield keyed(where, f"{error.message} ({error.hint})" if error.hint else error.message)
         except ValidationError as error:
@@ -102,23 +105,9 @@ def _build(run: Run, config: Frozen) -> None:
         set_bn_groups(method, run.numerics.bn_groups)
 
 
-def _parts(run: Run, config: Frozen) -> dict[str, Any]:
-    """Everything that the fingerprint of a run covers except the images."""
-    parts: dict[str, Any] = run.model_dump(mode="json", include={"backbone", "optim", "data", "numerics"})
-    return {**parts, "method": {"name": run.method.name, **config.model_dump(mode="json")}}
-
-
-def _alike(params: Params) -> Iterator[Problem]:
-    """Runs or subsets that are copies of each other, so that tables would show one result twice."""
-    runs, drawn = dict[str, str](), dict[str, str]()
-    for name, run in params.runs.items():
-        try:
-            config = methods.load(run.method.name).Config.model_validate(run.method.options)
-        except (ConfigError, ValidationError):
-            continue  # named above
-        first = runs.setdefault(json.dumps(_parts(run, config), sort_keys=True), name)
-        if first != name:
-            yield ("runs", name), f"differs in no parameter from {first!r}; change one, such as numerics.seed, or remove the run"
+def _subsets(params: Params) -> Iterator[Problem]:
+    """Subsets that are copies of each other."""
+    drawn = dict[str, str]()
     for name, subset in params.subsets.items():
         first = drawn.setdefault(subset.model_dump_json(), name)
         if first != name:

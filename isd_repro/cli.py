@@ -398,11 +398,20 @@ def variant(
     trials: Annotated[bool, typer.Option("--trials", help="The report chooses the best run of each method.")] = False,
 ) -> None:
     """Write new runs into params.yaml: copies of a run with changed values, with several seeds, a grid or a Sobol design."""
-    from isd_repro.profiles import Wanted
     from isd_repro.profiles import variant as write
 
-    wanted = Wanted(tuple(changes or ()), seeds, tuple(grid or ()), sobol, tuple(ranges or ()), trials)
-    write(name, source, params, wanted, typer.echo)
+    write(
+        name,
+        source,
+        params,
+        typer.echo,
+        changes=changes or (),
+        seeds=seeds,
+        grid=grid or (),
+        sobol=sobol,
+        ranges=ranges or (),
+        trials=trials,
+    )
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from isd_repro.evaluations.encoders import check_manifest, check_run, load_encod
 from isd_repro.records import PretrainRecord, read_record
 from isd_repro.report import text
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.dvc_lock import commit
+from isd_repro.runtime.errors import DataError
 from isd_repro.tracking import read_metrics
 from isd_repro.train.pretrain import make_plan
 
@@ -58,7 +57,7 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
     _copy(found["metrics.jsonl"], layout.metrics(record.run))
     _copy_snapshots(found["encoder.safetensors"].parent / "snapshots", layout.snapshots(record.run))
     _copy(found["pretrain.json"], here)  # the record last, as `pretrain` writes it
-    _commit(f"pretrain@{record.run}", layout)
+    commit(f"pretrain@{record.run}", layout.folder)
     if record.provenance.commit is None:
         say("warning: the record names no commit, because the run was made outside a git checkout")
     if record.provenance.source != provenance.source_hash():
@@ -136,12 +135,3 @@ def _copy_snapshots(source: Path, target: Path) -> None:
             path.unlink()
     for path in imported:
         _copy(path, target / path.name)
-
-
-def _commit(stage: str, layout: Layout) -> None:
-    """Let DVC hash the stage's files as they are now."""
-    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
-    done = subprocess.run(command, cwd=layout.folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise UserError(f"dvc commit {stage}: {said}", "the files are in place; run `dvc commit` for this stage yourself")

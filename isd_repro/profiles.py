@@ -6,14 +6,13 @@ runs are updated, too.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +22,47 @@ from ruamel.yaml.error import YAMLError
 from isd_repro.check import check
 from isd_repro.config import reader, writer
 from isd_repro.config.layout import Layout, state_root
-from isd_repro.config.params import Params
+from isd_repro.config.params import Params, Run
 from isd_repro.report import text
-from isd_repro.runtime import files
+from isd_repro.runtime import dvc_lock, files
 from isd_repro.runtime.errors import ConfigError, DataError
 
 Say = Callable[[str], object]
 Settings = dict[str, Any]  # of a run, by dotted key below the run
+SEED = "numerics.seed"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What `variant` is asked for.
-
-    Attributes:
-        changes: `key=value`, the same in every new run; keys below the run, values in YAML.
-        seeds: runs of each setting, which differ in `numerics.seed` alone.
-        grid: `key=v1,v2,...`; every combination is a run.
-        sobol: number of points of a Sobol sequence over `ranges`.
-        ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
-        trials: whether the runs are trials, of which the report takes the best of each method; their labels are numbered.
-    """
-
-    changes: Sequence[str] = ()
-    seeds: int = 1
-    grid: Sequence[str] = ()
-    sobol: int = 0
-    ranges: Sequence[str] = ()
-    trials: bool = False
 
 
 # --- variant ----------------------------------------------------------------------------------------------------------
 
 
-def variant(name: str, source: str, file: Path, wanted: Wanted, say: Say) -> None:
+def variant(
+    name: str,
+    source: str,
+    file: Path,
+    say: Say,
+    *,
+    changes: Sequence[str] = (),
+    seeds: int = 1,
+    grid: Sequence[str] = (),
+    sobol: int = 0,
+    ranges: Sequence[str] = (),
+    trials: bool = False,
+) -> None:
     """Write new runs into a profile, each complete: a copy of `source` with some values changed.
+
+    Args:
+        name: of the run; several get the number of the setting and the seed appended.
+        source: the run to copy.
+        file: the profile's parameters.
+        say: takes the lines for the user.
+        changes: `key=value`, the same in every new run; keys below the run, values in YAML.
+        seeds: runs of each setting, which differ in `numerics.seed` alone: from the one in `changes`, else from the source's own,
+            or, where nothing else is changed, from the first after those of the source's repetitions.
+        grid: `key=v1,v2,...`; every combination is a run.
+        sobol: number of points of a Sobol sequence over `ranges`.
+        ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
+        trials: whether the runs are trials, of which the report takes the best of each method; their labels are numbered.
 
     Raises:
         ConfigError: an option cannot be read, a name is taken, or the new parameters do not pass `check`; nothing is written.
@@ -66,58 +70,72 @@ def variant(name: str, source: str, file: Path, wanted: Wanted, say: Say) -> Non
     params, layout = reader.load(file)
     run = reader.find_run(params, source)
     tree = _tree(layout)
-    shared = dict(_pair(change) for change in wanted.changes)
-    points = _points(wanted)
-    first = run.numerics.seed + (not shared and points == [{}])  # without another change the source's own seed is taken
+    shared = dict(_pair(change) for change in changes)
+    points = _points(grid, sobol, ranges)
+    alike = [one.numerics.seed for one in params.runs.values() if _settings(one) == _settings(run)]
+    first = shared.get(SEED, run.numerics.seed if shared or points != [{}] else max(alike) + 1)
+    if seeds > 1 and (not isinstance(first, int) or any(SEED in point for point in points)):
+        raise ConfigError(
+            "--seeds counts up from one seed", f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
+        )
     added = []
     for at, point in enumerate(points, start=1):
-        for seed in range(first, first + wanted.seeds):
+        for seed in range(first, first + seeds) if seeds > 1 else [first]:
             settings = {**shared, **point}
-            if wanted.seeds > 1 or not settings:
-                settings["numerics.seed"] = seed
-            parts = [name, *([str(at)] if len(points) > 1 else []), *([f"s{seed}"] if wanted.seeds > 1 else [])]
+            if seeds > 1 or not settings:
+                settings[SEED] = seed
+            parts = [name, *([str(at)] if len(points) > 1 else []), *([f"s{seed}"] if seeds > 1 else [])]
             added.append("-".join(parts))
-            if wanted.trials:
+            if trials:
                 settings.setdefault("label", _trial_label(tree["runs"], source))
             _add(tree, added[-1], source, settings)
     _join_lists(tree, params, source, added)
-    if wanted.trials and not tree["report"].get("trials"):
+    if trials and not tree["report"].get("trials"):
         tree["report"]["trials"] = {"k": params.evaluation.knn.k[0]}
     _write(layout, tree)
     for new in added:
         say(f"{new}: {tree['runs'][new]['label']}")
     after = reader.load(layout.file)[0]
     counts = Counter(one.method.name for one in after.runs.values() if one.optim.epochs)
-    if wanted.trials and len(set(counts.values())) > 1:
+    if trials and len(set(counts.values())) > 1:
         said = ", ".join(f"{method} {count}" for method, count in counts.items())
         say(f"trained runs by method: {said}; a fair comparison gives each method the same number of trials")
-    say(f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {layout.file}; `{_repro(layout)}` trains them")
+    say(
+        f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {_shown(layout)}; `{_repro(layout)}` trains them"
+    )
+
+
+def _settings(run: Run) -> tuple[object, ...]:
+    """What repetitions of a run have in common."""
+    return run.backbone, run.method, run.optim, run.data
 
 
 def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
     _check_new("run", name, tree["runs"])
-    run = _plain(tree["runs"][source])
+    run = writer.styled(tree["runs"][source])
     for key, value in settings.items():
-        *above, last = key.split(".")
-        node = run
-        for part in above:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(
-                    f"{key}: {part} of run {source!r} is not a group of keys", "docs/params.md lists the keys of a run"
-                )
-        node[last] = value
+        _set(run, key, value)
     if "label" not in settings:
         run["label"] = _label(str(run["label"]), settings)
     tree["runs"][name] = writer.styled(run, 4)
 
 
+def _set(tree: Any, key: str, value: Any) -> None:
+    """Give a dotted key a value; groups that are not there yet are made."""
+    *above, last = key.split(".")
+    for part in above:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {part!r} is not a group of keys", "docs/params.md lists the keys")
+    tree[last] = writer.styled(value, 2 * len(above), len(last) + 2 * len(above) + 2)
+
+
 def _label(label: str, settings: Settings) -> str:
     """The source's label with the changes; the seed comes last, so that runs that differ only in their seed are one method."""
-    said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != "numerics.seed"]
-    seed = settings.get("numerics.seed")
-    label = re.sub(r",? seed \d+$", "", label) if seed is not None else label
-    return label + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
+    own = re.search(r",? seed (\d+)$", label)
+    method, seed = label[: own.start()] if own else label, settings.get(SEED, own and own[1])
+    said = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in settings.items() if key != SEED]
+    return method + (f" ({', '.join(said)})" if said else "") + (f", seed {seed}" if seed is not None else "")
 
 
 def _trial_label(runs: Any, source: str) -> str:
@@ -145,15 +163,15 @@ def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) ->
             listed.extend(new for new in added if new not in listed)  # two keys may share one list by an anchor
 
 
-def _points(wanted: Wanted) -> list[Settings]:
+def _points(grid: Sequence[str], sobol: int, ranges: Sequence[str]) -> list[Settings]:
     """The settings of a grid or a Sobol sequence; one empty setting without either."""
-    if wanted.grid and (wanted.sobol or wanted.ranges):
+    if grid and (sobol or ranges):
         raise ConfigError("--grid and --sobol exclude each other", "give one of them")
-    if bool(wanted.sobol) != bool(wanted.ranges):
+    if bool(sobol) != bool(ranges):
         raise ConfigError("--sobol and --range go together", "for example: --sobol 8 --range optim.lr=0.01..0.1")
-    if wanted.sobol:
-        return _sobol(wanted.sobol, dict(_range(one) for one in wanted.ranges))
-    axes = [(key, _value(f"[{values}]", one)) for one in wanted.grid for key, values in [_split(one)]]
+    if sobol:
+        return _sobol(sobol, dict(map(_range, ranges)))
+    axes = [(key, _value(f"[{values}]", f"{key}={values}")) for key, values in map(_split, grid)]
     return [dict(zip([key for key, _ in axes], values, strict=True)) for values in itertools.product(*(of for _, of in axes))]
 
 
@@ -222,16 +240,18 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
             raise DataError(f"run {name!r} has results: {', '.join(map(str, found))}", "add --force to delete them")
         del tree["runs"][name]
         _replace(tree, name, None)
-    _remove_stages(layout, names)  # first, since a torn lock is refused
+    dvc_lock.remove(names, layout.folder)  # first, since a torn lock is refused
     _write(layout, tree)
     for name in names:
         for path in _results(name, layout):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    say(f"removed {', '.join(names)} from {layout.file}; `{_repro(layout)}` renders the page")
+    say(f"removed {', '.join(names)} from {_shown(layout)}; `{_repro(layout)}` renders the page")
 
 
 def rename(old: str, new: str, file: Path, say: Say) -> None:
-    """Give a run without results another name. A result carries its run's name in hashed files, so it keeps it.
+    """Give a run without results another name.
+
+    With results it keeps its name: the encoder's file carries it, and records, lock and published copies hold that file's hash.
 
     Raises:
         ConfigError: there is no run `old`, or there is one called `new`, or that is not a valid name.
@@ -249,8 +269,9 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
     at = list(tree["runs"]).index(old)
     tree["runs"].insert(at, new, tree["runs"].pop(old))
     _replace(tree, old, new)
+    dvc_lock.remove([old], layout.folder)
     _write(layout, tree)
-    say(f"{old} is now {new} in {layout.file}")
+    say(f"{old} is now {new} in {_shown(layout)}")
 
 
 def _replace(tree: Any, old: str, new: str | None) -> None:
@@ -289,24 +310,6 @@ def _results(run: str, layout: Layout) -> Iterator[Path]:
             yield path.parent
 
 
-def _remove_stages(layout: Layout, runs: Collection[str]) -> None:
-    """Remove the stages of runs from `dvc.lock`."""
-    path = layout.folder / "dvc.lock"
-    if path.is_file():
-        yaml = YAML()
-        try:
-            tree = yaml.load(path.read_text("utf-8"))
-            stages = list(tree["stages"])
-        except (YAMLError, TypeError, KeyError) as error:
-            raise DataError(f"{path}: cannot be read", "restore it with `isd-repro rescue` or from git") from error
-        for stage in [stage for stage in stages if stage.partition("@")[2] in runs]:
-            del tree["stages"][stage]
-        stream = io.StringIO()
-        yaml.default_flow_style = False
-        yaml.dump(tree, stream)
-        files.write_atomic(path, stream.getvalue().encode())
-
-
 # --- a new profile ----------------------------------------------------------------------------------------------------
 
 
@@ -343,23 +346,16 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
         for subset in tree["subsets"].values():
             subset["source"] = writer.styled({"name": "image-folder", "root_env": images, "dataset": dataset}, 6)
     for key, value in map(_pair, changes):
-        *above, last = key.split(".")
-        node = tree
-        for part in above:
-            if not isinstance(node.get(part), dict):
-                raise ConfigError(
-                    f"{key}: {'.'.join(above)} is not a group of keys in {layout.file}", "docs/params.md lists all keys"
-                )
-            node = node[part]
-        node[last] = writer.styled(value, 2 * len(above), len(last) + 2 * len(above) + 2)
+        _set(tree, key, value)
     folder.mkdir(parents=True)
     try:
         shutil.copy(layout.root / "dvc.yaml", folder)
-        _write(Layout(folder, layout.root, name), tree)
+        made = Layout(folder, layout.root, name)
+        _write(made, tree)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    say(f"{folder / 'params.yaml'}: edit it, then run `isd-repro check --images {folder}`")
+    say(f"{_shown(made)}: edit it, then run `isd-repro check --images {os.path.relpath(folder)}`")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -367,13 +363,6 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
 
 def _tree(layout: Layout) -> Any:
     return YAML(typ="rt").load(layout.file.read_text("utf-8"))
-
-
-def _plain(tree: Any) -> Any:
-    """The values without comments, styles and places."""
-    stream = io.StringIO()
-    YAML().dump(tree, stream)
-    return YAML(typ="safe", pure=True).load(stream.getvalue())
 
 
 def _write(layout: Layout, tree: Any) -> None:
@@ -390,8 +379,12 @@ def _write(layout: Layout, tree: Any) -> None:
         tried.unlink(missing_ok=True)
 
 
+def _shown(layout: Layout) -> str:
+    """The parameter file as seen from where the user is."""
+    return os.path.relpath(layout.file)
+
+
 def _repro(layout: Layout) -> str:
-    """The command that brings a profile up to date, from the repository."""
-    return (
-        "dvc repro" if layout.folder == layout.root else f"dvc repro {layout.folder.relative_to(layout.root).as_posix()}/dvc.yaml"
-    )
+    """The command that brings a profile up to date."""
+    pipeline = os.path.relpath(layout.folder / "dvc.yaml")
+    return "dvc repro" if pipeline == "dvc.yaml" else f"dvc repro {pipeline}"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +23,7 @@ from isd_repro.runtime.errors import ConfigError
 Location = tuple[str | int, ...]  # keys from the top of the file
 Problem = tuple[Location, str]  # where it stands, and what is wrong
 
+_Found = TypeVar("_Found")
 _SHOWN = 200  # characters of a value in a message
 _PROBLEMS = 50  # of a file
 
@@ -177,37 +178,30 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _known() -> set[str]:
-    return {name for model in _models() for name in model.model_fields}
-
-
-def _models() -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = [MethodBlock]
-    stack: list[type[BaseModel]] = [Frozen]
+    """The keys of all models, also of methods and evaluations that are imported."""
+    names, stack = set(MethodBlock.model_fields), list[type[BaseModel]]([Frozen])
     while stack:
         for child in stack.pop().__subclasses__():
-            found.append(child)
+            names |= child.model_fields.keys()
             stack.append(child)
-    return found
-
-
-def _suggest(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    nearest = f"did you mean {close[0]!r}? " if close else ""
-    return f"{nearest}known: {', '.join(known)}"
+    return names
 
 
 def find_run(params: Params, name: str) -> Run:
     """The run of this name; `ConfigError` with the nearest names where there is none."""
-    if name not in params.runs:
-        raise ConfigError(f"no run {name!r} in profile {params.profile!r}", _suggest(name, params.runs))
-    return params.runs[name]
+    return _find("run", name, params.runs, params.profile)
 
 
 def find_subset(params: Params, name: str) -> Subset:
     """The subset of this name; `ConfigError` with the nearest names where there is none."""
-    if name not in params.subsets:
-        raise ConfigError(f"no subset {name!r} in profile {params.profile!r}", _suggest(name, params.subsets))
-    return params.subsets[name]
+    return _find("subset", name, params.subsets, params.profile)
+
+
+def _find(what: str, name: str, known: Mapping[str, _Found], profile: str) -> _Found:
+    if name not in known:
+        nearest = f"did you mean {close!r}? " if (close := _nearest(name, known)) else ""
+        raise ConfigError(f"no {what} {name!r} in profile {profile!r}", f"{nearest}known: {', '.join(known)}")
+    return known[name]
 
 
 def fingerprint(parts: Mapping[str, object]) -> str:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from isd_repro.runtime.errors import UserError
+from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
 
 _STAGE = re.compile(r"^  ([^\s#-][^\n]*):$", re.MULTILINE)  # a stage's name in the lock
@@ -83,11 +83,10 @@ class DvcLock:
         if ran_with != self.runs_with:
             say(f"{stage}: was started with other parameters or code; `dvc repro` decides whether it runs again")
             return
-        command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
-        done = subprocess.run(command, cwd=self.path.parent, check=False, capture_output=True)
-        if done.returncode == 0:
+        try:
+            commit(stage, self.path.parent)
             say(f"{stage}: had finished; the lock has its outputs now")
-        else:
+        except UserError:
             say(f"{stage}: had not finished; `dvc repro` runs it")
 
     def _is_damaged(self, text: str) -> bool:
@@ -97,6 +96,35 @@ class DvcLock:
         there = set(_STAGE.findall(text))
         lost = [name for name in _STAGE.findall(kept) if name not in there]
         return [name for name in lost if "@" not in name or name.partition("@")[2] in self.known]
+
+
+def commit(stage: str, folder: Path) -> None:
+    """Let DVC write the hashes of a stage's files, as they are now, into the lock of the profile in `folder`.
+
+    Raises:
+        UserError: DVC is missing, or refuses, for example because a file is missing.
+    """
+    command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise UserError(f"dvc commit {stage}: {said}", "the files are in place; run `dvc commit` for this stage yourself")
+
+
+def remove(runs: Collection[str], folder: Path) -> None:
+    """Take the stages of runs out of the lock of the profile in `folder`; the rest keeps its bytes.
+
+    Raises:
+        DataError: the lock is cut off.
+    """
+    path = folder / "dvc.lock"
+    text = _text(path)
+    if path.is_file() and not text.endswith("\n"):
+        raise DataError(f"{path}: is empty or cut off", "restore it with `isd-repro rescue` or from git")
+    head, *stages = re.split(r"^(?=  [^\s#-])", text, flags=re.MULTILINE)
+    kept = [stage for stage in stages if stage.partition(":")[0].partition("@")[2] not in runs]
+    if len(kept) < len(stages):
+        write_atomic(path, "".join([head, *kept]).encode()) if kept else path.unlink()
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What DVC knows of finished work: a lock that a stop tore, an empty workspace, parameters that its run cache must not overlook.
+"""What DVC knows of finished work: a lock that a stop tore, and an empty workspace.
 
 DVC and `dvc.yaml` are the real ones. The stages are played by a script that copies the lock as every stage does and writes files
 of the right names at once.
@@ -6,19 +6,14 @@ of the right names at once.
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import shutil
 import stat
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from isd_repro.runtime import dvc_lock
 from isd_repro.runtime.dvc_lock import DvcLock
@@ -209,68 +204,3 @@ def test_make_demo_works_without_a_git_repository(project: Path) -> None:
     said = call(project, "make", "--old-file=venv", "demo", f"BIN={programs}")
     assert "pretrain@isd" in ran(said)
     assert (project / "runs/isd/encoder.safetensors").is_file()
-
-
-# --- parameters and the run cache -----------------------------------------------------------------------------------------
-
-
-def leaves(tree: Any, *keys: str) -> Iterator[tuple[str, ...]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, *keys, key)
-    else:
-        yield keys
-
-
-def changed(value: Any) -> Any:
-    """Another value of the same kind; what it means is no matter to DVC."""
-    if isinstance(value, list):
-        return [*value, 7]
-    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"
-
-
-PARTS: dict[str, list[tuple[str, ...]]] = {
-    "prepare@digits": [("subsets", "digits")],
-    "pretrain@isd": [("runs", "isd", part) for part in ("backbone", "method", "optim", "data", "numerics")],
-    "knn@isd": [("evaluation", "knn")],
-}
-DEPENDENCIES = {("runs", "isd", "method", "name"), ("runs", "isd", "data", "subset")}  # they name files
-OVERLOOKED = ("subsets", "digits", "store", "size")  # DVC leaves this name out, wherever it stands
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", PARTS)
-def test_any_changed_parameter_runs_its_stage_though_the_run_cache_is_full(
-    stage: str, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All but the one name that shows that this test would notice; `dvc commit` caches also runs that `dvc repro` does not."""
-    repository: Any = pytest.importorskip("dvc.repo")
-    file, lock, played = project / "params.yaml", project / "dvc.lock", project.parent / "played"
-    tree = YAML(typ="safe").load(file.read_text("utf-8"))
-    tree["subsets"]["digits"]["store"]["size"] = 32
-    file.write_text(json.dumps(tree), "utf-8")
-    call(project, "dvc", "commit", "--force")
-    cached = [YAML(typ="safe").load(path.read_text("utf-8"))["cmd"] for path in project.glob(".dvc/cache/runs/*/*/*")]
-    assert f"isd-repro {stage.replace('@', ' ')}" in cached
-    locked = lock.read_bytes()
-    monkeypatch.chdir(project)
-    paths = [keys for part in PARTS[stage] for keys in leaves(node_of(tree, part), *part) if keys not in DEPENDENCIES]
-    unnoticed = []
-    for keys in paths:
-        other = copy.deepcopy(tree)
-        node = node_of(other, keys[:-1])
-        node[keys[-1]] = changed(node[keys[-1]])
-        file.write_text(json.dumps(other), "utf-8")
-        before = len(played.read_bytes())
-        with repository.Repo(str(project)) as repo:
-            repo.reproduce(stage, single_item=True)
-        unnoticed += [keys] if len(played.read_bytes()) == before else []
-        lock.write_bytes(locked)
-    assert paths
-    assert unnoticed == ([OVERLOOKED] if OVERLOOKED in paths else [])
-
-
-def node_of(tree: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        tree = tree[key]
-    return tree

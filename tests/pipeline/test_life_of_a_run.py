@@ -44,7 +44,7 @@ def test_a_variant_is_a_whole_run_and_changes_no_other(demo: Path) -> None:
     added = after["runs"].pop("isd-warm")
     assert after["linear_runs"].pop() == "isd-warm"
     assert after == before
-    wanted = before["runs"]["isd"] | {"label": "ISD (tau_student 0.2, epochs 5)"}
+    wanted = before["runs"]["isd"] | {"label": "ISD (tau_student 0.2, epochs 5), seed 0"}
     wanted["method"], wanted["optim"] = wanted["method"] | {"tau_student": 0.2}, wanted["optim"] | {"epochs": 5}
     assert added == wanted
     kept = (demo / "params.yaml").read_text("utf-8").splitlines()
@@ -56,9 +56,11 @@ def test_seeds_are_repetitions_of_their_source(demo: Path) -> None:
     from isd_repro.report.repetitions import repetitions
 
     call(demo, "variant", "isd-s", "--from", "isd", "--seeds", "2")
+    call(demo, "variant", "isd-t", "--from", "isd", "-S", "numerics.seed=7", "--seeds", "2")
     params = reader.load(demo / "params.yaml")[0]
-    assert [params.runs[run].numerics.seed for run in ("isd", "isd-s-s1", "isd-s-s2")] == [0, 1, 2]
-    assert ["isd", "isd-s-s1", "isd-s-s2"] in repetitions(params, list(params.runs))
+    seeds = {"isd": 0, "isd-1": 1, "isd-2": 2, "isd-s-s3": 3, "isd-s-s4": 4, "isd-t-s7": 7, "isd-t-s8": 8}
+    assert {run: params.runs[run].numerics.seed for run in params.runs if run.startswith("isd")} == seeds
+    assert list(seeds) in repetitions(params, list(params.runs))
 
 
 def test_a_grid_is_every_combination(demo: Path) -> None:
@@ -89,7 +91,7 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
 
     call(demo, "variant", "isd-g", "--from", "isd", "--grid", "method.tau_student=0.05,0.2", "--seeds", "2", "--trials")
     done = call(demo, "variant", "isd-h", "--from", "isd-g-1-s0", "-S", "optim.lr=0.1", "--trials")
-    assert "isd 6; a fair comparison gives each method the same number" in done.out
+    assert "isd 8; a fair comparison gives each method the same number" in done.out
     params = reader.load(demo / "params.yaml")[0]
     labels = [run.label for name, run in params.runs.items() if name.startswith(("isd-g", "isd-h"))]
     assert labels == [f"ISD, trial {at}" for at in (1, 2, 3, 4, 5)]
@@ -114,6 +116,7 @@ def test_the_report_takes_the_best_of_the_trials(demo: Path, monkeypatch: pytest
         (("isd", "--from", "isd", "-S", "optim.lr=1"), "run 'isd' exists already"),
         (("isd-x", "--from", "isd", "-S", "optim.lr"), "expected key=value"),
         (("isd-x", "--from", "isd", "-S", "optim.lr.x=1"), "is not a group of keys"),
+        (("isd-x", "--from", "isd", "--grid", "numerics.seed=3,5", "--seeds", "2"), "--seeds counts up from one seed"),
         (("isd-x", "--from", "isd", "--sobol", "2"), "--sobol and --range go together"),
         (("isd-x", "--from", "isd", "--sobol", "2", "--range", "optim.lr=2..1"), "low below high"),
         (("Isd", "--from", "isd", "-S", "optim.lr=1"), "is not a valid name of a run"),

@@ -49,12 +49,7 @@ def test_one_file_and_one_block_make_a_command_a_column_a_row_and_a_verdict(clon
     assert row["teacher/10-NN-weighted/rare"] == pytest.approx(stated["teacher", "10-NN-weighted", "rare"])
     assert any("demo-isd-weighted-knn" in path.name for path in (clone / "wandb").glob("offline-run-*"))
 
-    found = json.loads(shell_out(clone, env))
+    shell(clone, "sh", "-c", "isd-repro verify --json > verify.json", env=env)
+    found = json.loads((clone / "verify.json").read_text("utf-8"))
     verdicts = {n["verdict"] for n in found["numbers"] if n["metric"] == "10-NN-weighted" and n["kind"] == "score"}
     assert (found["ok"], verdicts) == (True, {"re-evaluated"})
-
-
-def shell_out(folder: Path, env: dict[str, str]) -> str:
-    """The JSON that `verify` prints, without its progress."""
-    shell(folder, "sh", "-c", "isd-repro verify --json > verify.json", env=env)
-    return (folder / "verify.json").read_text("utf-8")

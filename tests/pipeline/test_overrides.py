@@ -52,13 +52,6 @@ def test_a_profile_has_no_anchors(path: Path) -> None:
     assert not anchored, f"{path}:{anchored[0].start_mark.line + 1} has an anchor; write the value out"
 
 
-def test_anchors_would_fail_these_tests(tmp_path: Path) -> None:
-    text = "runs:\n  a:\n    optim: &optim {epochs: 2}\n  b:\n    optim: *optim\n"
-    (tmp_path / "params.yaml").write_text(text, "utf-8")
-    assert read(override(tmp_path / "params.yaml", "runs.b.optim.epochs=1"))["runs"]["a"]["optim"]["epochs"] == 1
-    assert [event for event in YAML().parse(text) if getattr(event, "anchor", None) is not None]
-
-
 AWKWARD = {
     "text": "A long sentence of words that does not fit into a line of a parameter file: it has a colon, 'quotes' and a # in it.",
     "broken": "two\nlines that are long enough to be folded, if only folding kept their break where it is, which it does not do",

@@ -219,7 +219,7 @@ def test_an_image_that_vanished_ends_the_work(packs: Path, tmp_path: Path, monke
 def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
-    store = "{resize: short-side, size: 6, external: true, jpeg_quality: 85}"
+    store = "{resize: short-side, side: 6, external: true, jpeg_quality: 85}"
     (profile / "params.yaml").write_text(
         "profile: tiny\nreport: {title: t, caption: c}\nruns: {}\nsubsets:\n"
         "  x: {source: {name: image-folder, dataset: Tiny, root_env: ISD_TEST_ROOT}, rule: {name: all}, store: "

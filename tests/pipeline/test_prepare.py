@@ -268,13 +268,3 @@ def test_an_external_store_is_found_through_the_environment(
     monkeypatch.setenv(manifests.PACK_ROOT, str(tmp_path / "moved"))
     found = open_prepared(bench.folder)
     assert found.store.read(torch.tensor([0]))[0].shape == (1, 3, 6, 6)
-
-
-def test_a_new_rule_gives_a_new_hash_for_the_same_images(bench: Bench) -> None:
-    """Roles are part of the identity: the same files trained on differently are another manifest."""
-    bench.run(trees.subset(params.Balanced(name="balanced", per_class=3)))
-    first = open_prepared(bench.folder).identity
-    bench.run(trees.subset(params.Balanced(name="balanced", per_class=4)))
-    second = open_prepared(bench.folder).identity
-    assert first.search == second.search == 21
-    assert first.sha256 != second.sha256
