@@ -244,9 +244,9 @@ def test_seeds_of_one_trial_are_no_trials_of_their_own(tmp_path: Path) -> None:
         object.__setattr__(run, "numerics", run.numerics.model_copy(update={"seed": int(name[-1])}))
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     asked = Trials(group="all", k=1)
-    for name, hits in {"isd-1-0": 9, "isd-1-1": 3, "isd-2-0": 7, "isd-2-1": 7}.items():
+    for at, hits in {"isd-1-0": 9, "isd-1-1": 3, "isd-2-0": 7, "isd-2-1": 7}.items():
         assert trials.chosen(profile.params, profile.records(), asked) == {}
-        write(profile, name, dict.fromkeys(classes, hits))
+        write(profile, at, dict.fromkeys(classes, hits))
     best = trials.chosen(profile.params, profile.records(), asked)
     assert {method: (cell.runs, cell.value, cell.count) for method, cell in best.items()} == {
         "ISD": (("isd-2-0", "isd-2-1"), 70.0, 2)

@@ -84,7 +84,7 @@ def test_accents_of_the_default_encoding_become_commands() -> None:
 def test_letters_beyond_latin_stop_pdflatex_with_a_remedy(label: str, tmp_path: Path) -> None:
     """They are kept for LuaLaTeX and XeLaTeX; a file without them has no such guard."""
     path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("label: ISD", f"label: ISD {label}"), "utf-8")
+    path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("label: Raw pixels", f"label: Raw pixels {label}"), "utf-8")
     tex = tex_of(path)[0]
     assert unicodedata.normalize("NFC", label) in tex
     guard = next(line for line in tex.splitlines() if not line.startswith("%"))
