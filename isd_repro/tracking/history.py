@@ -16,7 +16,8 @@ from isd_repro.tracking.metrics import AXES, Row, finite, key_of
 PUBLISHED = "published"  # key of a run's summary: digest of all that was sent
 COST = frozenset({"images_per_second", "memory_mib", "seconds"})  # differ each time an epoch is computed
 _MEDIA = ("images/", "tables/")
-_READING = 60.0  # seconds that W&B's reader may take for one file
+READER = (sys.executable, "-m", "wandb", "leet", "inspect", "--json")
+_READING = 60.0  # seconds that it may take for one file
 
 
 @dataclass
@@ -96,13 +97,17 @@ def mark_synced(folder: Path, run_id: str, project: str) -> None:
         path.with_suffix(".wandb.synced").touch()
 
 
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """What one of W&B's files holds; a killed process leaves it without an end, or without anything."""
+    lines = subprocess.run(
+        [*READER, str(path)], capture_output=True, text=True, check=False, timeout=_READING
+    ).stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
 def _files(folder: Path, run_id: str, project: str, pattern: str = "*run-*") -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """W&B's files of a run of one project, with what each holds."""
     for path in sorted((folder / "wandb").glob(f"{pattern}/run-{run_id}.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        # a killed process leaves a file without an end, or without anything; what can be read is what can be sent
-        lines = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_READING).stdout.splitlines()
-        records = [json.loads(line) for line in lines if line.startswith("{")]
-        if project not in {record["run"].get("project") for record in records if record["type"] == "run"}:
-            continue
-        yield path, records
+        records = records_of(path)
+        if project in {record["run"].get("project") for record in records if record["type"] == "run"}:
+            yield path, records

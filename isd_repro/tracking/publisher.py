@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +30,8 @@ from isd_repro.tracking.replay import Artifact, Replay
 from isd_repro.tracking.session import Attempt, brief
 
 Outcome = Literal["sent", "known"]
+
+_log = logging.getLogger("isd_repro.tracking")
 
 # The publishing machine is not the one that made the results, and `config` says what that was: W&B need not look at this one.
 _QUIET = {
@@ -126,8 +130,20 @@ class Publisher:
             run.summary.update({**_final(replay.rows), **replay.summary, PUBLISHED: digest})
         run.finish(exit_code=int(replay.failed))
         if self.mode == "online":
-            history.mark_synced(self._folder, replay.run.id, self._tracking.project)
+            self._mark_synced(replay)
         return new
+
+    def _mark_synced(self, replay: Replay) -> None:
+        """What W&B has accepted stays accepted if its offline files cannot be marked."""
+        try:
+            history.mark_synced(self._folder, replay.run.id, self._tracking.project)
+        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            title = replay.run.title
+            _log.warning(
+                "%s was sent, but its offline files could not be marked (%s): `wandb sync` would send it again",
+                title,
+                brief(error),
+            )
 
     def _log(self, run: Any, replay: Replay, there: History) -> None:
         define_metrics(run, replay.rows[0] if replay.rows else {})
