@@ -1,13 +1,13 @@
-"""The interfaces between the parts: input and output of a method, and the tracker. There is no logic here.
+"""The interfaces between the parts: input and output of a method. There is no logic here.
 
 Shape letters used in the whole package: N images, B batch, C channels, H W pixels, D embedding, K bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,17 +103,3 @@ class Method(Protocol):
 
 
 BackboneFactory = Callable[[], Backbone]
-
-
-class Tracker(Protocol):
-    """Logs the numbers of a stage. W&B never stops a run; an unwritable metrics file does, with a `UserError`."""
-
-    def log(self, row: Mapping[str, float | int | str]) -> None: ...
-
-    def log_image(self, key: str, pixels: Tensor, caption: str = "") -> None:
-        """Keep a picture, uint8 C x H x W, under a key of lower-case letters, digits and hyphens."""
-        ...
-
-    def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-
-    def close(self) -> None: ...

@@ -95,25 +95,18 @@ def hash_of(files: Iterable[tuple[Path, bytes]]) -> str:
 def _git() -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
     checkout = Path(__file__).parent.parent
+
+    def said(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        ours = [
-            "git",
-            "ls-files",
-            "--error-unmatch",
-            "isd_repro/__init__.py",
-        ]  # not a foreign repository around an installed copy
-        subprocess.run(ours, cwd=checkout, capture_output=True, check=True)
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        paths = ["isd_repro", "dvc.yaml", ":(glob)**/params.yaml"]  # not dvc.lock, which every running stage changes
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--", *paths], cwd=checkout, capture_output=True, text=True, check=True
-        )
+        said("ls-files", "--error-unmatch", "isd_repro/__init__.py")  # not a foreign repository around an installed copy
+        head = said("rev-parse", "HEAD")
+        # not dvc.lock, which every running stage changes
+        return head, bool(said("status", "--porcelain", "--", "isd_repro", "dvc.yaml", ":(glob)**/params.yaml"))
     except (OSError, subprocess.CalledProcessError):
         carried = checkout / "COMMIT"
         return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)
-    return head, bool(status.stdout.strip())
 
 
 def git_complaint() -> str:

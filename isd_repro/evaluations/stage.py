@@ -14,13 +14,12 @@ from isd_repro.config.params import Params
 from isd_repro.evaluations import summary
 from isd_repro.evaluations.features import Features, save_features
 from isd_repro.evaluations.subject import Curve, Outcome, Subject, Targets, open_run
-from isd_repro.interfaces import Tracker
 from isd_repro.provenance import describe, shown_provenance
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, TargetsRecord, pack_labels, score_groups, write_record
 from isd_repro.runtime import ranks
 from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
-from isd_repro.tracking import names, open_stage
+from isd_repro.tracking import RunTracker, names, open_stage
 
 
 def run_evaluation(kind: str, name: str, params: Params, layout: Layout, console: Console) -> None:
@@ -96,7 +95,7 @@ def record_of(
     )
 
 
-def _log(tracker: Tracker, record: AnyEvaluation, last: Mapping[str, float]) -> None:
+def _log(tracker: RunTracker, record: AnyEvaluation, last: Mapping[str, float]) -> None:
     """Scores beside the last row that was logged, and accuracy by class."""
     if isinstance(record, CurveRecord):
         for point in record.points:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import unicodedata
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
 EXIT_CONFIG = 3
 EXIT_DATA = 4
 EXIT_RESUME = 75

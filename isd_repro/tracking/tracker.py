@@ -25,7 +25,10 @@ _log = logging.getLogger("isd_repro.tracking")
 
 
 class RunTracker:
-    """A `protocols.Tracker`, and a context manager that tells W&B whether the block failed."""
+    """Logs the numbers of a stage; as a context manager it tells W&B whether the block failed.
+
+    W&B never stops a run; an unwritable metrics file does.
+    """
 
     def __init__(self, path: Path | None, pictures: Path | None = None) -> None:
         self.view = LiveView(None)

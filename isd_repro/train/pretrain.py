@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,14 +30,14 @@ from isd_repro.config.reader import find_run, fingerprint, naming
 from isd_repro.data import augment, contact_sheet
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Prepared, open_prepared
-from isd_repro.interfaces import Backbone, Setting, Tracker
+from isd_repro.interfaces import Backbone, Setting
 from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.records import PretrainRecord, write_record
 from isd_repro.runtime import files, ranks, signals
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.tensor_files import save_tensors
-from isd_repro.tracking import open_stage, read_metrics, truncate_metrics
+from isd_repro.tracking import RunTracker, open_stage, read_metrics, truncate_metrics
 from isd_repro.train import checkpoint, loop, monitor
 from isd_repro.train.checkpoint import Attempts, Progress
 
@@ -188,7 +189,7 @@ class _Work:
         self.plan, self.batches, self.params, self.layout, self.console = plan, batches, params, layout, console
         self.encoders: dict[str, nn.Module] = dict(plan.method.encoders)  # type: ignore[arg-type]
         self.state = state = layout.state(plan.fingerprint)
-        self.point, self.rows = state / "checkpoint.pt", state / "metrics.jsonl"
+        self.checkpoint, self.rows = state / "checkpoint.pt", state / "metrics.jsonl"
         self.total = plan.run.optim.epochs * batches.steps_per_epoch  # steps
         self.optimizer = loop.optimizer_of(plan.method, plan.run.optim, plan.run.numerics) if self.total else None
         self.code = checkpoint.code_of(plan.run.method.name, plan.device)
@@ -209,19 +210,19 @@ class _Work:
             self.rows.touch()
             return Progress(sources=[provenance.source_hash()])
         plan = self.plan
-        progress = checkpoint.load(self.point, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
+        progress = checkpoint.load(self.checkpoint, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
         self.saved = progress.step
         if progress.step > self.total or len(progress.curve) != progress.step // self.batches.steps_per_epoch:
             found = f"{progress.step} steps and {len(progress.curve)} epochs"
             expected = f"at most {self.total} steps, {self.batches.steps_per_epoch} an epoch"
-            raise DataError(f"{self.point}: has {found}, expected {expected}", f"delete {self.state} to restart this run")
+            raise DataError(f"{self.checkpoint}: has {found}, expected {expected}", f"delete {self.state} to restart this run")
         checkpoint.take_over(progress, self.code, self.state)
         if progress.step:
             self.say(f"resuming after step {progress.step}")
         if provenance.source_hash() not in progress.sources:
             progress.sources.append(provenance.source_hash())
         try:
-            truncate_metrics(self.rows, lambda row: _epoch_of(row, self.rows) <= len(progress.curve))
+            truncate_metrics(self.rows, lambda row: row["epoch"] <= len(progress.curve))
         except DataError as error:
             said = f"{error.message}; it is kept as {files.put_aside(self.rows).name}"
             self.say(f"{said}, and its rows are rewritten from the checkpoint")
@@ -276,7 +277,7 @@ class _Work:
                     f"{plan.name}: {stop.reason or 'a signal to another rank'}: {error.message}", error.hint
                 ) from error
             except (monitor.Diverged, ranks.RankLost) as error:
-                raise self._with_resume_point(error) from error
+                raise self._naming_checkpoint(error) from error
 
     def _loop(self, progress: Progress, hooks: loop.Hooks) -> None:
         assert self.optimizer is not None
@@ -289,7 +290,7 @@ class _Work:
         try:
             monitor.check_features(self.encoders, self.batches.at(max(self.total, 1) - 1).view_student)
         except monitor.Diverged as error:
-            raise self._with_resume_point(error) from error
+            raise self._naming_checkpoint(error) from error
         path = layout.encoder(plan.name)
         self._save_encoders(path)
         _export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
@@ -335,7 +336,7 @@ class _Work:
 
     def _save(self, progress: Progress, log: Attempts) -> None:
         assert self.optimizer is not None
-        checkpoint.save(self.point, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
+        checkpoint.save(self.checkpoint, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
         self.saved = progress.step
         log.note()
 
@@ -344,7 +345,7 @@ class _Work:
         there = {row["epoch"] for row in read_metrics(self.rows)} if self.rows.is_file() else set()
         return [row for row in progress.curve if row["epoch"] not in there]
 
-    def _reporter(self, progress: Progress, tracker: Tracker) -> Callable[[dict[str, float]], None]:
+    def _reporter(self, progress: Progress, tracker: RunTracker) -> Callable[[dict[str, float]], None]:
         name, epochs, every = self.plan.name, self.plan.run.optim.epochs, self.params.efficiency.snapshot_every
         watch = monitor.Monitor(self.plan.method, self.batches, progress.step)
 
@@ -371,20 +372,18 @@ class _Work:
         text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"
         files.write_atomic(self.state / RESUME_ME, text.encode())
 
-    def _with_resume_point(self, error: UserError) -> UserError:
-        last = f"{self.point}, of step {self.saved}" if self.saved else "none; the run failed before the first was saved"
+    def _naming_checkpoint(self, error: UserError) -> UserError:
+        """The error, saying from where the run can be resumed."""
+        last = f"{self.checkpoint}, of step {self.saved}" if self.saved else "none; the run failed before the first was saved"
         return type(error)(f"{error.message}; last good checkpoint: {last}", error.hint)
 
 
 def _export_snapshots(kept: Path, folder: Path) -> None:
     """Copy the snapshots in `kept` to `folder` and remove all others there; an empty folder where none were kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {path.name: path for path in sorted(kept.glob("*.safetensors"))} if kept.is_dir() else {}
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    for name, path in wanted.items():
-        files.write_atomic(folder / name, path.read_bytes())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path in sorted(kept.glob("*.safetensors")):
+        files.write_atomic(folder / path.name, path.read_bytes())
 
 
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
@@ -394,10 +393,3 @@ def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:
         contact_sheet.pixels_of(view[:SHOWN], run.data.mean, run.data.std) for view in (batch.view_student, batch.view_teacher)
     ]
     return contact_sheet.sheet(rows), "The first training images as the student (above) and the teacher (below) see them."
-
-
-def _epoch_of(row: Mapping[str, Any], path: Path) -> float:
-    epoch = row.get("epoch")
-    if not isinstance(epoch, int | float):
-        raise DataError(f"{path}: a row has no epoch number: {str(row)[:100]}", "delete this line")
-    return epoch
