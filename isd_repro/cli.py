@@ -251,8 +251,15 @@ def check(
     """Find in parameter files what a later stage would fail on; needs no data unless --images is given."""
     from isd_repro.check import check as find_mistakes
 
+    failed: list[UserError] = []
     for file in files:
-        find_mistakes(file, images=images, say=typer.echo)
+        try:
+            find_mistakes(file, images=images, say=typer.echo)
+        except UserError as error:
+            failed.append(error)
+    if failed:
+        hints = dict.fromkeys(error.hint for error in failed)
+        raise type(failed[0])("\n".join(error.message for error in failed), "; ".join(hints))
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -26,11 +26,10 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.records import CHOSEN
 from isd_repro.report import intervals, page, run_records, text
+from isd_repro.report.export import CELLS, FORMAT, Place, by_place
 from isd_repro.report.hypothesis import Outcome
 from isd_repro.runtime.errors import DataError, UserError, printable
 
-FILE = "cells.json"
-FORMAT = 2
 SAME = 1e-4  # points: cells.json rounds to four decimals
 State = Literal["equal", "within", "outside", "no spread stated", "only ours", "only theirs"]
 Tree = Mapping[str, Any]
@@ -122,17 +121,15 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
     """A name for the other side, and its cells."""
     folder = Path(other)
     if folder.exists():
-        places = [folder, folder / FILE, folder / "tables" / FILE, folder / "reports" / layout.profile / "tables" / FILE]
-        path = next((place for place in places if place.is_file()), None)
+        inside = ("", CELLS, f"tables/{CELLS}", f"reports/{layout.profile}/tables/{CELLS}")
+        path = next((folder / place for place in inside if (folder / place).is_file()), None)
         if path is None:
-            raise DataError(f"{other}: contains no {FILE} of profile {layout.profile!r}", "run `isd-repro report` there first")
+            raise DataError(f"{other}: contains no {CELLS} of profile {layout.profile!r}", "run `isd-repro report` there first")
         return str(path), _parsed(str(path), path.read_bytes())
-    where = f"{other}:./reports/{layout.profile}/tables/{FILE}"
+    where = f"{other}:./reports/{layout.profile}/tables/{CELLS}"
+    asked = (("show", where), ("rev-parse", "--short", other))
     try:
-        done = subprocess.run(["git", "show", where], cwd=layout.root, capture_output=True, check=False)
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", other], cwd=layout.root, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        done, named = (subprocess.run(["git", *one], cwd=layout.root, capture_output=True, check=False) for one in asked)
     except OSError as error:
         raise UserError(f"git cannot be started ({error.strerror})", "install git, or compare with a folder") from error
     if done.returncode:
@@ -140,6 +137,7 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
         raise DataError(
             f"{other!r} is not a folder, and git says: {said}", "name a folder or a commit with this profile's report"
         )
+    commit = named.stdout.decode().strip()
     return f"{other} ({commit})" if commit and commit != other else other, _parsed(where, done.stdout)
 
 
@@ -168,7 +166,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
         half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
         spread = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
         bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
-        where = ", ".join(str(part) for part in key[:4] if part)
+        where = ", ".join(part for part in key if part)
         numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], spread))
         said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
@@ -183,23 +181,10 @@ def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
 # --- numbers and what they say ----------------------------------------------------------------------------------------
 
 
-def _cells(tree: Tree) -> dict[Key, dict[str, Any]]:
-    """The cells by their place, except the paper's numbers, which are the same on both sides."""
-    found: dict[Key, dict[str, Any]] = {}
-    for cell in tree["cells"]:
-        if cell["kind"] in ("paper", "computed"):
-            continue
-        at = 0
-        place = (cell["table"], cell["row"], _plain(cell["span"]), cell["column"], cell["encoder"], cell["metric"], cell["group"])
-        while (*place, at) in found:
-            at += 1
-        found[*place, at] = cell
-    return found
-
-
-def _plain(span: str) -> str:
-    """A column's heading without its number of queries."""
-    return re.sub(r" \(n = [\d,]+\)$", "", span)
+def _cells(tree: Tree) -> dict[Place, Mapping[str, Any]]:
+    """The cells by their place, without the numbers of queries in headings; the paper's numbers are the same on both sides."""
+    own = (cell for cell in tree["cells"] if cell["kind"] not in ("paper", "computed"))
+    return by_place({**cell, "span": re.sub(r" \(n = [\d,]+\)$", "", cell["span"])} for cell in own)
 
 
 def _score_halves(tree: Tree) -> dict[Key, float]:
@@ -305,7 +290,7 @@ def _print(found: Comparison) -> None:
     say(f"{found.profile}: ours against {found.theirs}")
     for change in found.circumstances:
         said = f": {change.ours}, theirs {change.theirs}" if change.ours or change.theirs else ""
-        say(f"  {change.what}{said} ({_runs(change.runs)})")
+        say(f"  {change.what}{said} ({text.listing(change.runs, 3)})")
     if not found.circumstances:
         say("  the same machine, threads, code and parameters")
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -333,10 +318,6 @@ def _conclusions(found: Comparison) -> str:
 def _shown(value: float | None, interval: tuple[float, float] | None) -> str:
     between = f" [{text.decimal(interval[0], 1)}, {text.decimal(interval[1], 1)}]" if interval else ""
     return "" if value is None else f"{text.decimal(value, 2)}{between}"
-
-
-def _runs(runs: tuple[str, ...]) -> str:
-    return text.listing(list(runs)) if len(runs) < 5 else f"{', '.join(runs[:3])} and {len(runs) - 3} more"
 
 
 def _print_json(found: Comparison) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ _SHOWN = 8
 _SUBNORMAL = 1000  # one in so many subnormal weights is worth a word
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _COUNTER = "num_batches_tracked"  # absent in files from before torch 0.4.1, and without effect in evaluation
+_HINTS = {  # kinds of differences and what to do about each
+    "renamed": "rename the tensor; names must be those of torchvision's ResNet",
+    "missing": "the file is incomplete or has another architecture; missing tensors are never filled in",
+    "surplus": "if these are heads that the features do not pass through, leave them out with --drop-unknown; parts of the "
+    "ResNet itself are never left out",
+    "of another shape": "the tensor belongs to another architecture",
+}
 
 
 @dataclass(frozen=True)
@@ -37,66 +44,43 @@ class TensorUse:
 
 @dataclass(frozen=True)
 class Differences:
-    """Where the tensors of one encoder and of its architecture part: torchvision's names with shapes."""
+    """Where the tensors of one encoder and of its architecture differ: a sentence, a hint, and uses by key for an inspection."""
 
-    missing: Mapping[str, tuple[int, ...]]
-    surplus: Mapping[str, tuple[int, ...]]
-    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # found, expected
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.surplus or self.misshapen)
+    words: str
+    hint: str
+    marks: Mapping[str, str]
+    missing: tuple[TensorUse, ...]
 
 
-def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor]) -> Differences:
-    """Tensors of a file against those of an architecture; BatchNorm's counters may be absent."""
+def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor], encoder: str, prefix: str) -> Differences | None:
+    """Tensors of a file against those of an architecture; BatchNorm's counters may be absent. `prefix` is the file's."""
     have = {name: tuple(entry.tensor.shape) for name, entry in found.items()}
     want = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    return Differences(
-        missing={name: shape for name, shape in want.items() if name not in have and not name.endswith(_COUNTER)},
-        surplus={name: shape for name, shape in have.items() if name not in want},
-        misshapen={name: (have[name], want[name]) for name in want if name in have and have[name] != want[name]},
-    )
-
-
-def problems(differences: Differences, prefix: str) -> list[str]:
-    """One sentence for each kind of difference, with the file's prefix before the names."""
-    surplus, by_shape = dict(differences.surplus), dict[tuple[int, ...], list[str]]()
-    for name, shape in reversed(list(differences.missing.items())):
+    missing = {name: shape for name, shape in want.items() if name not in have and not name.endswith(_COUNTER)}
+    surplus = {name: shape for name, shape in have.items() if name not in want}
+    misshapen = [name for name in want if name in have and have[name] != want[name]]
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in reversed(missing.items()):
         by_shape.setdefault(shape, []).append(name)
-    renamed = []
-    for name, shape in differences.surplus.items():
-        if by_shape.get(shape):
-            renamed.append(f"{prefix}{name} {shape} where {prefix}{by_shape[shape].pop()} is expected")
-            del surplus[name]
-    lost = {name for names in by_shape.values() for name in names}
-    missing = {name: shape for name, shape in differences.missing.items() if name in lost}
-    sentences = {
-        "renamed": renamed,
-        "missing": [f"{prefix}{name}, expected {shape}" for name, shape in missing.items()],
-        "surplus": [f"{prefix}{name} {shape}" for name, shape in surplus.items()],
-        "of another shape": [
-            f"{prefix}{name} is {found}, expected {wanted}" for name, (found, wanted) in differences.misshapen.items()
-        ],
+    pairs = {name: by_shape[shape].pop() for name, shape in surplus.items() if by_shape.get(shape)}
+    lost = [name for name in missing if name not in pairs.values()]
+    kinds = {
+        "renamed": [f"{prefix}{name} {surplus[name]} where {prefix}{old} is expected" for name, old in pairs.items()],
+        "missing": [f"{prefix}{name}, expected {missing[name]}" for name in lost],
+        "surplus": [f"{prefix}{name} {shape}" for name, shape in surplus.items() if name not in pairs],
+        "of another shape": [f"{prefix}{name} is {have[name]}, expected {want[name]}" for name in misshapen],
     }
-    return [
-        f"{len(items)} tensor{'s' if len(items) > 1 else ''} {kind}: {'; '.join(items[:_SHOWN])}"
+    said = {
+        kind: f"{len(items)} tensor{'s' if len(items) > 1 else ''} {kind}: {'; '.join(items[:_SHOWN])}"
         + (f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
-        for kind, items in sentences.items()
+        for kind, items in kinds.items()
         if items
-    ]
-
-
-def refuse(where: str, arch: str, found: list[str]) -> DataError:
-    """The error for an encoder that is not its architecture."""
-    hints = {
-        "renamed": "rename the tensor; names must be those of torchvision's ResNet",
-        "missing": "the file is incomplete or has another architecture; missing tensors are never filled in",
-        "surplus": "if these are heads that the features do not pass through, leave them out with --drop-unknown; parts of the "
-        "ResNet itself are never left out",
-        "of another shape": "the tensor belongs to another architecture",
     }
-    hint = next(hints[kind] for kind in hints if any(f" {kind}: " in sentence for sentence in found))
-    return DataError(f"{where}, {arch}: {'. '.join(found)}", hint)
+    if not said:
+        return None
+    marks = {found[name].key: "surplus" for name in surplus} | {found[name].key: "other shape" for name in misshapen}
+    rows = (TensorUse(f"{prefix}{name}", shape, "float32", "missing", encoder) for name, shape in missing.items())
+    return Differences(". ".join(said.values()), _HINTS[next(iter(said))], marks, tuple(rows))
 
 
 def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
@@ -119,31 +103,14 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
                 else "quantised weights cannot be read; use the original checkpoint",
             )
         value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
-        bad = int((~torch.isfinite(value)).sum())
-        if bad:
-            raise DataError(
-                f"{where}: {bad} of {value.numel()} values of {entry.key} are NaN or infinite",
-                "the training diverged or the file is damaged; use an earlier checkpoint",
-            )
-        if name.endswith(".running_var") and bool((value < 0).any()):
-            raise DataError(
-                f"{where}: {int((value < 0).sum())} of {value.numel()} values of {entry.key} are negative; a variance cannot be",
-                "the file is damaged or was edited; download or copy it again",
-            )
+        checks = [(~torch.isfinite(value), "NaN or infinite", "the training diverged or the file is damaged; use an earlier one")]
+        if name.endswith(".running_var"):
+            checks.append((value < 0, "negative; a variance cannot be", "the file is damaged or was edited; copy it again"))
+        for mask, what, hint in checks:
+            if bool(mask.any()):
+                raise DataError(f"{where}: {int(mask.sum())} of {value.numel()} values of {entry.key} are {what}", hint)
         result[name] = value
     return result
-
-
-def marked(
-    rows: list[TensorUse], tensors: Mapping[str, Entry], differences: Differences, encoder: str, prefix: str
-) -> list[TensorUse]:
-    """The rows with an encoder's differences in them."""
-    marks = {tensors[name].key: "surplus" for name in differences.surplus}
-    marks |= {tensors[name].key: "other shape" for name in differences.misshapen}
-    missing = differences.missing.items()
-    return [replace(row, use=marks.get(row.key, row.use)) for row in rows] + [
-        TensorUse(f"{prefix}{name}", shape, "float32", "missing", encoder) for name, shape in missing
-    ]
 
 
 def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str]:

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,8 +83,8 @@ class ResNet(Backbone):
         super().__init__()
         width = 64 * arch.multiplier
         same = arch.padding == "same"
-        kernel, stride, padding = (3, 1, 1 if same else int(arch.padding)) if arch.small else (7, 2, 3)
-        self.conv1 = nn.Conv2d(arch.channels, width, kernel, stride, padding, bias=False)
+        stem = (3, 1, 1 if same else int(arch.padding)) if arch.small else (7, 2, 3)  # kernel, stride, padding
+        self.conv1 = nn.Conv2d(arch.channels, width, *stem, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if arch.small else nn.MaxPool2d(3, 2, 1)
@@ -94,10 +95,12 @@ class ResNet(Backbone):
             inputs = planes * (4 if arch.bottleneck else 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.features = inputs
-        for module in list(self.modules()) if same else ():
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Conv2d | nn.MaxPool2d) and child.padding not in {0, (0, 0)}:
-                    setattr(module, name, _same(child))
+        for module in self.modules() if same else ():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.padding not in {0, (0, 0)}:
+                pool = isinstance(module, nn.MaxPool2d)
+                kernel, stride = (3, 2) if pool else (module.kernel_size[0], module.stride[0])
+                module.padding = 0 if pool else (0, 0)
+                module.register_forward_pre_hook(partial(_pad_as_same, kernel, stride))
 
     def forward(self, images: Tensor) -> Tensor:
         """B x C x H x W -> B x features: means of the last stage."""
@@ -108,35 +111,13 @@ class ResNet(Backbone):
         return features
 
 
-class _SameConv(nn.Conv2d):
-    """A convolution without a bias that pads as TensorFlow's SAME: an odd pixel of padding goes to the right and below."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """B x C x H x W -> B x D x ceil(H / stride) x ceil(W / stride)."""
-        return super().forward(_padded(images, self.kernel_size[0], self.stride[0]))
-
-
-class _SamePool(nn.MaxPool2d):
-    """The same for the stem's max-pool (3x3, stride 2): behind a ReLU, 0 is the lowest value."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """B x C x H x W -> B x C x ceil(H / stride) x ceil(W / stride)."""
-        pooled: Tensor = super().forward(_padded(images, 3, 2))
-        return pooled
-
-
-def _same(module: nn.Conv2d | nn.MaxPool2d) -> nn.Module:
-    if isinstance(module, nn.MaxPool2d):
-        return _SamePool(3, 2)
-    return _SameConv(module.in_channels, module.out_channels, module.kernel_size, module.stride, bias=False)  # type: ignore[arg-type]
-
-
-def _padded(images: Tensor, kernel: int, stride: int) -> Tensor:
+def _pad_as_same(kernel: int, stride: int, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """Pad as TensorFlow's SAME: ceil(side / stride) outputs, an odd pixel to the right and below; 0 is low behind a ReLU."""
     sides = []
-    for length in (images.shape[3], images.shape[2]):
+    for length in (inputs[0].shape[3], inputs[0].shape[2]):
         total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
         sides += [total // 2, total - total // 2]
-    return functional.pad(images, sides)
+    return functional.pad(inputs[0], sides)
 
 
 def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:

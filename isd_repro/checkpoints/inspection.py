@@ -29,19 +29,12 @@ def show(path: Path, key: str | None = None, prefix: str | None = None, *, as_js
     """
     found = checkpoints.inspect(path, key, prefix)
     if as_json:
-        sys.stdout.write(json.dumps(_plain(found), indent=1, sort_keys=True) + "\n")
+        plain = {**asdict(found), "path": str(found.path), "counts": dict(Counter(row.use for row in found.tensors))}
+        sys.stdout.write(json.dumps(plain, indent=1, sort_keys=True) + "\n")
     else:
         _print(found, Console(file=sys.stdout, highlight=False))
     if found.problems:
         raise DataError("\n".join(found.problems), "docs/checkpoints.md lists the supported layouts and architectures")
-
-
-def _plain(found: Inspection) -> dict[str, object]:
-    return {**asdict(found), "path": str(found.path), "counts": dict(Counter(row.use for row in found.tensors))}
-
-
-def _counts(found: Inspection) -> Counter[tuple[str, str]]:
-    return Counter((row.use, row.encoder) for row in found.tensors)
 
 
 def _print(found: Inspection, out: Console) -> None:
@@ -55,9 +48,8 @@ def _print(found: Inspection, out: Console) -> None:
         wide = out.options.update(width=10_000, max_width=10_000)
         out.width = max(out.width, Measurement.get(out, wide, tensors).maximum)
     out.print(tensors)
-    counts = ", ".join(
-        f"{count} {use}" + (f" ({encoder})" if encoder else "") for (use, encoder), count in _counts(found).items()
-    )
+    uses = Counter((row.use, row.encoder) for row in found.tensors)
+    counts = ", ".join(f"{count} {use}" + (f" ({encoder})" if encoder else "") for (use, encoder), count in uses.items())
     lines = {
         "file": f"{found.path} ({found.form}, {found.size:,} bytes)",
         "sha256": found.sha256,

@@ -213,16 +213,11 @@ def parse(raw: Raw, key: str | None = None, prefix: str | None = None, *, drop_u
         if entry.name:
             encoders[entry.encoder][entry.name] = entry
     inside = {id(tensor) for names in states.values() for _, tensor in names.values()}
-    for at, tensor in tensors_in(raw.tree, raw.path):
+    for at, tensor in tensors_in(raw.tree):
         if id(tensor) not in inside:
             entries.append(Entry(at, tensor, "optimizer" if at.startswith("optimizer") else "not used"))
     prefixes = {name: place.prefix if place.container == container else str(place) for name, place in places.items()}
     return Parsed(layout, tuple(entries), encoders, prefixes, tuple(notes))
-
-
-def unrecognised(raw: Raw) -> tuple[Entry, ...]:
-    """All tensors of a file in which no ResNet is found."""
-    return tuple(Entry(place, tensor, "not used") for place, tensor in tensors_in(raw.tree, raw.path))
 
 
 def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
@@ -348,7 +343,7 @@ def _sort(places: Mapping[str, Place], others: Sequence[Place], container: str, 
 
 def _unknown(raw: Raw) -> DataError:
     """No ResNet in the file: what was seen instead."""
-    names = [place for place, _ in tensors_in(raw.tree, raw.path)]
+    names = [place for place, _ in tensors_in(raw.tree)]
     if not names:
         held = f"found {one_line(', '.join(list(raw.tree)[:_SHOWN]))}" if raw.tree else "the file is empty"
         return DataError(f"{raw.path}: no tensors in it: {held}", "save model.state_dict() and give that file")

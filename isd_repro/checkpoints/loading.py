@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
@@ -139,13 +139,9 @@ def load(
     used: dict[str, set[str]] = {}
     plans = []
     for encoder in wanted:
-        where = f"{path}: {encoder}"
         tensors = _tensors_of(parsed, encoder, teacher_bn, raw)
-        plan = _blueprint(parsed, tensors, header, arch, padding, where)
-        differences = account.compare(tensors, plan.network.state_dict())
-        if differences:
-            raise account.refuse(where, plan.arch, account.problems(differences, parsed.prefixes.get(encoder, "")))
-        encoders[encoder] = _fill(plan.network, account.float32(tensors, where))
+        plan = _blueprint(parsed, tensors, header, arch, padding, f"{path}: {encoder}")
+        encoders[encoder] = _filled(plan, parsed, tensors, encoder, path)
         plans.append(plan)
         for name, entry in tensors.items():
             used.setdefault(entry.encoder, set()).add(name)
@@ -182,7 +178,7 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
     try:
         parsed, header = layouts.parse(raw, key, prefix), _header(raw)
     except DataError as error:
-        listed = tuple(account.row(entry, entry.use) for entry in layouts.unrecognised(raw))
+        listed = tuple(account.row(Entry(place, tensor, ""), "not used") for place, tensor in read.tensors_in(raw.tree))
         problem = f"{error.message}; {error.hint}"
         return Inspection(path, raw.sha256, raw.size, raw.form, "", "", (), listed, (problem,), ())
     names = _names(parsed, raw)
@@ -195,30 +191,30 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
         tensors = parsed.encoders.get(encoder, {})
         try:
             plan = _blueprint(parsed, tensors, header, AUTO, None, f"{path}: {encoder}")
+            archs.append(plan.arch)
+            notes += plan.notes
+            _filled(plan, parsed, tensors, encoder, path)
+        except _Misfit as error:
+            found.append(error.message)
+            rows = [replace(row, use=error.found.marks.get(row.key, row.use)) for row in rows] + list(error.found.missing)
         except DataError as error:
             found.append(error.message)
-            continue
-        archs.append(plan.arch)
-        notes += plan.notes
-        prefix = parsed.prefixes.get(encoder, "")
-        differences = account.compare(tensors, plan.network.state_dict())
-        found += [f"{encoder}: {sentence}" for sentence in account.problems(differences, prefix)]
-        rows = account.marked(rows, tensors, differences, encoder, prefix)
-        if not differences:
-            found += _refusal(account.float32, tensors, f"{path}: {encoder}")
-    found += _refusal(lambda: notes.extend(_stated(raw, archs, AUTO))) if archs else []
+    try:
+        notes += _stated(raw, archs, AUTO) if archs else []
+    except DataError as error:
+        found.append(error.message)
     arch, notes = " / ".join(dict.fromkeys(archs)), list(dict.fromkeys(notes))
     return Inspection(
         path, raw.sha256, raw.size, raw.form, parsed.layout.name, arch, names, tuple(rows), tuple(found), tuple(notes)
     )
 
 
-def _refusal(check: Callable[..., object], *arguments: object) -> list[str]:
-    try:
-        check(*arguments)
-    except DataError as error:
-        return [error.message]
-    return []
+class _Misfit(DataError):
+    """An encoder that is not its architecture."""
+
+    def __init__(self, message: str, found: account.Differences) -> None:
+        super().__init__(message, found.hint)
+        self.found = found
 
 
 def _header(raw: read.Raw) -> Header | None:
@@ -297,12 +293,15 @@ def _own(header: Header, tensors: Mapping[str, Entry], arch: str, where: str) ->
     return _Blueprint(network, name, config.channels, ())
 
 
-def _fill(network: Backbone, tensors: dict[str, Tensor]) -> nn.Module:
-    """Put the weights into a network from the meta device; counters that the file lacks are 0."""
-    expected = network.state_dict()
-    state = {name: tensors[name] if name in tensors else torch.zeros((), dtype=torch.int64) for name in expected}
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+def _filled(plan: _Blueprint, parsed: Parsed, tensors: Mapping[str, Entry], encoder: str, path: Path) -> nn.Module:
+    """The network with the weights, whose names and shapes must be its own; counters that the file lacks are 0."""
+    expected, where = plan.network.state_dict(), f"{path}: {encoder}"
+    if differences := account.compare(tensors, expected, encoder, parsed.prefixes.get(encoder, "")):
+        raise _Misfit(f"{where}, {plan.arch}: {differences.words}", differences)
+    weights = account.float32(tensors, where)
+    state = {name: weights[name] if name in weights else torch.zeros((), dtype=torch.int64) for name in expected}
+    plan.network.load_state_dict(state, strict=True, assign=True)
+    return plan.network.eval().requires_grad_(False)
 
 
 def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:

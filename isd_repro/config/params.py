@@ -79,7 +79,7 @@ class Balanced(Frozen):
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
-# images of that draw and gets more. Younger than the first manifests, so that it is not dumped where it is not given.
+# images of that draw and gets more. Manifests made before this key existed lack it, so it is written only where it is given.
 PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
 
 
@@ -133,6 +133,11 @@ class ListFile(Frozen):
     name: Literal["list"]
     list: Annotated[str, Field(pattern=r"^D([1-9]|10)$")]
     root_env: Words = "ISD_LISTS_ROOT"
+
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return f"{self.list}.txt"
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -189,6 +194,11 @@ class ImageList(Frozen):
     sha256: Sha256 | None = None  # of its bytes; none takes any list of this name and says its hash
     root_env: Words = "ISD_LISTS_ROOT"
 
+    @property
+    def listed(self) -> str:
+        """The file that the rule reads."""
+        return self.path
+
     def in_words(self) -> str:
         """The training images as tables state them."""
         return f"the list {self.path}"
@@ -204,6 +214,11 @@ class NamedClasses(Frozen):
     root_env: Words = "ISD_LISTS_ROOT"
     per_class: Count | None = None
     seed: Natural = 0
+
+    @property
+    def listed(self) -> str | None:
+        """The file that the rule reads, if it reads one."""
+        return self.file
 
     def in_words(self) -> str:
         """The training images as tables state them."""
@@ -282,9 +297,9 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
-    # Go on where more than 1 % of the queries have the bytes of a training or search image. Younger than the first pages.
+    # Go on where more than 1 % of the queries have the bytes of a training or search image. This key and the next two are
+    # written only where they are given, because older pages and manifests lack them.
     allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
-    # The next two are younger than the first manifests, so that they are not dumped where they are not given.
     unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
     # Groups `many`, `medium` and `few`.
     shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
@@ -357,7 +372,7 @@ Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
 class Optim(Frozen):
     """SGD with momentum, as every method of the paper uses it; or LARS, or AdamW."""
 
-    # Younger than the first records, as are two keys below, so that none is dumped where it is not given.
+    # Records made before this key and two below existed lack them, so they are written only where they are given.
     name: Annotated[Literal["sgd", "lars", "adamw"], Field(exclude_if=lambda name: name == "sgd")] = "sgd"
     epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
     batch_size: Count
@@ -416,7 +431,7 @@ class View(Frozen):
     jitter: Jitter | None = None
     grayscale: Unit = 0.0
     blur: Blur | None = None
-    # Younger than the first records, so that it is not dumped where it is not given.
+    # Records made before this key existed lack it, so it is written only where it is given.
     solarise: Annotated[Unit, Field(exclude_if=lambda share: share == 0)] = 0.0
 
     @model_validator(mode="after")
@@ -436,7 +451,7 @@ class Data(Frozen):
     std: Many[Positive] = (0.229, 0.224, 0.225)
     view_student: View
     view_teacher: View
-    # Younger than the first records, so that it is not dumped where it is not given.
+    # Records made before this key existed lack it, so it is written only where it is given.
     views_more: Annotated[Many[View], Field(exclude_if=lambda views: not views)] = ()
 
 

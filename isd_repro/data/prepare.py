@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params, Subset
+from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.manifests import Image, Manifest, Positions, pack_root
 from isd_repro.data.packing import Outcome, Packer, name_of
@@ -99,7 +99,9 @@ def rule_of(subset: Subset) -> dict[str, object]:
 def _list_of(subset: Subset) -> dict[str, object]:
     """The sha256 of the list that was read, which its name alone does not say."""
     rule = subset.rule
-    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / f"{rule.list}.txt")} if rule.name == "list" else {}
+    if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
+        return {}
+    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
 
 
 def _settings(store: parameters.Store) -> dict[str, object]:

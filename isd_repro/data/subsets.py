@@ -161,8 +161,8 @@ def _large_and_rare(
 
 def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
     """One of the authors' lists, with a warning where it is not the published one."""
-    hint = f"set {rule.root_env} to a folder with {rule.list}.txt; the published lists are in {LISTS_ORIGIN}"
-    path = _listed_file(rule.root_env, f"{rule.list}.txt", hint)
+    hint = f"set {rule.root_env} to a folder with {rule.listed}; the published lists are in {LISTS_ORIGIN}"
+    path = _listed_file(rule.root_env, rule.listed, hint)
     authors = parse_list(path)
     published = LIST_SHA256[rule.list]
     notes = (

@@ -269,7 +269,7 @@ def stored_features(subject: Subject, path: Path) -> SplitFeatures:
 
 
 def _check_record(path: Path, sha256: str, record: Path) -> None:
-    """`DataError` where the run's own record names another encoder file; a run without a record is not held against one."""
+    """`DataError` where the run's own record names another encoder file; a run without a record is not checked."""
     if record.is_file() and (said := read_record(record, PretrainRecord).encoder_sha256) != sha256:
         message = f"{path}: its sha256 is {sha256[:12]}, and {record} names {said[:12]}"
         raise DataError(message, "restore the encoder or the record, or run `pretrain` again")

@@ -26,7 +26,7 @@ class Config(Frozen):
     """Keys of a run's `method` block."""
 
     momentum: Unit  # EMA factor of the teacher, per step
-    # Younger than the first records, so that it is not dumped where it is not given.
+    # Records made before this key existed lack it, so it is written only where it is given.
     symmetric: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
 
 

@@ -43,8 +43,8 @@ class Config(Frozen):
     bank_init: BankInit = "unit"
     # none: predictor on pooled features; mlp: projector and predictor; moco: MoCo v2's projector and no predictor
     heads: Literal["none", "mlp", "moco"] = "none"
-    # D; none means the width of the pooled features, a quarter of it with heads `mlp`. Younger than the first records, so
-    # that it is not dumped where it is not given.
+    # D; none means the width of the pooled features, a quarter of it with heads `mlp`. Records made before this key existed
+    # lack it, so it is written only where it is given.
     dim: Annotated[PositiveInt | None, Field(exclude_if=lambda dim: dim is None)] = None
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ class TauSchedule(Frozen):
     half_period: Count  # in epochs
 
 
-# Younger than the first records, so that it is not dumped where it is not given.
+# Records made before this key existed lack it, so it is written only where it is given.
 OptionalTauSchedule = Annotated[TauSchedule | None, Field(exclude_if=lambda schedule: schedule is None)]
 
 

@@ -53,7 +53,7 @@ class Cell:
         deviation, count: standard deviation over `count` seeds or draws behind a mean.
         detail: how a number that is no score came about, or why there is none.
         best: the largest of the values that it competes with.
-        paper: the published number that the cell shows or is held against.
+        paper: the published number that the cell shows or is compared with.
         verdict, tolerance: of `against`, in points.
         words: shown instead of the value's usual form.
     """

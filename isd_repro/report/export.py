@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from isd_repro.report import run_details, text
 from isd_repro.report.cells import Cell, Column, Row, Table
 
+CELLS, FORMAT = "cells.json", 2  # the file that holds every cell of a page, and its form
+Place = tuple[str, str, str, str]  # table, row, span, column: the address of a cell
 PLAIN = (  # columns of the CSV
     *("table", "row", "span", "column", "kind", "runs", "encoder", "metric", "group", "value", "low", "high", "correct", "n"),
     *("deviation", "count", "verdict", "tolerance", "paper_printed", "paper_corrected"),
@@ -56,6 +58,19 @@ def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str,
         "records": [run_details.record_link(run, cell.part) for run in runs if cell.part in parts[run]["parts"]],
         "commands": [run_details.command(run, cell.part) for run in (runs if len(runs) < 3 else ["RUN"])],
     }
+
+
+def by_place(cells: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any]]:
+    """Flat cells by their address; of rows with one name the second is `<name> (2)`."""
+    found: dict[Place, Mapping[str, Any]] = {}
+    for cell in cells:
+        table, row, span, column = (str(cell[key]) for key in ("table", "row", "span", "column"))
+        place, again = (table, row, span, column), 1
+        while place in found:
+            again += 1
+            place = (table, f"{row} ({again})", span, column)
+        found[place] = cell
+    return found
 
 
 def as_csv(tables: Sequence[Table], parts: Mapping[str, Any]) -> str:

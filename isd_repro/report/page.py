@@ -187,7 +187,7 @@ def render(report: Report) -> dict[str, bytes]:
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
     files["table.tex"] = text.latex_file(files["table.tex"])
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
-    files["cells.json"] = export.as_json(cells(report))
+    files[export.CELLS] = export.as_json(cells(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
@@ -223,7 +223,7 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
 def cells(report: Report) -> dict[str, Any]:
     """The content of `cells.json`."""
     return {
-        "format": 2,
+        "format": export.FORMAT,
         "profile": report.params.profile,
         "title": report.params.report.title,
         "working_folder": report.folder,

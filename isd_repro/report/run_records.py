@@ -88,7 +88,7 @@ class CheckedTargets:
     sets: Mapping[str, Evaluation]
 
 
-Checked = Evaluation | CheckedTargets | CurveRecord  # a curve as it stands: `trajectory.load` holds it against the others
+Checked = Evaluation | CheckedTargets | CurveRecord  # a curve as it stands: `learning_curves.load` compares it with the others
 
 
 def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Evaluation | None:
@@ -169,7 +169,7 @@ def _unpack(
 
 
 def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> CheckedTargets:
-    """Recompute both numbers of every target set, and hold each evaluation against its record."""
+    """Recompute both numbers of every target set, and compare each evaluation with its record."""
     keys = [part.manifest.subset for part in record.evaluations]
     facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
     checked: dict[str, Evaluation] = {}

@@ -147,8 +147,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def listing(names: Sequence[str]) -> str:
-    """A, B and C."""
+def listing(names: Sequence[str], most: int | None = None) -> str:
+    """A, B and C; of many more than `most` names A, B, C and 7 more."""
+    if most is not None and len(names) > most + 1:
+        names = [*names[:most], f"{len(names) - most} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 

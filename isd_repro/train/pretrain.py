@@ -146,7 +146,7 @@ def make_plan(name: str, run: Run, prepared: Prepared, layout: Layout) -> Plan:
         )
         set_bn_groups(method, run.numerics.bn_groups)
         if getattr(method, "needs_labels", False) and run.optim.epochs and bool((prepared.split("train").label < 0).any()):
-            found = f"method.name: {run.method.name} learns from labels, and the training images of this subset have some without"
+            found = f"method.name: {run.method.name} learns from labels, but some training images of this subset have none"
             raise ConfigError(found, "use a subset without `unlabelled: true`")
         if run.data.views_more and not getattr(method, "takes_more_views", False):
             raise ConfigError(f"data.views_more: {run.method.name} reads two views", "remove the key")

@@ -7,26 +7,39 @@ are compared. What cannot be checked because a file is not available is named.
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run
-from isd_repro.report.run_records import Records, load
+from isd_repro.report import text
+from isd_repro.report.run_records import load
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.progress import Progress
 from isd_repro.verify.again import check_files, check_flips
-from isd_repro.verify.findings import Verification, VerifyOptions
+from isd_repro.verify.claims import check_parameters, check_records
+from isd_repro.verify.findings import State, Verdict, Verification, VerifyOptions
+from isd_repro.verify.history import check_lock, check_rule
 from isd_repro.verify.images import check_images
-from isd_repro.verify.lock import check_lock
-from isd_repro.verify.numbers import numbers_of
-from isd_repro.verify.output import failed, show
-from isd_repro.verify.records import CHECKS, Case
-from isd_repro.verify.rendered import check_rendered
-from isd_repro.verify.rule import check_rule
-from isd_repro.verify.stated import check_parameters
+from isd_repro.verify.rendered import Number, check_rendered
+
+_MEANING = {
+    Verdict.RE_EVALUATED: "the encoder is available and reproduced every stored prediction",
+    Verdict.RECOMPUTED: "computed again from the stored predictions",
+    Verdict.RECORDED: "stored without predictions, so it cannot be checked",
+    Verdict.FAILED: "a check of the number or of its files failed",
+}
+_STYLES = {"re-evaluated": "green", "proved": "green", "recorded only": "yellow", "not checked": "yellow", "failed": "bold red"}
 
 
 def verify(params: Params, layout: Layout, options: VerifyOptions, console: Console) -> None:
@@ -42,28 +55,93 @@ def verify(params: Params, layout: Layout, options: VerifyOptions, console: Cons
         find_run(params, name)
     state = Verification(params, layout, options, Progress(console))
     records = load(params, layout, state.problems.append)
-    check_parameters(state, records)
-    _check_records(state, records)
-    check_images(state, records)
-    check_lock(state, records)
-    check_rule(state, records)
+    for check in (check_parameters, check_records, check_images, check_lock, check_rule):
+        check(state, records)
     state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
     if not options.quick:
         for name in options.runs or params.runs:
             check_files(state, name, records.runs[name])
         check_flips(state)
-    numbers = numbers_of(state, records, check_rendered(state, records))
-    show(state, numbers, time.monotonic() - started)
+    account = _account(state, check_rendered(state, records), time.monotonic() - started)
+    if options.as_json:
+        sys.stdout.write(json.dumps(account, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    else:
+        _show(account)
     if state.problems:
-        raise DataError(f"{failed(state)}, named above", "docs/verify.md says what each step compares")
+        raise DataError(f"{_failed(account)}, named above", "docs/verify.md says what each step compares")
 
 
-def _check_records(state: Verification, records: Records) -> None:
-    """Check the records of every run that has any."""
-    for name, found in records.runs.items():
-        if found.manifest is None:
-            continue
-        run = state.params.runs[name]
-        case = Case(name, run, state.params.subsets[run.data.subset], state.layout, found, found.manifest)
-        for title, check in CHECKS.items():
-            state.note(title, name, check(case), name)
+def _account(state: Verification, numbers: Sequence[Number], seconds: float) -> dict[str, Any]:
+    """Everything that was found, as plain values."""
+    by_run: dict[str, Counter[str]] = {}
+    for number in numbers:
+        name = number.runs[0] if len(number.runs) == 1 else "differences and means"
+        by_run.setdefault(name, Counter())[str(number.verdict)] += 1
+    checks: dict[str, dict[str, Any]] = {}
+    told: dict[tuple[str, State, str], list[str]] = {}
+    for one in state.findings:
+        checks.setdefault(one.check, {**{str(key): 0 for key in State}, "reasons": []})[str(one.state)] += 1
+        if one.why:
+            told.setdefault((one.check, one.state, one.why), []).append(one.about)
+    for (check, of, why), names in told.items():
+        checks[check]["reasons"].append(f"{of} ({text.listing(names, 3)}): {state.shown(why)}")
+    failures = []
+    for bad in state.problems:
+        words = {"file": bad.file, "key": bad.key, "found": bad.found, "expected": bad.expected, "do": bad.hint}
+        failures.append({**{key: state.shown(value) for key, value in words.items()}, "runs": list(bad.runs)})
+    return {
+        "format": 1,
+        "profile": state.params.profile,
+        "ok": not state.problems,
+        "checks": checks,
+        "counts": {str(verdict): sum(of[verdict] for of in by_run.values()) for verdict in Verdict},
+        "runs": {run: {str(verdict): of[verdict] for verdict in Verdict} for run, of in by_run.items()},
+        "numbers": [{**one.as_json(), "reason": state.shown(one.reason) or None} for one in numbers],
+        "failures": failures,
+        "notes": [state.shown(note) for note in dict.fromkeys(state.notes)],
+        "seconds": round(seconds, 1),
+    }
+
+
+def _failed(account: Mapping[str, Any]) -> str:
+    count = len(account["failures"])
+    return f"{count} check{'' if count == 1 else 's'} failed"
+
+
+def _table(title: str, first: str, columns: type[State | Verdict], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    shown = [str(column) for column in reversed(columns)]
+    for column in shown:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, counts in rows.items():
+        table.add_row(Text(name), *(Text(str(counts[column] or ""), _STYLES.get(column, "")) for column in shown))
+    return table
+
+
+def _show(account: Mapping[str, Any]) -> None:
+    """Failures, the state of every check and the verdict of every number as text; in a pipe nothing is cut."""
+    out = Console(file=sys.stdout, highlight=False)
+    out.width = out.width if out.is_terminal else max(out.width, 130)
+
+    def say(words: object, style: str = "") -> None:
+        out.print(str(words), style=style, markup=False, soft_wrap=True)
+
+    for one in account["failures"]:
+        say(one["file"], "bold red")
+        for term in ("key", "found", "expected", "do"):
+            say(f"  {term:<9} {one[term]}")
+    if account["checks"]:
+        out.print(_table(f"{account['profile']}: checks of runs, images and the lock", "check", State, account["checks"]))
+    for check, one in account["checks"].items():
+        for reason in one["reasons"]:
+            say(f"{check}: {reason}", "dim")
+    out.print(_table(f"{account['profile']}: numbers by verdict", "run", Verdict, account["runs"]))
+    for verdict, meaning in _MEANING.items():
+        if account["counts"][verdict]:
+            say(f"{verdict}: {meaning}", "dim")
+    for note in account["notes"]:
+        say(f"note: {note}", "dim")
+    counts = ((verdict, account["counts"][verdict]) for verdict in reversed(Verdict))
+    each = ", ".join(f"{count} {verdict}" for verdict, count in counts if count) or "none"
+    say(f"{len(account['numbers']):,} numbers: {each}; {_failed(account)}; {text.duration(account['seconds'])}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,6 @@ from isd_repro.report.problems import Problem
 from isd_repro.runtime.progress import Progress
 
 RESTORE = "restore the record from git, or run its stage again"
-Place = tuple[str, str, str, str]  # table, row, span, column: a number's address
 
 
 class Verdict(StrEnum):
@@ -36,13 +35,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong value: the part of the record or the file that states it, its key, and both values."""
+    """A wrong value: the part of the record or the file that states it, its key, both values, and what to do.
+
+    `runs` are those whose numbers it makes worthless, where they are not those that the check is about.
+    """
 
     part: str | Path
     key: str
     found: object
     expected: object
     hint: str = RESTORE
+    runs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,6 @@ class Verification:
         findings: what each check came to; one that failed has a problem, too.
         repeated: (run, encoder, metric) of which every stored prediction was reproduced; a data set's metric is `<metric>-<set>`.
         snapshots: (run, epoch) of which every score was reproduced.
-        cells: problems of single numbers of the rendered report.
         flips: predictions that differ from another machine's: how many, how many stored ones are right, and how many of ours.
     """
 
@@ -98,7 +100,6 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     repeated: set[tuple[str, str, str]] = field(default_factory=set)
     snapshots: set[tuple[str, int]] = field(default_factory=set)
-    cells: dict[Place, Problem] = field(default_factory=dict)
     flips: list[tuple[int, int, int]] = field(default_factory=list)
 
     def problem(self, file: Path, key: str, found: object, expected: object, hint: str, *runs: str) -> Problem:
@@ -111,27 +112,21 @@ class Verification:
         self.problems.append(new)
         return new
 
-    def note(self, check: str, about: str, answers: Iterable[Answer], *runs: str) -> None:
-        """Keep what a check came to: its worst answer, or that it was proved where it has none."""
+    def note(self, check: str, about: str, answers: Iterable[Answer], *runs: str) -> bool:
+        """Keep what a check came to: its worst answer, or that it was proved where it has none; false where it failed."""
         state, reasons = State.PROVED, list[str]()
         for answer in answers:
             if isinstance(answer, Wrong):
                 file = answer.part if isinstance(answer.part, Path) else self.layout.record(about, answer.part)
-                self.problem(file, answer.key, answer.found, answer.expected, answer.hint, *runs)
+                whose = runs if answer.runs is None else answer.runs
+                self.problem(file, answer.key, answer.found, answer.expected, answer.hint, *whose)
                 state = State.FAILED
             else:
                 reasons.append(answer.why)
                 state = min(state, answer.state, key=list(State).index)
         self.findings.append(Finding(check, about, state, "" if state is State.FAILED else "; ".join(dict.fromkeys(reasons))))
+        return state is not State.FAILED
 
     def shown(self, words: object) -> str:
         """A path, or words with paths in them, without the repository's own place."""
         return str(words).replace(f"{self.layout.root}/", "")
-
-
-def checks_by_state(findings: Iterable[Finding]) -> Iterator[tuple[str, dict[State, list[Finding]]]]:
-    """Each check in the order in which they ran, with its findings by state."""
-    found: dict[str, dict[State, list[Finding]]] = {}
-    for one in findings:
-        found.setdefault(one.check, {}).setdefault(one.state, []).append(one)
-    yield from found.items()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL.Image import Image as Picture
 
-from isd_repro.config.params import ListFile, Subset
+from isd_repro.config.params import ImageList, ListFile, NamedClasses, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.lists import LIST_SHA256
 from isd_repro.data.manifests import HEADER, IMAGES, MAX_SHARED, Manifest
@@ -19,14 +20,15 @@ from isd_repro.data.packing import name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError
 from isd_repro.data.store import Store, convert
 from isd_repro.data.subsets import Selection
-from isd_repro.records import ManifestIdentity
+from isd_repro.records import SHOTS, ManifestIdentity
 from isd_repro.report.run_records import Records
-from isd_repro.runtime.errors import ConfigError, DataError, UserError
+from isd_repro.runtime.errors import UserError
 from isd_repro.verify.findings import Answer, State, Unproved, Verification, Wrong
 
 SAMPLE = 100_000  # images of a subset that are read again; of larger subsets so many are drawn at random
-PACKED = 500  # of these, decoded and compared with the store
+PACKED = 500  # images that are decoded and compared with the store
 NEAR = 8  # levels of 255, on average, that JPEG and other versions of its decoder may be off; another image is further
+_ROLES = ("train", "search", "query")
 _HINT = "these are not the images of the rule: run `prepare` and all later stages again"
 
 
@@ -40,24 +42,25 @@ def check_images(state: Verification, records: Records) -> None:
         first = stated[runs[0]]
         identity, record = first.manifest, state.layout.record(runs[0], next(iter(first.of_one_encoder)))
         assert identity
-        folder = state.layout.prepared(name)
-        if subset.rule.name == "list":
-            state.note("published list", name, _list(subset.rule, identity, record), *runs)
+        if isinstance(subset.rule, ListFile | ImageList | NamedClasses) and subset.rule.listed:
+            state.note("list of the images", name, _list(subset.rule, identity, record), *runs)
         seen: list[Manifest] = []
-        if state.options.quick:
-            state.note("draw of the images", name, [Unproved("--quick reads no images")])
-        else:
-            state.note("draw of the images", name, _drawn(name, subset, identity, record, folder, seen), *runs)
+        quick = [Unproved("--quick reads no images")]
+        drawn = quick if state.options.quick else _drawn(subset, identity, record, state.layout.prepared(name), seen)
+        state.note("draw of the images", name, drawn, *runs)
         state.note("copies among the queries", name, _copies(subset, identity, record, seen), *runs)
 
 
-def _list(rule: ListFile, identity: ManifestIdentity, record: Path) -> Iterator[Answer]:
-    """A list under a published name has the published bytes."""
-    digest, published = identity.rule.get("sha256"), LIST_SHA256[rule.list]
+def _list(rule: ListFile | ImageList | NamedClasses, identity: ManifestIdentity, record: Path) -> Iterator[Answer]:
+    """The list that was read is the published one of its name, or the one whose sha256 the rule states."""
+    digest = identity.rule.get("sha256")
+    wanted = LIST_SHA256[rule.list] if isinstance(rule, ListFile) else rule.sha256
     if digest is None:
-        yield Unproved(f"the record does not state the sha256 of its list {rule.list}")
-    elif digest != published:
-        yield Wrong(record, "manifest.rule.sha256", digest, f"{published}, the published {rule.list}", _HINT)
+        yield Unproved(f"the record does not state the sha256 of its list {rule.listed}")
+    elif wanted is None:
+        yield Unproved(f"the rule states no sha256 of its list {rule.listed}: any list of this name passes", State.RECORDED)
+    elif digest != wanted:
+        yield Wrong(record, "manifest.rule.sha256", digest, f"{wanted}, of the list {rule.listed} that the rule names", _HINT)
 
 
 def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequence[Manifest]) -> Iterator[Answer]:
@@ -77,82 +80,103 @@ def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequ
         yield Unproved(said, State.RECORDED)
 
 
-def _drawn(
-    name: str, subset: Subset, identity: ManifestIdentity, record: Path, folder: Path, seen: list[Manifest]
-) -> Iterator[Answer]:
+def _drawn(subset: Subset, identity: ManifestIdentity, record: Path, folder: Path, seen: list[Manifest]) -> Iterator[Answer]:
     """Rule, seed and source give these classes and images, and the store holds their pixels."""
     try:
         with sources.open_source(subset.source) as listing:
-            selection = subsets.select(listing.images, subset, name)
-            for key, ours, theirs in (
-                ("classes", identity.classes, selection.classes),
-                ("large", identity.large, selection.large),
-            ):
+            selection = subsets.select(listing.images, subset, identity.subset)
+            lists = {"classes": (identity.classes, selection.classes), "large": (identity.large, selection.large)}
+            lists |= {f"shots.{one}": (identity.shots.get(one, ()), selection.shots.get(one, ())) for one in SHOTS}
+            for key, (ours, theirs) in lists.items():
                 if ours != theirs:
                     truth = f"those of the draw, which differ in {', '.join(sorted(set(ours) ^ set(theirs))[:5])}"
                     yield Wrong(record, f"manifest.{key}", f"{len(ours)} classes", truth, _HINT)
-            if (folder / HEADER).is_file() and (here := manifests.read(folder)).sha256 == identity.sha256:
-                seen.append(here)
-                yield from _same_roles(here, listing, selection, set(manifests.read_header(folder).dropped), folder / IMAGES)
-                yield from _same_bytes(here, listing, folder)
-                return
-            used = {*selection.train.tolist(), *selection.search.tolist(), *selection.query.tolist()}
-            if len(used) > SAMPLE or subset.corrupt_share:
-                yield Unproved("the prepared images are not here: classes were drawn again, images were not compared")
-                return
-            drawn = _manifest_of(name, subset, listing, selection, used)
-            if drawn.sha256 == identity.sha256:
-                seen.append(drawn)
-            else:
-                yield Wrong(
-                    record, "manifest.sha256", identity.sha256, f"{drawn.sha256}, of the images that the rule draws", _HINT
-                )
+            yield from _same_images(subset, identity, record, folder, listing, selection, seen)
     except UnreadableError as error:
         yield Unproved(f"an image of the source cannot be read: {error}")
-    except (DataError, ConfigError) as error:
-        yield Unproved(f"the subset cannot be drawn again: {error.message}")
     except UserError as error:
-        yield Unproved(f"the source cannot be read: {error.message}")
+        yield Unproved(f"the subset cannot be drawn again: {error.message}")
 
 
-def _same_roles(here: Manifest, listing: Listing, selection: Selection, dropped: set[str], path: Path) -> Iterator[Answer]:
-    """Each role has the images that the rule draws, those that could not be read excepted."""
-    for role in ("train", "search", "query"):
-        drawn = {name_of(listing.images[at]) for at in getattr(selection, role).tolist()} - dropped
-        stated = {f"{one.split}/{one.cls}/{one.file}" for one in (here.images[at] for at in getattr(here, role).tolist())}
-        if drawn != stated:
-            other = sorted(stated - drawn) or sorted(drawn - stated)
-            words = f"the {len(drawn)} images that the rule draws; the first of {len(other)} others is {other[0]}"
-            yield Wrong(path, f"{role} images", f"{len(stated)} images", words, _HINT)
-
-
-def _same_bytes(here: Manifest, listing: Listing, folder: Path) -> Iterator[Answer]:
-    """The images of the source have the stated hashes, and the store their pixels."""
+def _same_images(
+    subset: Subset,
+    identity: ManifestIdentity,
+    record: Path,
+    folder: Path,
+    listing: Listing,
+    selection: Selection,
+    seen: list[Manifest],
+) -> Iterator[Answer]:
+    """The drawn images, with the hashes of the source's bytes, have the manifest's identity; the store has their pixels."""
     source = {name_of(image): image for image in listing.images}
-    chosen = sorted(random.sample(range(len(here.images)), min(SAMPLE, len(here.images))))
-    packed = set(random.sample(chosen, min(PACKED, len(chosen))))
-    info = manifests.read_header(folder).store
-    store = Store(manifests.store_folder(folder, here, info), info) if info else None
-    for at in chosen:
-        image = here.images[at]
-        name = f"{image.split}/{image.cls}/{image.file}"
-        if name not in source:
-            continue  # its role has been found wrong
-        try:
-            content = listing.fetch(source[name])
-            if (digest := hashlib.sha256(content).hexdigest()) != image.sha256:
-                yield Wrong(folder / IMAGES, name, image.sha256, f"{digest}, the sha256 of the source's image", _HINT)
-                return
-            if at in packed and store is not None and (off := _distance(store, at, listing.decode(content))) > NEAR:
-                found = f"{off:.0f} of 255 levels from it on average"
-                yield Wrong(folder, f"pixels of {name}", found, f"the source's image, within {NEAR}", _HINT)
-                return
-        except UnreadableError as error:
-            yield Wrong(folder / IMAGES, name, "an image", f"none: the source's cannot be read ({error})", _HINT)
-            return
-    if len(chosen) < len(here.images):
-        why = f"{len(chosen)} of {len(here.images)} images, drawn at random, have the stated bytes; the others were not read"
+    roles = {role: {name_of(listing.images[at]) for at in getattr(selection, role).tolist()} for role in _ROLES}
+    used = sorted(set().union(*roles.values()))
+    header = manifests.read_header(folder) if (folder / HEADER).is_file() else None
+    if header and header.identity.sha256 != identity.sha256:
+        header = None
+    if header is None and (len(used) > SAMPLE or subset.corrupt_share):
+        yield Unproved("the prepared images are not here: classes were drawn again, images were not compared")
+        return
+    here = manifests.read(folder) if header else None
+    dropped = set(header.dropped) if header else set[str]()
+    if readable := [name for name in sorted(dropped & source.keys()) if _is_readable(listing, source[name])]:
+        yield Wrong(folder / HEADER, "dropped", readable[0], "images that cannot be read; the source's can", _HINT)
+    known = {_name(one): one.sha256 for one in here.images} if here else {}
+    read = set(random.sample(used, min(SAMPLE, len(used))))
+
+    def digest(name: str) -> str:
+        return hashlib.sha256(listing.fetch(source[name])).hexdigest() if name in read else known.get(name, "")
+
+    drawn = _manifest(subset, identity, selection, {role: names - dropped for role, names in roles.items()}, digest)
+    if drawn.sha256 == identity.sha256:
+        seen.append(drawn)
+    elif here is None:
+        yield Wrong(record, "manifest.sha256", identity.sha256, f"{drawn.sha256}, of the images that the rule draws", _HINT)
+    else:
+        pairs = enumerate(zip_longest(manifests.rows(here), manifests.rows(drawn), fillvalue="none"), start=2)  # 1 is the head
+        for line, (ours, theirs) in [(line, pair) for line, pair in pairs if pair[0] != pair[1]][:1]:
+            truth = f"{theirs.strip()}, by the rule and the source's bytes"
+            yield Wrong(folder / IMAGES, f"line {line}", ours.strip(), truth, _HINT)
+    if here and header and header.store:
+        yield from _pixels(here, Store(manifests.store_folder(folder, here, header.store), header.store), folder, listing, source)
+    if len(read) < len(used):
+        why = f"{len(read)} of {len(used)} images, drawn at random, have the stated bytes; the others were not read"
         yield Unproved(why, State.RECORDED)
+
+
+def _manifest(
+    subset: Subset, identity: ManifestIdentity, selection: Selection, roles: dict[str, set[str]], digest: Callable[[str], str]
+) -> Manifest:
+    """The manifest that the rule gives: names of images by role, and the hash of each."""
+    order = sorted(set().union(*roles.values()), key=lambda name: name.split("/", 2))
+    parts = ((name, *name.split("/", 2)) for name in order)
+    images = tuple(manifests.Image(split, cls, file, digest(name)) for name, split, cls, file in parts)
+    placed = {role: np.flatnonzero([name in names for name in order]) for role, names in roles.items()}
+    return Manifest(
+        subset.source.dataset, identity.subset, {}, selection.classes, selection.large, images, **placed, shots=selection.shots
+    )
+
+
+def _is_readable(listing: Listing, image: Located) -> bool:
+    try:
+        listing.decode(listing.fetch(image))
+    except UnreadableError:
+        return False
+    return True
+
+
+def _pixels(here: Manifest, store: Store, folder: Path, listing: Listing, source: Mapping[str, Located]) -> Iterator[Answer]:
+    """A sample of the store has the pixels of the source's images."""
+    for at in random.sample(range(len(here.images)), min(PACKED, len(here.images))):
+        image = source.get(name := _name(here.images[at]))
+        if image and (off := _distance(store, at, listing.decode(listing.fetch(image)))) > NEAR:
+            found = f"{off:.0f} of 255 levels from it on average"
+            yield Wrong(folder, f"pixels of {name}", found, f"the source's image, within {NEAR}", _HINT)
+            return
+
+
+def _name(image: manifests.Image) -> str:
+    return f"{image.split}/{image.cls}/{image.file}"
 
 
 def _distance(store: Store, at: int, image: Picture) -> float:
@@ -162,24 +186,3 @@ def _distance(store: Store, at: int, image: Picture) -> float:
     tall, wide = sizes[0].tolist()
     stored = stored[0, :, :tall, :wide]
     return float((stored.float() - pixels.float()).abs().mean()) if stored.shape == pixels.shape else 255.0
-
-
-def _manifest_of(name: str, subset: Subset, listing: Listing, selection: Selection, used: Iterable[int]) -> Manifest:
-    """The manifest that the rule gives, with the hashes of the source's bytes."""
-    order = sorted(used, key=lambda at: _place(listing.images[at]))
-    place = {at: position for position, at in enumerate(order)}
-    images = []
-    for at in order:
-        one = listing.images[at]
-        images.append(manifests.Image(one.split, one.cls, one.file, hashlib.sha256(listing.fetch(one)).hexdigest()))
-    roles = {
-        role: np.array(sorted(place[at] for at in getattr(selection, role).tolist()), dtype=np.int64)
-        for role in ("train", "search", "query")
-    }
-    return Manifest(
-        subset.source.dataset, name, {}, selection.classes, selection.large, tuple(images), **roles, shots=selection.shots
-    )
-
-
-def _place(image: Located) -> tuple[str, str, str]:
-    return image.split, image.cls, image.file

@@ -12,8 +12,7 @@ from isd_repro.records import pack_labels, unpack_labels
 from isd_repro.runtime.progress import Progress
 from isd_repro.verify import again
 from isd_repro.verify.findings import State, Verification, VerifyOptions
-from tests.cheats.author import RECORDS, write_lock
-from tests.verify.world import Profile
+from tests.verify.world import RECORDS, Profile, write_lock
 
 
 def one_right(tree: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,7 @@ from isd_repro.data.manifests import IMAGES, Image, Manifest
 from isd_repro.data.subsets import Selection
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file
-from tests.cheats.author import RECORDS, failed, write_lock
-from tests.verify.world import Profile
+from tests.verify.world import RECORDS, Profile, write_lock
 
 
 def prepared_as(profile: Profile, choose: Callable[[Selection], Selection], *, render: bool = True) -> Manifest:
@@ -46,6 +47,9 @@ def prepared_as(profile: Profile, choose: Callable[[Selection], Selection], *, r
     return manifest
 
 
+IMAGES_TSV = f"data/prepared/digits/{IMAGES}"
+
+
 def easy(selection: Selection) -> Selection:
     """Other queries of the same classes than the rule draws: the next image of each."""
     return dataclasses.replace(selection, query=selection.query + 1)
@@ -66,9 +70,9 @@ def test_queries_that_the_rule_does_not_draw(clean: Profile, here: bool) -> None
             path.unlink()
     answer = clean.verify()
     if here:
-        failed(answer, "draw of the images", f"data/prepared/digits/{IMAGES}", "query images")
+        answer.failed("draw of the images", IMAGES_TSV, "line ")
     else:
-        failed(answer, "draw of the images", f"{RECORDS}/untrained/pretrain.json", "manifest.sha256")
+        answer.failed("draw of the images", f"{RECORDS}/untrained/pretrain.json", "manifest.sha256")
     assert answer.verdicts() == {"failed"}
 
 
@@ -76,7 +80,18 @@ def test_other_large_classes_than_the_seed_draws(clean: Profile) -> None:
     prepared_as(
         clean, lambda one: dataclasses.replace(one, large=tuple(c for c in one.classes if c not in one.large)[:2]), render=False
     )
-    failed(clean.verify(), "draw of the images", f"{RECORDS}/untrained/pretrain.json", "manifest.large")
+    clean.verify().failed("draw of the images", f"{RECORDS}/untrained/pretrain.json", "manifest.large")
+
+
+def test_readable_queries_left_out_as_unreadable(clean: Profile) -> None:
+    clean.replace(clean.folder / "params.yaml", "query_per_class: 3", "query_per_class: 3\n    corrupt_share: 0.1")
+    folder = clean.folder / "data/prepared/digits"
+    whole = prepared_as(clean, lambda one: one, render=False)
+    prepared_as(clean, lambda one: dataclasses.replace(one, query=one.query[1:]), render=False)
+    first = whole.images[int(whole.query[0])]
+    name = f"{first.split}/{first.cls}/{first.file}"
+    clean.edit(folder / "manifest.json", lambda tree: tree.update(dropped=[name]))
+    assert clean.verify().failed("draw of the images", "data/prepared/digits/manifest.json", "dropped")["found"] == name
 
 
 def test_names_of_the_rule_over_other_pixels(profile: Profile) -> None:
@@ -88,7 +103,7 @@ def test_names_of_the_rule_over_other_pixels(profile: Profile) -> None:
     store.tofile(folder / "store.u8")
     header["store"]["sha256"] = sha256_file(folder / "store.u8")
     (folder / "manifest.json").write_text(json.dumps(header), encoding="utf-8")
-    failed(profile.verify("--run", "untrained"), "draw of the images", "data/prepared/digits", "pixels of val/")
+    profile.verify("--run", "untrained").failed("draw of the images", "data/prepared/digits", "pixels of val/")
 
 
 def test_without_the_source_that_is_said(clean: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +115,48 @@ def test_without_the_source_that_is_said(clean: Profile, monkeypatch: pytest.Mon
     assert answer.code == 0
     assert answer.tree["checks"]["draw of the images"]["not checked"] == 1
     assert "ISD_ROOT is not set" in answer.tree["checks"]["draw of the images"]["reasons"][0]
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "file": "".join(f"train/{cls}/{cls}_{at:05d}.png {cls}\n" for cls in range(10) for at in range(4)),
+    "classes": "0\n1\n2\n3\n4\n5\n",
+}
+MINE = {"file": PUBLISHED["file"].replace("_00000", "_00009"), "classes": PUBLISHED["classes"].replace("5", "9")}
+
+
+@pytest.mark.parametrize(("rule", "key"), [("file", "path"), ("classes", "file")])
+def test_a_list_of_ones_own_under_the_name_of_the_rules(
+    rule: str, key: str, clean: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images drawn by an edited list, and the parameters put back to the published one."""
+    monkeypatch.setenv("ISD_LISTS_ROOT", str(tmp_path))
+    path, params = tmp_path / "lt.txt", (clean.folder / "params.yaml").read_text("utf-8")
+    true, mine = (hashlib.sha256(one[rule].encode()).hexdigest() for one in (PUBLISHED, MINE))
+
+    def state(text: str, digest: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        said = f"rule: {{name: {rule}, {key}: lt.txt{digest and f', sha256: {digest}'}}}"
+        (clean.folder / "params.yaml").write_text(re.sub(r"rule: .*", said, params), encoding="utf-8")
+
+    state(MINE[rule], mine)
+    prepared_as(clean, lambda one: one, render=False)
+    state(PUBLISHED[rule], true)
+    record = f"{RECORDS}/untrained/pretrain.json"
+    assert clean.verify().failed("list of the images", record, "manifest.rule.sha256")["found"] == mine
+    state(MINE[rule], "")
+    said = clean.verify().tree["checks"]["list of the images"]["reasons"]
+    assert said == ["recorded only (digits): the rule states no sha256 of its list lt.txt: any list of this name passes"]
+    for file in (*sorted((clean.folder / RECORDS).glob("*/*.json")), clean.folder / "data/prepared/digits/manifest.json"):
+        clean.replace(file, mine, true)  # and the hash forged, too
+    state(MINE[rule], true)
+    said = clean.verify().tree["checks"]["draw of the images"]["reasons"]
+    assert "not the file that the rule names" in said[0]
+    state(PUBLISHED[rule], true)
+    answer = clean.verify()
+    assert answer.tree["checks"]["list of the images"]["proved"] == 1
+    answer.failed("draw of the images", *{"file": (IMAGES_TSV, "line "), "classes": (record, "manifest.classes")}[rule])
 
 
 # --- roles and copies ---------------------------------------------------------------------------------------------------
@@ -150,12 +207,12 @@ def test_validation_files_that_also_lie_in_train(clean: Profile) -> None:
         clean.report()
 
     count(30)
-    one = failed(clean.verify("--quick"), "copies among the queries", f"{RECORDS}/untrained/pretrain.json", "manifest.shared")
+    one = clean.verify("--quick").failed("copies among the queries", f"{RECORDS}/untrained/pretrain.json", "manifest.shared")
     assert one["found"] == "30 of 30 queries are copies of training or search images"
     page = (clean.folder / "reports/tiny/tables/index.html").read_text("utf-8")
     assert "30 of 30 queries have the bytes of a training or search image" in page
     count(1)
     assert (
         "counted by the hashes"
-        in failed(clean.verify(), "copies among the queries", f"{RECORDS}/untrained/pretrain.json", "manifest.shared")["expected"]
+        in clean.verify().failed("copies among the queries", f"{RECORDS}/untrained/pretrain.json", "manifest.shared")["expected"]
     )

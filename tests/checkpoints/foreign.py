@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from isd_repro import checkpoints
+from isd_repro.runtime.errors import DataError
+
 State = dict[str, Tensor]
+LOOKS = (checkpoints.load, checkpoints.inspect)
 CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+
+
+def features(net: nn.Module, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        out: Tensor = net(images)
+    return out
+
+
+def refused(path: Path, words: str, hint: str = "", looks: Iterable[Callable[..., Any]] = LOOKS, **options: Any) -> None:
+    """Nothing reads the file; the message names it and has these words, literally, and so has the hint."""
+    for look in looks:
+        with pytest.raises(DataError) as caught:
+            look(path, **options)
+        assert words in caught.value.message
+        assert caught.value.message.startswith(str(path))
+        assert hint in caught.value.hint
 
 
 def randomise(net: nn.Module, seed: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,25 +17,9 @@ from isd_repro import checkpoints
 from isd_repro.checkpoints.architectures import Architecture, infer
 from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
-from tests.checkpoints.foreign import by_hand, randomise
+from tests.checkpoints.foreign import by_hand, features, randomise
 
-TORCHVISION = {
-    "resnet18": "resnet18",
-    "resnet34": "resnet34",
-    "resnet50": "resnet50",
-    "resnet101": "resnet101",
-    "wide_resnet50_2": "wide_resnet50_2",
-    "wide_resnet101_2": "wide_resnet101_2",
-}
-TIMM = {
-    "resnet18": "resnet18",
-    "resnet34": "resnet34",
-    "resnet50": "resnet50",
-    "resnet101": "resnet101",
-    "resnet50.tv_in1k": "resnet50",
-    "wide_resnet50_2": "wide_resnet50_2",
-    "wide_resnet101_2": "wide_resnet101_2",
-}
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 
 
 def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -47,40 +32,31 @@ def filled(arch: Architecture, state: dict[str, Tensor]) -> nn.Module:
     return net.eval()
 
 
-def run(net: Any, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        out: Tensor = net(images)
-    return out
-
-
-@pytest.mark.parametrize(("library", "given", "name"), [
-    *(("torchvision", given, name) for given, name in TORCHVISION.items()),
-    *(("timm", given, name) for given, name in TIMM.items()),
-])  # fmt: skip
-def test_real_models_are_named_and_rebuilt_tensor_for_tensor(library: str, given: str, name: str) -> None:
+@pytest.mark.parametrize("given", [*NAMES, *(f"timm/{name}" for name in NAMES), "timm/resnet50.tv_in1k"])
+def test_real_models_are_named_and_rebuilt_tensor_for_tensor(given: str) -> None:
+    library, _, name = given.rpartition("/")
     with torch.device("meta"):
-        net = getattr(models, given)() if library == "torchvision" else timm.create_model(given, pretrained=False)
+        net = timm.create_model(name, pretrained=False) if library else getattr(models, name)()
     found = infer(shapes(net), "file")
-    assert found.name == name
+    assert found.name == name.partition(".")[0]
     assert shapes(found.build()) == shapes(net)
 
 
-@pytest.mark.parametrize(("name", "file"), [("resnet18", "timm.pth"), ("resnet50", "timm.safetensors")])
-def test_files_of_real_timm_models(name: str, file: str, images: Tensor, write: Write) -> None:
-    net = randomise(timm.create_model(name, pretrained=False), 1)
+@pytest.mark.parametrize(
+    ("build", "name", "file"),
+    [
+        (timm.create_model, "resnet18", "timm.pth"),
+        (timm.create_model, "resnet50", "timm.safetensors"),
+        (models.get_model, "resnet50", "torchvision.pth"),
+    ],
+)
+def test_files_of_real_models(build: Callable[[str], Any], name: str, file: str, images: Tensor, write: Write) -> None:
+    net: Any = randomise(build(name), 1)
     found = checkpoints.load(write(net.state_dict(), file), arch=name)
     assert found.layout == "torchvision's names"
     assert sorted(row.key for row in found.tensors if row.use == "head dropped") == ["fc.bias", "fc.weight"]
-    net.reset_classifier(0)  # type: ignore[operator]
-    assert torch.equal(run(found.encoders["student"], images), run(net, images))
-
-
-def test_files_of_real_torchvision_models(images: Tensor, write: Write) -> None:
-    net: Any = randomise(models.resnet50(), 1)
-    found = checkpoints.load(write(net.state_dict()))
     net.fc = nn.Identity()
-    assert torch.equal(run(found.encoders["student"], images), run(net, images))
-    assert found.encoders["student"].features == 2048
+    assert torch.equal(features(found.encoders["student"], images), features(net, images))
 
 
 def test_wide_bottlenecks() -> None:
@@ -92,7 +68,7 @@ def test_wide_bottlenecks() -> None:
     found = infer(shapes(net), "file")
     assert (found.name, found.inner) == ("wide_resnet50_3", 3)
     images = torch.randn(1, 3, 32, 32)
-    assert torch.equal(run(filled(found, net.state_dict()), images), run(net, images))
+    assert torch.equal(features(filled(found, net.state_dict()), images), features(net, images))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +90,7 @@ def test_features_against_a_forward_pass_written_out(arch: Architecture) -> None
     state = net.state_dict()
     expected = by_hand(state, images, arch.layers, bottleneck=arch.bottleneck, small=arch.small)
     assert expected.std() > 0.01
-    torch.testing.assert_close(run(filled(found, state), images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features(filled(found, state), images), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["resnet18", "resnet34", "resnet50", "resnet101"])

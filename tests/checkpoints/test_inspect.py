@@ -11,7 +11,6 @@ import torch
 from torchvision.models import ResNet
 
 from isd_repro import checkpoints, cli
-from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import WRITERS, backbone
 
@@ -76,19 +75,6 @@ def test_an_unknown_file_is_listed_and_an_unreadable_one_is_not(
     assert out == ""
     assert err.splitlines()[0] == f"error: {path}: a text file, not a checkpoint"
     assert err.splitlines()[1].startswith("hint: the download failed")
-
-
-@pytest.mark.parametrize("channels", [0, 2, 4])
-def test_a_stem_for_other_images_is_refused(
-    channels: int, nets: dict[str, ResNet], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(backbone(nets["student"]) | {"conv1.weight": torch.ones(64, channels, 7, 7)})
-    words = f"conv1.weight is (64, {channels}, 7, 7), so images have {channels} channels; 1 or 3 can be read"
-    assert command(monkeypatch, str(path)) == 4
-    assert words in capsys.readouterr().err
-    with pytest.raises(DataError) as caught:
-        checkpoints.load(path)
-    assert words in caught.value.message
 
 
 def test_what_shapes_do_not_show_is_said(nets: dict[str, ResNet], write: Write) -> None:

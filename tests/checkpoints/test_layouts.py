@@ -22,16 +22,10 @@ from isd_repro.tensor_files import save_tensors
 from isd_repro.train.checkpoint import Progress
 from isd_repro.train.checkpoint import save as save_resume
 from tests.checkpoints.conftest import Write
-from tests.checkpoints.foreign import WRITERS, State, authors, backbone, mlp, randomise, solo, under
+from tests.checkpoints.foreign import WRITERS, State, authors, backbone, features, mlp, randomise, solo, under
 
 Nets = dict[str, ResNet]
 ISD = authors(parallel=True, head=False, predictor=True, bank=True, labels=False)
-
-
-def features(net: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        out: Tensor = net(images)
-    return out
 
 
 def states(nets: Nets) -> tuple[State, State]:
@@ -101,13 +95,6 @@ def test_other_precisions_become_float32(nets: Nets, images: Tensor, write: Writ
     weights = found.encoders["student"].state_dict()
     assert all(torch.equal(weights[name], value.float()) for name, value in half.items() if value.is_floating_point())
     assert found.notes[1:] == ("weights are float16 in the file and were converted to float32",)
-
-
-def test_the_global_generator_is_left_alone(nets: Nets, write: Write) -> None:
-    path = write(backbone(nets["student"]))
-    before = torch.get_rng_state()
-    checkpoints.load(path)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- teacher and its statistics -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torchvision.models import ResNet, resnet50
 from isd_repro import checkpoints
 from isd_repro.runtime.errors import DataError
 from tests.checkpoints.conftest import Write
-from tests.checkpoints.foreign import backbone
+from tests.checkpoints.foreign import backbone, refused
 from tests.faults.test_memory import peak
 
 FORMS = {"zip": ("x.pt", torch), "legacy": ("x.pt", torch), "safetensors": ("x.safetensors", safetensors.torch)}
@@ -82,9 +82,7 @@ def test_a_flipped_bit_of_a_torch_archive(nets: dict[str, ResNet], write: Write)
     content = bytearray(path.read_bytes())
     content[entry.header_offset + 2000] ^= 1
     path.write_bytes(content)
-    for look in (checkpoints.load, checkpoints.inspect):
-        with pytest.raises(DataError, match=r"data/0 does not have its checksum|Bad CRC"):
-            look(path)
+    refused(path, "data/0")
 
 
 @pytest.mark.parametrize("entry", ["/data/0", "/data.pkl"])
@@ -97,9 +95,7 @@ def test_an_entry_marked_as_a_folder(entry: str, nets: dict[str, ResNet], write:
         pass
     content[at + 38] |= 0x10  # external attributes, DOS directory bit
     path.write_bytes(content)
-    for look in (checkpoints.load, checkpoints.inspect):
-        with pytest.raises(DataError, match=f"{name.decode()} is marked as a folder"):
-            look(path)
+    refused(path, f"{name.decode()} is marked as a folder")
 
 
 def entry_name(content: bytes | bytearray, at: int) -> bytes:
@@ -114,8 +110,7 @@ def test_a_size_beyond_any_machine(nets: dict[str, ResNet], write: Write) -> Non
     at = content.index(b"PK\x06\x06")  # torch writes the 64-bit end record
     content[at + 40 : at + 48] = (2**63 - 1).to_bytes(8, "little")  # size of the index
     path.write_bytes(content)
-    with pytest.raises(DataError, match="damaged torch archive"):
-        checkpoints.load(path)
+    refused(path, "damaged torch archive")
 
 
 def test_words_for_what_is_no_file(tmp_path: Path) -> None:
@@ -131,9 +126,7 @@ def test_words_for_what_is_no_file(tmp_path: Path) -> None:
         "none": "no such file",
     }
     for name, said in words.items():
-        for look in (checkpoints.load, checkpoints.inspect):
-            with pytest.raises(DataError, match=said):
-                look(tmp_path / name)
+        refused(tmp_path / name, said)
 
 
 @pytest.mark.parametrize("name", ["bn1.\x1b[31mweight", "layer\n1", "\u202eweight"])

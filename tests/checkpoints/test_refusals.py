@@ -18,7 +18,7 @@ from isd_repro import checkpoints
 from isd_repro.checkpoints import read
 from isd_repro.runtime.errors import ConfigError, DataError
 from tests.checkpoints.conftest import Write
-from tests.checkpoints.foreign import WRITERS, backbone, mlp, numbered, under
+from tests.checkpoints.foreign import WRITERS, backbone, mlp, numbered, refused, under
 
 LAYOUTS = ["isd", "moco-v2", "lightly-numbered", "torchvision"]
 PREFIX = {"isd": "encoder_q.module.", "moco-v2": "module.encoder_q.", "lightly-numbered": "backbone.", "torchvision": ""}
@@ -56,12 +56,6 @@ def test_renamed_missing_and_misshapen_are_three_errors(case: str, nets: dict[st
     assert len({hint for _, hint in messages.values()}) == 3
 
 
-def test_a_surplus_tensor(nets: dict[str, ResNet], write: Write) -> None:
-    state = backbone(nets["student"]) | {"layer3.1.attention.weight": torch.zeros(5, 4)}
-    with pytest.raises(DataError, match=r"1 tensor surplus: layer3\.1\.attention\.weight \(5, 4\)"):
-        checkpoints.load(write(state))
-
-
 def test_an_encoder_not_asked_for_may_be_broken(nets: dict[str, ResNet], write: Write) -> None:
     content = WRITERS["isd"][1](backbone(nets["student"]), backbone(nets["teacher"]))
     del content["state_dict"]["encoder_k.module.bn1.weight"]
@@ -73,6 +67,8 @@ def test_an_encoder_not_asked_for_may_be_broken(nets: dict[str, ResNet], write: 
 
 def test_two_names_for_one_tensor(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
+    with pytest.raises(DataError, match="two keys are both written '1'"):
+        checkpoints.load(write({1: state, "1": {}}))
     with pytest.raises(DataError, match=r"conv1\.weight and module\.conv1\.weight are both conv1\.weight"):
         checkpoints.load(write(state | {"module.conv1.weight": state["conv1.weight"]}))
 
@@ -100,9 +96,7 @@ def test_a_negative_variance(nets: dict[str, ResNet], write: Write) -> None:
 def test_a_tensor_without_values(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"]) | {"layer1.0.conv1.weight": torch.empty(64, 64, 3, 3, device="meta")}
     path = write({"state_dict": state})
-    for read_it in (checkpoints.load, checkpoints.inspect):
-        with pytest.raises(DataError, match=r"state_dict/layer1\.0\.conv1\.weight \(64, 64, 3, 3\) has a shape but no values"):
-            read_it(path)
+    refused(path, "state_dict/layer1.0.conv1.weight (64, 64, 3, 3) has a shape but no values")
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet18_2", "vit_small", None, 7])
@@ -134,8 +128,7 @@ def test_weights_of_another_kind(dtype: torch.dtype, hint: str, nets: dict[str, 
 def test_weights_that_torch_does_not_compare_are_not_the_same(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
     small = state | {"conv1.weight": state["conv1.weight"].to(torch.float8_e4m3fn)}
-    with pytest.raises(DataError, match="2 different ResNets: one, two"):
-        checkpoints.load(write({"one": small, "two": state}))
+    refused(write({"one": small, "two": state}), "2 different ResNets: one, two", looks=(checkpoints.load,))
 
 
 def test_an_architecture_given_by_name(nets: dict[str, ResNet], write: Write) -> None:
@@ -175,19 +168,24 @@ def test_other_networks(state: dict[str, Tensor], reason: str, write: Write) -> 
     assert reason in checkpoints.inspect(path).problems[0]
 
 
-def test_a_stem_of_another_size_and_group_norm(nets: dict[str, ResNet], write: Write) -> None:
+def test_networks_that_begin_like_a_resnet(nets: dict[str, ResNet], write: Write) -> None:
     state = backbone(nets["student"])
-    with pytest.raises(DataError, match=r"conv1\.weight is \(64, 3, 5, 5\); a stem has a kernel of 7x7 or 3x3"):
-        checkpoints.load(write(state | {"conv1.weight": torch.zeros(64, 3, 5, 5)}))
     group_norm = {name: value for name, value in state.items() if "running" not in name and "num_" not in name}
-    with pytest.raises(DataError, match=r"without running statistics \(GroupNorm, or BatchNorm"):
-        checkpoints.load(write(group_norm))
+    stems = {(channels, side): state | {"conv1.weight": torch.ones(64, channels, side, side)} for channels, side in STEMS}
+    for content, words in (
+        *((stems[stem], words) for stem, words in STEMS.items()),
+        (group_norm, "without running statistics (GroupNorm, or BatchNorm"),
+        (numbered(state) | mlp("9"), "tensors surplus: 9.0.weight (8, 512)"),
+    ):
+        path = write(content)
+        refused(path, words, looks=(checkpoints.load,))
+        assert words in checkpoints.inspect(path).problems[0]
 
 
-def test_numbered_children_that_are_not_torchvisions(nets: dict[str, ResNet], write: Write) -> None:
-    state = numbered(backbone(nets["student"])) | mlp("9")
-    with pytest.raises(DataError, match=r"tensors surplus: 9\.0\.weight \(8, 512\)"):
-        checkpoints.load(write(state))
+STEMS = {
+    (3, 5): "conv1.weight is (64, 3, 5, 5); a stem has a kernel of 7x7 or 3x3",
+    **{(n, 7): f"conv1.weight is (64, {n}, 7, 7), so images have {n} channels; 1 or 3 can be read" for n in (0, 2, 4)},
+}
 
 
 # --- files that are no checkpoints ---------------------------------------------------------------------------------------
@@ -203,6 +201,7 @@ def onnx() -> bytes:
     [
         (b"", "empty file"),
         (b"epoch,loss\n1,0.5\n", "a text file"),
+        (b'[["a1"],{"b": 2}]', "a text file"),
         (b'{"metadata": {}, "weight_map": {"conv1.weight": "model-00001.safetensors"}}', "the index of a checkpoint in several"),
         ("Résumé\n".encode(), "a text file"),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
@@ -218,11 +217,7 @@ def onnx() -> bytes:
 def test_other_files(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        checkpoints.load(path)
-    assert reason in caught.value.message
-    assert str(path) in caught.value.message
-    assert caught.value.hint
+    refused(path, reason)
 
 
 @pytest.mark.parametrize(
@@ -239,17 +234,7 @@ def test_other_zips(names: list[str], reason: str, hint: str, tmp_path: Path) ->
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(name, b"x")
-    with pytest.raises(DataError) as caught:
-        checkpoints.load(path)
-    assert reason in caught.value.message
-    assert hint in caught.value.hint
-
-
-def test_a_directory_and_a_name_that_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a directory, not a file"):
-        checkpoints.load(tmp_path)
-    with pytest.raises(DataError, match="no such file"):
-        checkpoints.load(tmp_path / "absent.pt")
+    refused(path, reason, hint)
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
@@ -286,9 +271,7 @@ def safetensors(header: dict[str, Any], data: bytes = b"") -> bytes:
 def test_absurd_safetensors_headers(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        checkpoints.load(path)
-    assert reason in caught.value.message
+    refused(path, reason)
 
 
 def test_absurd_counts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,5 +289,4 @@ def test_absurd_counts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shape_larger_than_the_file(write: Write) -> None:
     path = write({"conv1.weight": torch.zeros(1).expand(2**30, 2**10)})
-    with pytest.raises(DataError, match=r"absurd tensor: conv1\.weight \(1073741824, 1024\) torch\.float32"):
-        checkpoints.load(path)
+    refused(path, "absurd tensor: conv1.weight (1073741824, 1024) torch.float32")

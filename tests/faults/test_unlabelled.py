@@ -56,4 +56,4 @@ def test_images_without_labels_are_trained_on_and_never_asked(tmp_path: Path, mo
         "query": 2,
     }
     assert {(score["group"], score["n"]) for score in record["scores"]} == {("all", 2), ("many", 2)}
-    refused(call(folder, "pretrain", "supervised"), "learns from labels", "some without", code=3)
+    refused(call(folder, "pretrain", "supervised"), "learns from labels", "have none", code=3)

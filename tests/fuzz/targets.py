@@ -136,7 +136,7 @@ def of_manifest(folder: Path) -> Any:
 
 
 def of_checkpoint(path: Path) -> Any:
-    return sorted(place for place, _ in read.tensors_in(read.read(path).tree, path))
+    return sorted(place for place, _ in read.tensors_in(read.read(path).tree))
 
 
 def targets(done: Path, folder: Path) -> dict[str, Target]:

@@ -118,8 +118,12 @@ def test_groups_by_the_number_of_training_images_can_choose(tmp_path: Path) -> N
 def test_every_mistake_is_named(tmp_path: Path) -> None:
     text = PARAMS.replace("bank_size: 64", "bank_size: 65").replace("linear: {protocol: short, ", "linear: {")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
-    done = chain.call(tmp_path, "check", "params.yaml")
+    (tmp_path / "other.yaml").write_text(PARAMS.replace("epochs: 1,", "epoch: 1,"), "utf-8")
+    (tmp_path / "whole.yaml").write_text(PARAMS, "utf-8")
+    done = chain.call(tmp_path, "check", "params.yaml", "other.yaml", "whole.yaml")
+    assert (done.code, done.out) == (3, "whole.yaml: ok\n")
     assert done.err.count("params.yaml:") == 3, done.err  # two runs have a bank of their own
+    assert "other.yaml:" in done.err
 
 
 def test_a_copied_profile_does_not_write_into_the_reports_of_the_first(tmp_path: Path) -> None:

@@ -14,14 +14,7 @@ from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.report.output import report
 from isd_repro.train.pretrain import pretrain
-from tests.verify import protocols_world, world
-
-few_label = partial(run_evaluation, "few_label")
-knn = partial(run_evaluation, "knn")
-knn_dense = partial(run_evaluation, "knn_dense")
-linear = partial(run_evaluation, "linear")
-trajectory = partial(run_evaluation, "trajectory")
-transfer = partial(run_evaluation, "transfer")
+from tests.verify import world
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +32,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_protocols(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with every protocol; the other data set lies below `target`."""
     folder = tmp_path_factory.mktemp("protocols")
-    protocols_world.write_target(folder / "target")
+    world.write_target(folder / "target")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISD_CIFAR10_ROOT", str(folder / "target"))
-        return made(folder, protocols_world.PARAMS)
+        return made(folder, world.PROTOCOLS)
 
 
 def made(folder: Path, text: str) -> Path:
@@ -52,12 +45,11 @@ def made(folder: Path, text: str) -> Path:
     console = Console(quiet=True)
     prepare("digits", params, layout, console)
     for run in params.runs:
-        for stage in (pretrain, extract, knn):
+        for stage in (pretrain, extract, partial(run_evaluation, "knn")):
             stage(run, params, layout, console)
-    asked = ((linear, params.linear_runs), (few_label, params.few_label_runs), (transfer, params.transfer_runs))
-    for stage, names in (*asked, (trajectory, params.trajectory_runs), (knn_dense, params.knn_dense_runs)):
-        for run in names:
-            stage(run, params, layout, console)
+    for kind in ("linear", "few_label", "transfer", "trajectory", "knn_dense"):
+        for run in getattr(params, f"{kind}_runs"):
+            run_evaluation(kind, run, params, layout, console)
     report(params, layout, console)
     return folder
 

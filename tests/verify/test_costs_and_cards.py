@@ -16,6 +16,7 @@ from isd_repro.report import cards, costs, run_records
 from isd_repro.report.run_records import Records
 from tests.report import synthetic
 from tests.report.conftest import Profile, make
+from tests.report.test_protocols import both as both
 
 
 @pytest.fixture
@@ -144,3 +145,27 @@ def test_no_cards_without_runs(tmp_path: Path) -> None:
     found = cards.render(params, run_records.load(params, layout), layout)
     assert set(found) == {"README.md", "render.json"}
     assert b"No run has exported an encoder yet." in found["README.md"]
+
+
+def test_a_card_has_every_protocol(both: Profile) -> None:
+    card = cards.render(both.params, both.records(), both.layout)["isd.md"].decode()
+    for words in (
+        "10 % of labels, last epoch |",
+        "10 % of labels, last epoch, top-5 |",
+        "transfer to Food-101, top-1 |",
+        "Oxford-IIIT Pets, mean per class |",
+    ):
+        assert f"| student | {words}" in card or f"to {words}" in card
+    sets = both.records().runs["isd"].targets.get("transfer")
+    assert sets is not None
+    mean = sets.record.evaluations[1].mean_per_class["student/transfer"]
+    assert f"mean per class | all | {mean:.1f} |" in card
+
+
+def test_a_page_says_what_it_cost(profile: Profile) -> None:
+    """Three other runs' 83.5 s and 4.2 s and this one's on two threads."""
+    files = profile.files()
+    hours = f"{2 * 4 * (83.5 + 4.2) / 3600:.3f}"
+    assert files == profile.files()
+    assert f"<td>{hours}</td>" in files["index.html"].partition('<h2 id="cost">')[2]
+    assert f"| {hours} |" in files["table.md"].partition("## Cost")[2]

@@ -1,4 +1,4 @@
-"""The documents that say what was checked: every id is cited, every file and command exists, every effect is the records'."""
+"""This repository: its reports are what its records give, and its documents say nothing that is not so."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import re
 import shlex
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.records import EvaluationRecord, PretrainRecord, read_record
 
@@ -118,10 +121,6 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_of_the_checklist_exists(line: str) -> None:
-    import typer
-
-    from isd_repro.cli import app
-
     program, *arguments = shlex.split(line)
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
@@ -130,7 +129,7 @@ def test_every_command_of_the_checklist_exists(line: str) -> None:
 
         assert parse_args(arguments).cmd
     else:
-        group: Any = typer.main.get_command(app)
+        group: Any = typer.main.get_command(cli.app)
         assert arguments[0] in group.commands
         group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
 
@@ -157,3 +156,22 @@ def test_the_findings_of_the_claim_are_those_of_its_pages() -> None:
     known += (ROOT / "reports" / "claim" / "PROTOCOL.md").read_text("utf-8")
     numbers = set(re.findall(r"(?<![\d.])[+\N{MINUS SIGN}]?\d+\.\d+", text))
     assert {one for one in numbers if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", known)} == set()
+
+
+# --- the reports --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_a_clean_checkout_verifies(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["isd-repro", "verify", "--quick", "--json", "--params", str(path)])
+    code: object = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["failures"] == []
+    assert (code, tree["ok"], tree["counts"]["failed"]) == (0, True, 0)
+    records = list((ROOT / "reports" / tree["profile"] / "records").glob("*/knn.json"))
+    assert bool(tree["numbers"]) == bool(records)
+    assert {number["verdict"] for number in tree["numbers"]} <= {"recomputed", "recorded only"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from typing import Any
 
 import pytest
 
-from isd_repro.verify import again
-from tests.verify import world
-from tests.verify.world import Profile
+from isd_repro.config.reader import fingerprint
+from tests.verify.world import RECORDS, Profile
 
 
 def numbers_of(profile: Profile) -> int:
@@ -43,12 +45,9 @@ def test_a_clean_checkout_is_recomputed(clean: Profile) -> None:
     )
 
 
-def test_quick_never_says_more_than_recomputed(profile: Profile) -> None:
+def test_quick_and_an_encoder_without_images_evaluate_nothing(profile: Profile) -> None:
     answer = profile.verify("--quick")
     assert (answer.code, answer.verdicts()) == (0, {"recomputed"})
-
-
-def test_an_encoder_without_images_evaluates_nothing(profile: Profile) -> None:
     (profile.folder / "data/prepared/digits/manifest.json").unlink()
     answer = profile.verify()
     assert (answer.code, answer.verdicts()) == (0, {"recomputed"})
@@ -70,9 +69,7 @@ def test_a_number_without_predictions_is_recorded_only(profile: Profile, with_en
 
 def test_before_the_first_report_the_records_are_verified(profile: Profile) -> None:
     count = numbers_of(profile)
-    for path in (profile.folder / "reports/tiny/tables").iterdir():
-        path.unlink()
-    (profile.folder / "reports/tiny/tables").rmdir()
+    shutil.rmtree(profile.folder / "reports/tiny/tables")
     answer = profile.verify()
     assert (answer.code, len(answer.tree["numbers"])) == (0, count)
     assert answer.tree["notes"][-1].startswith("no report in reports/tiny/tables yet")
@@ -108,41 +105,53 @@ def test_failures_are_printed_before_the_summary(clean: Profile) -> None:
     code, out, err = clean.command("verify")
     lines = out.splitlines()
     assert code == 4
-    assert lines[0] == "reports/tiny/records/isd/knn.json"
+    assert lines[0] == f"{RECORDS}/isd/knn.json"
     assert [line.split()[0] for line in lines[1:5]] == ["key", "found", "expected", "do"]
     assert "error: 1 check failed" in err
 
 
-# --- another machine ----------------------------------------------------------------------------------------------------
+# --- counts ------------------------------------------------------------------------------------------------------------
 
 
-def elsewhere(profile: Profile, run: str) -> None:
-    """A record from another processor, with one prediction that this one does not give."""
-
-    def change(tree: dict[str, object]) -> None:
-        world.swap_wrong(tree, "student/1-NN")
-        tree["provenance"]["machine"]["cpu"] = "Another processor"  # type: ignore[index]
-
-    profile.edit(profile.record(run, "knn"), change)
-    profile.report()
-
-
-def test_a_few_other_answers_under_another_arithmetic_leave_a_number_recomputed(
-    profile: Profile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(again, "TOLERATED", 1 / 30)
-    monkeypatch.setattr(again, "NOISE", 10.0)  # every answer is a near tie
-    elsewhere(profile, "isd")
-    answer = profile.verify()
-    assert answer.code == 0
-    assert answer.verdicts(run="isd", metric="1-NN", encoder="student") == {"recomputed"}
-    assert answer.verdicts(run="isd", metric="1-NN", encoder="teacher") == {"re-evaluated"}
-    assert any("1 of 30 predictions differ in student/1-NN" in note for note in answer.tree["notes"])
+def test_the_page_says_as_many_numbers_as_verify(clean: Profile) -> None:
+    clean.edit(clean.record("moco", "knn"), lambda tree: tree["predictions"].pop("teacher/5-NN"))
+    clean.report()
+    counts = clean.verify("--quick").tree["counts"]
+    tables = clean.folder / "reports/tiny/tables"
+    said = re.search(r"(\d+) of (\d+) numbers of this page were recomputed", (tables / "index.html").read_text("utf-8"))
+    assert said
+    assert counts["recorded only"] > 0
+    assert (int(said[1]), int(said[2])) == (counts["recomputed"], counts["recomputed"] + counts["recorded only"])
+    footnotes = json.loads((tables / "cells.json").read_text("utf-8"))["footnotes"]
+    assert any(note.startswith(f"{counts['recorded only']} numbers are recorded only") for note in footnotes)
 
 
-def test_more_other_answers_than_rounding_explains_fail(profile: Profile) -> None:
-    assert again.TOLERATED < 1 / 30
-    elsewhere(profile, "isd")
-    answer = profile.verify()
-    assert answer.code == 4
-    assert answer.verdicts(run="isd", metric="1-NN", encoder="student") == {"failed"}
+def test_seeds_that_have_not_been_run_fail_nothing(clean: Profile) -> None:
+    """A mean over two of three seeds; the third run is planned."""
+    text = (clean.folder / "params.yaml").read_text("utf-8")
+    at = text.index("  isd:\n")
+    again = text[at:].replace("label: ISD", "label: ISD, seed {0}")
+    more = "".join(
+        again.replace("  isd:\n", f"  isd-{seed}:\n").replace("seed {0}", f"seed {seed}") + f"    numerics: {{seed: {seed}}}\n"
+        for seed in (1, 2)
+    )
+    (clean.folder / "params.yaml").write_text(text + more, encoding="utf-8")
+    shutil.copytree(clean.record("isd", "knn").parent, clean.record("isd-1", "knn").parent)
+    clean.record("isd-1", "linear").unlink()
+    for part in ("pretrain", "knn"):
+        clean.edit(clean.record("isd-1", part), lambda tree: tree.update(run="isd-1", encoder_sha256="1" * 64))
+
+    def seeded(tree: dict[str, Any]) -> None:
+        tree["label"] = "ISD, seed 1"
+        tree["config"]["numerics"]["seed"] = 1
+        tree["fingerprint"] = fingerprint(tree["config"])
+
+    clean.edit(clean.record("isd-1", "pretrain"), seeded)
+    clean.report()
+    answer = clean.verify("--quick")
+    assert (answer.code, answer.failures) == (0, [])
+    means = [one for one in answer.tree["numbers"] if one["kind"] == "mean" and "isd-1" in one["runs"]]
+    assert means
+    assert not any("isd-2" in one["runs"] for one in means), "a run without a record is behind no mean"
+    assert {one["verdict"] for one in means} == {"recomputed"}
+    assert answer.tree["counts"]["failed"] == 0

@@ -1,7 +1,8 @@
-"""A profile of three runs of seconds, whole from images to page, and ways to tamper with it."""
+"""A profile of three runs of seconds, whole from images to page, and ways to tamper with it as carefully as a cheat would."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.records import pack_labels, unpack_labels
 
+RECORDS = "reports/tiny/records"
 PARAMS = """\
 profile: tiny
 root: .
@@ -65,6 +69,37 @@ runs:
 """
 
 
+PROTOCOLS = (  # with every protocol: dense queries, few labels, another data set, snapshots
+    PARAMS.replace("checkpoint_every: 1}", "checkpoint_every: 1, snapshot_every: 1}")
+    .replace("{epochs: 1, batch_size", "{epochs: 3, batch_size")
+    .replace(
+        "  linear: {protocol",
+        "  knn_dense: {k: [1, 5]}\n"
+        "  few_label: {fractions: [0.25, 0.5], seed: 3}\n"
+        "  transfer: {sets: [cifar10-folder], c_min: 0.01, c_max: 100.0, c_values: 5}\n"
+        "  linear: {protocol",
+    )
+    .replace(
+        "linear_runs: [isd]",
+        "linear_runs: [isd]\nknn_dense_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]",
+    )
+)
+NAMES = ("bird", "cat", "dog")
+SIDE = 24
+
+
+def write_target(root: Path) -> None:
+    """Stripes of a direction for each class under noise, grey, PNG so that pixels are exact."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 8)):
+        for label, cls in enumerate(NAMES):
+            (root / part / cls).mkdir(parents=True)
+            for number in range(count):
+                pattern = np.indices((SIDE, SIDE))[label % 2] * (1 + label // 2) % 2 * 60.0
+                pixels = (pattern + draw.normal(90, 60, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / cls / f"{number:02d}.png")
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one call of `verify --json` said."""
@@ -88,6 +123,24 @@ class Answer:
         ]
         assert chosen, f"no number has {wanted} of {run}"
         return {number["verdict"] for number in chosen}
+
+    def caught(self, file: str, key: str, hint: str = "") -> dict[str, Any]:
+        """The failure of this file and key: exit code 4, every field filled, and found is not expected."""
+        assert (self.code, self.tree["ok"]) == (4, False), self.tree
+        found = [one for one in self.tree["failures"] if (one["file"], one["key"]) == (file, key)]
+        assert len(found) == 1, self.failures
+        one: dict[str, Any] = found[0]
+        assert all(one[field] for field in ("found", "expected", "do"))
+        assert one["found"] != one["expected"]
+        assert hint in one["do"]
+        return one
+
+    def failed(self, check: str, file: str, key: str) -> dict[str, Any]:
+        """The check failed for that file and a key that begins so."""
+        assert self.tree["checks"][check]["failed"] >= 1
+        keys = [found for where, found in self.failures if where == file and found.startswith(key)]
+        assert keys, self.failures
+        return self.caught(file, keys[0])
 
 
 @dataclass(frozen=True)
@@ -120,7 +173,7 @@ class Profile:
         assert self.command("report")[0] == 0
 
     def record(self, run: str, part: str) -> Path:
-        return self.folder / "reports" / "tiny" / "records" / run / f"{part}.json"
+        return self.folder / RECORDS / run / f"{part}.json"
 
     def edit(self, path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         """Change a JSON file as a careful forger does: the rest stays as it was written."""
@@ -141,3 +194,30 @@ def swap_wrong(tree: dict[str, Any], key: str) -> int:
     predicted[at] = next(other for other in range(10) if other not in (int(predicted[at]), int(label[at])))
     tree["predictions"][key] = pack_labels(predicted)
     return at
+
+
+def write_lock(profile: Profile, *, without: str = "") -> Path:
+    """A lock that names every record as it is now, and the pipeline's file beside it; `without` leaves one hash out."""
+    stages = []
+    for path in sorted((profile.folder / RECORDS).glob("*/*.json")):
+        name = path.relative_to(profile.folder).as_posix()
+        md5 = f"      md5: {hashlib.md5(path.read_bytes()).hexdigest()}\n" if name != without else ""
+        out = f"    - path: {name}\n      hash: md5\n{md5}"
+        stages.append(f"  {path.stem}@{path.parent.name}:\n    cmd: isd-repro {path.stem} {path.parent.name}\n    outs:\n{out}")
+    (profile.folder / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    lock = profile.folder / "dvc.lock"
+    lock.write_text(f"schema: '2.0'\nstages:\n{''.join(stages)}", encoding="utf-8")
+    return lock
+
+
+def forge(profile: Profile, run: str, part: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change one record and everything that follows from it: its fingerprint, the lock, the rendered report."""
+
+    def whole(tree: dict[str, Any]) -> None:
+        change(tree)
+        if "fingerprint" in tree:
+            tree["fingerprint"] = config.fingerprint(tree["config"])
+
+    profile.edit(profile.record(run, part), whole)
+    write_lock(profile)
+    profile.report()
