@@ -165,7 +165,7 @@ def test_nothing_printed_drives_a_terminal(words: str) -> None:
 def test_evaluate_prints_and_writes_names_as_they_are(done: Path) -> None:
     """A label and names of files that a terminal or a markup would obey."""
     command = "[red]\x1b[31m[/red]"
-    chain.refused(chain.call(done, *chain.EVALUATE, "--label", command), "--label: is empty or contains invisible", code=3)
+    chain.refused(chain.call(done, *chain.EVALUATE, "--label", command), "contains invisible characters", code=3)
     odd = ("evaluate", "--ckpt", "\x1b[31m\udcff.safetensors", *chain.EVALUATE[3:], "--label", "[red]x[/red]", "--no-cache")
     (done / "runs/isd/encoder.safetensors").rename(done / odd[2])
     result = chain.call(done, *odd)
