@@ -281,7 +281,7 @@ def evaluate(
         typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
-        Literal["knn", "linear", "all"], typer.Option(help="Evaluations to run; linear prints a time estimate first.")
+        str, typer.Option(help="Evaluation to run, by its name, or all: the paper's. Long ones print a time estimate first.")
     ] = "knn",
     which: Annotated[
         Literal["student", "teacher", "both"], typer.Option(help="Which encoder of the file to evaluate.")
@@ -307,8 +307,12 @@ def evaluate(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean per channel; default: from the file, else 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="Std per channel; default: from the file, else 0.229,0.224,0.225.")] = None,
-    k: Annotated[list[int], typer.Option("--k", help="Number of nearest neighbours; can be repeated.")] = [1, 20],  # noqa: B006 - typer copies it
-    linear_seeds: Annotated[int, typer.Option(help="Number of linear heads (seeds) to train, for a standard deviation.")] = 1,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="Number of nearest neighbours; can be repeated. Default: the evaluation's.")
+    ] = None,
+    linear_seeds: Annotated[
+        int | None, typer.Option(help="Number of linear heads (seeds) to train, for a standard deviation; default: 1.")
+    ] = None,
     linear_epochs: Annotated[
         int | None,
         typer.Option(help="Epochs of the linear probe; default: 40 as in the paper. The record states any other number."),
@@ -328,6 +332,7 @@ def evaluate(
     """Evaluate any checkpoint on labelled images with the paper's protocols, without the pipeline."""
     from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 
+    options = {"--k": tuple(k) if k else None, "--linear-seeds": linear_seeds, "--linear-epochs": linear_epochs}
     request = Request(
         ckpt=ckpt,
         data=data,
@@ -341,14 +346,12 @@ def evaluate(
         prefix=prefix,
         padding=padding,
         drop_unknown=drop_unknown,
-        allow_shared=allow_shared_images,
+        allow_shared_images=allow_shared_images,
         image_size=image_size,
         crop_ratio=crop_ratio,
         mean=numbers("--mean", mean),
         std=numbers("--std", std),
-        ks=tuple(k),
-        seeds=linear_seeds,
-        epochs=linear_epochs,
+        options={option: value for option, value in options.items() if value is not None},
         cache=cache,
         workers=workers,
         label=label,

@@ -13,6 +13,8 @@ from isd_repro.runtime.errors import DataError
 
 _SHOWN = 8
 _SUBNORMAL = 1000  # one in so many subnormal weights is worth a word
+_SAMPLED = 16  # of so many weights of a tensor one is looked at before all are
+_TINY = torch.finfo(torch.float32).tiny
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _COUNTER = "num_batches_tracked"  # absent in files from before torch 0.4.1, and without effect in evaluation
 _HINTS = {  # kinds of differences and what to do about each
@@ -119,11 +121,14 @@ def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str
     taken = [entry.tensor for entry in mine if entry.tensor.dtype in _DTYPES]
     kinds = {_dtype(tensor) for tensor in taken} - {"float32"}
     notes = [f"weights are {kind} in the file and were converted to float32" for kind in sorted(kinds)]
-    tiny = torch.finfo(torch.float32).tiny
-    small = sum(int(((tensor != 0) & (tensor.abs() < tiny)).sum()) for tensor in taken)
+    small = sum(_subnormal(tensor) for tensor in taken if _subnormal(tensor.flatten()[::_SAMPLED]))
     if small > sum(tensor.numel() for tensor in taken) // _SUBNORMAL:
-        notes.append(f"{small:,} weights are subnormal (below {tiny:.1e}), which slows processors down up to 50 times")
+        notes.append(f"{small:,} weights are subnormal (below {_TINY:.1e}), which slows processors down up to 50 times")
     return notes
+
+
+def _subnormal(tensor: Tensor) -> int:
+    return int(((tensor < _TINY) & (tensor > -_TINY)).count_nonzero() - (tensor == 0).count_nonzero())
 
 
 def uses(parsed: Parsed, wanted: Collection[str], used: Mapping[str, Collection[str]]) -> list[TensorUse]:

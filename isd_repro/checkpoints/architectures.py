@@ -97,10 +97,9 @@ class ResNet(Backbone):
         self.features = inputs
         for module in self.modules() if same else ():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.padding not in {0, (0, 0)}:
-                pool = isinstance(module, nn.MaxPool2d)
-                kernel, stride = (3, 2) if pool else (module.kernel_size[0], module.stride[0])
-                module.padding = 0 if pool else (0, 0)
-                module.register_forward_pre_hook(partial(_pad_as_same, kernel, stride))
+                size = (module.kernel_size[0], module.stride[0]) if isinstance(module, nn.Conv2d) else (3, 2)
+                module.padding = (0, 0)
+                module.register_forward_pre_hook(partial(_pad_as_same, *size))
 
     def forward(self, images: Tensor) -> Tensor:
         """B x C x H x W -> B x features: means of the last stage."""

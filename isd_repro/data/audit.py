@@ -17,23 +17,23 @@ import sys
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from scipy.stats import hypergeom
 
 from isd_repro.config.params import Shots
 from isd_repro.data import manifests
 from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, Listed, is_authors, parse_labelled, parse_list
 from isd_repro.data.manifests import HEADER
 from isd_repro.data.sources import open_images
+from isd_repro.data.subsets import group_by_size
 from isd_repro.records import SHOTS, Shot
 from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.terminal import show_table
 
 _WNID = re.compile(r"n\d{8}")
 _ANIMALS = range(1_313_093, 2_666_196)
@@ -42,28 +42,18 @@ _WHAT = "give a list of images, a prepared subset, or a folder or zip of images"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The number of training images of each class of a set.
+    """The number of training images of each class of a set."""
 
-    Attributes:
-        name: of the file or folder.
-        images, classes: how many.
-        largest, smallest, median: images of a class.
-        imbalance: the largest over the smallest.
-        gini: Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has nearly every image.
-        shots: classes with `many`, `medium` and `few` images, by ImageNet-LT's thresholds.
-        counts: images by class.
-    """
-
-    name: str
+    name: str  # of the file or folder
     images: int
     classes: int
-    largest: int
+    largest: int  # images of a class
     smallest: int
     median: float
-    imbalance: float
-    gini: float
-    shots: dict[Shot, int]
-    counts: dict[str, int]
+    imbalance: float  # the largest over the smallest
+    gini: float  # Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has nearly every image
+    shots: dict[Shot, int]  # classes with `many`, `medium` and `few` images, by ImageNet-LT's thresholds
+    counts: dict[str, int]  # images by class
 
 
 @dataclass(frozen=True)
@@ -77,57 +67,35 @@ class Animals:
 
 @dataclass(frozen=True)
 class Audit:
-    """The contents of one list.
+    """The contents of one of the authors' lists."""
 
-    Attributes:
-        name: of the file.
-        sha256: of its bytes.
-        published: the authors' name of these bytes, or None.
-        classes, images: how many.
-        large: images of each large class, by class in sorted order.
-        rare: images of a rare class: fewest and most.
-        rare_classes, rare_images: how many.
-        last_large: place of the last large class among the sorted class names, counted from 1.
-        chance: that as many classes drawn at random all lie among the first `last_large`.
-        animals: None where a class is no WordNet id.
-        names: of the large classes, where a file of words is given.
-    """
-
-    name: str
+    name: str  # of the file
     sha256: str
-    published: str | None
+    published: str | None  # the authors' name of these bytes
     classes: int
     images: int
-    large: dict[str, int]
-    rare: tuple[int, int]
+    large: dict[str, int]  # images of each large class, by class in sorted order
+    rare: tuple[int, int]  # images of a rare class: fewest and most
     rare_classes: int
     rare_images: int
-    last_large: int
-    chance: float
-    animals: Animals | None
-    names: dict[str, str]
+    last_large: int  # place of the last large class among the sorted class names, counted from 1
+    chance: float  # that as many classes drawn at random all lie among the first `last_large`
+    animals: Animals | None  # None where a class is no WordNet id
+    names: dict[str, str]  # of the large classes, where a file of words is given
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The overlap of two lists.
-
-    Attributes:
-        first, second: names of the files.
-        classes: in both; large, rare: in that group in both.
-        images: in both lists, of any class.
-        rare_images: in both lists, of classes that are rare in both.
-        expected: of such images, if each list had drawn its own: for each class n m / N, N being the largest class seen.
-    """
+    """What two lists share."""
 
     first: str
     second: str
     classes: int
-    large: int
+    large: int  # classes that are large in both
     rare: int
-    images: int
-    rare_images: int
-    expected: float
+    images: int  # of any class
+    rare_images: int  # of classes that are rare in both
+    expected: float  # of such images, if each list had drawn its own: for each class n m / N, N being the largest class seen
 
 
 @dataclass(frozen=True)
@@ -184,13 +152,14 @@ def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Re
 
 def read_words(path: Path) -> dict[str, str]:
     """Class -> name, from one `<class><tab><name>` a line as in Tiny-ImageNet's words.txt; `DataError` for another file."""
+    hint = "Tiny-ImageNet ships a words.txt"
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "Tiny-ImageNet ships a words.txt")
+        raise DataError(f"{path}: no such file", hint)
     found = {}
     for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
         cls, tab, name = line.partition("\t")
         if not tab:
-            raise DataError(f"{path}:{number}: expected class, tab and name, found {line!r}", "Tiny-ImageNet ships a words.txt")
+            raise DataError(f"{path}:{number}: expected class, tab and name, found {line!r}", hint)
         found[cls] = name.strip()
     return found
 
@@ -209,8 +178,7 @@ def _counts(path: Path) -> Counter[str]:
 def _describe(name: str, counts: Mapping[str, int]) -> Sizes:
     rising = sorted(counts.values())
     n, total = len(rising), sum(rising)
-    few, many = Shots().few_below, Shots().many_above
-    groups = Counter("many" if size > many else "few" if size < few else "medium" for size in rising)
+    groups = group_by_size(counts, Shots())
     return Sizes(
         name=name,
         images=total,
@@ -220,7 +188,7 @@ def _describe(name: str, counts: Mapping[str, int]) -> Sizes:
         median=statistics.median(rising),
         imbalance=rising[-1] / rising[0],
         gini=sum((2 * rank - n - 1) * size for rank, size in enumerate(rising, start=1)) / (n * total),
-        shots={group: groups[group] for group in SHOTS},
+        shots={group: len(groups[group]) for group in SHOTS},
         counts=dict(sorted(counts.items())),
     )
 
@@ -257,13 +225,11 @@ def _audit(path: Path, found: Listed, words: Mapping[str, str]) -> Audit:
 
 
 def _animals(classes: Sequence[str], large: set[str]) -> Animals | None:
-    """Hypergeometric: of C classes with A animals, L are drawn."""
     if not all(_WNID.fullmatch(cls) for cls in classes):
         return None
     of = {cls for cls in classes if int(cls[1:]) in _ANIMALS}
     both = len(of & large)
-    ways = sum(comb(len(of), k) * comb(len(classes) - len(of), len(large) - k) for k in range(both, len(large) + 1))
-    return Animals(both, len(of) - both, ways / comb(len(classes), len(large)))
+    return Animals(both, len(of) - both, float(hypergeom.sf(both - 1, len(classes), len(of), len(large))))
 
 
 def _overlap(one: tuple[str, Listed], two: tuple[str, Listed], biggest: int) -> Overlap:
@@ -310,39 +276,36 @@ def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> Report
     if as_json:
         sys.stdout.write(json.dumps(asdict(report), indent=1, sort_keys=True, allow_nan=False) + "\n")
         return report
-    heads = ["set", "images", "classes", "largest", "median", "smallest", "imbalance", "Gini", *SHOTS]
+    out = Console(file=sys.stdout, highlight=False)
     rows = []
     for one in report.sets:
-        ratios = [f"{one.imbalance:.4g}", f"{one.gini:.3f}", *(one.shots[group] for group in SHOTS)]
-        rows.append([one.name, one.images, one.classes, one.largest, f"{one.median:g}", one.smallest, *ratios])
-    _print_table(heads, rows)
+        counts = [one.images, one.classes, one.largest, f"{one.median:g}", one.smallest, f"{one.imbalance:.4g}"]
+        rows.append([one.name, *counts, f"{one.gini:.3f}", *(one.shots[group] for group in SHOTS)])
+    heads = ["set", "images", "classes", "largest", "median", "smallest", "imbalance", "Gini", *SHOTS]
+    show_table(out, heads, rows)
     sys.stdout.write(_SIZES)
     if report.lists:
-        _print_lists(report)
+        _show_lists(out, report)
     return report
 
 
-def _print_lists(report: Report) -> None:
-    heads = ["list", "published as", "images", "classes", "large", "images of each", "rare", "images of each", "last large"]
-    heads += ["chance", "animals, large", "animals, rare", "chance"]
+def _show_lists(out: Console, report: Report) -> None:
     rows = []
     for one in report.lists:
         counts = [one.images, one.classes, len(one.large), _span(one.large.values()), one.rare_classes, _span(one.rare)]
         animals = [one.animals.large, one.animals.rare, f"{one.animals.chance:.2g}"] if one.animals else ["-"] * 3
         rows.append([one.name, one.published or "no", *counts, one.last_large, f"{one.chance:.2g}", *animals])
+    heads = ["list", "published as", "images", "classes", "large", "images of each", "rare", "images of each", "last large"]
+    heads += ["chance", "animals, large", "animals, rare", "chance"]
     together = ["together", "", "", report.distinct_classes, report.distinct_large]
-    _print_table(heads, [*rows, together + [""] * (len(heads) - len(together))])
+    show_table(out, heads, [*rows, [*together, *[""] * (len(heads) - len(together))]])
     sys.stdout.write(_LEGEND + "\n")
     if report.overlaps:
         heads = ["lists", "classes in both", "large", "rare", "images in both", "of classes rare in both", "expected by chance"]
-        pairs = [(f"{row.first} {row.second}", row) for row in report.overlaps]
-        _print_table(
-            heads,
-            [[n, o.classes, o.large, o.rare, o.images, o.rare_images, f"{o.expected:.1f}"] for n, o in pairs],
-        )
-    names = [[one.name, cls, name] for one in report.lists for cls, name in one.names.items()]
-    if names:
-        _print_table(["list", "large class", "name"], names)
+        pairs = [(f"{o.first} {o.second}", *list(asdict(o).values())[2:7], f"{o.expected:.1f}") for o in report.overlaps]
+        show_table(out, heads, pairs)
+    if names := [[one.name, cls, name] for one in report.lists for cls, name in one.names.items()]:
+        show_table(out, ["list", "large class", "name"], names, left=3)
 
 
 def lists(folder: Path) -> None:
@@ -369,17 +332,3 @@ def lists(folder: Path) -> None:
 def _span(values: Collection[int]) -> str:
     low, high = min(values), max(values)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """In a pipe nothing is cut."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, head in enumerate(heads):
-        table.add_column(head, justify="left" if at == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
-    out = Console(file=sys.stdout, highlight=False)
-    if not out.is_terminal:
-        wide = out.options.update(width=10_000, max_width=10_000)
-        out.width = max(out.width, Measurement.get(out, wide, table).maximum)
-    out.print(table)

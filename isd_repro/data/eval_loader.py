@@ -2,15 +2,17 @@
 
 Both readers give the same pixels for the same images, and so the same bits.
 Images of one batch are padded to a common size. Where that would take more than `PADDED` bytes, which no packed profile
-does, the batch is computed in parts; where it is cut depends on its images alone. On a CPU images of different sizes are
-resized one by one for the evaluation's view, without padding: that is faster, and no image's bits depend on its neighbours.
+does, the batch is computed in parts; where it is cut depends on its images alone. On a CPU large images, and images of
+different sizes, are read and resized one by one for the evaluation's view, without padding: that is faster, no image's bits
+depend on its neighbours, and progress moves with every image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,8 +28,10 @@ from isd_repro.runtime import ranks
 
 _AHEAD = 256  # images announced to the reader
 PADDED = 2**28  # bytes of a padded uint8 batch; as floats it is four times that
+LARGE = 2**14  # pixels; for smaller images the products of `augment.centre` cost less than the calls of `_centre_large`
 _RED, _GREEN, _BLUE, _ROUND = 19595, 38470, 7471, 32768  # PIL's weights of "L", in 65536ths
 
+T = TypeVar("T")
 Images = Callable[[Tensor], Tensor]  # positions in a split, int64, B -> B x C x S x S
 
 
@@ -89,6 +93,31 @@ class StoreReader:
         """Nothing to prepare: the store is memory-mapped."""
 
 
+class Ahead(Generic[T]):
+    """Work on positions by threads, begun before its results are asked for."""
+
+    def __init__(self, work: Callable[[int], T], pool: ThreadPoolExecutor) -> None:
+        self._work, self._pool = work, pool
+        self._waiting: dict[int, Future[T]] = {}
+
+    def begin(self, positions: Iterable[int]) -> None:
+        """Start what is not under way."""
+        for at in positions:
+            if at not in self._waiting:
+                self._waiting[at] = self._pool.submit(self._work, at)
+
+    def keep(self, positions: Collection[int]) -> None:
+        """Let everything else go."""
+        for at in self._waiting.keys() - set(positions):
+            self._waiting.pop(at).cancel()
+
+    def take(self, positions: Iterable[int]) -> dict[int, T]:
+        """The results, by position; they are not kept."""
+        wanted = dict.fromkeys(positions)  # the last block may repeat its last image
+        self.begin(wanted)
+        return {at: self._waiting.pop(at).result() for at in wanted}
+
+
 def as_channels(pixels: Tensor, channels: int) -> Tensor:
     """Grey repeated as RGB, or RGB as grey, exactly as PIL converts (ITU-R 601 luma in integers).
 
@@ -141,29 +170,35 @@ def centred(
         device: where the views are made.
         on_views: called with a number of images whose views are made; large images take more time here than in the encoder.
     """
-    apart = device.type == "cpu" and len(index) > 0 and bool((reader.sizes[index] != reader.sizes[index[0]]).any())
-
-    def view(pixels: Tensor, sizes: Tensor) -> Tensor:
-        views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
-        views = augment.normalise(views, frame.mean, frame.std)
-        on_views(len(views))
-        return views
+    sizes = reader.sizes[index]
+    alone = device.type == "cpu" and bool((sizes.prod(dim=1) >= LARGE).any() or (sizes != sizes[:1]).any())
 
     def images(position: Tensor) -> Tensor:
         chosen = index[position]
         following = position[-1] + 1 + torch.arange(_AHEAD)
-        found = []
-        for part in parts(reader.sizes[chosen], reader.channels):
-            pixels, sizes = reader.read(chosen[part])
-            reader.ahead(torch.cat([chosen[part.stop :], index[following[following < len(index)]]]))
-            if apart:
-                corners = zip(pixels, sizes.tolist(), sizes.split(1), strict=True)
-                found += [view(image[None, :, :tall, :wide], size) for image, (tall, wide), size in corners]
+        found: list[Tensor] = []
+        for part in chosen.split(1) if alone else [chosen[cut] for cut in parts(reader.sizes[chosen], reader.channels)]:
+            pixels, sizes = reader.read(part)
+            done = sum(map(len, found)) + len(part)
+            reader.ahead(torch.cat([chosen[done:], index[following[following < len(index)]]]))
+            if alone and sizes.prod() >= LARGE:
+                views = _centre_large(pixels, frame)
             else:
-                found.append(view(pixels, sizes))
+                views = augment.centre(augment.to_device(pixels, device), sizes, frame.size, frame.crop_ratio)  # DEV-28
+            found.append(augment.normalise(views, frame.mean, frame.std))
+            on_views(len(part))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     return images
+
+
+def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
+    """`augment.centre` of one image (uint8, 1 x C x H x W) by torch's own resize in float32, which multiplies by no zeros."""
+    short = min(pixels.shape[2:])
+    resized = [frame.short_side if side == short else int(frame.short_side * side / short) for side in pixels.shape[2:]]
+    images = functional.interpolate(pixels.float().div_(255), resized, mode="bilinear", antialias=True)
+    top, left = (round((side - frame.size) / 2) for side in resized)
+    return images[..., top : top + frame.size, left : left + frame.size]
 
 
 def order(count: int, settings: ViewSettings, epoch: int) -> Sequence[Tensor]:

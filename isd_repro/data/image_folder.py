@@ -10,25 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from isd_repro.config import params
 from isd_repro.data import sources
-from isd_repro.data.eval_loader import PADDED, Reader, StoreReader
+from isd_repro.data.eval_loader import PADDED, Ahead, Reader, StoreReader
 from isd_repro.data.lists import Listed, is_authors, parse_labelled, parse_list
 from isd_repro.data.manifests import Image, Manifest, Prepared, open_prepared
 from isd_repro.data.packing import in_order, name_of
 from isd_repro.data.sources import Listing, Located, UnreadableError, open_image
-from isd_repro.data.store import Store, convert, usable_cores
+from isd_repro.data.store import Pixels, Store, convert, usable_cores
 from isd_repro.data.subsets import group_by_size
 from isd_repro.records import Shot
 from isd_repro.runtime.errors import DataError, printable
@@ -40,45 +39,32 @@ _WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of image f
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images for an evaluation outside the pipeline.
+    """Images for an evaluation outside the pipeline."""
 
-    Attributes:
-        prepared: manifest, roles and groups.
-        reader: pixels, by position in the manifest.
-        pixels: what the pixels were made with; part of a feature's identity.
-        notes: what a reader of the results should know.
-    """
-
-    prepared: Prepared
-    reader: Reader
-    pixels: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    prepared: Prepared  # manifest, roles and groups
+    reader: Reader  # pixels, by position in the manifest
+    pixels: dict[str, Any]  # what the pixels were made with; part of a feature's identity
+    notes: tuple[str, ...] = ()  # what a reader of the results should know
 
 
 class FileReader:
     """Decodes files by position, several at a time and up to one batch ahead; stands in for a store of unchanged sizes."""
 
     def __init__(
-        self,
-        listing: Listing,
-        located: Sequence[Located],
-        identity: tuple[Sequence[str], Tensor],
-        channels: int,
-        pool: ThreadPoolExecutor,
+        self, listing: Listing, images: Sequence[tuple[Located, str]], sizes: Tensor, channels: int, pool: ThreadPoolExecutor
     ) -> None:
-        self._digests, self.sizes = identity
-        self.channels = channels
-        self._listing, self._located, self._pool = listing, located, pool
+        """Each of the images comes with the sha256 of its bytes."""
+        self.sizes, self.channels = sizes, channels
+        self._listing, self._images = listing, images
         self._settings = params.Store.model_validate({"channels": channels})
-        self._waiting: dict[int, Future[npt.NDArray[np.uint8]]] = {}
+        self._decoded = Ahead(self._decode, pool)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """As `Store.read`; `DataError` names an image that cannot be decoded, or whose bytes are not those of the manifest."""
-        wanted = dict.fromkeys(index.tolist())  # the last block repeats its last image
-        for at in wanted:
-            self._begin(at)
-        found = {at: self._waiting.pop(at).result() for at in wanted}
+        found = self._decoded.take(index.tolist())
         sizes = self.sizes[index]
+        if len(index) == 1:
+            return torch.from_numpy(found[int(index)][None].copy()), sizes
         height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
         batch = np.zeros((len(index), self.channels, height, width), dtype=np.uint8)
         for row, at in enumerate(index.tolist()):
@@ -87,30 +73,18 @@ class FileReader:
         return torch.from_numpy(batch), sizes
 
     def ahead(self, index: Tensor) -> None:
-        """Start decoding the first of these positions, at most `PADDED` bytes; other waiting ones are cancelled."""
-        wanted = list(dict.fromkeys(index.tolist()))
-        for at in self._waiting.keys() - set(wanted):
-            self._waiting.pop(at).cancel()
-        room = PADDED
-        for at in wanted:
-            room -= self.channels * int(self.sizes[at].prod())
-            if room < 0:
-                break
-            self._begin(at)
+        """Start decoding the first of these positions, at most `PADDED` bytes; other waiting ones are let go."""
+        room = (self.channels * self.sizes[index].prod(dim=1)).cumsum(0) <= PADDED
+        self._decoded.keep(index.tolist())
+        self._decoded.begin(index[room].tolist())
 
-    def _begin(self, at: int) -> None:
-        if at not in self._waiting:
-            self._waiting[at] = self._pool.submit(self._decode, at)
-
-    def _decode(self, at: int) -> npt.NDArray[np.uint8]:
-        located = self._located[at]
+    def _decode(self, at: int) -> Pixels:
+        located, digest = self._images[at]
         try:
             payload = self._listing.fetch(located)
-            if hashlib.sha256(payload).hexdigest() != self._digests[at]:  # these very bytes are decoded
-                raise DataError(
-                    f"{name_of(located)}: changed while it was being read",
-                    "do not change the images during an evaluation; run it again",
-                )
+            if hashlib.sha256(payload).hexdigest() != digest:  # these very bytes are decoded
+                found = f"{name_of(located)}: changed while it was being read"
+                raise DataError(found, "do not change the images during an evaluation; run it again")
             return convert(self._listing.decode(payload), self._settings)
         except UnreadableError as error:
             raise DataError(f"{name_of(located)}: cannot be decoded ({error})", _REPAIR) from error
@@ -141,9 +115,9 @@ def open_folder(
         DataError: there is no such folder; its classes differ between train and val; a class is empty; an image is no image.
     """
     root = root.expanduser()
+    if not root.exists():
+        raise DataError(f"{root}: no such folder or zip", _WHERE)
     with ExitStack() as stack:
-        if not root.exists():
-            raise DataError(f"{root}: no such folder or zip", _WHERE)
         listing = stack.enter_context(sources.open_images(root))
         threads = workers or usable_cores()
         pool = ThreadPoolExecutor(threads)
@@ -152,7 +126,7 @@ def open_folder(
         begin(len(located))
         digests, sizes = _identify(listing, located, threads, advance)
         manifest = _manifest(root, located, digests, chosen, train, listed)
-        reader = FileReader(listing, located, (digests, sizes), channels, pool)
+        reader = FileReader(listing, list(zip(located, digests, strict=True)), sizes, channels, pool)
         prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # nothing but pixels is read of it
         pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
         yield ImageSet(prepared, reader, pixels, (*listing.notes, *notes))
@@ -195,34 +169,27 @@ def _identify(
 ) -> tuple[list[str], Tensor]:
     """Sha256 of each file's bytes, and its height and width from its header."""
 
-    def look(image: Located) -> tuple[str, int, int] | str:
+    def look(image: Located) -> tuple[str, list[int]]:
         try:
             payload = listing.fetch(image)
             with open_image(payload) as opened:
-                return hashlib.sha256(payload).hexdigest(), opened.height, opened.width
+                return hashlib.sha256(payload).hexdigest(), [opened.height, opened.width]
         except UnreadableError as error:
-            return str(error)
+            return f"{name_of(image)} ({error})", []
 
-    found: list[tuple[str, int, int]] = []
-    broken: list[str] = []
-    for image, facts in zip(located, in_order(look, located, threads), strict=True):
-        if isinstance(facts, str):
-            broken.append(f"{name_of(image)} ({facts})")
-        else:
-            found.append(facts)
+    found = []
+    for one in in_order(look, located, threads):
+        found.append(one)
         advance(1)
-    if broken:
+    if broken := [name for name, size in found if not size]:
         shown = ", ".join(broken[:_SHOWN])
         raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _REPAIR)
-    return [digest for digest, _, _ in found], torch.tensor([size for _, *size in found], dtype=torch.int64)
+    return [digest for digest, _ in found], torch.tensor([size for _, size in found], dtype=torch.int64)
 
 
 def _manifest(
     root: Path, located: Sequence[Located], digests: Sequence[str], chosen: Listed | None, train: set[int], listed: Path | None
 ) -> Manifest:
-    def positions(chosen: Sequence[int]) -> npt.NDArray[np.int64]:
-        return np.array(chosen, dtype=np.int64)
-
     rule = {"source": "folder", "name": "all"}
     large: tuple[str, ...] = ()
     shots: dict[Shot, tuple[str, ...]] = {}
@@ -237,8 +204,8 @@ def _manifest(
         classes=tuple(sorted({image.cls for image in located})),
         large=large,
         images=tuple(Image(image.split, image.cls, image.file, digest) for image, digest in zip(located, digests, strict=True)),
-        train=positions(sorted(train)),
-        search=positions([at for at, image in enumerate(located) if image.split == "train"]),
-        query=positions([at for at, image in enumerate(located) if image.split == "val"]),
+        train=np.array(sorted(train), np.int64),
+        search=np.flatnonzero([image.split == "train" for image in located]),
+        query=np.flatnonzero([image.split == "val" for image in located]),
         shots=shots,
     )

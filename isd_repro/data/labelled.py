@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isd_repro.data.lists import read_names
 from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
@@ -30,21 +30,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The labelled part of a search split.
+    """The labelled part of a search split."""
 
-    Attributes:
-        at: positions in the split, int64, ascending.
-        split: the same images as a split.
-        source: `drawn`, or the list's file name.
-        sha256: over the class and file of every image, in manifest order.
-        list_sha256: of the list's bytes; None where drawn.
-    """
-
-    at: Tensor
-    split: Split
-    source: str
-    sha256: str
-    list_sha256: str | None = None
+    at: Tensor  # positions in the split, int64, ascending
+    split: Split  # the same images as a split
+    source: str  # `drawn`, or the list's file name
+    sha256: str  # over the class and file of every image, in manifest order
+    list_sha256: str | None = None  # of the list's bytes; None where drawn
 
     def facts(self) -> dict[str, str | int | None]:
         """What the record says."""
@@ -100,15 +92,13 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     """Positions of the files that a list names, ascending, and the sha256 of the list's bytes."""
     if not path.is_file():
         raise DataError(f"{path}: no such list", f"{ORIGIN}; unset the environment variable to draw instead")
-    content = path.read_bytes()
-    names = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
+    names, sha256 = read_names(path)
     place = {file: at for at, file in enumerate(files)}
     if len(place) != len(files):
-        twice = next(file for file, count in Counter(files).items() if count > 1)
-        raise DataError(f"{path}: two labelled images are called {twice}, so a list of names is ambiguous", "draw instead")
-    missing = [name for name in names if name not in place]
-    if missing or len(set(names)) != len(names):
-        what = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
-        twice = f"{len(names) - len(set(names))} of its {len(names)} lines name an image again"
-        raise DataError(f"{path}: {what if missing else twice}", ORIGIN)
-    return sorted(place[name] for name in names), hashlib.sha256(content).hexdigest()
+        raise DataError(f"{path}: two images have the same name, so that a list of names is ambiguous", "draw instead")
+    if missing := [name for name in names if name not in place]:
+        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        raise DataError(f"{path}: {found}", ORIGIN)
+    if again := len(names) - len(set(names)):
+        raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)
+    return sorted(place[name] for name in names), sha256

@@ -32,19 +32,12 @@ _LABELLED = "a line is `train/n01440764/n01440764_190.JPEG 0`: the image's path,
 
 @dataclass(frozen=True)
 class Listed:
-    """A list of images.
+    """A list of images."""
 
-    Attributes:
-        classes: in the file's order.
-        images: (class, file) in the file's order; the class is the folder that holds the file.
-        large: of an authors' list the classes with more images than most classes have, sorted.
-        sha256: of the file's bytes.
-    """
-
-    classes: tuple[str, ...]
-    images: tuple[tuple[str, str], ...]
-    large: tuple[str, ...]
-    sha256: str
+    classes: tuple[str, ...]  # in the file's order
+    images: tuple[tuple[str, str], ...]  # (class, file) in the file's order; the class is the folder that holds the file
+    large: tuple[str, ...]  # of an authors' list the classes with more images than most classes have, sorted
+    sha256: str  # of the file's bytes
 
 
 def is_authors(path: Path) -> bool:
@@ -53,25 +46,31 @@ def is_authors(path: Path) -> bool:
         return file.read(64).lstrip().startswith(b"class names")
 
 
+def _lines(path: Path) -> tuple[list[str], str]:
+    """A file's lines, stripped, and the sha256 of its bytes."""
+    content = path.read_bytes()
+    text = content.decode("utf-8", errors="replace")
+    return [line.strip() for line in text.splitlines()], hashlib.sha256(content).hexdigest()
+
+
 def parse_list(path: Path) -> Listed:
     """Read a list in the authors' format: `class names : `, one class a line, `Train Images: `, one /train/<class>/<file> a line.
 
     Raises:
         DataError: a line is not what the format has there.
     """
-    content = path.read_bytes()
-    lines = content.decode("utf-8", errors="replace").splitlines()
+    lines, sha256 = _lines(path)
     hint = f"the published lists are in {LISTS_ORIGIN}"
-    if not lines or lines[0].strip() != "class names :":
+    if not lines or lines[0] != "class names :":
         raise DataError(f"{path}:1: expected 'class names : ', found {lines[0] if lines else 'an empty file'!r}", hint)
-    heads = [number for number, line in enumerate(lines) if line.strip() == "Train Images:"]
-    if not heads:
+    if "Train Images:" not in lines:
         raise DataError(f"{path}: contains no line 'Train Images: '", hint)
-    classes = tuple(line.strip() for line in lines[1 : heads[0]])
+    head = lines.index("Train Images:")
+    classes = tuple(lines[1:head])
     images: list[tuple[str, str]] = []
     known = set(classes)
-    for number, line in enumerate(lines[heads[0] + 1 :], start=heads[0] + 2):
-        parts = line.strip().split("/")
+    for number, line in enumerate(lines[head + 1 :], start=head + 2):
+        parts = line.split("/")
         if len(parts) != 4 or parts[:2] != ["", "train"] or parts[2] not in known or not parts[3]:
             raise DataError(f"{path}:{number}: expected /train/<one of its classes>/<file>, found {line!r}", hint)
         images.append((parts[2], parts[3]))
@@ -80,7 +79,7 @@ def parse_list(path: Path) -> Listed:
         raise DataError(f"{path}: has no class, a class or an image twice, or a class without images", hint)
     usual = min(Counter(counts.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     large = tuple(sorted(cls for cls, count in counts.items() if count > usual))
-    return Listed(classes, tuple(images), large, hashlib.sha256(content).hexdigest())
+    return Listed(classes, tuple(images), large, sha256)
 
 
 def parse_labelled(path: Path) -> Listed:
@@ -89,28 +88,28 @@ def parse_labelled(path: Path) -> Listed:
     Raises:
         DataError: a line is not of that form, an image is named twice, or a folder and a label do not go together one to one.
     """
-    content = path.read_bytes()
+    lines, sha256 = _lines(path)
     images: dict[tuple[str, str], int] = {}
     label_of: dict[str, str] = {}
     class_of: dict[str, str] = {}
-    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
-        name, _, label = line.strip().rpartition(" ")
-        parts = PurePosixPath(name.strip()).parts
-        if not name and not label:
+    for number, line in enumerate(lines, start=1):
+        if not line:
             continue
+        name, _, label = line.rpartition(" ")
+        parts = PurePosixPath(name.strip()).parts
         if len(parts) < 2 or not label.isdecimal():
             raise DataError(f"{path}:{number}: expected a path with a folder and a label, found {line!r}", _LABELLED)
-        image = (parts[-2], parts[-1])
-        if image in images:
-            found = f"{path}:{number}: {'/'.join(image)} is named a second time, first on line {images[image]}"
+        cls, file = parts[-2:]
+        if (cls, file) in images:
+            found = f"{path}:{number}: {cls}/{file} is named a second time, first on line {images[cls, file]}"
             raise DataError(found, "remove one of the lines")
-        images[image] = number
-        if label_of.setdefault(image[0], label) != label or class_of.setdefault(label, image[0]) != image[0]:
-            found = f"{path}:{number}: folder {image[0]} has label {label_of[image[0]]}, label {label} has {class_of.get(label)}"
+        images[cls, file] = number
+        if label_of.setdefault(cls, label) != label or class_of.setdefault(label, cls) != cls:
+            found = f"{path}:{number}: folder {cls} has label {label_of[cls]}, label {label} has {class_of.get(label)}"
             raise DataError(found, "expected one label for each folder and one folder for each label")
     if not images:
         raise DataError(f"{path}: contains no line", _LABELLED)
-    return Listed(tuple(label_of), tuple(images), (), hashlib.sha256(content).hexdigest())
+    return Listed(tuple(label_of), tuple(images), (), sha256)
 
 
 def read_classes(path: Path, available: Collection[str]) -> tuple[tuple[str, ...], str]:
@@ -126,11 +125,16 @@ def read_classes(path: Path, available: Collection[str]) -> tuple[tuple[str, ...
     Raises:
         DataError: it names no class, or one twice.
     """
-    content = path.read_bytes()
-    lines = [line.strip() for line in content.decode("utf-8", errors="replace").splitlines()]
+    lines, sha256 = _lines(path)
     named = [line if line in available else line.split()[0] for line in lines if line and not line.startswith("#")]
     twice = [cls for cls, count in Counter(named).items() if count > 1]
     if not named or twice:
         found = f"class {twice[0]} is named twice" if twice else "names no class"
         raise DataError(f"{path}: {found}", "expected the name of one class on each line")
-    return tuple(named), hashlib.sha256(content).hexdigest()
+    return tuple(named), sha256
+
+
+def read_names(path: Path) -> tuple[list[str], str]:
+    """The names in a file, one a line, and the sha256 of its bytes."""
+    lines, sha256 = _lines(path)
+    return [line for line in lines if line], sha256

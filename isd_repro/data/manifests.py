@@ -125,26 +125,26 @@ class Manifest:
             shared=self.shared,
         )
 
-    def check_shared(self, place: str, allow: str, *, allowed: bool) -> str:
-        """What to say of queries that are copies of training or search images; "" where there are none.
 
-        Args:
-            place: the images, for the message.
-            allow: how the user allows them.
-            allowed: whether they did.
+def check_shared(shared: int, queries: int, *, place: str, allow: str, allowed: bool) -> str:
+    """What to say of queries that are copies of training or search images; "" where there are none.
 
-        Raises:
-            DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
-        """
-        if not self.shared:
-            return ""
-        share = self.shared / len(self.query)
-        found = f"{self.shared} of {len(self.query)} queries ({share:.1%}) have the bytes of a training or search image"
-        if share > MAX_SHARED and not allowed:
-            raise DataError(
-                f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}"
-            )
-        return found
+    Args:
+        shared: how many are.
+        queries: how many there are.
+        place: the images, for the message.
+        allow: how the user allows them.
+        allowed: whether they did.
+
+    Raises:
+        DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
+    """
+    if not shared:
+        return ""
+    found = f"{shared} of {queries} queries ({shared / queries:.1%}) have the bytes of a training or search image"
+    if shared > MAX_SHARED * queries and not allowed:
+        raise DataError(f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}")
+    return found
 
 
 class Header(Frozen):
@@ -205,11 +205,10 @@ def read(folder: Path) -> Manifest:
         for letter, name in ROLES.items()
     }
     claimed = header.identity
-    differing = {image.cls for image in images if image.split != UNLABELLED}.symmetric_difference(claimed.classes)
-    differing |= {*claimed.large, *itertools.chain(*claimed.shots.values())}.difference(claimed.classes)
-    if differing or tuple(sorted(set(claimed.classes))) != claimed.classes:
-        first = min(differing, default="their order")
-        raise DataError(f"{path}: its classes are not those of {HEADER}; the first difference is {first}", _AGAIN)
+    classes = {image.cls for image in images if image.split != UNLABELLED}
+    groups = {*claimed.large, *itertools.chain(*claimed.shots.values())}
+    if tuple(sorted(classes)) != claimed.classes or not groups <= classes:
+        raise DataError(f"{path}: its classes are not those of {HEADER}", _AGAIN)
     manifest = Manifest(
         dataset=claimed.dataset,
         subset=claimed.subset,
@@ -236,24 +235,20 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
         raise DataError(f"{path}: no such file", _AGAIN)
     images: list[Image] = []
     roles: list[str] = []
-    intern = sys.intern
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
-            if tuple(file.readline().rstrip("\n").split("\t")) != COLUMNS:
-                raise DataError(f"{path}:1: expected the columns {' '.join(COLUMNS)}", _AGAIN)
-            for number, line in enumerate(file, start=2):
-                cells = line.rstrip("\n").split("\t")
-                if (
-                    len(cells) != len(COLUMNS)
-                    or cells[0] not in ("train", UNLABELLED, "val")
-                    or not 0 < len(cells[4]) <= len(ROLES)
-                ):
-                    raise DataError(f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}", _AGAIN)
+            for number, line in enumerate(file, start=1):
+                cells = line.removesuffix("\n").split("\t")
+                if number == 1 and tuple(cells) == COLUMNS:
+                    continue
+                if number == 1 or len(cells) != len(COLUMNS) or cells[0] not in _OF_SPLIT or not cells[4]:
+                    found = f"{path}:{number}: expected {', '.join(COLUMNS)}, found {line.rstrip()!r}"
+                    raise DataError(found, _AGAIN)
                 if not set(cells[4]) <= set(_OF_SPLIT[cells[0]]):
                     found = f"an image of {cells[0]} has the roles {cells[4]!r}, expected some of {_OF_SPLIT[cells[0]]!r}"
                     raise DataError(f"{path}:{number}: {found}", _AGAIN)
-                images.append(Image(intern(cells[0]), intern(cells[1]), cells[2], cells[3]))
-                roles.append(intern(cells[4]))
+                images.append(Image(sys.intern(cells[0]), sys.intern(cells[1]), cells[2], cells[3]))
+                roles.append(sys.intern(cells[4]))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error})", _AGAIN) from error
     return images, roles
@@ -264,15 +259,10 @@ def _parse(path: Path) -> tuple[list[Image], list[str]]:
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one role.
+    """Images of one role."""
 
-    Attributes:
-        index: positions in the store, int64, n, ascending.
-        label: class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n.
-    """
-
-    index: Tensor
-    label: Tensor
+    index: Tensor  # positions in the store, int64, n, ascending
+    label: Tensor  # class of each, a position in the manifest's classes, or -1 of an image without a label; int64, n
 
     def __len__(self) -> int:
         return len(self.index)
@@ -300,13 +290,16 @@ class Prepared:
         return query_groups(label, self.identity)
 
 
-def open_prepared(folder: Path, memory: Path | None = None, workers: int | None = None) -> Prepared:
+def open_prepared(
+    folder: Path, memory: Path | None = None, workers: int | None = None, manifest: Manifest | None = None
+) -> Prepared:
     """Open a prepared subset, checking the hash of every file of it.
 
     Args:
         folder: what `prepare` wrote.
         memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
         workers: threads that decode a store of JPEGs, see `Store`.
+        manifest: what `read` has given already.
 
     Raises:
         DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
@@ -314,7 +307,7 @@ def open_prepared(folder: Path, memory: Path | None = None, workers: int | None 
     header = read_header(folder)
     if header.store is None:
         raise DataError(f"{folder / HEADER}: does not name a store", _AGAIN)
-    manifest = read(folder)
+    manifest = manifest or read(folder)
     store = Store(store_folder(folder, manifest, header.store), header.store, workers)
     if len(store) != len(manifest.images):
         found = f"the store has {len(store)} images, the manifest {len(manifest.images)}"

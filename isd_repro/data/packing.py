@@ -5,9 +5,9 @@ a bounded number is under way: the number of threads changes no byte, and memory
 
 An external pack may be hours of work, so `journal.jsonl` beside its file says what it holds. After every `BLOCK` images the
 file is brought to the disk, and then the journal gets one line: what became of each image of the block, and the sha256 of the
-file so far. A line that is torn, or a block whose bytes do not have their hash any more, ends the part that is trusted; packing
-continues from there, and the finished pack has the bytes of one that nothing interrupted. The journal stays beside a finished
-pack, which is used again if every image of the source still has the bytes that were packed.
+file so far. A pack that was interrupted is gone on with after the last whole line, and has the bytes of one that nothing
+interrupted; where the file does not have the journal's hash, it is packed from the beginning. The journal stays beside a
+finished pack, which is used again if every image of the source still has the bytes that were packed.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ Outcome = Entry | str  # a string says why the image could not be read
 
 @dataclass
 class _Begun:
-    """An unfinished or finished pack, up to the last block that its journal proves."""
+    """An unfinished or finished pack, as far as its journal proves it."""
 
     done: list[Outcome] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)  # over the bytes of `done`
     journal_bytes: int = 0  # 0 where there is no journal of the key
-    problem: str = ""  # what is wrong with the rest
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Packer:
         threads: that read, decode and encode.
         say: called with a message for the user.
         advance: called with a number of images that are done, or with a negative one: these have to be done again.
+        look: called with the number of each image and what became of it; what it raises ends the work.
     """
 
     listing: Listing
@@ -75,6 +75,7 @@ class Packer:
     threads: int
     say: Callable[[str], None]
     advance: Callable[[int], None]
+    look: Callable[[int, Outcome], None] = lambda at, outcome: None
 
     def pack(self, folder: Path, key: str = "") -> tuple[list[Outcome], StoreInfo]:
         """Write the store into `folder`; what became of each image.
@@ -88,10 +89,10 @@ class Packer:
         """
         begun = self._read_journal(folder, key)
         done = begun.done
-        if begun.problem:
-            self.say(f"{begun.problem}; packing again from that block")
         if done:
             self.say(f"continuing after {len(done)} of {len(self.images)} images")
+        for at, outcome in enumerate(done):
+            self.look(at, outcome)
         self.advance(len(done))
         with ExitStack() as stack:
             writer = stack.enter_context(StoreWriter(folder, self.store, _rows(done), begun.digest))
@@ -102,6 +103,7 @@ class Packer:
                     journal.write(_head(key))
             noted = len(done)
             for outcome, content in in_order(self._read, self.images[noted:], self.threads):
+                self.look(len(done), outcome)
                 if isinstance(outcome, Entry):
                     writer.add(content, outcome.row)
                 done.append(outcome)
@@ -119,10 +121,9 @@ class Packer:
             if not found.journal_bytes:
                 continue
             info, index = describe(_rows(found.done), self.store, found.digest.hexdigest())
-            path, problem = folder / INDEX, found.problem
-            if not problem and (len(found.done) != len(self.images) or not path.is_file() or path.read_bytes() != index):
-                problem = f"{path}: missing, damaged or too short"
-            problem = problem or self._changed(found.done)
+            path = folder / INDEX
+            whole = len(found.done) == len(self.images) and path.is_file() and path.read_bytes() == index
+            problem = self._changed(found.done) if whole else f"{folder / file_of(self.store)} or {path} is damaged"
             if not problem:
                 self.say(f"the images are unchanged since they were packed in {folder}; this pack is used again")
                 return folder, found.done, info
@@ -131,7 +132,7 @@ class Packer:
 
     def _changed(self, done: Sequence[Outcome]) -> str:
         """Which image has other bytes than were packed; "" where none has."""
-        for at, (outcome, found) in enumerate(zip(done, in_order(self._sha256, self.images, self.threads), strict=True)):
+        for at, (outcome, found) in enumerate(zip(done, in_order(self.sha256, self.images, self.threads), strict=True)):
             if isinstance(outcome, Entry) and outcome.sha256 != found:
                 self.advance(-at)
                 return f"{name_of(self.images[at])} has changed since it was packed"
@@ -148,46 +149,35 @@ class Packer:
         content = encode(pixels, self.store)
         return Entry(hashlib.sha256(payload).hexdigest(), Row(height, width, channels, len(content))), content
 
-    def _sha256(self, image: Located) -> str:
+    def sha256(self, image: Located) -> str:
+        """Of an image's bytes; "" where they cannot be read."""
         try:
             return hashlib.sha256(self.listing.fetch(image)).hexdigest()
         except UnreadableError:
             return ""
 
     def _read_journal(self, folder: Path, key: str) -> _Begun:
-        """What a journal of this key says, block by block, as far as the pack's file still has the bytes."""
+        """What a journal of this key says, up to a torn line or an image that can be read by now, if the file has those bytes."""
         path, found = folder / file_of(self.store), _Begun()
         if not (folder / JOURNAL).is_file() or not path.is_file():
             return found
-        with files.naming(path):
-            content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         with (folder / JOURNAL).open("rb") as journal:
             if journal.readline() != _head(key):
                 return found
-            found.journal_bytes = journal.tell()
-            end = 0
+            head = found.journal_bytes = journal.tell()
+            sha256 = found.digest.hexdigest()
             for line in journal:
-                block, sha256 = _parse_line(line)
-                if not block:  # torn by a kill
+                block, after = _parse_line(line)
+                failed = [
+                    image for image, one in zip(self.images[len(found.done) :], block, strict=False) if isinstance(one, str)
+                ]
+                if not block or any(isinstance(self._read(image)[0], Entry) for image in failed):
                     break
-                start, end = end, end + sum(row.length for row in _rows(block))
-                digest = found.digest.copy()
-                digest.update(content[start:end])
-                first = len(found.done)
-                readable = [image for image in self._failed(block, first) if isinstance(self._read(image)[0], Entry)]
-                if digest.hexdigest() != sha256:
-                    where = f"bytes {start} to {end}, images {first} to {first + len(block) - 1}"
-                    found.problem = f"{path}: {where} do not match {JOURNAL}"
-                elif readable:
-                    found.problem = f"{name_of(readable[0])} could not be read before and can be now"
-                if found.problem:
-                    break
-                found.done += block
-                found.digest, found.journal_bytes = digest, journal.tell()
-        return found
-
-    def _failed(self, block: Sequence[Outcome], first: int) -> list[Located]:
-        return [self.images[at] for at, outcome in enumerate(block, start=first) if isinstance(outcome, str)]
+                found.done, sha256, found.journal_bytes = found.done + block, after, journal.tell()
+        with files.naming(path):
+            content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        found.digest.update(content[: sum(row.length for row in _rows(found.done))])
+        return found if found.digest.hexdigest() == sha256 else _Begun(journal_bytes=head)
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

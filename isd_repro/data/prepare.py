@@ -12,30 +12,32 @@ import json
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
 from isd_repro.data import manifests, sources, subsets
-from isd_repro.data.manifests import Image, Manifest, Positions, pack_root
-from isd_repro.data.packing import Outcome, Packer, name_of
+from isd_repro.data.manifests import Image, Manifest, check_shared, pack_root
+from isd_repro.data.packing import Outcome, Packer, in_order, name_of
 from isd_repro.data.sources import Located
 from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, printable
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import open_stage
 
-_EVERY = 10_000  # images between two lines where there is no terminal
 _SHOWN = 5  # names that a message lists
 Say = Callable[[str], None]
 
@@ -57,19 +59,20 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
+    progress = Progress(console)
 
     def say(line: str) -> None:
-        console.print(printable(f"prepare {name}: {line}"), markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"prepare {name}: {line}")
 
     with sources.open_source(subset.source) as listing:
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
-        used = _used(listing.images, selection)
-        with _progress(name, len(used), console, say) as advance:
-            images = [listing.images[at] for at in used]
-            packer = Packer(listing, images, subset.store, threads or usable_cores(), say, advance)
-            manifest = _write(layout.prepared(name), name, subset, selection, used, packer)
+        drawn = _Drawn.of(name, subset, selection, listing.images)
+        with progress.task(f"prepare {name}") as bar:
+            bar.begin(len(drawn.images))
+            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, bar.advance)
+            manifest = _write(layout.prepared(name), drawn, packer)
     row = {
         "epoch": 0,
         "images": len(manifest.images),
@@ -108,47 +111,118 @@ def _settings(store: parameters.Store) -> dict[str, object]:
     return store.model_dump(mode="json", exclude={"external"})
 
 
-def _used(images: Sequence[Located], selection: Selection) -> list[int]:
-    """Positions that have any role, in manifest order."""
-    used = np.unique(np.concatenate([selection.train, selection.search, selection.query]))
-    return sorted(used.tolist(), key=lambda at: (images[at].split, images[at].cls, images[at].file))
+@dataclass(frozen=True)
+class _Drawn:
+    """What a rule drew of a source: the images that have a role, in manifest order, and their positions by role, ascending."""
+
+    name: str
+    subset: Subset
+    selection: Selection
+    images: list[Located]
+    roles: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, name: str, subset: Subset, selection: Selection, listed: Sequence[Located]) -> _Drawn:
+        given = {role: getattr(selection, role).tolist() for role in manifests.ROLES.values()}
+        used = sorted({*chain(*given.values())}, key=lambda at: (listed[at].split, listed[at].cls, listed[at].file))
+        place = {at: position for position, at in enumerate(used)}
+        roles = {role: sorted(place[at] for at in positions) for role, positions in given.items()}
+        return cls(name, subset, selection, [listed[at] for at in used], roles)
+
+    def check_shared(self, shared: int, queries: int) -> str:
+        """As `manifests.check_shared`."""
+        allow = f"set subsets.{self.name}.allow_shared_images: true"
+        allowed = self.subset.allow_shared_images
+        return check_shared(shared, queries, place=f"subset {self.name!r}", allow=allow, allowed=allowed)
+
+    def guard(self, packer: Packer) -> Packer:
+        """The packer, which ends at the image with which too many queries are copies; the few queries are hashed now."""
+        learnt = {*self.roles["train"], *self.roles["search"]}
+        asked = [self.images[at] for at in self.roles["query"]]
+        waiting, shared = Counter(in_order(packer.sha256, asked, packer.threads)), 0
+
+        def look(at: int, outcome: Outcome) -> None:
+            nonlocal shared
+            if at in learnt and not isinstance(outcome, str) and (copies := waiting.pop(outcome.sha256, 0)):
+                shared += copies
+                self.check_shared(shared, len(asked))
+
+        return replace(packer, look=look)
+
+    def key(self) -> str:
+        """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
+        facts = [_settings(self.subset.store), self.subset.source.dataset, sorted(self.selection.large)]
+        facts += [self.selection.shots] if self.selection.shots else []
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for role in (range(len(self.images)), *self.roles.values()):
+            digest.update("".join(f"{name_of(self.images[at])}\n" for at in role).encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+    def manifest(self, outcomes: Sequence[Outcome]) -> tuple[Manifest, dict[str, str]]:
+        """The manifest of what a store holds, and the images that could not be read with the reason of each."""
+        kept: list[Image] = []
+        place: dict[int, int] = {}
+        dropped: dict[str, str] = {}
+        for at, (image, outcome) in enumerate(zip(self.images, outcomes, strict=True)):
+            if isinstance(outcome, str):
+                dropped[name_of(image)] = outcome
+            else:
+                place[at] = len(kept)
+                kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
+        share, count = self.subset.corrupt_share, len(self.images)
+        if len(dropped) > share * count:
+            found = f"{len(dropped)} of {count} images are unreadable, more than corrupt_share {share:g} allows"
+            hint = "repair these images, or raise corrupt_share to skip them"
+            raise DataError(f"subset {self.name!r}: {found}; first {_reasons(dropped)}", hint)
+        train, search, query = (
+            np.array([place[at] for at in self.roles[role] if at in place], np.int64) for role in ("train", "search", "query")
+        )
+        manifest = Manifest(
+            dataset=self.subset.source.dataset,
+            subset=self.name,
+            rule=rule_of(self.subset) | _list_of(self.subset),
+            classes=self.selection.classes,
+            large=self.selection.large,
+            images=tuple(kept),
+            train=train,
+            search=search,
+            query=query,
+            shots=self.selection.shots,
+        )
+        for role in self.roles:
+            counts = np.bincount(manifest.labels[getattr(manifest, role)] + 1, minlength=len(manifest.classes) + 1)[1:]
+            for label in np.flatnonzero(counts == 0).tolist():
+                found = f"class {manifest.classes[label]} has no readable {role} image"
+                raise DataError(f"subset {self.name!r}: {found}", "repair the images of this class")
+        return manifest, dropped
 
 
-def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: Sequence[int], packer: Packer) -> Manifest:
-    """Pack the used images and write the subset's folder, replacing an older one.
-
-    Args:
-        folder: the prepared subset's final folder.
-        name: the subset's key.
-        subset: its parameters.
-        selection: what the rule drew of the source.
-        used: positions in the source's list, in manifest order.
-        packer: of these images.
+def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
+    """Pack the images and write the subset's folder, replacing an older one.
 
     Raises:
-        DataError: too many images are unreadable, a class loses all of a role's images, or the disk is full.
+        DataError: too many images are unreadable or shared, a class loses all of a role's images, or the disk is full.
         UserError: another process prepares this subset or packs these images.
     """
-    external = pack_root() if subset.store.external else None
+    external = pack_root() if drawn.subset.store.external else None
     try:
         with ExitStack() as stack:
-            lock = folder.with_name(f".lock_{name}")
-            stack.enter_context(files.exclusive(lock, f"subset {name!r}: {folder} is already being prepared"))
-            prefix = f".partial_{name}_"
+            lock = folder.with_name(f".lock_{drawn.name}")
+            stack.enter_context(files.exclusive(lock, f"subset {drawn.name!r}: {folder} is already being prepared"))
+            prefix = f".partial_{drawn.name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
+            packer = drawn.guard(packer)
             if external is None:
                 place, (outcomes, info) = made, packer.pack(made)
             else:
-                key = _key(subset, selection, used, packer.images)
-                unfinished = stack.enter_context(_unfinished(external, key))
-                found = packer.find_finished(external, key)
-                place, outcomes, info = found or (unfinished, *packer.pack(unfinished, key))
-            manifest, dropped = _manifest(name, subset, selection, used, packer.images, outcomes)
-            allow = f"set subsets.{name}.allow_shared_images: true"
-            if said := manifest.check_shared(f"subset {name!r}", allow, allowed=subset.allow_shared_images):
+                unfinished = stack.enter_context(_unfinished(external, drawn.key()))
+                found = packer.find_finished(external, drawn.key())
+                place, outcomes, info = found or (unfinished, *packer.pack(unfinished, drawn.key()))
+            manifest, dropped = drawn.manifest(outcomes)
+            if said := drawn.check_shared(manifest.shared, len(manifest.query)):
                 packer.say(said)
-            _report_changes(folder, manifest, dropped, len(used), packer.say)
+            _report_changes(folder, manifest, dropped, len(outcomes), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))
             if external is not None:
                 _install(place, external / info.key(manifest.sha256))
@@ -156,64 +230,6 @@ def _write(folder: Path, name: str, subset: Subset, selection: Selection, used: 
     except OSError as error:
         raise DataError(f"cannot write {error.filename or folder}: {error.strerror}", files.advice(error)) from error
     return manifest
-
-
-def _key(subset: Subset, selection: Selection, used: Sequence[int], images: Sequence[Located]) -> str:
-    """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
-    facts = [_settings(subset.store), subset.source.dataset, sorted(selection.large)]
-    facts += [selection.shots] if selection.shots else []
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    name = {at: name_of(image) for at, image in zip(used, images, strict=True)}
-    for role in (used, selection.train.tolist(), selection.search.tolist(), selection.query.tolist()):
-        digest.update("".join(f"{name[at]}\n" for at in role).encode() + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _manifest(
-    name: str,
-    subset: Subset,
-    selection: Selection,
-    used: Sequence[int],
-    images: Sequence[Located],
-    outcomes: Sequence[Outcome],
-) -> tuple[Manifest, dict[str, str]]:
-    """The manifest of what a store holds, and the images that could not be read with the reason of each."""
-    kept: list[Image] = []
-    place: dict[int, int] = {}
-    dropped: dict[str, str] = {}
-    for at, image, outcome in zip(used, images, outcomes, strict=True):
-        if isinstance(outcome, str):
-            dropped[name_of(image)] = outcome
-        else:
-            place[at] = len(kept)
-            kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
-    if len(dropped) > subset.corrupt_share * len(used):
-        found = f"{len(dropped)} of {len(used)} images are unreadable, more than corrupt_share {subset.corrupt_share:g} allows"
-        hint = "repair these images, or raise corrupt_share to skip them"
-        raise DataError(f"subset {name!r}: {found}; first {_reasons(dropped)}", hint)
-
-    def placed(positions: Positions) -> Positions:
-        return np.array(sorted(place[at] for at in positions.tolist() if at in place), dtype=np.int64)
-
-    manifest = Manifest(
-        dataset=subset.source.dataset,
-        subset=name,
-        rule=rule_of(subset) | _list_of(subset),
-        classes=selection.classes,
-        large=selection.large,
-        images=tuple(kept),
-        train=placed(selection.train),
-        search=placed(selection.search),
-        query=placed(selection.query),
-        shots=selection.shots,
-    )
-    for role, positions in (("train", manifest.train), ("search", manifest.search), ("query", manifest.query)):
-        labels = manifest.labels[positions]
-        counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes))
-        for label in np.flatnonzero(counts == 0).tolist():
-            found = f"class {manifest.classes[label]} has no readable {role} image"
-            raise DataError(f"subset {name!r}: {found}", "repair the images of this class")
-    return manifest, dropped
 
 
 def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], used: int, say: Say) -> None:
@@ -279,21 +295,3 @@ def _replace(made: Path, final: Path) -> None:
         final.rename(old)
     made.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"prepare {name}", total=total)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.advance(task, count)
-            if not console.is_terminal and count == 1 and done % _EVERY == 0:
-                say(f"{done} of {total} images")
-
-        yield advance

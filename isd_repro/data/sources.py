@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -108,9 +108,7 @@ def open_source(source: params.Source) -> Iterator[Listing]:
 # --- folders and zips -------------------------------------------------------------------------------------------------
 
 LABELS_ENV = "ISD_VAL_LABELS"  # names a list of the classes of validation images, for layouts that bring none
-_TRAIN = ("train",)  # names of the splits' folders in any case
-_VAL = ("val", "valid", "validation")
-_TEST = ("test",)  # stands for val where there is none of these; beside val it often has no labels
+_VAL = ("val", "valid", "validation")  # names of the folder in any case
 _INSIDE = ("", "ILSVRC/Data/CLS-LOC/", "Data/CLS-LOC/")  # where train may be: at the top, or as Kaggle ships ImageNet
 _TINY = "val_annotations.txt"
 _KAGGLE = "LOC_val_solution.csv"
@@ -118,9 +116,10 @@ _DEVKIT = "ILSVRC2012_devkit_t12/data/"
 _NO_CLASSES = f"""\
 put {_KAGGLE} (Kaggle) or ILSVRC2012_devkit_t12 (image-net.org, unpacked) next to the image folder, or set {LABELS_ENV} \
 to a list with file and class on each line, or with the class of each image in the order of the files' names"""
-_UNPACK = """\
+_UNTAR = 'for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}"; done'
+_UNPACK = f"""\
 unpack them: mkdir train val; tar -xf ILSVRC2012_img_val.tar -C val; tar -xf ILSVRC2012_img_train.tar -C train; \
-cd train && for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done"""
+cd train && {_UNTAR.replace("; done", ' && rm "$t"; done')}"""
 _WRITE = "write the images to train/<class>/ and val/<class>/"
 _PACKED = (
     ("*.parquet", "parquet files, as Hugging Face ships them", _WRITE),
@@ -138,32 +137,21 @@ _ELSEWHERE = (  # what people have in place of train and val: a pattern of names
 )
 
 
-class _Tree(Protocol):
-    """A folder or a zip."""
-
-    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
-        """Name of each entry of a folder and whether it is a folder itself; "." is the top."""
-
-    def read(self, file: str) -> bytes:
-        """A file's bytes; `UnreadableError` where they are damaged, `DataError` where they are gone."""
-
-
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """Name of each entry of a folder, sorted, and whether it is a folder itself; "" is the top."""
         try:
-            with os.scandir(self._root / folder) as found:
-                for entry in found:
-                    is_folder = entry.is_dir()
-                    if is_folder or entry.is_file() or entry.is_symlink():  # a link that leads nowhere fails when it is read
-                        yield entry.name, is_folder
+            with os.scandir(self._root / folder) as found:  # a link that leads nowhere fails when it is read
+                return sorted((one.name, one.is_dir()) for one in found if one.is_dir() or one.is_file() or one.is_symlink())
         except OSError as error:
             name = error.filename or self._root / folder
             raise DataError(f"{name}: cannot be listed ({error.strerror})", "repair the image folder") from error
 
     def read(self, file: str) -> bytes:
+        """A file's bytes; `UnreadableError` where they are damaged, `DataError` where they are gone."""
         try:
             return (self._root / file).read_bytes()
         except OSError as error:
@@ -172,6 +160,8 @@ class _Folder:
 
 
 class _Zip:
+    """The same of a zip."""
+
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._folders: dict[str, dict[str, bool]] = {}
@@ -182,14 +172,17 @@ class _Zip:
                     self._folders.setdefault(str(path.parent), {})[path.name] = is_folder
                 is_folder = True
 
-    def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
-        yield from sorted(self._folders.get(str(PurePosixPath(folder)), {}).items())
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        return sorted(self._folders.get(str(PurePosixPath(folder)), {}).items())
 
     def read(self, file: str) -> bytes:
         try:
             return self._archive.read(file)
         except Exception as error:  # a damaged zip can make zipfile and zlib raise anything
             raise UnreadableError(str(error)) from error
+
+
+_Tree = _Folder | _Zip
 
 
 @contextmanager
@@ -221,35 +214,29 @@ def open_images(root: Path) -> Iterator[Listing]:
 
 
 def _list_images(root: Path, tree: _Tree) -> Listing:
-    train, val = _find_splits(root, tree)
     images: list[Located] = []
     classes: set[tuple[str, str]] = set()
     passed: Counter[str] = Counter()
-    for cls in _class_folders(tree, train, passed):
-        classes.add(("train", cls))
-        images += [Located("train", sys.intern(cls), file, ref) for file, ref in _files(tree, f"{train}/{cls}", passed)]
-    if not images:
-        raise _no_images(root, train, passed)
-    before, trained = passed.copy(), len(images)
-    flat = _flat_folder(tree, val)
-    if flat is None:
-        for cls in _class_folders(tree, val, passed):
-            classes.add(("val", cls))
-            images += [Located("val", sys.intern(cls), file, ref) for file, ref in _files(tree, f"{val}/{cls}", passed)]
-    else:
-        if flat != val:
-            passed["folders"] += sum(name != "images" for name in _class_folders(tree, val, passed))
-        found = dict(_files(tree, flat, passed))
-        labels = _labels(root, tree, flat, sorted(found), sorted({cls for _, cls in classes}))
-        classes |= {("val", cls) for cls in labels.values()}
-        images += [Located("val", sys.intern(labels[file]), file, ref) for file, ref in found.items()]
-    if len(images) == trained:
-        raise _no_images(root, val, passed - before)
+    train, val = _find_splits(root, tree)
+    for split, folder in (("train", train), ("val", val)):
+        before, listed = passed.copy(), len(images)
+        if split == "val" and (flat := _flat_folder(tree, val)):
+            if flat != val:
+                passed["folders"] += sum(name != "images" for name in _class_folders(tree, val, passed))
+            found = dict(_files(tree, flat, passed))
+            labels = _labels(root, tree, flat, sorted(found), sorted({cls for _, cls in classes}))
+            classes |= {(split, cls) for cls in labels.values()}
+            images += [Located(split, sys.intern(labels[file]), file, ref) for file, ref in found.items()]
+        else:
+            for cls in _class_folders(tree, folder, passed):
+                classes.add((split, cls))
+                images += [Located(split, sys.intern(cls), file, ref) for file, ref in _files(tree, f"{folder}/{cls}", passed)]
+        if len(images) == listed:
+            raise _no_images(root, folder, passed - before)
     notes = [] if val.lower().endswith("val") else [f"the validation images were read from {val}"]
     if ignored := _ignored(passed):
-        notes.append(
-            f"{sum(count for kind, count in passed.items() if kind)} files or folders under train and val were {ignored}"
-        )
+        count = sum(count for kind, count in passed.items() if kind)
+        notes.append(f"{count} files or folders under train and val were {ignored}")
     return Listing(_checked(root, images, classes), lambda image: tree.read(str(image.ref)), decode_file, tuple(notes))
 
 
@@ -258,25 +245,22 @@ def _no_images(root: Path, split: str, passed: Counter[str]) -> DataError:
     ignored = _ignored(passed)
     hint = f"expected {split}/<class>/ with files {', '.join(SUFFIXES)}"
     if passed[".tar"]:
-        hint += (
-            f'; unpack the tar files: cd {split} && for t in *.tar; do mkdir "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}"; done'
-        )
+        hint += f"; unpack the tar files: cd {split} && {_UNTAR}"
     return DataError(f"{root}: no images under {split}{f', whose content was {ignored}' if ignored else ''}", hint)
 
 
 def _ignored(passed: Counter[str]) -> str:
     """What was passed over, by kind; "" where nothing that anybody has to know."""
-    kinds = [(kind, count) for kind, count in passed.most_common() if kind and count]
-    shown = ", ".join(f"{kind} {count}" for kind, count in kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
-    return f"ignored: {shown}" if kinds else ""
+    kinds = [f"{kind} {count}" for kind, count in passed.most_common() if kind and count]
+    return f"ignored: {', '.join(kinds[:_SHOWN])}{', ...' if len(kinds) > _SHOWN else ''}" if kinds else ""
 
 
 def _find_splits(root: Path, tree: _Tree) -> tuple[str, str]:
     """The folders of training and of validation images."""
-    top = sorted(name for name, is_folder in tree.entries(".") if is_folder and _is_class(name))
+    top = [name for name, is_folder in tree.entries("") if is_folder and _is_class(name)]
     nested = [base for base in _INSIDE if not base or base.partition("/")[0] in top]
     for bases in (nested, [f"{name}/" for name in top]):
-        holders = [base for base in bases if any(name.lower() in _TRAIN for name in _folders_of(tree, base))]
+        holders = [base for base in bases if any(name.lower() == "train" for name in _folders_of(tree, base))]
         if len(holders) > 1:
             each = " and ".join(str(root / base) for base in holders[:_SHOWN])
             raise DataError(f"{root}: {len(holders)} folders in it have a folder 'train': {each}", "name the one that is meant")
@@ -293,25 +277,26 @@ def _find_splits(root: Path, tree: _Tree) -> tuple[str, str]:
 def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
     """The folders of both splits in `base`, which has at least one folder `train`."""
     folders = _folders_of(tree, base)
-    train, val, test = ([name for name in folders if name.lower() in names] for names in (_TRAIN, _VAL, _TEST))
-    for readings in (train, val, [] if val else test):
+    train, val, test = ([name for name in folders if name.lower() in names] for names in (("train",), _VAL, ("test",)))
+    val = val or test  # a test beside val often has no labels
+    for readings in (train, val):
         if len(readings) > 1:
             found = f"{root / base}: has the folders {' and '.join(readings)}, and only one of them can be meant"
             raise DataError(found, "rename or move the others")
-    if not val + test:
-        found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join((*_VAL, *_TEST))}"
+    if not val:
+        found = f"{root / base}: has a folder {train[0]!r} and none of {', '.join((*_VAL, 'test'))}"
         raise DataError(found, "put the validation images next to it, in val/<class>/")
-    return f"{base}{train[0]}", f"{base}{(val or test)[0]}"
+    return f"{base}{train[0]}", f"{base}{val[0]}"
 
 
 def _folders_of(tree: _Tree, base: str) -> list[str]:
     """Folders inside `base`, sorted; nothing where there is no such folder."""
-    at = "."
+    at = ""
     for part in PurePosixPath(base).parts:
         if (part, True) not in tree.entries(at):
             return []
-        at = part if at == "." else f"{at}/{part}"
-    return sorted(name for name, is_folder in tree.entries(at) if is_folder)
+        at = f"{at}{part}/"
+    return [name for name, is_folder in tree.entries(at) if is_folder]
 
 
 def _class_folders(tree: _Tree, split: str, passed: Counter[str]) -> Iterator[str]:
@@ -319,19 +304,18 @@ def _class_folders(tree: _Tree, split: str, passed: Counter[str]) -> Iterator[st
         if is_folder and _is_class(name):
             yield name
         else:
-            passed[_kind(f"{split}/{name}", is_folder=is_folder)] += 1
+            passed[_kind(name, is_folder=is_folder)] += 1
 
 
 def _files(tree: _Tree, folder: str, passed: Counter[str]) -> Iterator[tuple[str, str]]:
     """Name and path of each image in a folder, and in a folder `images` inside it."""
     for name, is_folder in tree.entries(folder):
-        path = f"{folder}/{name}"
         if is_folder and name == "images" and not folder.endswith("/images"):
-            yield from _files(tree, path, passed)
+            yield from _files(tree, f"{folder}/images", passed)
         elif not is_folder and _is_image(name):
-            yield name, path
+            yield name, f"{folder}/{name}"
         else:
-            passed[_kind(path, is_folder=is_folder)] += 1
+            passed[_kind(name, is_folder=is_folder)] += 1
 
 
 def _is_class(folder: str) -> bool:
@@ -342,27 +326,26 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _kind(path: str, *, is_folder: bool) -> str:
+def _kind(name: str, *, is_folder: bool) -> str:
     """What a note calls an entry that is no image; "" where nobody has to know: hidden files and Tiny-ImageNet's own lists."""
-    name = PurePosixPath(path)
-    if name.name.startswith(".") or name.name in (*_EXTRA_FOLDERS, _TINY) or path.endswith("_boxes.txt"):
+    if name.startswith(".") or name in (*_EXTRA_FOLDERS, _TINY) or name.endswith("_boxes.txt"):
         return ""
     if is_folder:
         return "folders"
-    suffix = name.suffix.lower()
+    suffix = PurePosixPath(name).suffix.lower()
     return suffix if suffix.isprintable() and 1 < len(suffix) < 10 else "others"
 
 
 # --- the classes of validation images that lie in one folder ------------------------------------------------------------
 
 
-def _flat_folder(tree: _Tree, val: str) -> str | None:
-    """The folder that holds all validation images; None where each class has its own."""
+def _flat_folder(tree: _Tree, val: str) -> str:
+    """The folder that holds all validation images; "" where each class has its own."""
     names = dict(tree.entries(val))
     if "images" in names and (_TINY in names or [name for name, is_folder in names.items() if is_folder] == ["images"]):
         return f"{val}/images"
     own = [name for name, is_folder in names.items() if is_folder and _is_class(name)]
-    return val if not own and any(map(_is_image, names)) else None
+    return val if not own and any(map(_is_image, names)) else ""
 
 
 def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
@@ -375,42 +358,37 @@ def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: S
         files: names of the images in it, sorted.
         classes: of the training images, sorted.
     """
-    val = flat.removesuffix("/images")
-    base = val.rpartition("/")[0]
-    places = dict.fromkeys((f"{base}/" if base else "", *(f"{part}/" for part in PurePosixPath(base).parts[:1]), ""))
-    listed = os.environ.get(LABELS_ENV, "")
-    if listed:
-        path = paths.named_path(LABELS_ENV, _NO_CLASSES)
-        where, found = str(path), _parse_list(path, path.read_text("utf-8", errors="replace"), files, classes)
-    elif (_TINY, False) in tree.entries(val):
-        where = f"{val}/{_TINY}"
-        found = _parse_table(root, where, _text(root, tree, where), "\t")
-    else:
-        for place in places:
-            names = dict(tree.entries(place or "."))
-            if names.get(_KAGGLE) is False:
-                where = f"{place}{_KAGGLE}"
-                rows = _parse_table(root, where, _text(root, tree, where), ",")
-                found = {f"{file}.JPEG": boxes.split(" ")[0] for file, boxes in rows.items() if file != "ImageId"}
-                break
-            if names.get(_DEVKIT.partition("/")[0]):
-                where = f"{place}{_DEVKIT}ILSVRC2012_validation_ground_truth.txt"
-                wnid = _read_synsets(root, tree, f"{place}{_DEVKIT}meta.mat")
-                numbers = _text(root, tree, where).split()
-                found = {f"ILSVRC2012_val_{at:08d}.JPEG": wnid.get(number, "") for at, number in enumerate(numbers, start=1)}
-                break
-        else:
-            raise DataError(
-                f"{root}: {flat} holds {len(files)} images in one folder, and no file gives their classes", _NO_CLASSES
-            )
-    unknown = [file for file in files if file not in found]
-    absent = sorted(found.keys() - set(files))
-    if unknown:
-        raise DataError(f"{root}: {flat}/{unknown[0]} has no class in {where}", "unpack the images and their classes again")
-    if absent:
+    where, found = _read_labels(root, tree, flat, files, classes)
+    again = "unpack the images and their classes again"
+    if unknown := [file for file in files if file not in found]:
+        raise DataError(f"{root}: {flat}/{unknown[0]} has no class in {where}", again)
+    if absent := sorted(found.keys() - set(files)):
         message = f"{where} names {len(absent)} images that do not exist; the first is {absent[0]}"
-        raise DataError(f"{root}: {message}", "unpack the images again")
+        raise DataError(f"{root}: {message}", again)
     return found
+
+
+def _read_labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The file of classes, and class by name of image; arguments as of `_labels`."""
+    val = flat.removesuffix("/images")
+    if os.environ.get(LABELS_ENV):
+        path = paths.named_path(LABELS_ENV, _NO_CLASSES)
+        return str(path), _parse_list(path, path.read_text("utf-8", errors="replace"), files, classes)
+    if (_TINY, False) in tree.entries(val):
+        return f"{val}/{_TINY}", _parse_table(root, tree, f"{val}/{_TINY}", "\t")
+    base = val.rpartition("/")[0]
+    for place in dict.fromkeys((f"{base}/" if base else "", *(f"{part}/" for part in PurePosixPath(base).parts[:1]), "")):
+        names = dict(tree.entries(place))
+        if names.get(_KAGGLE) is False:
+            rows = _parse_table(root, tree, f"{place}{_KAGGLE}", ",")
+            found = {f"{file}.JPEG": boxes.split(" ")[0] for file, boxes in rows.items() if file != "ImageId"}
+            return f"{place}{_KAGGLE}", found
+        if names.get(_DEVKIT.partition("/")[0]):
+            where = f"{place}{_DEVKIT}ILSVRC2012_validation_ground_truth.txt"
+            wnid = _read_synsets(root, tree, f"{place}{_DEVKIT}meta.mat")
+            numbers = enumerate(_text(root, tree, where).split(), start=1)
+            return where, {f"ILSVRC2012_val_{at:08d}.JPEG": wnid.get(number, "") for at, number in numbers}
+    raise DataError(f"{root}: {flat} holds {len(files)} images in one folder, and no file gives their classes", _NO_CLASSES)
 
 
 def _text(root: Path, tree: _Tree, file: str) -> str:
@@ -420,10 +398,10 @@ def _text(root: Path, tree: _Tree, file: str) -> str:
         raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the images again") from error
 
 
-def _parse_table(root: Path, where: str, text: str, separator: str) -> dict[str, str]:
+def _parse_table(root: Path, tree: _Tree, where: str, separator: str) -> dict[str, str]:
     """First column -> second; columns beyond are bounding boxes."""
     rows = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_text(root, tree, where).splitlines(), start=1):
         cells = line.split(separator)
         if len(cells) < 2:
             raise DataError(f"{root}: {where}:{number}: expected file and class, found {line!r}", "unpack the images again")
@@ -436,13 +414,11 @@ def _parse_list(path: Path, text: str, files: Sequence[str], classes: Sequence[s
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if all(len(cells) == 1 for cells in lines) and len(lines) == len(files):
         lines = [[file, cells[0]] for file, cells in zip(files, lines, strict=True)]
-    wrong = next((at for at, cells in enumerate(lines, start=1) if len(cells) != 2), 0)
-    if wrong:
+    if wrong := next((at for at, cells in enumerate(lines, start=1) if len(cells) != 2), 0):
         found = f"{path}:{wrong}: expected file and class, or one class for each of {len(files)} images, found {lines[wrong - 1]}"
         raise DataError(found, "a line is `ILSVRC2012_val_00000001.JPEG n01751748`")
-    known = set(classes)
-    number = {str(at): cls for at, cls in enumerate(classes)}
-    return {file: cls if cls in known else number.get(cls, cls) for file, cls in lines}
+    number = {str(at): cls for at, cls in enumerate(classes) if str(at) not in classes}
+    return {file: number.get(cls, cls) for file, cls in lines}
 
 
 def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
@@ -458,13 +434,11 @@ def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
 def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -> tuple[Located, ...]:
     """Images in their order; `DataError` where a class is empty or in one split only, or a name is double or unlistable."""
     filled = {(image.split, image.cls) for image in images}
-    empty = sorted(classes - filled)
-    if empty:
+    if empty := sorted(classes - filled):
         first = "/".join(empty[0])
         raise DataError(f"{root}: {len(empty)} classes without images, first {first}", "remove the empty folders or fill them")
     for split, other in (("train", "val"), ("val", "train")):
-        alone = sorted(cls for part, cls in filled if part == split and (other, cls) not in filled)
-        if alone:
+        if alone := sorted(cls for part, cls in filled if part == split and (other, cls) not in filled):
             found = f"{len(alone)} classes are in {split} but not in {other}, first {alone[0]}"
             raise DataError(f"{root}: {found}", "make sure that both splits have the same classes")
     ordered = sorted(images, key=_order)
@@ -560,8 +534,7 @@ def digits() -> Listing:
     )
 
 
-@dataclass(frozen=True)
-class _CifarForm:
+class _Form(NamedTuple):
     """One form of CIFAR: a folder, or the archive that it is published in."""
 
     folder: str
@@ -574,17 +547,14 @@ class _CifarForm:
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-_BATCHES_BIN = tuple(f"{name}.bin" for name in _BATCHES)
+_PICKLES = "cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES, "test_batch", "batches.meta", "labels", "label_names"
+_BINARY = tuple(f"{name}.bin" for name in _BATCHES), "test_batch.bin", "batches.meta.txt", 1
+_FINE = "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_labels", "fine_label_names"
 _CIFAR = {
-    "cifar10": (
-        _CifarForm(
-            "cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES, "test_batch", "batches.meta", "labels", "label_names"
-        ),
-        _CifarForm("cifar-10-batches-bin", "cifar-10-binary.tar.gz", _BATCHES_BIN, "test_batch.bin", "batches.meta.txt", 1),
-    ),
+    "cifar10": (_Form(*_PICKLES), _Form("cifar-10-batches-bin", "cifar-10-binary.tar.gz", *_BINARY)),
     "cifar100": (
-        _CifarForm("cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", "fine_labels", "fine_label_names"),
-        _CifarForm("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), "test.bin", "fine_label_names.txt", 2),
+        _Form(*_FINE),
+        _Form("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), "test.bin", "fine_label_names.txt", 2),
     ),
 }
 
@@ -618,19 +588,15 @@ def cifar(root: Path, name: str) -> Listing:
     )
 
 
-def _read_cifar(root: Path, form: _CifarForm, read: Callable[[str], bytes]) -> Listing:
+def _read_cifar(root: Path, form: _Form, read: Callable[[str], bytes]) -> Listing:
     images: list[Located] = []
     pixels: list[bytes] = []
     content = read(form.names)
-    binary = isinstance(form.label, int)
-    names = content.decode().split() if binary else _unpickle(content)[form.names_key]
+    names = content.decode().split() if isinstance(form.label, int) else _unpickle(content)[form.names_key]
     for split, files in (("train", form.train), ("val", (form.test,))):
-        row = 0
-        for file in files:
-            for label, planes in _rows(read(file), form.label):
-                images.append(Located(split, names[label], f"{split}_{row:05d}.png", len(pixels)))
-                pixels.append(planes.reshape(3, 32, 32).transpose(1, 2, 0).tobytes())
-                row += 1
+        for row, (label, planes) in enumerate(one for file in files for one in _rows(read(file), form.label)):
+            images.append(Located(split, names[label], f"{split}_{row:05d}.png", len(pixels)))
+            pixels.append(planes.reshape(3, 32, 32).transpose(1, 2, 0).tobytes())
     return Listing(
         images=_checked(root, images, set()),
         fetch=lambda image: pixels[int(image.ref)],
@@ -660,37 +626,30 @@ def stl10(root: Path) -> Listing:
     """
     folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
     if not (folder / "train_X.bin").is_file():
-        packed = root / "stl10_binary.tar.gz"
+        packed = (root / "stl10_binary.tar.gz").is_file()
         hint = (
-            f"unpack it: tar -xf {packed.name}"
-            if packed.is_file()
-            else "download stl10_binary.tar.gz from its authors and unpack it"
+            "unpack it: tar -xf stl10_binary.tar.gz" if packed else "download stl10_binary.tar.gz from its authors and unpack it"
         )
         raise DataError(f"{root}: has no folder stl10_binary with train_X.bin", hint)
     pixels: dict[str, Any] = {}
     images: list[Located] = []
-    unlabelled: list[Located] = []
     try:
-        names = (folder / "class_names.txt").read_text("utf-8").split()
+        names = ["", *(folder / "class_names.txt").read_text("utf-8").split()]  # labels are counted from 1
         for split, name in _STL10.items():
             pixels[split] = np.memmap(folder / f"{name}_X.bin", np.uint8, "r").reshape(-1, _STL10_BYTES)
-            if split == UNLABELLED:
-                unlabelled = [Located(split, "", f"{split}_{row:05d}.png", f"{split}/{row}") for row in range(len(pixels[split]))]
-                continue
-            labels = np.fromfile(folder / f"{name}_y.bin", np.uint8).tolist()  # counted from 1
+            labels = [0] * len(pixels[split]) if split == UNLABELLED else np.fromfile(folder / f"{name}_y.bin", np.uint8).tolist()
             for row, (label, _) in enumerate(zip(labels, pixels[split], strict=True)):
-                if label == 0:
-                    raise ValueError(f"image {row} of {name}_X.bin has label 0, and labels are counted from 1")
-                images.append(Located(split, names[label - 1], f"{split}_{row:05d}.png", f"{split}/{row}"))
+                images.append(Located(split, names[label], f"{split}_{row:05d}.png", f"{split}/{row}"))
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{folder}: damaged ({type(error).__name__}: {error})", "unpack the archive again") from error
+    labelled = _checked(root, [image for image in images if image.split != UNLABELLED], set())
 
     def fetch(image: Located) -> bytes:
         split, _, row = str(image.ref).partition("/")
         return bytes(pixels[split][int(row)].reshape(3, 96, 96).transpose(2, 1, 0).tobytes())
 
     return Listing(
-        images=tuple(sorted((*_checked(root, images, set()), *unlabelled), key=_order)),
+        images=tuple(sorted((*labelled, *(image for image in images if image.split == UNLABELLED)), key=_order)),
         fetch=fetch,
         decode=lambda payload: Image.frombytes("RGB", (96, 96), payload),
     )

@@ -96,8 +96,8 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
         classes=drawn.classes,
         large=drawn.large,
         train=_positions([*drawn.train, *(unlabelled if subset.unlabelled else ())]),
-        search=_positions(_draw(groups, "train", drawn.classes, subset.search_per_class, seed, "search", where)),
-        query=_positions(_draw(groups, "val", drawn.classes, subset.query_per_class, seed, "query", where)),
+        search=_positions(_draw(pool, "train", drawn.classes, subset.search_per_class, seed, "search")),
+        query=_positions(_draw(pool, "val", drawn.classes, subset.query_per_class, seed, "query")),
         shots=group_by_size(Counter(images[at].cls for at in drawn.train), subset.shots),
         notes=drawn.notes,
     )
@@ -131,32 +131,26 @@ def group_by_size(sizes: Mapping[str, int], thresholds: params.Shots | None) -> 
 
 def _all(pool: _Pool, rule: params.AllClasses) -> _Drawn:
     classes = _chosen(pool, rule.classes, rule.seed)
-    return _Drawn(classes, _draw(pool.groups, "train", classes, None, rule.seed, "train", pool.where))
+    return _Drawn(classes, _draw(pool, "train", classes, None, rule.seed, "train"))
 
 
 def _balanced(pool: _Pool, rule: params.Balanced) -> _Drawn:
     classes = _chosen(pool, rule.classes, rule.seed)
-    return _Drawn(classes, _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "train", pool.where))
+    return _Drawn(classes, _draw(pool, "train", classes, rule.per_class, rule.seed, "train"))
 
 
-def _unbalanced(pool: _Pool, rule: params.Unbalanced) -> _Drawn:
-    return _large_and_rare(pool, rule, *_unbalanced_classes(pool.classes, rule, pool.where))
-
-
-def _halves(pool: _Pool, rule: params.Halves) -> _Drawn:
-    return _large_and_rare(pool, rule, *_part(pool.classes, rule, pool.where))
-
-
-def _large_and_rare(
-    pool: _Pool, rule: params.Unbalanced | params.Halves, classes: tuple[str, ...], large: tuple[str, ...]
-) -> _Drawn:
+def _large_and_rare(pool: _Pool, rule: params.Unbalanced | params.Halves) -> _Drawn:
     """The large classes in full and the others cut, or the balanced control: the same number of each."""
-    if rule.per_class is not None:
-        even = _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "rare", pool.where)
-        return _Drawn(classes, even, large)
-    train = [position for cls in large for position in pool.groups["train", cls]]
+    classes, large = _part(pool, rule) if isinstance(rule, params.Halves) else _unbalanced_classes(pool, rule)
     rare = [cls for cls in classes if cls not in large]
-    return _Drawn(classes, train + _draw(pool.groups, "train", rare, rule.rare_images, rule.seed, "rare", pool.where), large)
+    if not rare:
+        part = f" in part {rule.part!r} of {len(pool.classes)}" if isinstance(rule, params.Halves) else ""
+        found = f"{pool.where}: {rule.large} large classes of {len(classes)}{part} leave no rare one"
+        raise DataError(found, "lower `large`, or take more classes")
+    if rule.per_class is not None:
+        return _Drawn(classes, _draw(pool, "train", classes, rule.per_class, rule.seed, "rare"), large)
+    train = [position for cls in large for position in pool.groups["train", cls]]
+    return _Drawn(classes, train + _draw(pool, "train", rare, rule.rare_images, rule.seed, "rare"), large)
 
 
 def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
@@ -164,16 +158,16 @@ def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
     hint = f"set {rule.root_env} to a folder with {rule.listed}; the published lists are in {LISTS_ORIGIN}"
     path = _listed_file(rule.root_env, rule.listed, hint)
     authors = parse_list(path)
+    notes: tuple[str, ...] = ()
     published = LIST_SHA256[rule.list]
-    notes = (
-        () if authors.sha256 == published else (f"{path}: not the published {rule.list} ({_hashes(authors.sha256, published)})",)
-    )
+    if authors.sha256 != published:
+        notes = (f"{path}: not the published {rule.list} (sha256 {authors.sha256}, expected {published})",)
     return _Drawn(tuple(sorted(authors.classes)), _find_listed(pool, authors.images, f"list {rule.list}"), authors.large, notes)
 
 
 def _file(pool: _Pool, rule: params.ImageList) -> _Drawn:
     """A list of `class/file label` lines."""
-    path = _listed_file(rule.root_env, rule.path, f"set {rule.root_env} to the folder of the list {rule.path}")
+    path = _listed_file(rule.root_env, rule.path)
     found = parse_labelled(path)
     notes = _same_file(path, found.sha256, rule.sha256)
     classes = tuple(sorted({cls for cls, _ in found.images}))
@@ -185,11 +179,11 @@ def _classes(pool: _Pool, rule: params.NamedClasses) -> _Drawn:
     named: tuple[str, ...] = rule.classes or ()
     notes: tuple[str, ...] = ()
     if rule.file is not None:
-        path = _listed_file(rule.root_env, rule.file, f"set {rule.root_env} to the folder of the list {rule.file}")
+        path = _listed_file(rule.root_env, rule.file)
         named, sha256 = read_classes(path, pool.classes)
         notes = _same_file(path, sha256, rule.sha256)
     classes = _named(pool, named)
-    return _Drawn(classes, _draw(pool.groups, "train", classes, rule.per_class, rule.seed, "train", pool.where), notes=notes)
+    return _Drawn(classes, _draw(pool, "train", classes, rule.per_class, rule.seed, "train"), notes=notes)
 
 
 def _exponential(pool: _Pool, rule: params.Exponential) -> _Drawn:
@@ -206,8 +200,8 @@ def _pareto(pool: _Pool, rule: params.Pareto) -> _Drawn:
 _RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
     "all": _all,
     "balanced": _balanced,
-    "unbalanced": _unbalanced,
-    "halves": _halves,
+    "unbalanced": _large_and_rare,
+    "halves": _large_and_rare,
     "list": _list,
     "file": _file,
     "classes": _classes,
@@ -256,7 +250,7 @@ def _sized(pool: _Pool, rule: params.Exponential | params.Pareto, classes: tuple
             found = f"a class needs {size} training images, and the {len(waiting)} that are left have fewer"
             raise DataError(f"{pool.where}: {found}", "lower `max_per_class` or choose fewer classes")
         waiting.remove(cls)
-        train += _draw(pool.groups, "train", [cls], size, rule.seed, "train", pool.where)
+        train += _draw(pool, "train", [cls], size, rule.seed, "train")
     return _Drawn(classes, train)
 
 
@@ -275,88 +269,72 @@ def rare_order(images: int, seed: int, cls: str) -> list[int]:
     return _permutation(images, seed, "rare", cls)
 
 
-def _draw(
-    groups: _Groups, split: str, classes: Sequence[str], per_class: int | None, seed: int, purpose: str, where: str
-) -> list[int]:
+def _draw(pool: _Pool, split: str, classes: Sequence[str], per_class: int | None, seed: int, purpose: str) -> list[int]:
     """`per_class` images of each class, or all of them; a smaller draw is a part of a larger one."""
     drawn: list[int] = []
     for cls in classes:
-        members = groups.get((split, cls), [])
+        members = pool.groups.get((split, cls), [])
         if per_class is None:
             drawn += members
             continue
         if len(members) < per_class:
             found = f"class {cls} has {len(members)} {split} images, but {per_class} {purpose} images are needed"
-            raise DataError(f"{where}: {found}", "ask for fewer images per class, or choose other classes")
+            raise DataError(f"{pool.where}: {found}", "ask for fewer images per class, or choose other classes")
         drawn += [members[at] for at in _permutation(len(members), seed, purpose, cls)[:per_class]]
     return drawn
 
 
 def _chosen(pool: _Pool, wanted: int | tuple[str, ...] | None, seed: int) -> tuple[str, ...]:
-    """The named classes, or `wanted` of them, sorted; all of them where nothing is said."""
-    return _named(pool, wanted) if isinstance(wanted, tuple) else _drawn_classes(pool.classes, wanted, seed, pool.where)
+    """The named classes, or `wanted` drawn ones, sorted; all of them where nothing is said."""
+    if isinstance(wanted, tuple):
+        return _named(pool, wanted)
+    if wanted is None:
+        return pool.classes
+    _enough(pool, wanted)
+    return tuple(sorted(pool.classes[at] for at in _permutation(len(pool.classes), seed, "classes")[:wanted]))
 
 
 def _named(pool: _Pool, named: Sequence[str]) -> tuple[str, ...]:
     """These classes, sorted; `DataError` where the source lacks some or one is named twice."""
-    absent = sorted(set(named) - set(pool.classes))
-    if absent:
+    if absent := sorted(set(named) - set(pool.classes)):
         found = f"{len(absent)} of the {len(named)} classes named are not in the source; the first is {absent[0]!r}"
-        raise DataError(f"{pool.where}: {found}", _nearest(absent[0], pool.classes))
+        close = difflib.get_close_matches(absent[0], pool.classes, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the first of the source's classes are {', '.join(pool.classes[:5])}"
+        raise DataError(f"{pool.where}: {found}", hint)
     if len(set(named)) < len(named):
         twice = next(cls for cls, count in Counter(named).items() if count > 1)
         raise DataError(f"{pool.where}: class {twice!r} is named twice", "name each class once")
     return tuple(sorted(named))
 
 
-def _nearest(cls: str, available: Sequence[str]) -> str:
-    close = difflib.get_close_matches(cls, available, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the first of the source's classes are {', '.join(available[:5])}"
+def _enough(pool: _Pool, wanted: int) -> None:
+    if wanted > len(pool.classes):
+        found = f"{pool.where}: the rule needs {wanted} classes, but the source has {len(pool.classes)}"
+        raise DataError(found, "lower `classes`")
 
 
-def _drawn_classes(available: Sequence[str], wanted: int | None, seed: int, where: str) -> tuple[str, ...]:
-    """`wanted` classes, sorted; all of them where no number is given."""
-    if wanted is None:
-        return tuple(available)
-    if wanted > len(available):
-        raise DataError(f"{where}: the rule needs {wanted} classes, but the source has {len(available)}", "lower `classes`")
-    return tuple(sorted(available[at] for at in _permutation(len(available), seed, "classes")[:wanted]))
-
-
-def _unbalanced_classes(available: Sequence[str], rule: params.Unbalanced, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _unbalanced_classes(pool: _Pool, rule: params.Unbalanced) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Chosen classes and the large ones among them, both sorted."""
-    named = rule.large_classes
-    if named is None:
-        classes = _drawn_classes(available, rule.classes, rule.seed, where)
-        if rule.large < len(classes):
-            order = _permutation(len(classes), rule.seed, "large")
-            return classes, tuple(sorted(classes[at] for at in order[: rule.large]))
-        raise DataError(f"{where}: {rule.large} large classes of {len(classes)} leave no rare one", "lower `large`")
-    for cls in named:
-        if cls not in available:
-            found = f"large class {cls!r} is not among the source's {len(available)} classes"
-            raise DataError(f"{where}: {found}", _nearest(cls, available))
-    wanted = len(available) if rule.classes is None else rule.classes
-    if wanted <= rule.large:
-        raise DataError(f"{where}: {rule.large} large classes of {wanted} leave no rare one", "lower `large`")
-    if wanted > len(available):
-        raise DataError(f"{where}: the rule needs {wanted} classes, but the source has {len(available)}", "lower `classes`")
-    others = [cls for cls in available if cls not in named]
-    drawn = [others[at] for at in _permutation(len(others), rule.seed, "classes")[: wanted - rule.large]]
-    return tuple(sorted((*named, *drawn))), tuple(sorted(named))
+    if rule.large_classes is None:
+        classes = _chosen(pool, rule.classes, rule.seed)
+        order = _permutation(len(classes), rule.seed, "large")
+        return classes, tuple(sorted(classes[at] for at in order[: rule.large]))
+    large = _named(pool, rule.large_classes)
+    wanted = len(pool.classes) if rule.classes is None else rule.classes
+    _enough(pool, wanted)
+    others = [cls for cls in pool.classes if cls not in large]
+    drawn = [others[at] for at in _permutation(len(others), rule.seed, "classes")[: max(0, wanted - rule.large)]]
+    return tuple(sorted((*large, *drawn))), large
 
 
-def _part(available: Sequence[str], rule: params.Halves, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _part(pool: _Pool, rule: params.Halves) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Classes of one part and the large ones among them, both sorted."""
-    order = [available[at] for at in _permutation(len(available), rule.seed, "tuning")]
+    order = [pool.classes[at] for at in _permutation(len(pool.classes), rule.seed, "tuning")]
     classes, rest = sorted(order[: rule.tuning]), sorted(order[rule.tuning :])
     if rule.part != "tuning":
         shuffled = [rest[at] for at in _permutation(len(rest), rule.seed, "halving", str(rule.halving))]
         half = len(rest) // 2  # an odd one out is in neither
         classes = sorted(shuffled[:half] if rule.part == "first" else shuffled[half : 2 * half])
-    if rule.large >= len(classes):
-        found = f"{rule.large} large classes of {len(classes)} in part {rule.part!r} of {len(available)} leave no rare one"
-        raise DataError(f"{where}: {found}", "lower `large` or change `tuning`")
     if rule.large_by == "draw":
         drawn = _permutation(len(classes), rule.seed, "large", rule.part, str(rule.halving))
         return tuple(classes), tuple(sorted(classes[at] for at in drawn[: rule.large]))
@@ -366,8 +344,9 @@ def _part(available: Sequence[str], rule: params.Halves, where: str) -> tuple[tu
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-def _listed_file(variable: str, name: str, hint: str) -> Path:
+def _listed_file(variable: str, name: str, hint: str = "") -> Path:
     """A file of the folder that an environment variable names; `DataError` where there is none."""
+    hint = hint or f"set {variable} to the folder of the list {name}"
     path = files.named_path(variable, hint) / name
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint)
@@ -379,14 +358,9 @@ def _same_file(path: Path, sha256: str, expected: str | None) -> tuple[str, ...]
     if expected is None:
         return (f"{path.name}: sha256 {sha256}; state it in the rule so that no other file is taken",)
     if sha256 != expected:
-        raise DataError(
-            f"{path}: not the file that the rule names ({_hashes(sha256, expected)})", "restore it or change `sha256`"
-        )
+        found = f"{path}: not the file that the rule names (sha256 {sha256}, expected {expected})"
+        raise DataError(found, "restore it or change `sha256`")
     return ()
-
-
-def _hashes(found: str, expected: str) -> str:
-    return f"sha256 {found}, expected {expected}"
 
 
 def _find_listed(pool: _Pool, listed: Sequence[tuple[str, str]], name: str) -> list[int]:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,12 @@ from torch import Tensor
 
 from isd_repro.config.params import Store as StoreSettings
 from isd_repro.data import augment
-from isd_repro.data.eval_loader import Frame
+from isd_repro.data.eval_loader import Ahead, Frame
 from isd_repro.data.loader import generator_of
 from isd_repro.data.store import convert
 from isd_repro.records import ManifestIdentity
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.errors import DataError
 
 TransferName = Literal[
     "food101", "cifar10", "cifar100", "sun397", "cars", "dtd", "pets", "caltech101", "flowers102", "aircraft", "cifar10-folder"
@@ -37,9 +36,6 @@ TransferName = Literal[
 Part = Literal["train", "val", "test", "pool"]  # "pool": neither train nor test until it is divided
 Metric = Literal["top1", "mean-per-class"]
 ROOT = "ISD_TRANSFER_ROOT"
-_MATLAB = ("Flowers102", "StanfordCars", "Caltech101")  # classes that read annotations or need scipy
-_SHARE = 0.2  # of the train images, for validation: `valid_size` of linear.py
-_CIFAR10 = tuple(f"cifar-10-batches-py/{name}" for name in ("data_batch_1", "test_batch", "batches.meta"))
 
 
 @dataclass(frozen=True)
@@ -52,136 +48,93 @@ class TransferSet:
         parts: arguments of the class for each part that has a list of its own.
         needs: what must lie below the root.
         metric: the number that the field reports.
+        note: what departs from the source, with its id.
         train_per_class: images of each class that are drawn from the pool to learn from; the others are the test.
         val_share: share of each class's train images that is drawn for validation, where the set has no validation images.
         root_env: environment variable that names the folder.
-        note: what departs from the source, with its id.
     """
 
     title: str
     reader: str
     parts: dict[Part, dict[str, Any]]
     needs: tuple[str, ...]
-    metric: Metric
-    train_per_class: int | None = None
-    val_share: float = _SHARE
-    root_env: str = ROOT
+    metric: Metric = "top1"
     note: str = "DEV-20"
+    train_per_class: int | None = None
+    val_share: float = 0.2  # `valid_size` of linear.py
+    root_env: str = ROOT
 
 
-def _splits(*parts: Part) -> dict[Part, dict[str, Any]]:
-    return {part: {"split": part} for part in parts}
+def _in(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names)
 
 
+_TWO: dict[Part, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE: dict[Part, dict[str, Any]] = {part: {"split": part} for part in ("train", "val", "test")}
 _CIFAR: dict[Part, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _PETS: dict[Part, dict[str, Any]] = {"train": {"split": "trainval"}, "test": {"split": "test"}}
-_SUN = ("SUN397/ClassName.txt", "SUN397/Partitions/Training_01.txt", "SUN397/Partitions/Testing_01.txt")
 _CARS = ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test")
-_AIRCRAFT = tuple(f"fgvc-aircraft-2013b/data/{name}" for name in ("images", "variants.txt", "images_variant_train.txt"))
+_TEXTURES = ("images", *(f"labels/{part}1.txt" for part in ("train", "val", "test")))
+_SUN = _in("SUN397", "ClassName.txt", "Partitions/Training_01.txt", "Partitions/Testing_01.txt")
+_BACKGROUND = "DEV-20: torchvision omits the background class"
+_PLANES = _in("fgvc-aircraft-2013b/data", "images", "variants.txt", "images_variant_train.txt")
+_BY_CLASS: Metric = "mean-per-class"
 
 SETS: dict[TransferName, TransferSet] = {
-    "food101": TransferSet(
-        title="Food-101",
-        reader="Food101",
-        parts=_splits("train", "test"),
-        needs=("food-101/images", "food-101/meta/train.json", "food-101/meta/test.json"),
-        metric="top1",
-    ),
+    "food101": TransferSet("Food-101", "Food101", _TWO, _in("food-101", "images", "meta/train.json", "meta/test.json")),
     "cifar10": TransferSet(
-        title="CIFAR-10",
-        reader="CIFAR10",
-        parts=_CIFAR,
-        needs=_CIFAR10,
-        metric="top1",
+        "CIFAR-10", "CIFAR10", _CIFAR, _in("cifar-10-batches-py", "data_batch_1", "test_batch", "batches.meta")
     ),
-    "cifar100": TransferSet(
-        title="CIFAR-100",
-        reader="CIFAR100",
-        parts=_CIFAR,
-        needs=("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"),
-        metric="top1",
-    ),
-    "sun397": TransferSet(
-        title="SUN397, partition 1",
-        reader="SUN397",
-        parts={"pool": {}},
-        needs=_SUN,
-        metric="top1",
-    ),
-    "cars": TransferSet(
-        title="Stanford Cars",
-        reader="StanfordCars",
-        parts=_splits("train", "test"),
-        needs=tuple(f"stanford_cars/{name}" for name in _CARS),
-        metric="top1",
-    ),
-    "dtd": TransferSet(
-        title="DTD, partition 1",
-        reader="DTD",
-        parts=_splits("train", "val", "test"),
-        needs=("dtd/dtd/images", *(f"dtd/dtd/labels/{part}1.txt" for part in ("train", "val", "test"))),
-        metric="top1",
-        note="",
-    ),
+    "cifar100": TransferSet("CIFAR-100", "CIFAR100", _CIFAR, _in("cifar-100-python", "train", "test", "meta")),
+    "sun397": TransferSet("SUN397, partition 1", "SUN397", {"pool": {}}, _SUN),
+    "cars": TransferSet("Stanford Cars", "StanfordCars", _TWO, _in("stanford_cars", *_CARS)),
+    "dtd": TransferSet("DTD, partition 1", "DTD", _THREE, _in("dtd/dtd", *_TEXTURES), note=""),
     "pets": TransferSet(
-        title="Oxford-IIIT Pets",
-        reader="OxfordIIITPet",
-        parts=_PETS,
-        needs=tuple(f"oxford-iiit-pet/{name}" for name in ("images", "annotations/trainval.txt", "annotations/test.txt")),
-        metric="mean-per-class",
+        "Oxford-IIIT Pets",
+        "OxfordIIITPet",
+        _PETS,
+        _in("oxford-iiit-pet", "images", "annotations/trainval.txt", "annotations/test.txt"),
+        _BY_CLASS,
     ),
     "caltech101": TransferSet(
-        title="Caltech-101",
-        reader="Caltech101",
-        parts={"pool": {}},
-        needs=("caltech101/101_ObjectCategories/BACKGROUND_Google",),
-        metric="mean-per-class",
+        "Caltech-101",
+        "Caltech101",
+        {"pool": {}},
+        _in("caltech101", "101_ObjectCategories/BACKGROUND_Google"),
+        _BY_CLASS,
+        _BACKGROUND,
         train_per_class=30,
-        note="DEV-20: torchvision omits the background class",
     ),
     "flowers102": TransferSet(
-        title="Oxford Flowers-102",
-        reader="Flowers102",
-        parts=_splits("train", "val", "test"),
-        needs=("flowers-102/jpg", "flowers-102/imagelabels.mat", "flowers-102/setid.mat"),
-        metric="mean-per-class",
-        note="",
+        "Oxford Flowers-102", "Flowers102", _THREE, _in("flowers-102", "jpg", "imagelabels.mat", "setid.mat"), _BY_CLASS, ""
     ),
     "aircraft": TransferSet(
-        title="FGVC Aircraft, variants",
-        reader="FGVCAircraft",
-        parts=_splits("train", "val", "test"),
-        needs=_AIRCRAFT,
-        metric="mean-per-class",
-        note="not in the paper, but in later tables of the same group",
+        "FGVC Aircraft, variants",
+        "FGVCAircraft",
+        _THREE,
+        _PLANES,
+        _BY_CLASS,
+        "not in the paper, but in later tables of the same group",
     ),
     "cifar10-folder": TransferSet(
-        title="CIFAR-10 in an image folder",
-        reader="ImageFolder",
-        parts={"train": {}, "val": {}, "test": {}},  # val may be absent; without test, val is the test
-        needs=("train",),
-        metric="top1",
-        root_env="ISD_CIFAR10_ROOT",
+        "CIFAR-10 in an image folder",
+        "ImageFolder",
+        {"train": {}, "val": {}, "test": {}},  # val may be absent; without test, val is the test
+        ("train",),
         note="DEV-20: any part of CIFAR-10 as train/<class>/ and test/<class>/",
+        root_env="ISD_CIFAR10_ROOT",
     ),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A set on disk.
+    """A set on disk."""
 
-    Attributes:
-        spec: its row.
-        classes: names; a label is a position in it.
-        part: the part of each image, in the set's own order, which no file system changes.
-        get: image and label at a position.
-    """
-
-    spec: TransferSet
-    classes: tuple[str, ...]
-    part: tuple[Part, ...]
-    get: Callable[[int], tuple[Image.Image, int]]
+    spec: TransferSet  # its row
+    classes: tuple[str, ...]  # names; a label is a position in it
+    part: tuple[Part, ...]  # the part of each image, in the set's own order, which no file system changes
+    get: Callable[[int], tuple[Image.Image, int]]  # image and label at a position
 
 
 def root_of(name: TransferName) -> Path:
@@ -189,7 +142,6 @@ def root_of(name: TransferName) -> Path:
 
     Raises:
         DataError: the environment variable is not set, or something is missing below the folder it names.
-        UserError: the class needs scipy, which is not installed.
     """
     spec = SETS[name]
     expected = f"torchvision.datasets.{spec.reader} reads {', '.join(spec.needs)} inside it; isd-repro downloads nothing"
@@ -197,8 +149,6 @@ def root_of(name: TransferName) -> Path:
     missing = [need for need in spec.needs if not (root / need).exists()]
     if missing:
         raise DataError(f"{spec.root_env}={root}: {spec.title} lacks {', '.join(missing)}", expected)
-    if spec.reader in _MATLAB and importlib.util.find_spec("scipy") is None:
-        raise UserError(f"{spec.title} needs the package scipy", 'install the extra "transfer" of isd-repro')
     return root
 
 
@@ -328,9 +278,9 @@ class TransferImages:
         count = len(opened.part)
         self.label = torch.full((count,), -1, dtype=torch.int64)
         self.digest = [""] * count
-        self._opened, self._frame, self._pool = opened, frame, pool
+        self._opened, self._frame = opened, frame
         self._store = StoreSettings.model_validate({"channels": channels})
-        self._waiting: dict[int, Future[_Read]] = {}
+        self._made = Ahead(self._read, pool)
 
     def __len__(self) -> int:
         return len(self.digest)
@@ -338,18 +288,11 @@ class TransferImages:
     def __call__(self, position: Tensor) -> Tensor:
         """Views of the images at these positions, on the CPU."""
         wanted = position.tolist()
-        self._begin(wanted)
-        found = {at: self._waiting.pop(at) for at in dict.fromkeys(wanted)}
-        self._begin(at for at in range(wanted[-1] + 1, min(wanted[-1] + 1 + len(wanted), len(self))))
-        for at, future in found.items():
-            _, self.label[at], self.digest[at] = future.result()
-        views = torch.stack([found[at].result()[0] for at in wanted])
-        return augment.normalise(views, self._frame.mean, self._frame.std)
-
-    def _begin(self, positions: Iterable[int]) -> None:
-        for at in positions:
-            if at not in self._waiting:
-                self._waiting[at] = self._pool.submit(self._read, at)
+        self._made.begin([*wanted, *range(wanted[-1] + 1, min(wanted[-1] + 1 + len(wanted), len(self)))])
+        found = self._made.take(wanted)
+        for at, (_, label, digest) in found.items():
+            self.label[at], self.digest[at] = label, digest
+        return augment.normalise(torch.stack([found[at][0] for at in wanted]), self._frame.mean, self._frame.std)
 
     def _read(self, at: int) -> _Read:
         spec = self._opened.spec
@@ -359,9 +302,6 @@ class TransferImages:
             pixels = torch.from_numpy(convert(image, self._store).copy())
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{where} cannot be read: {error}", f"repair the folder that {spec.root_env} names") from error
-        if not 0 <= label < len(self._opened.classes):
-            found = f"{where} has class number {label}, but the set has {len(self._opened.classes)} classes"
-            raise DataError(found, f"repair the annotations in the folder that {spec.root_env} names")
         digest = hashlib.sha256(f"{tuple(pixels.shape)}\n".encode() + pixels.numpy().tobytes()).hexdigest()
         size = torch.tensor([pixels.shape[1:]])
         return augment.centre(pixels[None], size, self._frame.size, self._frame.crop_ratio)[0], label, digest
@@ -373,11 +313,11 @@ def identity(name: TransferName, images: TransferImages, opened: Opened, divisio
     The hash is over (role, class, sha256 of pixels) of each image in the set's own order.
 
     Args:
-           name: the set.
-           images: after all of them have been read.
-           opened: the same set.
-           division: how it was divided.
-           seed: of the division's draws.
+        name: the set.
+        images: after all of them have been read.
+        opened: the same set.
+        division: how it was divided.
+        seed: of the division's draws.
     """
     roles = {at: role for role in ("train", "val", "test") for at in getattr(division, role).tolist()}
     hasher = hashlib.sha256()

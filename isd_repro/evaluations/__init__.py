@@ -130,6 +130,48 @@ def own_queries(name: str) -> bool:
     return bool(getattr(load(name), "OWN_QUERIES", False))
 
 
+def trains(name: str) -> bool:
+    """Whether an evaluation trains something, so that it takes long and `verify` repeats it only where it is asked to."""
+    return bool(getattr(load(name), "TRAINS", False))
+
+
+def of_any_checkpoint() -> tuple[str, ...]:
+    """The evaluations that need nothing but an encoder and labelled images, as `evaluate` has them."""
+    return tuple(name for name in names() if load(name).evaluate.__annotations__["return"] == "Outcome")
+
+
+def in_all(name: str) -> bool:
+    """Whether `evaluate --protocol all` has an evaluation."""
+    return bool(getattr(load(name), "IN_ALL", False))
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The options of the command `evaluate` that an evaluation knows."""
+    return tuple(getattr(load(name), "OPTIONS", ()))
+
+
+def with_options(name: str, given: Mapping[str, Any]) -> Frozen:
+    """An evaluation's Config for the command `evaluate`; `ConfigError` where an option's value is wrong.
+
+    Args:
+        name: the evaluation.
+        given: values of options, as `--k`; those that the evaluation does not know are passed over.
+    """
+    from pydantic import ValidationError
+
+    from isd_repro.runtime.errors import ConfigError
+
+    keys: Mapping[str, str] = getattr(load(name), "OPTIONS", {})
+    own = {keys[option]: value for option, value in given.items() if option in keys}
+    try:
+        config: Frozen = getattr(load(name), "for_checkpoint", load(name).Config)(**own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = next((option for option, key in keys.items() if key == first["loc"][0]), name)
+        raise ConfigError(f"{option} {given.get(option)}: {first['msg']}", "omit it to use the default") from error
+    return config
+
+
 def in_order(metrics: Sequence[str], evaluation: Any) -> list[str]:
     """Metrics in the order of the evaluations' files and columns; those that no setting asks for come last in each."""
     planned = [metric for name in names() for metric in columns(evaluation, name)]

@@ -6,34 +6,34 @@ It opens the checkpoint as a `Subject` and calls the same evaluations as the sta
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import secrets
-import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, ValidationError
 from rich.console import Console
 
 from isd_repro import checkpoints, evaluations
 from isd_repro.checkpoints import Checkpoint
+from isd_repro.config.fields import Count, Frozen, Many, Positive, Words
 from isd_repro.config.layout import state_root
 from isd_repro.data import eval_loader, image_folder
 from isd_repro.data.eval_loader import Frame
 from isd_repro.data.image_folder import ImageSet
+from isd_repro.data.manifests import check_shared
 from isd_repro.evaluations import feature_cache, stage, summary
 from isd_repro.evaluations.arithmetic import best_device
-from isd_repro.evaluations.features import BLOCK
-from isd_repro.evaluations.subject import Outcome, SplitFeatures, Subject
+from isd_repro.evaluations.features import group_size
+from isd_repro.evaluations.subject import SplitFeatures, Subject
 from isd_repro.provenance import describe
-from isd_repro.records import EvaluationRecord, ExternalRecord, unpack_labels, write_record
+from isd_repro.records import EvaluationRecord, ExternalRecord, write_record
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import ConfigError, Preempted, printable
 from isd_repro.runtime.progress import Progress
@@ -41,11 +41,20 @@ from isd_repro.runtime.progress import Progress
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images that says nothing of its own
 _SIZE, _CROP_RATIO = 224, 0.875
-_KINDS = ("knn", "linear")  # what the command has options for
 _ONCE = "once-"  # folders of features that are not kept
-
 LEAST, MOST = 8, 4096  # pixels of a side: less leaves no image, more no memory for a block of 256
-_NAME_MAX = 200  # bytes; beside it a file of the same name and 20 more is written first
+_UNSEEN = {"ckpt", "data", "prepared", "listed", "options", "cache", "workers", "label", "out", "per_class", "as_json"}
+
+
+class _Values(Frozen):
+    """Options that have a range."""
+
+    image_size: Annotated[int, Field(ge=LEAST, le=MOST)] | None
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None
+    mean: Many[float] | None
+    std: Many[Positive] | None
+    workers: Count | None
+    label: Annotated[Words, Field(pattern=r"^[^\n]*\S[^\n]*$")] | None
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,12 @@ class Request:
         data: a folder or zip of images, or None with `prepared`.
         prepared: a prepared subset of the pipeline.
         listed: one of the authors' lists, which names classes and groups.
+        protocol: an evaluation, or `all`.
+        options: of the evaluations, by name (`--k`), as far as they are given; see `OPTIONS` in docs/new-evaluation.md.
         which, arch, teacher_bn, key, prefix, padding, drop_unknown: as `checkpoints.load` takes them.
         image_size, crop_ratio, mean, std: None takes what the file says, else ImageNet's.
-        seeds: heads of the paper's protocol for each encoder, from seeds 0 to seeds - 1.
-        epochs: None is the paper's 40; fewer is a shortened protocol and named so.
+        allow_shared_images: go on where many queries are copies of training or search images.
         cache: keep features for the next evaluation.
-        allow_shared: go on where many queries are copies of training or search images.
         workers: threads that decode; changes no number.
     """
 
@@ -70,7 +79,8 @@ class Request:
     data: Path | None = None
     prepared: Path | None = None
     listed: Path | None = None
-    protocol: Literal["knn", "linear", "all"] = "knn"
+    protocol: str = "knn"
+    options: Mapping[str, Any] = field(default_factory=dict)
     which: Literal["student", "teacher", "both"] = "student"
     arch: str = "auto"
     teacher_bn: Literal["own", "student"] = "own"
@@ -78,15 +88,12 @@ class Request:
     prefix: str | None = None
     padding: Literal["1", "2", "same"] | None = None
     drop_unknown: bool = False
+    allow_shared_images: bool = False
     image_size: int | None = None
     crop_ratio: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    ks: tuple[int, ...] = (1, 20)
-    seeds: int = 1
-    epochs: int | None = None
     cache: bool = True
-    allow_shared: bool = False
     workers: int | None = None
     label: str | None = None
     out: Path | None = None
@@ -96,70 +103,46 @@ class Request:
     def check(self) -> None:
         """`ConfigError` where options contradict each other, a value is out of its range, or `--out` cannot be written."""
         if (self.data is None) == (self.prepared is None):
-            raise ConfigError(
-                "give the images with either --data or --prepared", "--data takes a folder, --prepared one of the pipeline's"
-            )
-        if self.listed is not None and self.data is None:
-            raise ConfigError("--list goes with --data", "a prepared folder already says which classes are large")
-        self._check_view()
-        self._check_counts()
-        if self.label is not None and (not self.label.strip() or "\n" in self.label or printable(self.label) != self.label):
-            raise ConfigError("--label: is empty or contains invisible characters", "give a visible text on one line")
-        if self.out is not None:
-            self._check_out(self.out)
-
-    def _check_view(self) -> None:
-        if self.image_size is not None and not LEAST <= self.image_size <= MOST:
-            raise ConfigError(f"--image-size {self.image_size}: must be {LEAST} to {MOST}", "give a side in pixels")
-        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
-            raise ConfigError(f"--crop-ratio {self.crop_ratio}: must be above 0 and at most 1", "the paper's is 0.875")
-        if self.mean is not None and not all(map(math.isfinite, self.mean)):
-            raise ConfigError("--mean: every value must be a finite number", "ImageNet's is 0.485,0.456,0.406")
-        if self.std is not None and not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ConfigError("--std: every value must be a finite number above 0", "ImageNet's is 0.229,0.224,0.225")
-
-    def _check_counts(self) -> None:
-        """Numbers in their range, and none for a protocol that is not run."""
-        if not self.ks or min(self.ks) < 1 or self.seeds < 1 or (self.epochs is not None and self.epochs < 1):
-            raise ConfigError("--k, --linear-seeds and --linear-epochs must be 1 or more", "omit them to use the paper's values")
-        if len(set(self.ks)) < len(self.ks):
-            raise ConfigError(f"--k: {', '.join(map(str, self.ks))} repeats a number", "give each number once")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers {self.workers}: must be 1 or more", "omit it to use all cores")
-        unused = {
-            "--k": self.protocol == "linear" and self.ks != Request.ks,
-            "--linear-seeds": self.protocol == "knn" and self.seeds != 1,
-            "--linear-epochs": self.protocol == "knn" and self.epochs is not None,
-            "--workers": self.data is None and self.workers is not None,
-        }
-        for option in (name for name, wrong in unused.items() if wrong):
-            where = "--prepared, which is not decoded" if option == "--workers" else f"--protocol {self.protocol}"
-            raise ConfigError(
-                f"{option} has no effect with {where}", f"omit {option}, or request the evaluation that it belongs to"
-            )
-
-    def _check_out(self, out: Path) -> None:
-        """Before the work, not after it: that the record can be written where it shall be, and takes no input's place."""
-        hint = "--out names a file; `report` reads records/<name>/external.json"
+            hint = "--data takes a folder, --prepared one of the pipeline's"
+            raise ConfigError("give the images with either --data or --prepared", hint)
+        if self.data is None and (self.listed or self.workers is not None):
+            which = "--list" if self.listed else "--workers"
+            raise ConfigError(f"{which} has no effect with --prepared", f"omit {which}, or give --data")
         try:
-            found = out.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            found = None
-        except OSError as error:
-            raise ConfigError(f"--out {out}: {error.strerror}", hint) from error
-        if found is not None and not stat.S_ISREG(found.st_mode):
-            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device, not a file"
-            raise ConfigError(f"--out {out}: {what}", hint)
-        for given in (self.ckpt, self.data, self.listed):
-            if found is not None and given is not None and given.exists() and out.samefile(given):
-                raise ConfigError(f"--out {out}: is the file that is being read", hint)
-        if len(os.fsencode(out.name)) > _NAME_MAX:
-            raise ConfigError(f"--out: its name has more than {_NAME_MAX} bytes", hint)
-        folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            what = "cannot be written to" if folder.is_dir() else "is not a folder"
-            raise ConfigError(f"--out {out}: {folder} {what}", "give another folder, or allow writing to this one")
-        _ = self.name  # which says where it is none
+            _Values.model_validate({key: getattr(self, key) for key in _Values.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = f"--{str(first['loc'][0]).replace('_', '-')}"
+            raise ConfigError(f"{option} {first['input']!r}: {first['msg']}", f"omit {option} to use the default") from error
+        _ = self.settings, self.name  # which say what is wrong with them
+        if self.out is not None:
+            hint = "--out names a file; `report` reads records/<name>/external.json"
+            try:
+                if self.out.exists() and not self.out.is_file():
+                    raise ConfigError(f"--out {self.out}: is no file", hint)
+                if self.out.exists() and any(one and one.exists() and self.out.samefile(one) for one in (self.ckpt, self.listed)):
+                    raise ConfigError(f"--out {self.out}: is the file that is being read", hint)
+                files.check_writable(self.out.parent)  # before the work, not after it
+            except OSError as error:
+                raise ConfigError(f"--out {self.out}: {error.filename}: {error.strerror}", hint) from error
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The evaluations to run, in the order of their files."""
+        known = evaluations.of_any_checkpoint()
+        if self.protocol == "all":
+            return tuple(kind for kind in known if evaluations.in_all(kind))
+        if self.protocol not in known:
+            raise ConfigError(f"--protocol {self.protocol}: no such evaluation", f"there are {', '.join(known)}, and all")
+        return (self.protocol,)
+
+    @property
+    def settings(self) -> Frozen:
+        """Every evaluation's Config, with the options that are given."""
+        for option in self.options:
+            if not any(option in evaluations.options(kind) for kind in self.kinds):
+                raise ConfigError(f"{option} has no effect with --protocol {self.protocol}", f"omit {option}")
+        return evaluations.settings({kind: evaluations.with_options(kind, self.options) for kind in self.kinds})
 
     @property
     def name(self) -> str:
@@ -173,22 +156,16 @@ class Request:
     @property
     def command(self) -> str:
         """The command that asks for the same numbers, without folders, which differ from machine to machine."""
-        words = ["isd-repro evaluate", f"--ckpt {self.ckpt.name}"]
-        places = {"data": self.data, "prepared": self.prepared, "list": self.listed}
-        words += [f"--{name} {path.name}" for name, path in places.items() if path is not None]
-        plain = Request(self.ckpt)
-        options = {"protocol": "protocol", "which": "which", "arch": "arch", "teacher_bn": "teacher-bn"}
-        options |= {"key": "key", "prefix": "prefix", "padding": "padding"}
-        options |= {"image_size": "image-size", "crop_ratio": "crop-ratio", "seeds": "linear-seeds", "epochs": "linear-epochs"}
-        words += [
-            f"--{option} {getattr(self, key)}" for key, option in options.items() if getattr(self, key) != getattr(plain, key)
-        ]
-        words += ["--drop-unknown"] if self.drop_unknown else []
-        words += ["--allow-shared-images"] if self.allow_shared else []
-        lists = {"mean": self.mean, "std": self.std}
-        words += [f"--{name} {','.join(map(str, values))}" for name, values in lists.items() if values is not None]
-        words += [f"--k {k}" for k in self.ks] if self.ks != plain.ks else []
-        return " ".join(words)
+        places = {"ckpt": self.ckpt, "data": self.data, "prepared": self.prepared, "list": self.listed}
+        given: list[tuple[str, Any]] = [(f"--{name}", path.name) for name, path in places.items() if path is not None]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in _UNSEEN and value != one.default:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                given.append((f"--{one.name.replace('_', '-')}", text))
+        for option, value in self.options.items():
+            given += [(option, each) for each in (value if isinstance(value, tuple) else (value,))]
+        return " ".join(["isd-repro evaluate", *(name if value is True else f"{name} {value}" for name, value in given)])
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -232,30 +209,66 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
     with ExitStack() as stack:
         root = stack.enter_context(_cache(request))
         opened = stack.enter_context(_images(request, checkpoint.channels, progress))
-        place = str(request.data or request.prepared)
-        copies = opened.prepared.manifest.check_shared(place, "give --allow-shared-images", allowed=request.allow_shared)
-        notes = [
-            *checkpoint.notes,
-            *opened.notes,
-            *filter(None, [copies]),
-            *_about(opened, frame),
-            *_hints(request, checkpoint, frame),
-        ]
+        manifest = opened.prepared.manifest
+        copies = check_shared(
+            manifest.shared,
+            len(manifest.query),
+            place=str(request.data or request.prepared),
+            allow="give --allow-shared-images",
+            allowed=request.allow_shared_images,
+        )
+        notes = [*checkpoint.notes, *opened.notes, *filter(None, [copies]), *_about(request, checkpoint, opened, frame)]
         for note in notes:
             progress.say(note)
-        features = _Features(root, request, checkpoint, opened, frame)
-        subject = _subject(request, checkpoint, opened, frame, features, progress)
-        found: list[EvaluationRecord] = []
-        for kind in reversed(_KINDS) if request.protocol == "all" else (request.protocol,):  # the long one says first how long
+        identities: dict[str, feature_cache.Identity] = {
+            name: {
+                "encoder_sha256": checkpoint.sha256,
+                "encoder": name,
+                "arch": checkpoint.arch,
+                "place": [request.key, request.prefix, request.padding],
+                "teacher_bn": request.teacher_bn if name == "teacher" else "own",
+                "manifest": manifest.sha256,
+                "transform": {
+                    **asdict(frame),
+                    "pixels": opened.pixels,
+                    "group": group_size(frame.size, best_device()),
+                    "resize": 2,
+                },
+                "dtype": "float32",
+                "arithmetic": {"device": best_device().type, "torch": torch.__version__},
+            }
+            for name in checkpoint.encoders
+        }
+        subject = Subject(
+            name=request.name,
+            profile="external",
+            encoders=checkpoint.encoders,
+            sha256=checkpoint.sha256,
+            frame=frame,
+            channels=checkpoint.channels,
+            manifest=opened.prepared.identity,
+            settings=request.settings,
+            progress=progress,
+            open_images=lambda: (opened.prepared, opened.reader),
+            read_features=lambda subject: _features(subject, root, identities),
+        )
+        found: dict[str, EvaluationRecord] = {}
+        for kind in sorted(request.kinds, key=evaluations.trains, reverse=True):  # the long ones say first how long
             config = getattr(subject.settings, kind)
             asked, outcome = stage.settings(kind, subject, config), evaluations.load(kind).evaluate(subject, config)
-            assert isinstance(outcome, Outcome)
             for note in outcome.notes:
                 progress.say(note)
             notes += outcome.notes
-            record = stage.record_of(kind, subject, outcome, asked, features.digest, time.monotonic() - started)
+            digest = feature_cache.digest(root, identities)
+            record = stage.record_of(kind, subject, outcome, asked, digest, time.monotonic() - started)
             assert isinstance(record, EvaluationRecord)
-            found.insert(0, record)
+            found[kind] = record
+        same = [name for name, rows in subject.features["search"].items() if feature_cache.same(rows)]
+    warnings = tuple(
+        f"{name}: features of all images are the same (collapsed), so its numbers are those of chance" for name in same
+    )
+    for warning in warnings:
+        progress.say(warning)
     whole = ExternalRecord(
         name=request.name,
         label=request.label or request.name,
@@ -266,8 +279,8 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
         teacher_bn=request.teacher_bn,
         transform={**asdict(frame), "channels": checkpoint.channels, "dtype": "float32", "pixels": opened.pixels},
         command=printable(request.command),
-        warnings=tuple(features.warnings),
-        evaluations=tuple(found),
+        warnings=warnings,
+        evaluations=tuple(found[kind] for kind in request.kinds),
         provenance=describe(time.monotonic() - started),
     )
     if request.out is not None:
@@ -276,84 +289,30 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
     _print(request, whole, notes)
 
 
-def _subject(
-    request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame, features: _Features, progress: Progress
-) -> Subject:
-    settings = evaluations.settings({"knn": {"k": request.ks}})
-    linear = evaluations.load("linear")
-    head = linear.shortened(request.epochs).model_copy(update={"seeds": request.seeds, "clean": True, "top5": True})
-    return Subject(
-        name=request.name,
-        profile="external",
-        encoders=checkpoint.encoders,
-        sha256=checkpoint.sha256,
-        frame=frame,
-        channels=checkpoint.channels,
-        manifest=opened.prepared.identity,
-        settings=settings.model_copy(update={"linear": head}),
-        progress=progress,
-        open_images=lambda: (opened.prepared, opened.reader),
-        read_features=features.read,
-    )
+def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cache.Identity]) -> SplitFeatures:
+    """Both splits' features by encoder, memory-mapped, from the cache or computed."""
+    splits = {"search": subject.split("search"), "query": subject.split("query")}
+    kept, total = 0, sum(map(len, splits.values()))
 
+    def keep(count: int) -> None:
+        nonlocal kept
+        kept += count
+        bar.advance(count)
 
-class _Features:
-    """The checkpoint's features in the cache, computed where they are not there."""
+    def half(count: int) -> None:
+        """Of the work on these images: their views, or the encoder's forward."""
+        bar.advance(count / 2)
 
-    def __init__(self, root: Path, request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame) -> None:
-        self.warnings: list[str] = []  # what a reader of the numbers should know
-        self._root, self._opened, self._frame = root, opened, frame
-        self._identities: dict[str, dict[str, object]] = {
-            name: {
-                "encoder_sha256": checkpoint.sha256,
-                "encoder": name,
-                "arch": checkpoint.arch,
-                "place": [request.key, request.prefix, request.padding],
-                "teacher_bn": request.teacher_bn if name == "teacher" else "own",
-                "manifest": opened.prepared.identity.sha256,
-                "transform": {**asdict(frame), "pixels": opened.pixels, "group": BLOCK},
-                "dtype": "float32",
-                "arithmetic": {"device": best_device().type, "torch": torch.__version__},
-            }
-            for name in checkpoint.encoders
+    with subject.progress.task("extracting features") as bar:
+        views = {
+            name: (eval_loader.centred(subject.reader, split.index, subject.frame, subject.device, half), len(split))
+            for name, split in splits.items()
         }
-
-    @property
-    def digest(self) -> str:
-        """Sha256 over all rows."""
-        return feature_cache.digest(self._root, self._identities)
-
-    def read(self, subject: Subject) -> SplitFeatures:
-        """Both splits' features by encoder, memory-mapped."""
-        splits = {"search": subject.split("search"), "query": subject.split("query")}
-        kept, total = 0, sum(map(len, splits.values()))
-
-        def keep(_: str, count: int) -> None:
-            nonlocal kept
-            kept += count
-            bar.advance(count)
-
-        def half(count: int) -> None:
-            """Of the work on these images: their views, or the encoder's forward."""
-            bar.advance(count / 2)
-
-        with subject.progress.task("extracting features") as bar:
-            views = {
-                name: (eval_loader.centred(self._opened.reader, split.index, self._frame, subject.device, half), len(split))
-                for name, split in splits.items()
-            }
-            bar.begin(total)
-            found = feature_cache.stream(
-                self._root, subject.encoders, self._identities, views, subject.device, lambda _, count: half(count), keep
-            )
-        if kept:
-            subject.progress.say(f"features of {kept} of {total} images were there from before")
-        for name, rows in found["search"].items():
-            if feature_cache.same(rows):
-                what = "features of all images are the same (collapsed), so its numbers are those of chance"
-                self.warnings.append(f"{name}: {what}")
-                subject.progress.say(self.warnings[-1])
-        return found
+        bar.begin(total)
+        found = feature_cache.stream(root, subject.encoders, identities, views, subject.device, half, keep)
+    if kept:
+        subject.progress.say(f"features of {kept} of {total} images were there from before")
+    return found
 
 
 # --- what is evaluated, and on what -------------------------------------------------------------------------------------
@@ -391,7 +350,7 @@ def _images(request: Request, channels: int, progress: Progress) -> Iterator[Ima
         yield found
 
 
-def _about(opened: ImageSet, frame: Frame) -> Iterator[str]:
+def _about(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Frame) -> Iterator[str]:
     identity = opened.prepared.identity
     sizes = f"{identity.search} labelled images to search or fit, {identity.query} queries, {len(identity.classes)} classes"
     yield f"images: {identity.dataset}, {sizes}, manifest {identity.sha256[:16]}"
@@ -399,21 +358,12 @@ def _about(opened: ImageSet, frame: Frame) -> Iterator[str]:
     small = int((opened.reader.sizes.amin(dim=1) < frame.short_side).sum())
     if small:
         yield f"{small} of {len(opened.reader.sizes)} images have a short side below {frame.short_side} and are enlarged to it"
-
-
-def _hints(request: Request, checkpoint: Checkpoint, frame: Frame) -> Iterator[str]:
     stated = request.image_size or checkpoint.image_size
     if stated is None and ("-small" in checkpoint.arch or "narrow" in checkpoint.arch):
         yield (
             f"the encoder has a stem for small images and gets {frame.size} pixels; "
             "--image-size gives the size that it was trained at"
         )
-    if request.epochs is not None:
-        yield _shortened(request.epochs)
-
-
-def _shortened(epochs: int) -> str:
-    return f"linear probes of {epochs} epochs, where the paper's protocol has 40"
 
 
 @contextmanager
@@ -438,10 +388,7 @@ def _cache(request: Request) -> Iterator[Path]:
 def _print(request: Request, record: ExternalRecord, notes: Sequence[str]) -> None:
     scores = [score for one in record.evaluations for score in one.scores]
     manifest = record.evaluations[0].manifest
-    predictions = {key: unpack_labels(text) for one in record.evaluations for key, text in one.predictions.items()}
-    label = unpack_labels(record.evaluations[0].labels)
-    first = {key: rows for key, rows in predictions.items() if not key.endswith("-top5")}
-    classes = summary.per_class(first, label, manifest.classes) if request.per_class else []
+    classes = summary.per_class(record.evaluations) if request.per_class else []
     if request.as_json:
         about = record.model_dump(mode="json", exclude={"evaluations", "kind"})
         about |= {
@@ -456,10 +403,12 @@ def _print(request: Request, record: ExternalRecord, notes: Sequence[str]) -> No
         return
     out = Console(file=sys.stdout, highlight=False)
     title = f"{record.label}: {record.arch} ({record.layout}) on {manifest.dataset}, percent of queries [95 % Wilson interval]"
-    title += f"; {_shortened(request.epochs)}" if request.epochs is not None else ""
-    tables = [(title, summary.score_table(scores, intervals=True))]
-    tables += [("By class, top-1 in percent", summary.class_table(classes))] if classes else []
-    summary.show(out, tables)
+    summary.show_scores(out, title, scores)
+    if classes:
+        summary.show_classes(out, classes)
+    for one in record.evaluations:
+        text = f"{evaluations.title(one.kind)}: {one.protocol}. {evaluations.note(one.kind)}"
+        out.print(printable(text.strip()), markup=False, soft_wrap=True)
     chance = 100 / len(manifest.classes)
     out.print(
         f"Chance is {chance:.2f} % top-1 ({len(manifest.classes)} classes). Intervals are over the queries, for this encoder."

@@ -40,8 +40,8 @@ def stream(
     identities: Mapping[str, Identity],
     splits: Mapping[str, tuple[Images, int]],
     device: torch.device,
-    on_rows: Callable[[str, int], object] = lambda split, images: None,
-    on_kept: Callable[[str, int], object] = lambda split, images: None,
+    on_rows: Callable[[int], object] = lambda images: None,
+    on_kept: Callable[[int], object] = lambda images: None,
 ) -> dict[str, dict[str, Tensor]]:
     """Features of every split under every encoder; each image is read once for all encoders that still lack it.
 
@@ -52,7 +52,7 @@ def stream(
             transform, the arithmetic.
         splits: images and their number by split.
         device: where the forward runs.
-        on_rows: called after each block with the split and its number of images.
+        on_rows: called after each group with its number of images.
         on_kept: the same for rows that were there before.
 
     Returns:
@@ -69,10 +69,13 @@ def stream(
             kept = {name: _Rows(folder, split, count) for name, folder in folders.items()}
             for shard in range(0, max(count, 1), SHARD):
                 missing = {name: encoders[name] for name, rows in kept.items() if not rows.has(shard // SHARD)}
-                if missing:
-                    _compute(missing, kept, images, shard, count, device, partial(on_rows, split))
-                else:
-                    on_kept(split, min(SHARD, count - shard))
+                size = min(SHARD, count - shard)
+                if not missing:
+                    on_kept(size)
+                    continue
+                made = features(missing, partial(_shifted, images, shard), size, device, on_rows)
+                for name, rows in made.items():
+                    kept[name].write(shard // SHARD, rows)
             found[split] = {name: rows.tensor() for name, rows in kept.items()}
     return found
 
@@ -81,7 +84,7 @@ def digest(root: Path, identities: Mapping[str, Identity]) -> str:
     """One hash over all finished rows of these identities: over their names and the hashes of their shards."""
     hasher = hashlib.sha256()
     for name, identity in sorted(identities.items()):
-        for path in sorted(_path(root, identity).glob("*.shards")):
+        for path in sorted((root / fingerprint(identity)).glob("*.shards")):
             hasher.update(f"{name} {path.name}\n".encode())
             hasher.update("".join(f"{shard} {text}\n" for shard, text in sorted(_log(path).items())).encode())
     return hasher.hexdigest()
@@ -93,30 +96,18 @@ def same(rows: Tensor) -> bool:
     return all(bool((nn.functional.normalize(part.double(), dim=1) - first).abs().max() < _NOISE) for part in rows.split(SHARD))
 
 
-def _compute(
-    encoders: Mapping[str, nn.Module],
-    kept: Mapping[str, _Rows],
-    images: Images,
-    first: int,
-    count: int,
-    device: torch.device,
-    on_block: Callable[[int], object],
-) -> None:
-    """Fill one shard of every encoder given."""
-    found = features(encoders, lambda position: images(first + position), min(SHARD, count - first), device, on_block)
-    for name, rows in found.items():
-        kept[name].write(first // SHARD, rows)
+def _shifted(images: Images, first: int, position: Tensor) -> Tensor:
+    return images(first + position)
 
 
 class _Rows:
     """One split's rows of one encoder."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
-        self._path = folder / f"{split}.npy"
-        self._shards = folder / f"{split}.shards"
+        self._path, self._shards = folder / f"{split}.npy", folder / f"{split}.shards"
         self._count = count
-        self._rows: np.memmap[Any, Any] | None = self._open()
-        self._done = {} if self._rows is None else self._verified(_log(self._shards))
+        self._rows = self._open()
+        self._done = {} if self._rows is None else self._verified(self._rows)
 
     def has(self, shard: int) -> bool:
         return shard in self._done
@@ -144,18 +135,16 @@ class _Rows:
             rows: np.memmap[Any, Any] = np.load(self._path, mmap_mode="r")  # which a file cut short does not survive
         except (OSError, ValueError, EOFError):
             return None
-        if rows.ndim != 2 or len(rows) != self._count or rows.dtype != np.float32:
-            return None
-        return rows
+        return rows if rows.ndim == 2 and len(rows) == self._count and rows.dtype == np.float32 else None
 
     def _create(self, width: int) -> np.memmap[Any, Any]:
         """A file whose space is taken at once, so that a full disk is met before the work."""
         self._shards.unlink(missing_ok=True)
         size = 4 * self._count * width
-        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, width)}
         try:
             with self._path.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
+                shape = (self._count, width)
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 file.flush()
                 os.posix_fallocate(file.fileno(), 0, file.tell() + size)
         except OSError as error:
@@ -165,11 +154,10 @@ class _Rows:
         rows: np.memmap[Any, Any] = np.load(self._path, mmap_mode="r")
         return rows
 
-    def _verified(self, log: Mapping[int, str]) -> dict[int, str]:
+    def _verified(self, rows: np.memmap[Any, Any]) -> dict[int, str]:
         """Shards whose rows still have the hash that the log says; the log is written anew where it says more."""
-        assert self._rows is not None
-        cuts = {shard: self._rows[shard * SHARD : (shard + 1) * SHARD] for shard in log}
-        found = {shard: log[shard] for shard, rows in cuts.items() if len(rows) and _sha256(rows) == log[shard]}
+        cuts = {shard: (rows[shard * SHARD : (shard + 1) * SHARD], text) for shard, text in _log(self._shards).items()}
+        found = {shard: text for shard, (cut, text) in cuts.items() if len(cut) and _sha256(cut) == text}
         files.write_atomic(self._shards, "".join(f"{shard} {text}\n" for shard, text in found.items()).encode())
         return found
 
@@ -187,14 +175,10 @@ def _log(path: Path) -> dict[int, str]:
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdecimal() and len(pair[1]) == 64}
 
 
-def _path(root: Path, identity: Identity) -> Path:
-    return root / fingerprint(identity)
-
-
 @contextmanager
 def _folder(root: Path, identity: Identity) -> Iterator[Path]:
     """The identity's folder, held by this process alone; content of any other identity is thrown away."""
-    folder = _path(root, identity)
+    folder = root / fingerprint(identity)
     with files.exclusive(folder / "lock", f"{folder}: these features are already being extracted"):
         said = folder / "identity.json"
         text = json.dumps(dict(identity), indent=1, sort_keys=True).encode() + b"\n"

@@ -2,7 +2,7 @@
 
 Images pass forward in groups of one fixed size, which follows from the device and the size of the images alone; the last group
 is filled up by repeating its last image and cut afterwards. So a feature has the same bits however many images are asked for
-together. A CPU is fastest with small groups, and little is lost in the last one; a GPU needs large ones.
+together. A CPU needs groups for small images alone, and what it loses in the last one is little; a GPU needs large ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from isd_repro.tensor_files import load_tensors, save_tensors
 
 BLOCK = 32  # images read together on a CPU
 _GPU_BLOCK = 256  # the same on a GPU, and its group
-_GROUPS = ((96, 4), (48, 16))  # on a CPU: images from this many pixels wide -> size of a group; BLOCK below
+_GROUPS = ((160, 1), (96, 4), (48, 16))  # on a CPU: images from this many pixels wide -> size of a group; BLOCK below
 UNUSABLE = "the encoder's weights are out of range, as after a training that diverged; an earlier checkpoint may be sound"
 _ROWS = 1024  # rows checked together, so that a memory-mapped file is never copied whole
 
@@ -66,7 +66,7 @@ def features(
             stop = min(start + size, count) if alone else start + size  # all ranks have equal shares to exchange
             batch = images(torch.arange(start, stop).clamp_(max=count - 1)).to(device, torch.float32)
             made: dict[str, list[Tensor]] = {name: [] for name in encoders}
-            group = _group(batch, device)
+            group = group_size(batch.shape[-1], device)
             for part in batch.split(group):
                 filled = torch.cat([part, part[-1:].expand(group - len(part), *part.shape[1:])]) if len(part) < group else part
                 for name, encoder in encoders.items():
@@ -86,11 +86,11 @@ def features(
     return found
 
 
-def _group(batch: Tensor, device: torch.device) -> int:
-    """How many of these images (B x C x H x W) pass forward together."""
+def group_size(side: int, device: torch.device) -> int:
+    """How many images of this side pass forward together; other groups may give other last bits."""
     if device.type != "cpu":
         return _GPU_BLOCK
-    return next((group for side, group in _GROUPS if batch.shape[-1] >= side), BLOCK)
+    return next((group for least, group in _GROUPS if side >= least), BLOCK)
 
 
 def require_finite(values: Tensor, what: str) -> None:
@@ -113,21 +113,13 @@ def require_finite(values: Tensor, what: str) -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """What a features file holds.
+    """What a features file holds."""
 
-    Attributes:
-        search: float32 features of the search split by encoder, N x D, not normalised.
-        query: the same of the query split, Q x D.
-        search_label: classes of the search split, int64, N.
-        query_label: classes of the query split, int64, Q.
-        identity: the file's header: run, encoder_sha256, manifest, encoders, image_size.
-    """
-
-    search: dict[str, Tensor]
-    query: dict[str, Tensor]
-    search_label: Tensor
-    query_label: Tensor
-    identity: dict[str, Any]
+    search: dict[str, Tensor]  # float32 features of the search split by encoder, N x D, not normalised
+    query: dict[str, Tensor]  # the same of the query split, Q x D
+    search_label: Tensor  # classes of the search split, int64, N
+    query_label: Tensor  # classes of the query split, int64, Q
+    identity: dict[str, Any]  # the file's header: run, encoder_sha256, manifest, encoders, image_size
 
 
 def save_features(path: Path, found: Features) -> None:

@@ -17,7 +17,6 @@ CUDA_QUERY_BYTES, so that it crosses to the device once; no bit depends on the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -34,6 +33,8 @@ from isd_repro.runtime.errors import ConfigError, DataError
 
 TITLE = "Nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN"
+IN_ALL = True
+OPTIONS = {"--k": "k"}
 QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
 
 QUERY_ROWS = 1024
@@ -91,31 +92,21 @@ def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]
     return contact_sheet.sheet(list(pixels.unflatten(0, (count, -1))), marks), caption
 
 
-def predict(bank: Tensor, label: Tensor, query: Tensor, ks: Sequence[int], device: torch.device) -> dict[int, Tensor]:
-    """Predicted classes for every k, from one search with the largest.
+def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
+    """Positions in the bank of each query's k nearest, int64, Q x k, nearest first.
+
+    Cosine similarity; a zero vector has similarity 0 to everything, and where every vector is one there is nothing to search.
 
     Args:
         bank: labelled features, N x D; need not be normalised.
         label: their classes, int64, N.
         query: features to classify, Q x D.
-        ks: numbers of neighbours.
+        k: number of neighbours.
         device: where the search runs.
-
-    Returns:
-        int64 classes on the CPU, Q, by k.
 
     Raises:
         ConfigError: k below 1 or above N.
         DataError: features that are not finite, or sizes that do not fit.
-    """
-    neighbours = nearest(bank, label, query, max(ks, default=0), device)
-    return {k: vote(label[neighbours[:, :k]]) for k in ks if _check_k(k, len(bank))}
-
-
-def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
-    """Positions in the bank of each query's k nearest, int64, Q x k, nearest first; arguments as for `predict`.
-
-    Cosine similarity; a zero vector has similarity 0 to everything, and where every vector is one there is nothing to search.
     """
     _check_k(k, len(bank))
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1] or len(label) != len(bank):
@@ -129,15 +120,16 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
     rows = max(1, room // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
     found = [torch.empty(0, k, dtype=torch.int64)]
     with exact(device), torch.inference_mode():
-        found += [_search(bank, order, part, k, device).cpu() for part in query.split(rows)]
+        found += [_search(bank, order, part, k, device).cpu() for part in query.split(rows) if len(part)]
     rank = _LOW - (torch.cat(found) & _LOW)
     return order[rank]
 
 
 def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
     """Keys of each query's k nearest, int64, Q x k, descending; one pass over the bank."""
-    blocks = [_filled(part, QUERY_ROWS, device) for part in query.split(QUERY_ROWS)]
-    best = [torch.full((QUERY_ROWS, k), torch.iinfo(torch.int64).min, device=device) for _ in blocks]
+    parts = query.split(QUERY_ROWS)
+    blocks = [_filled(part, QUERY_ROWS, device) for part in parts]
+    best = [torch.full((len(part), k), torch.iinfo(torch.int64).min, device=device) for part in parts]
     similarity = torch.empty(QUERY_ROWS, BANK_ROWS, device=device)
     chunk = torch.zeros(BANK_ROWS, query.shape[1], device=device)
     longest = 0.0
@@ -147,10 +139,10 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
         for at, block in enumerate(blocks):
             torch.mm(block, chunk.T, out=similarity)
             similarity[:, len(part) :] = -torch.inf
-            best[at] = _merged(best[at], similarity, start, k)
+            best[at] = _merged(best[at], similarity[: len(best[at])], start, k)
     if longest <= _ZERO:
         raise DataError("search features: every one is zero", UNUSABLE)
-    return torch.cat(best)[: len(query)]
+    return torch.cat(best)
 
 
 def vote(labels: Tensor) -> Tensor:
@@ -166,13 +158,12 @@ def vote(labels: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _check_k(k: int, images: int) -> bool:
+def _check_k(k: int, images: int) -> None:
     if not 1 <= k <= images:
         raise ConfigError(
             f"k = {k}: the search set has {images} images",
             "lower evaluation.knn.k, or --k of `evaluate`, or add labelled images (search_per_class of the subset)",
         )
-    return True
 
 
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:

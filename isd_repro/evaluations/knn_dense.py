@@ -22,6 +22,7 @@ from isd_repro.runtime.errors import ConfigError
 
 TITLE = "Nearest neighbours, dense queries"
 METRICS = r"[1-9][0-9]*-NN-dense"
+OPTIONS = {"--k": "k"}
 NOTE = "Dense queries are more than n; a rare class has more of them than a large one, and over all queries it weighs more."
 OWN_QUERIES = True
 

@@ -28,6 +28,8 @@ from isd_repro.runtime.errors import ConfigError
 TITLE = "Linear"
 NOTE = "The best linear epoch is chosen on the queries that it is scored on, so it is optimistic."
 TRAINS = True  # `verify` repeats it where it is asked to
+IN_ALL = True
+OPTIONS = {"--linear-epochs": "epochs", "--linear-seeds": "seeds"}
 METRICS = r"linear-(last|best|clean)(-top5)?"
 _TIMED = 32  # images whose forward pass sets the expected time
 _EXTRA = ("seeds", "clean", "top5")  # keys that add numbers and change none
@@ -170,13 +172,14 @@ def check_protocol(settings: Config) -> None:
         )
 
 
-def shortened(epochs: int | None) -> Config:
-    """The paper's protocol, or with another number of epochs its milestones moved in proportion, and named so."""
-    paper = Config()
-    if epochs is None or epochs == paper.epochs:
-        return paper
-    milestones = sorted({max(1, round(milestone * epochs / paper.epochs)) for milestone in paper.milestones})
-    return Config(epochs=epochs, milestones=tuple(milestones), protocol=f"paper's, with {epochs} epochs for {paper.epochs}")
+def for_checkpoint(epochs: int = 40, seeds: int = 1) -> Config:
+    """Every number of the paper's protocol; with other epochs its milestones move in proportion, and its name says so."""
+    config = Config(epochs=epochs, seeds=seeds, clean=True, top5=True)
+    if epochs == Config().epochs:
+        return config
+    milestones = sorted({max(1, round(milestone * epochs / Config().epochs)) for milestone in config.milestones})
+    name = f"paper's, with {epochs} epochs for {Config().epochs}"
+    return config.model_copy(update={"milestones": tuple(milestones), "protocol": name})
 
 
 def among_five(first: Tensor, among: Tensor, label: Tensor) -> Tensor:

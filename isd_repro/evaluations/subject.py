@@ -213,22 +213,22 @@ def open_run(
     sha256 = sha256_file(file)
     encoders, identity = load_encoders(file)
     check_run(file, identity.run, name)
-    manifest = manifests.read_header(layout.prepared(run.data.subset)).identity
-    check_manifest(file, identity.manifest, manifest.sha256, layout.prepared(run.data.subset))
+    folder = layout.prepared(run.data.subset)
+    manifest = manifests.read(folder)
+    check_manifest(file, identity.manifest, manifest.sha256, folder)
     if path is None:
         _check_record(file, sha256, layout.record(name, "pretrain"))
 
     def opened() -> tuple[Prepared, Reader]:
         with ranks.first_alone():
-            prepared = open_prepared(layout.prepared(run.data.subset), layout.verified)
-        check_manifest(file, identity.manifest, prepared.identity.sha256, layout.prepared(run.data.subset))
+            prepared = open_prepared(folder, layout.verified, manifest=manifest)
         return prepared, StoreReader(prepared.store)
 
     def snapshots() -> dict[int, Callable[[], Subject]]:
-        folder = layout.snapshots(name)
-        found = snapshots_in(folder)
+        found = snapshots_in(layout.snapshots(name))
         if not found:
-            raise DataError(f"{folder}: no snapshot in it", "set efficiency.snapshot_every and run `pretrain` again")
+            hint = "set efficiency.snapshot_every and run `pretrain` again"
+            raise DataError(f"{layout.snapshots(name)}: no snapshot in it", hint)
         return {epoch: _at(one) for epoch, one in {**found, run.optim.epochs: file}.items()}
 
     def _at(one: Path) -> Callable[[], Subject]:
@@ -245,7 +245,7 @@ def open_run(
         sha256=sha256,
         frame=Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std),
         channels=identity.backbone.channels,
-        manifest=manifest,
+        manifest=manifest.identity(),
         settings=params.evaluation,
         progress=progress,
         open_images=opened,

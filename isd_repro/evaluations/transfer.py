@@ -78,7 +78,6 @@ def evaluate(subject: Subject, config: Config) -> Targets:
     Raises:
         ConfigError: no target sets.
         DataError: a target set is missing or damaged.
-        UserError: a target set needs a package that is not installed.
     """
     if not config.sets:
         raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
@@ -97,18 +96,12 @@ def evaluate(subject: Subject, config: Config) -> Targets:
 
 @dataclass(frozen=True)
 class Fit:
-    """A classifier.
+    """A classifier."""
 
-    Attributes:
-        weight: float64, C x D. bias: float64, C.
-        iterations: of L-BFGS.
-        gradient: largest entry of the objective's gradient at the end.
-    """
-
-    weight: Tensor
+    weight: Tensor  # float64, C x D. bias: float64, C
     bias: Tensor
-    iterations: int
-    gradient: float
+    iterations: int  # of L-BFGS
+    gradient: float  # largest entry of the objective's gradient at the end
 
     def predict(self, z: Tensor) -> Tensor:
         """Class of the largest logit of each row of z (Q x D, float64), int64, Q; the lowest of equals."""
@@ -117,17 +110,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation images chose.
+    """What the validation images chose."""
 
-    Attributes:
-        c: the value taken.
-        validation: the score of each value of the grid, percent.
-        unsolved: values of the grid whose gradient was still above the tolerance after the last iteration.
-    """
-
-    c: float
-    validation: tuple[float, ...]
-    unsolved: int
+    c: float  # the value taken
+    validation: tuple[float, ...]  # the score of each value of the grid, percent
+    unsolved: int  # values of the grid whose gradient was still above the tolerance after the last iteration
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Weighted nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN-weighted"
+OPTIONS = {"--k": "k"}
 ROWS = 64  # queries whose neighbours are compared together
 
 

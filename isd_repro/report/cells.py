@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from isd_repro.report import text
 from isd_repro.report.run_records import RECORDED, Part, part_of
@@ -77,10 +77,6 @@ class Cell:
     verdict: Verdict = ""
     tolerance: float | None = None
     words: str = ""
-
-    def having(self, **changes: Any) -> Cell:
-        """The same cell with other values."""
-        return replace(self, **changes)
 
     @property
     def part(self) -> Part:

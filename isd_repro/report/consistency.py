@@ -21,31 +21,26 @@ def consistent(name: str, present: Parts, paths: Mapping[Any, Path], tell: OnPro
     first = next(iter(present), None)
     for part, record in present.items():
         if first and record.manifest != present[first].manifest and record.manifest.sha256 == present[first].manifest.sha256:
-            message = f"{paths[first]} and {paths[part]} disagree on what the manifest holds"
             key, ours, theirs = _difference(
                 record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
             )
             where = f"{theirs}, as {paths[first].name} says"
-            tell(Problem(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,), words=f"{message}: manifest.{key}"))
+            tell(Problem(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,)))
         if isinstance(record, PretrainRecord):
             given = fingerprint(record.config)
             if given != record.fingerprint:
-                message = f"{paths[part]}: fingerprint is {record.fingerprint}, its config gives {given}"
-                where = f"{given}, from its config"
-                tell(Problem(paths[part], "fingerprint", record.fingerprint, where, AGAIN, (name,), words=message))
+                tell(Problem(paths[part], "fingerprint", record.fingerprint, f"{given}, from its config", AGAIN, (name,)))
             optim = record.config.get("optim")
             epochs = optim.get("epochs") if isinstance(optim, dict) else None
             if len(record.curve) != epochs:
-                message = f"{paths[part]}: the curve has {len(record.curve)} epochs, its config {epochs}"
-                where = f"{epochs}, from its config"
-                tell(Problem(paths[part], "curve", f"{len(record.curve)} epochs", where, AGAIN, (name,), words=message))
+                found = f"{len(record.curve)} epochs"
+                tell(Problem(paths[part], "curve", found, f"{epochs}, from its config", AGAIN, (name,)))
     features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
     if len(set(features.values())) > 1:
-        words = f"{' and '.join(str(paths[part]) for part in features)} disagree on features_sha256"
         hint = "run `knn`, `linear` and `few-label` again on the same features"
         for part, other in permutations(features, 2):
             said = f"{features[other]}, as {other}.json says"
-            tell(Problem(paths[part], "features_sha256", str(features[part]), said, hint, (name,), words=words))
+            tell(Problem(paths[part], "features_sha256", str(features[part]), said, hint, (name,)))
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:

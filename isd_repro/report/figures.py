@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,7 +18,7 @@ from zlib import crc32
 
 from isd_repro.config.fields import GROUPS, Group
 from isd_repro.config.params import Params, Run
-from isd_repro.records import SHOTS, CurveRecord
+from isd_repro.records import SHOTS, CurveRecord, ManifestIdentity
 from isd_repro.report import intervals
 from isd_repro.report.cells import Cell
 from isd_repro.report.hypothesis import Comparison, by_class
@@ -40,6 +41,8 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2))
 INK = "#010203"  # replaced by the colour of the text around the chart
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 WIDTH = 960  # px
+FEW_CLASSES = 20  # shown one by one; more are shown as groups
+MOST_DOTS = 400
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that no font of the machine changes the layout
@@ -214,19 +217,10 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
     def draw() -> Canvas:
         figure, axes = canvas(len(kinds), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
         for at, (ax, (title, _)) in enumerate(zip(axes, kinds, strict=True)):
-            for row, (_, mark, values) in enumerate(lines):
-                means = [(one, fmean(of_one)) for one, of_one in values[at].items()]
-                if means:
-                    ax.plot(*zip(*means, strict=True), color=mark, linestyle=_DASHES[row % len(_DASHES)], lw=1.6)
-                    dots = [(one, value) for one, of_one in values[at].items() for value in of_one]
-                    ax.scatter(*zip(*dots, strict=True), s=16, color=mark, alpha=0.8, lw=0)
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, [f"{one:g}" for one in ticks])
-            ax.minorticks_off()
+            _against(ax, [(mark, values[at]) for _, mark, values in lines], ticks)
             ax.set_title(title)
             ax.set_xlabel("images of the largest class for each of the smallest")
-        marks = [(name, {"color": mark, "linestyle": _DASHES[row % len(_DASHES)]}) for row, (name, mark, _) in enumerate(lines)]
-        _legend(figure, marks, 5)
+        _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
         return figure
 
     caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; less is more even."
@@ -257,7 +251,7 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
 
     def draw() -> Canvas:
         names = [_shorten(class_name(name), 30) for _, name, _ in bars] if len(bars) <= 50 else []
-        room = max((5 * len(name) + 12 for name in names), default=8)
+        room = max((5 * len(name) + 22 for name in names), default=8)
         figure, (ax,) = canvas(1, 180 + room, left=44, legend=1, labels=room)
         ax.bar(range(len(bars)), [gain for gain, *_ in bars], color=[marks[group] for *_, group in bars], width=0.75)
         ax.axhline(0, color=INK, lw=1)
@@ -272,6 +266,108 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
     ahead = sum(gain > 0 for gain, *_ in bars)
     caption = f"{first} is ahead on {ahead} of {len(bars)} classes{', means over draws' if len(subsets) > 1 else ''}."
     return Figure(f"classes-{subsets[0]}", f"{first} less {second} by class, points of {metric} accuracy", caption, draw)
+
+
+def training_images(manifest: ManifestIdentity) -> dict[str, float]:
+    """Training images of each class as far as the manifest's rule tells, else nothing; of large classes the mean."""
+    rule, classes = manifest.rule, manifest.classes
+    if rare := rule.get("rare_images"):
+        large = round((manifest.train - rare * (len(classes) - len(manifest.large))) / max(1, len(manifest.large)))
+        return {name: float(large if name in manifest.large else rare) for name in classes}
+    if rule.get("name") == "exponential" and rule.get("order", "name") == "name" and rule.get("max_per_class"):
+        falls = [rule["imbalance"] ** -(rank / max(1, len(classes) - 1)) for rank in range(len(classes))]  # as data.subsets draws
+        return {name: float(max(1, int(rule["max_per_class"] * fall + 1e-9))) for name, fall in zip(classes, falls, strict=True)}
+    return {}
+
+
+def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
+    """Accuracy of every method against the training images of a class; None where classes have one size, or none is known."""
+    metric = f"{params.evaluation.knn.k[0]}-NN"
+    lines: list[tuple[str, str, dict[float, list[float]]]] = []
+    for name, by_subset in methods(params, subsets).items():
+        points: dict[float, list[float]] = {}
+        for runs in by_subset.values():
+            manifest = records.runs[runs[0]].manifest
+            sizes = training_images(manifest) if manifest else {}
+            for cls, accuracy in by_class(records, runs, ("student", metric, "all")).items() if sizes else ():
+                points.setdefault(sizes[cls], []).append(accuracy)
+        if len(points) > 1:
+            mark = colour(params.runs[next(iter(by_subset.values()))[0]])
+            lines.append((name, mark, dict(sorted(points.items()))))
+    if not lines:
+        return None
+    ticks = sorted({size for *_, points in lines for size in points})
+    dots = sum(len(values) for *_, points in lines for values in points.values()) <= MOST_DOTS
+
+    def draw() -> Canvas:
+        figure, (ax,) = canvas(1, 260, left=44, legend=math.ceil(len(lines) / 5))
+        _against(ax, [(mark, points) for _, mark, points in lines], ticks if len(ticks) < 6 else None, dots=dots)
+        ax.set_title(f"{metric} accuracy of a class, %")
+        ax.set_xlabel("training images of the class")
+        _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
+        return figure
+
+    caption = f"{'Dots: classes. ' if dots else ''}Lines: means over classes with as many training images."
+    title = f"Accuracy of a class against its training images, {metric}, student"
+    return Figure(f"sizes-{subsets[0]}", title, caption, draw)
+
+
+def confusions(params: Params, records: Records, subsets: Sequence[str], first: str, second: str) -> Figure | None:
+    """What two methods answer for the queries of each class, seeds and draws added up; None where no run has predictions.
+
+    Many classes are shown as two groups, rare and large, and not at all where there are no groups.
+    """
+    metric, runs = f"{params.evaluation.knn.k[0]}-NN", methods(params, subsets)
+    panels = []
+    for name in (first, second):
+        of_method = [run for subset in subsets for run in runs[name].get(subset, ())]
+        panels.append((name, colour(params.runs[of_method[0]]), _answers(records, of_method, metric)))
+    if not all(counts for *_, counts in panels):
+        return None
+    rows, columns = (sorted({key[at] for *_, counts in panels for key in counts}) for at in (0, 1))
+
+    def draw() -> Canvas:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        room = max(len(_shorten(class_name(name), 24)) for name in rows) * 6.6 + 16
+        figure, axes = canvas(2, 22 * len(rows) + 74, left=room, gap=room)
+        for ax, (name, mark, counts) in zip(axes, panels, strict=True):
+            shares = [
+                [counts[row, column] / max(1, sum(counts[row, of] for of in columns)) for column in columns] for row in rows
+            ]
+            edges = [[at - 0.5 for at in range(len(names) + 1)] for names in (columns, rows)]
+            shades = LinearSegmentedColormap.from_list("shares", [(mark, 0.0), (mark, 1.0)])
+            ax.pcolormesh(*edges, shares, cmap=shades, vmin=0, vmax=1)
+            for y, of_row in enumerate(shares):
+                for x, share in enumerate(of_row):
+                    if share >= 0.005 and len(columns) <= 12:
+                        ax.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+            _rows(ax, [_shorten(class_name(row), 24) for row in rows])
+            ax.set_xticks(range(len(columns)), columns)
+            ax.grid(visible=False)
+            ax.set_title(name)
+            ax.set_xlabel("answer")
+        return figure
+
+    title = f"{first} and {second}: answers to the queries of each class, percent ({metric}, student)"
+    return Figure(f"confusions-{subsets[0]}", title, f"Answers in percent of the queries of a row ({metric}, student).", draw)
+
+
+def _answers(records: Records, runs: Sequence[str], metric: str) -> Counter[tuple[str, str]]:
+    """Queries by class and answer, or by group of classes and kind of answer where there are many classes."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for found in (records.runs[run].evaluation(metric) for run in runs):
+        predicted = found.predictions.get(f"student/{metric}") if found else None
+        if found is None or predicted is None:
+            continue
+        names, large = found.record.manifest.classes, set(found.record.manifest.large)
+        group = ["large" if name in large else "rare" for name in names]
+        pairs = zip(found.label.tolist(), predicted.tolist(), strict=True)
+        if len(names) <= FEW_CLASSES:
+            counts.update((names[label], names[answer]) for label, answer in pairs)
+        elif large:
+            counts.update((group[one], "right" if one == two else f"another class, {group[two]}") for one, two in pairs)
+    return counts
 
 
 def losses(params: Params, records: Records) -> Figure | None:
@@ -401,6 +497,27 @@ def canvas(
     width, inner = (WIDTH - left - gap * (across - 1) - 8) / across, height - title - labels
     corners = [(left + at % across * (width + gap), above + at // across * height + title) for at in range(panels)]
     return figure, [figure.add_axes((x / WIDTH, 1 - (y + inner) / whole, width / WIDTH, inner / whole)) for x, y in corners]
+
+
+def _against(
+    ax: Axes, lines: Sequence[tuple[str, Mapping[float, Sequence[float]]]], ticks: Sequence[float] | None, *, dots: bool = True
+) -> None:
+    """A line through the means and, unless there are too many, a dot a value, against a logarithmic axis."""
+    for row, (mark, values) in enumerate(lines):
+        if means := [(x, fmean(found)) for x, found in values.items()]:
+            ax.plot(*zip(*means, strict=True), color=mark, linestyle=_DASHES[row % len(_DASHES)], lw=1.6)
+        if values and dots:
+            points = [(x, value) for x, found in values.items() for value in found]
+            ax.scatter(*zip(*points, strict=True), s=16, color=mark, alpha=0.8, lw=0)
+    ax.set_xscale("log")
+    if ticks:
+        ax.set_xticks(ticks, [f"{one:g}" for one in ticks])
+        ax.minorticks_off()
+
+
+def _dashed(lines: Sequence[tuple[str, str]]) -> list[tuple[str, dict[str, Any]]]:
+    """Entries of a legend for the lines that `_against` draws, from their names and colours."""
+    return [(name, {"color": mark, "linestyle": _DASHES[row % len(_DASHES)]}) for row, (name, mark) in enumerate(lines)]
 
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import Literal
+
+from scipy import stats
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
@@ -17,7 +20,6 @@ from isd_repro.report.repetitions import families, methods, under_test
 from isd_repro.report.run_records import Key, Records
 from isd_repro.report.scores import method_cell
 from isd_repro.report.tables import ENCODERS, first_metric, groups_of, metrics_of
-from isd_repro.report.within_class import within_class
 from isd_repro.runtime.errors import ConfigError
 
 NOTE = (
@@ -141,6 +143,46 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
     return {name: fmean(values) for name, values in shares.items()}
 
 
+# --- rare less large within the same classes ------------------------------------------------------------------------------
+#
+# Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
+# classes are rare in some and large in others: each of them is compared with itself.
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Rare less large within a class, averaged over classes, in the unit of the values.
+
+    Attributes:
+        mean: over the classes, each counted once.
+        low, high: 95 % interval of Student's t over the classes; NaN for a single class.
+        classes: how many are rare in one set and large in another.
+    """
+
+    mean: float
+    low: float
+    high: float
+    classes: int
+
+
+def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> Contrast | None:
+    """The contrast of values by class: scores of a method, or differences of two.
+
+    Args:
+        rare: for each class its values in the sets where it is rare.
+        large: likewise where it is large.
+
+    Returns:
+        None where no class is in both.
+    """
+    both = sorted(cls for cls in rare.keys() & large.keys() if rare[cls] and large[cls])
+    values = [fmean(rare[cls]) - fmean(large[cls]) for cls in both]
+    if not values:
+        return None
+    low, high = (math.nan, math.nan) if len(values) == 1 else stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return Contrast(fmean(values), float(low), float(high), len(values))
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +257,7 @@ def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
         detail = f"over {difference.classes} classes that are rare in some draws and large in others"
         blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
         cells = [
-            blank.having(value=value, words=text.ABSENT if value is None else show(value, 2))
+            replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
             for value, show in zip(values, shown, strict=True)
         ]
         rows.append(Row(f"Rare less large within {difference.classes} classes, {metric}, {encoder}", tuple(cells)))
@@ -228,7 +270,9 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
     for done in comparisons:
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
-        rows.append(Row(done.name, statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)))
+        cells = list(statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both))
+        cells[2] = replace(cells[2], detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
+        rows.append(Row(done.name, tuple(cells)))
     within = _within_classes(comparisons)
     rows += within
     n = f"n = {len(comparisons[0].draws)} of {draws} draws, those with both methods; seeds are averaged within a draw first."
@@ -259,7 +303,7 @@ def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, fou
         *((count, str(count)) for count in (paired.above, paired.below)),
         (paired.p, f"{paired.p:.3f}" if paired.n > 1 else ""),
     ]
-    return tuple(blank.having(value=value, words=words or text.ABSENT) for value, words in numbers)
+    return tuple(replace(blank, value=value, words=words or text.ABSENT) for value, words in numbers)
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

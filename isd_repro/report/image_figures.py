@@ -31,8 +31,9 @@ from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
 from isd_repro.evaluations.features import Features, features, load_features
 from isd_repro.provenance import source_hash
-from isd_repro.report import anchors, clusters, tsne
+from isd_repro.report import anchors, clusters, image_pages, tsne
 from isd_repro.report.clusters import scikit_learn
+from isd_repro.report.templating import environment
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file, write_atomic
 from isd_repro.tensor_files import load_tensors
@@ -103,11 +104,9 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         DataError: a file is missing, damaged, of another run, or made from other images or another encoder.
         UserError: a package of the extras `figures` and `report` is missing.
     """
-    from isd_repro.report import image_pages
-
     with scikit_learn():
         pass  # said before minutes of work
-    image_pages.ready()
+    environment("html")  # likewise
     run = _open(name, params, layout, asked)
     facts: dict[str, Any] = {
         "format": 1,
@@ -128,7 +127,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         "anchors": _anchors(run),
         "tsne": _tsne(run, layout.snapshots(name)),
     }
-    thumbs = contact_sheet.data_uris(run.prepared.store, image_pages.positions(facts))
+    thumbs = contact_sheet.data_uris(run.prepared.store, {image["position"] for image in image_pages.images(facts)})
     folder = layout.encoder(name).parent / "figures"
     files = image_pages.render(facts, thumbs)
     facts["files"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -141,8 +140,6 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         tracker.log({"epoch": params.runs[name].optim.epochs, **image_pages.shown(facts)})
         for key, rows, caption in image_pages.sheets(facts):
             tracker.log_image(key, contact_sheet.grid(run.prepared.store, rows), caption)
-    for line in image_pages.lines(facts):
-        console.print(f"{name} {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -15,16 +15,6 @@ from isd_repro.report.templating import environment, template_text
 Facts = Mapping[str, Any]
 
 
-def ready() -> None:
-    """`UserError` where jinja2 is missing."""
-    environment("html")
-
-
-def positions(facts: Facts) -> set[int]:
-    """Images that the pages show, as positions in the store."""
-    return {image["position"] for image in _images(facts)}
-
-
 def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     """What a tracker shows of the pages: a key, the images of each row as positions in the store, and a caption."""
     clusters = [[image["position"] for image in row["members"]] for row in facts["clusters"]["shown"]]
@@ -56,7 +46,8 @@ def config(facts: Facts) -> dict[str, Any]:
     return {**asked, "encoder_sha256": facts["encoder_sha256"], "versions": facts["versions"]}
 
 
-def _images(facts: Facts) -> Iterator[Mapping[str, Any]]:
+def images(facts: Facts) -> Iterator[Mapping[str, Any]]:
+    """Every image that the pages show, with repetitions."""
     for row in facts["clusters"]["shown"]:
         yield from row["members"]
     for row in facts["anchors"]["shown"]:
@@ -85,21 +76,6 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
     return {name: content.encode("utf-8") for name, content in files.items()}
 
 
-def lines(facts: Facts) -> list[str]:
-    """What a terminal is told."""
-    found, near, drawn = facts["clusters"], facts["anchors"], facts["tsne"]
-    shuffled = f"(labels shuffled: {found['purity_of_shuffled_labels']:.1f} %), {found['encoder']}"
-    said = [f"clusters: {found['k']} of {found['images']} images, purity {found['purity']:.1f} % {shuffled}"]
-    softness = [
-        f"{who} entropy {mean['entropy']:.2f} nats, top-10 mass {100 * mean['top10']:.1f} %"
-        for who, mean in near["mean_spread"].items()
-    ]
-    about = "; ".join(softness) or "no temperature, so no probabilities"
-    said.append(f"anchors: bank of {near['bank']['images']}, {about}; one-hot: 0 nats")
-    said += [f"t-SNE {_epoch(panel)}: nearest other point of its class {panel['neighbours']:.1f} %" for panel in drawn["panels"]]
-    return said
-
-
 def probability(value: float) -> str:
     """0.123, 0.004, <0.001: as the paper prints them, without a zero that is none."""
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else "<0.001"
@@ -113,7 +89,3 @@ def _provenance(facts: Facts) -> list[tuple[str, str]]:
 
 def _pairs(facts: Facts) -> str:
     return ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-
-
-def _epoch(panel: Mapping[str, Any]) -> str:
-    return "final encoder" if panel["epoch"] is None else f"epoch {panel['epoch']}"

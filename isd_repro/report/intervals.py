@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from isd_repro.report import text
+
 LEVEL = 0.95
 RESAMPLES = 10_000  # of the bootstrap
 SIGNS = 2**16  # sign vectors of the sign-flip test: all of them for up to 16 pairs, else as many random ones
@@ -115,6 +117,14 @@ class Paired:
     p: float
     above: int
     below: int
+
+    @property
+    def words(self) -> str:
+        """Interval and test of the mean difference."""
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f"95 % bootstrap interval {text.signed(self.low, 2)} to {text.signed(self.high, 2)}; "
+        return f"{interval}sign-flip test over {self.n} pairs {text.p_value(self.p)}"
 
 
 def paired(differences: Sequence[float]) -> Paired:

@@ -1,4 +1,4 @@
-"""The top of a page: its result in one sentence, then what was run, scale, certainty and what is missing."""
+"""What a page says of itself: its result in one sentence, what was run, and irregularities of its records."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Literal
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
-from isd_repro.report.cells import Cell, Table
-from isd_repro.report.repetitions import families, method_name, methods, repetitions, rivals, runs_of
+from isd_repro.report.cells import Table
+from isd_repro.report.repetitions import families, method_name, methods, rivals, runs_of
+from isd_repro.report.run_details import changes
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import method_cell
-from isd_repro.report.tables import first_metric, groups_of
+from isd_repro.report.tables import externals_of, first_metric, groups_of
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -87,9 +88,7 @@ def facts(params: Params, records: Records, tables: Sequence[Table], tally: tupl
     found = [
         ("What was run", _run(params, records, tally)),
         ("Scale", _scale(params, records)),
-        ("How certain", _certainty(params, records, tables)),
         ("Compared with the paper", _verdicts(params, tables)),
-        ("Not done", _missing(params, records)),
     ]
     return [(question, answer) for question, answer in found if answer]
 
@@ -127,38 +126,12 @@ def _scale(params: Params, records: Records) -> str:
     return f"{text.listing(said)}{budget}."
 
 
-def _cells(tables: Sequence[Table]) -> list[Cell]:
-    return [cell for table in tables for row in (*table.rows, *table.foot) for cell in row.cells]
-
-
-def _certainty(params: Params, records: Records, tables: Sequence[Table]) -> str:
-    halves = sorted(
-        (cell.high - cell.low) / 2
-        for cell in _cells(tables)
-        if cell.kind == "score" and cell.low is not None and cell.high is not None
-    )
-    if not halves:
-        return ""
-    seeds = max((sum(bool(records.runs[name].evaluations) for name in names) for names in _repeated(params)), default=1)
-    draws = max((cell.count or 1 for table in tables for row in table.foot for cell in row.cells), default=1)
-    behind = f"means are over up to {seeds} seeds" if seeds > 1 else "each score is from one run"
-    if draws > 1:
-        behind += f"; means are over up to {draws} seeds or draws, with their standard deviation"
-    elif seeds < 2:
-        behind += ", so the variation over seeds and draws is unknown"
-    width = f"{text.one_decimal(halves[0])} to {text.one_decimal(halves[-1])}"
-    return f"95 % intervals over queries of \N{PLUS-MINUS SIGN} {width} points; {behind}."
-
-
-def _repeated(params: Params) -> list[list[str]]:
-    return repetitions(params, list(params.runs))
-
-
 def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     """How many published numbers ours are within, outside, or cannot be judged by; and at half and twice the tolerance."""
     if not params.report.paper:
         return "No number here can be compared with the paper, because this profile does not run its protocol."
-    judged = [cell for cell in _cells(tables) if cell.kind == "against" and cell.tolerance is not None]
+    cells = [cell for table in tables for row in (*table.rows, *table.foot) for cell in row.cells]
+    judged = [cell for cell in cells if cell.kind == "against" and cell.tolerance is not None]
     counts = Counter(cell.verdict or text.NOT_RUN for cell in judged)
     words = text.listing([f"{counts[name]} {name}" for name in ("within", "outside", "not comparable", text.NOT_RUN)])
     said = f"Of {text.count(len(judged))} published numbers with a tolerance fixed beforehand, ours are: {words}."
@@ -169,10 +142,50 @@ def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     return said
 
 
-def _missing(params: Params, records: Records) -> str:
-    absent = [name for name, found in records.runs.items() if not found.evaluations]
-    names = f"all {len(absent)} runs" if len(absent) == len(params.runs) else text.listing(absent)
-    parts = [f"not run: {names}"] if absent else []
-    parts += ["no run is repeated with another seed"] if all(len(names) == 1 for names in _repeated(params)) else []
-    said = "; ".join(parts)
-    return f"{said[:1].upper()}{said[1:]}." if said else ""
+# --- irregularities ---------------------------------------------------------------------------------------------------
+
+
+def footnotes(params: Params, records: Records, recorded: int) -> list[str]:
+    """One sentence for each irregularity; `recorded` numbers cannot be recomputed."""
+    notes = []
+    if recorded:
+        notes.append(
+            f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): without stored predictions they cannot"
+            " be recomputed."
+        )
+    parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
+    for words, named in (
+        ("Made with uncommitted changes in the checkout", [name for name, _, origin in parts if origin.dirty]),
+        ("Made outside a git checkout, so without a commit", [name for name, _, origin in parts if origin.commit is None]),
+    ):
+        notes += [f"{words}: {text.listing(list(dict.fromkeys(named)))}."] if named else []
+    for part in dict.fromkeys(part for _, part, _ in parts):
+        sources = {origin.source for _, of, origin in parts if of == part}
+        if len(sources) > 1:
+            notes.append(f"The {part} records come from {len(sources)} versions of the package's source.")
+    for name, run in records.runs.items():
+        if run.pretrain:
+            if len(run.pretrain.sources) > 1:
+                notes.append(f"{name} was trained in {len(run.pretrain.sources)} sessions with different versions of the source.")
+            notes += [f"{name}: {warning}." for warning in run.pretrain.warnings]
+            if changed := changes(params.runs[name], run.pretrain.config):
+                notes.append(f"{name} was made with parameters that differ from the current params.yaml: {'; '.join(changed)}.")
+    notes += _externals(params, records)
+    if records.strays:
+        notes.append(f"Records without a run in params.yaml are not shown: {text.listing(list(records.strays))}.")
+    return notes
+
+
+def _externals(params: Params, records: Records) -> list[str]:
+    """The source of each evaluated checkpoint, or why it has no row."""
+    single = [subsets[0] for subsets in families(params) if len(subsets) == 1]
+    shown = {external.record.name for subset in single for external in externals_of(params, records, subset)}
+    notes = []
+    for external in records.externals:
+        record = external.record
+        protocols = text.listing([f"{part.kind}: {part.protocol}" for part in record.evaluations])
+        about = f"{external.label} is an evaluated checkpoint, not a run of this profile: {record.file}, sha256 {record.sha256}"
+        where = "" if record.name in shown else "; it has no row, because no table here uses the same images"
+        notes.append(f"{about} ({record.layout}, {record.arch}; {protocols}){where}. Made by {record.command}.")
+        notes += [f"{external.label}: {warning}." for warning in record.warnings]
+    return notes

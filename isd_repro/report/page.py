@@ -26,7 +26,6 @@ from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
 from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
-from isd_repro.report.footnotes import footnotes
 from isd_repro.report.problems import OnProblem, refuse
 from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
@@ -92,10 +91,13 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
         pair = rivals(params, subsets)
-        if gains := figures.class_gains(params, records, subsets, *pair) if pair else None:
-            blocks.append(Block("Gains by class", (), (), (gains,)))
-    drawn = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
-    blocks += [Block("Accuracy against imbalance", (), (), found) for found in drawn if found]
+        by_class = [figures.class_gains(params, records, subsets, *pair)] if pair else []
+        by_class += [figures.class_accuracy(params, records, subsets)]
+        by_class += [figures.confusions(params, records, subsets, *pair)] if pair else []
+        if drawn := tuple(filter(None, by_class)):
+            blocks.append(Block("By class", (), (), drawn))
+    imbalance = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
+    blocks += [Block("Accuracy against imbalance", (), (), found) for found in imbalance if found]
     if tried := params.report.trials:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
     blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]
@@ -115,7 +117,7 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
         result=overview.result(params, records),
         overview=tuple(overview.facts(params, records, every, tally)),
         blocks=tuple(blocks),
-        footnotes=tuple(footnotes(params, records, tally[1])),
+        footnotes=tuple(overview.footnotes(params, records, tally[1])),
         runs=runs,
         tally=tally,
         sources=_sources(params),
@@ -203,7 +205,6 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         report=report,
         params=report.params,
         deviations=DEVIATIONS,
-        done=[name for name, found in report.records.runs.items() if found.of_one_encoder],
         seconds=costs.total_seconds(costs.of_profile(report.params, report.records)),
         recomputed=recomputed,
         recorded=recorded,
@@ -215,7 +216,6 @@ def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[st
         image_rows=run_details.image_rows,
         flatten=text.flatten,
         command=run_details.command,
-        record_link=run_details.record_link,
         picture=lambda figure: data_uri(drawn[figure.name]),
     )
 

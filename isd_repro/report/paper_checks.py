@@ -177,22 +177,13 @@ def check(*, as_json: bool = False) -> None:
                 "",
                 f"Computed: {table.title}, {pair.minuend} {text.MINUS} {pair.subtrahend} in points, misprints corrected.",
             ]
-            lines += [f"- {gain.head}: {_statistics(gain)}" for gain in gains(table)]
+            lines += [f"- {gain.head}: mean {text.signed(gain.paired.mean, 2)}; {gain.paired.words}" for gain in gains(table)]
     lines += ["", f"Read, not computed: {len(published.disagreements)} disagreements between sources."]
     for item in published.disagreements:
         said = "; ".join(f"{published.sources[source].name}: {words}" for source, words in item.says.items())
         lines.append(f"- {item.about}. {said}. Verdict: {item.verdict} (confidence {item.confidence}).")
     lines += ["", "Not found in any source that was read:", *(f"- {words}" for words in published.absent)]
     sys.stdout.write("\n".join([*lines, ""]))
-
-
-def _statistics(gain: Gain) -> str:
-    found = gain.paired
-    interval = (
-        "" if found.low is None or found.high is None else f", 95 % {text.signed(found.low, 2)} to {text.signed(found.high, 2)}"
-    )
-    deviation = "" if found.deviation is None else f", s.d. {found.deviation:.2f}"
-    return f"mean {text.signed(found.mean, 2)}{deviation}{interval}, n = {found.n}, sign-flip test {text.p_value(found.p)}"
 
 
 def _tree(published: Paper, found: list[Check]) -> dict[str, Any]:

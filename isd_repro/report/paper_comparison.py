@@ -21,7 +21,7 @@ from isd_repro.report.paper_checks import Gain
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
 from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
-from isd_repro.report.scores import difference_cell, evidence, mean_cell, method_cell, with_n
+from isd_repro.report.scores import difference_cell, mean_cell, method_cell, with_n
 from isd_repro.report.tables import one_seed
 from isd_repro.runtime.errors import ConfigError
 
@@ -340,7 +340,7 @@ def _without_verdict(ours: Cell, theirs: Cell) -> Cell:
 def _mean_cells(every: _Draws, gain: Gain, ours: Sequence[Cell]) -> list[Cell]:
     """Our mean difference, the paper's, and the verdict, which needs every draw."""
     mine, paired = mean_cell(ours, "draws"), gain.paired
-    detail = f"computed from the printed {'levels' if gain.column else 'groups'}, misprints corrected; {evidence(paired)}"
+    detail = f"computed from the printed {'levels' if gain.column else 'groups'}, misprints corrected; {paired.words}"
     theirs = _computed(gain, paired.mean, detail)
     theirs = replace(theirs, low=paired.low, high=paired.high, deviation=paired.deviation, count=paired.n)
     theirs = replace(theirs, words=text.signed(paired.mean, 2))

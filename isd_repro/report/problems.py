@@ -23,7 +23,6 @@ class Problem:
         hint: what to do.
         runs: whose numbers it makes worthless; none where it is about a rendered file.
         score: the one number of that run; None for all of them.
-        words: the sentence of `message`, where it is another than the usual one.
     """
 
     file: Path
@@ -33,12 +32,11 @@ class Problem:
     hint: str
     runs: tuple[str, ...] = ()
     score: Key | None = None
-    words: str = ""
 
     @property
     def message(self) -> str:
         """The whole in one sentence that names the file."""
-        return self.words or f"{self.file}: {self.key} is {self.found}, expected {self.expected}"
+        return f"{self.file}: {self.key} is {self.found}, expected {self.expected}"
 
 
 OnProblem = Callable[[Problem], None]

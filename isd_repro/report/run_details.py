@@ -73,8 +73,16 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord |
     }
 
 
-def part_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """One part's provenance as (term, value) rows for a reader."""
+def part_rows(run: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """A run's provenance as (term, value) rows for a reader, by part; rows that all parts share come first, under "All parts"."""
+    of_part = {part: _part_rows(facts) for part, facts in run["parts"].items()}
+    shared = [row for row in next(iter(of_part.values()), []) if all(row in rows for rows in of_part.values())]
+    if len(of_part) < 2:
+        return of_part
+    return {"All parts": shared, **{part: [row for row in rows if row not in shared] for part, rows in of_part.items()}}
+
+
+def _part_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     machine = facts["machine"]
     state = {True: " with uncommitted changes", False: "", None: " (unknown whether clean)"}[facts["dirty"]]
     rows = [("Command", facts["command"])]
@@ -139,7 +147,7 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         )
     if cell.verdict:
         rows.append(("Verdict", cell.verdict))
-    if cell.detail and cell.kind != "statistic":
+    if cell.detail:
         rows.append(("Why" if cell.value is None else "How", cell.detail))
     rows += _paper_facts(cell.paper) if cell.paper else []
     runs = list(dict.fromkeys(cell.runs))

@@ -98,10 +98,7 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
     for where, classes in groups.items():
         unknown = sorted(set(classes) - set(manifest.classes))
         if unknown:
-            message = f"{path}: manifest.{where} names {', '.join(unknown)}, which are missing from manifest.classes"
-            tell(
-                Problem(path, f"manifest.{where}", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,), words=message)
-            )
+            tell(Problem(path, f"manifest.{where}", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,)))
             return None
     packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
     wanted = None if evaluations.own_queries(record.kind) else manifest.query
@@ -123,10 +120,9 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
         name = " ".join(key)
         where = f"scores[{name}]"
         if key in scores:
-            tell(Problem(path, where, "stated twice", "once", AGAIN, (run,), key, f"{path}: {name} is stated twice"))
+            tell(Problem(path, where, "stated twice", "once", AGAIN, (run,), key))
         if not 0 <= one.correct <= one.n or one.n == 0:
-            message = f"{path}: {name} states {one.correct} of {one.n}, which is not a valid score"
-            tell(Problem(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key, message))
+            tell(Problem(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key))
             continue
         predicted = predictions.get(f"{one.encoder}/{one.metric}")
         levels[key] = RECORDED if predicted is None else RECOMPUTED
@@ -135,13 +131,11 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
             correct, n = (0, 0) if mask is None else (int((predicted == label)[mask].sum()), int(mask.sum()))
             if (correct, n) != (one.correct, one.n):
                 given, gives = f"{one.correct} of {one.n}", f"{correct} of {n}"
-                message = f"{path}: {name} states {given}, its predictions give {gives}"
-                tell(Problem(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key, message))
+                tell(Problem(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key))
         scores[key] = one
     lone = sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores})
     if lone:
-        message = f"{path}: predictions[{lone[0]!r}] belongs to no score"
-        tell(Problem(path, f"predictions[{lone[0]!r}]", "no score", "a score of the same name", AGAIN, (run,), words=message))
+        tell(Problem(path, f"predictions[{lone[0]!r}]", "without a score", "a score of the same name", AGAIN, (run,)))
     return Evaluation(record, scores, levels, label, predictions, masks)
 
 
@@ -153,17 +147,14 @@ def _unpack(
     try:
         values = unpack_labels(text, MAX_QUERIES if wanted is None else wanted)
     except (binascii.Error, zlib.error, ValueError) as error:
-        message = f"{path}: {key} cannot be unpacked ({error})"
         expected = "packed labels" if wanted is None else f"{wanted} packed labels"
-        tell(Problem(path, key, f"no packed labels ({error})", expected, AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"no packed labels ({error})", expected, AGAIN, (run,)))
         return None
     if wanted is not None and len(values) != wanted:
-        message = f"{path}: {key} has {len(values)} entries, the manifest {wanted} queries"
-        tell(Problem(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,)))
         return None
     if len(values) and int(values.max()) >= classes:
-        message = f"{path}: {key} names class {int(values.max())}, the manifest has {classes} classes"
-        tell(Problem(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,), words=message))
+        tell(Problem(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,)))
         return None
     return values
 
@@ -183,9 +174,7 @@ def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Checke
         means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
         given = part.mean_per_class
         if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
-            message = f"{path}: {key}: mean_per_class is {given}, its predictions give {means}"
-            where = f"{means}, from its predictions"
-            tell(Problem(path, f"{key}: mean_per_class", f"{given}", where, AGAIN, (record.run,), words=message))
+            tell(Problem(path, f"{key}: mean_per_class", f"{given}", f"{means}, from its predictions", AGAIN, (record.run,)))
     for fact, found, expected in facts:
         if found != expected:
             tell(Problem(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
@@ -305,8 +294,9 @@ def _read(path: Path, read: Callable[[], Record], run: str, tell: OnProblem) -> 
     try:
         record = read()
     except DataError as error:
-        words = error.message.removeprefix(f"{path}: ")
-        tell(Problem(path, "form", words, "a record", error.hint, (run,), words=error.message))
+        if tell is refuse:
+            raise
+        tell(Problem(path, "form", error.message.removeprefix(f"{path}: "), "a record", error.hint, (run,)))
         return None
     if isinstance(record, EvaluationRecord | TargetsRecord | CurveRecord) and (
         wrong := evaluations.problem(record.kind, record.settings)
@@ -338,9 +328,8 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
             ("manifest.sha256", one.manifest.sha256, present[first].manifest.sha256),
         ):
             if ours != theirs:
-                message = f"{paths[first]} and {paths[kind]} disagree on {key}: {theirs} and {ours}"
                 hint = "the records come from different runs; run the later stages again"
-                tell(Problem(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,), words=message))
+                tell(Problem(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,)))
     checked: dict[str, Checked | None] = {}
     for kind, one in found.items():
         if isinstance(one, EvaluationRecord):
@@ -388,39 +377,29 @@ def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:
     """Rows of one table must be about the same queries over the same images, under the same settings."""
-    seen: dict[str, tuple[Path, ManifestIdentity]] = {}
-    labels: dict[tuple[str, str], tuple[Path, Tensor]] = {}
-    settings: dict[str, tuple[Path, tuple[str, object]]] = {}
-    targets: dict[tuple[str, str], tuple[Path, Evaluation]] = {}
+    seen: dict[tuple[str, ...], tuple[Path, object]] = {}
+
+    def same(of: tuple[str, ...], name: str, kind: str, key: str, value: object, hint: str, what: str = "") -> None:
+        """The value must be that of the first record of the same kind; `what` is said instead of values too long to read."""
+        path = layout.record(name, kind)
+        other, first = seen.setdefault(of, (path, value))
+        if value != first:
+            found, expected = (f"other {what}", f"those of {other}") if what else (f"{value}", f"{first}, as {other} says")
+            tell(Problem(path, key, found, expected, hint, (name,)))
+
     for name, found in runs.items():
         subset = params.runs[name].data.subset
         for kind, record in found.of_one_encoder.items():
-            path = layout.record(name, kind)
-            other, manifest = seen.setdefault(subset, (path, record.manifest))
-            ours, theirs = record.manifest.sha256, manifest.sha256
-            if theirs != ours:
-                message = f"{other} and {path} disagree on manifest.sha256: {theirs} and {ours}"
-                hint = f"runs of subset {subset!r} used different images; run the older ones again"
-                tell(Problem(path, "manifest.sha256", ours, f"{theirs}, as {other} says", hint, (name,), words=message))
+            hint = f"runs of subset {subset!r} used different images; run the older ones again"
+            same(("manifest", subset), name, kind, "manifest.sha256", record.manifest.sha256, hint)
             if not isinstance(record, PretrainRecord):
                 said = record.protocol, record.asked if isinstance(record, EvaluationRecord) else record.settings
-                other, before = settings.setdefault(kind, (path, said))
-                if said != before:
-                    message = f"{other} and {path} were made with different settings"
-                    hint = f"run `{kind}` again for the older"
-                    tell(Problem(path, "settings", f"{said}", f"{before}, as {other} says", hint, (name,), words=message))
+                same(("settings", kind), name, kind, "settings", said, f"run `{kind}` again for the older")
         for kind, evaluation in found.own.items():
-            path = layout.record(name, kind)
             whose = kind if evaluations.own_queries(kind) else ""
-            other, label = labels.setdefault((subset, whose), (path, evaluation.label))
-            if not label.equal(evaluation.label):
-                message = f"{other} and {path} hold different query labels for one manifest"
-                tell(Problem(path, "labels", "other labels", f"those of {other}", AGAIN, (name,), words=message))
+            same(("labels", subset, whose), name, kind, "labels", evaluation.label.tolist(), AGAIN, "labels")
         for kind, of_sets in found.targets.items():
+            hint = f"the images or their division changed; run `{kind}` again for the older"
             for key, one in of_sets.sets.items():
-                path = layout.record(name, kind)
-                other, first = targets.setdefault((kind, key), (path, one))
-                if first.record.manifest != one.record.manifest or not first.label.equal(one.label):
-                    hint = f"the images or their division changed; run `{kind}` again for the older"
-                    message = f"{other} and {path} disagree on the images of {key}"
-                    tell(Problem(path, f"{key}: manifest", "other images", f"those of {other}", hint, (name,), words=message))
+                images = (one.record.manifest, one.label.tolist())
+                same(("target", kind, key), name, kind, f"{key}: manifest", images, hint, "images")

@@ -80,15 +80,7 @@ def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
     if not differences or len(values) < 2:
         return found
     paired = intervals.paired(values)
-    return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {evidence(paired)}")
-
-
-def evidence(paired: intervals.Paired) -> str:
-    """Interval and test of a mean difference in words."""
-    interval = ""
-    if paired.low is not None and paired.high is not None:
-        interval = f"95 % bootstrap interval {text.signed(paired.low, 2)} to {text.signed(paired.high, 2)}; "
-    return f"{interval}sign-flip test over {paired.n} pairs {text.p_value(paired.p)}"
+    return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {paired.words}")
 
 
 def method_cell(records: Records, runs: Sequence[str], key: Key) -> Cell:
@@ -108,8 +100,8 @@ def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
     pair = discordant(records, first, second)
     if pair:
         detail += (
-            f"; one training of each; only the first is correct on {text.count(pair[0])} queries, only the second on"
-            f" {text.count(pair[1])} (McNemar's exact test over queries: {text.p_value(intervals.sign_test(*pair))})"
+            f"; one training of each, so their variation is unknown; queries that only the first answers rightly:"
+            f" {text.count(pair[0])}, only the second: {text.count(pair[1])}"
         )
     return replace(cell, value=first.value - second.value, detail=detail)
 

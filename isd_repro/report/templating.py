@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from isd_repro.report import run_details, text
 from isd_repro.report.cells import Cell, Table
@@ -65,7 +65,7 @@ def template_text(name: str) -> str:
 
 def data_uri(svg: str) -> str:
     """A chart as the address of an image, which no other chart on the page can disturb."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return "data:image/svg+xml," + quote(svg, safe=" !$()*+,-./:;=?@[]_{}|~'")
 
 
 def _tex_cell(cell: Cell) -> str:

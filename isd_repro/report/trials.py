@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from statistics import stdev
 
 from isd_repro.config.params import Params, Trials
@@ -61,7 +62,7 @@ def _precision(records: Records, asked: Trials, best: dict[str, Cell]) -> list[T
     deviation = stdev(differences)
     halves = [intervals.student_quantile(n - 1) * deviation / math.sqrt(plan.classes * n) for n in plan.draws]
     blank = Cell("statistic", (*best[plan.first].runs, *best[plan.second].runs), *key, detail=f"over {len(differences)} classes")
-    cells = [blank.having(value=value, words=text.decimal(value, 2)) for value in (deviation, *halves)]
+    cells = [replace(blank, value=value, words=text.decimal(value, 2)) for value in (deviation, *halves)]
     columns = [Column("Over classes", "s.d."), *(Column("Smallest half-width of the interval", f"{n} draws") for n in plan.draws)]
     note = (
         f"Difference between the chosen trials over {len(differences)} {plan.group} classes, points; with {plan.classes} such"

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from isd_repro.evaluations.features import require_finite
-from isd_repro.report.clusters import scikit_learn
+from isd_repro.report import clusters
 from isd_repro.runtime.errors import DataError
 
 CLASSES = 10  # as on the paper's poster; colours end there too
@@ -50,13 +50,8 @@ def choose(label: Tensor, draws: Generator) -> Tensor:
     Raises:
         DataError: too few images for a drawing.
     """
-    present = label.unique()
-    classes = present[torch.randperm(len(present), generator=draws)][:CLASSES]
-    parts = [torch.empty(0, dtype=torch.int64)]
-    for cls in classes.sort().values.tolist():
-        inside = (label == cls).nonzero().squeeze(1)
-        parts.append(inside[torch.randperm(len(inside), generator=draws)][:PER_CLASS])
-    found = torch.cat(parts).sort().values
+    parts = [inside for _, inside in clusters.choose(label, CLASSES, PER_CLASS, draws)]
+    found = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).sort().values
     if len(found) < _FEWEST:
         raise DataError(f"{len(found)} query images, but t-SNE needs {_FEWEST}", "increase query_per_class of the subset")
     return found
@@ -78,7 +73,7 @@ def draw(features: Tensor, label: Tensor, seed: int) -> Drawing:
     rows = functional.normalize(features.float(), dim=1)
     plain = rows.numpy()
     flat = bool((rows == rows[0]).all())  # a collapsed encoder: no principal axis to start from
-    with scikit_learn():
+    with clusters.scikit_learn():
         from sklearn.manifold import TSNE
 
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)

@@ -17,6 +17,7 @@ from isd_repro.config.writer import dump, styled
 HERE = Path(__file__).parent
 PIPELINES = HERE.parents[1] / "pipelines"
 LABELS = {"isd": "ISD", "moco": "MoCo v2"}
+FINALISTS = {"isd": (17, 18, 24, 19), "moco": (22, 20, 7, 5)}  # the four best trials of each
 Settings = dict[str, Any]
 
 
@@ -48,13 +49,13 @@ def points() -> list[Settings]:
     return found
 
 
-def run(name: str, at: Settings) -> Settings:
+def run(name: str, at: Settings, seed: int = 100) -> Settings:
     """A trial of a method at a point."""
     tau, bank = at["tau_student"], {"momentum": at["momentum"], "bank_size": at["bank_size"], "dim": 64}
     soft = {"tau_student": tau, "tau_teacher": digits(tau * at["tau_teacher_over_student"]), **bank}
     strong = {"crop_min": at["crop_min"], "flip": 0.0}
     return {
-        "label": f"{LABELS[name]}, trial {at['point']}",
+        "label": f"{LABELS[name]}, trial {at['point']}" + (f", seed {seed}" if at["point"] in FINALISTS[name] else ""),
         "notes": ["DEV-01", "DEV-02", "DEV-07"],
         "backbone": {"arch": "resnet-narrow", "width": 8, "pool": at["pool"], "channels": 1},
         "method": {"name": "isd", "heads": "mlp", **soft} if name == "isd" else {"name": "moco", "tau": tau, **bank},
@@ -75,13 +76,15 @@ def run(name: str, at: Settings) -> Settings:
             "view_student": strong,
             "view_teacher": strong if at["view_teacher"] == "strong" else {"crop_min": 0.8, "flip": 0.0},
         },
-        "numerics": {"seed": 100, "bn_groups": 2, "precision": "float32", "threads": 1},
+        "numerics": {"seed": seed, "bn_groups": 2, "precision": "float32", "threads": 1},
     }
 
 
 def profile() -> Settings:
     """The whole params.yaml."""
     trials = {f"{name}-{at['point']}": run(name, at) for name in LABELS for at in points()}
+    for name, numbers in FINALISTS.items():
+        trials |= {f"{name}-{number}-{seed}": run(name, points()[number - 1], seed) for number in numbers for seed in (101, 102)}
     start: Settings = {**trials["isd-1"], "label": "Untrained", "notes": [], "method": {"name": "supervised"}}
     start["optim"] = {**start["optim"], "epochs": 0}
     pixels = {**start, "label": "Raw pixels", "backbone": {"arch": "pixels", "channels": 1}}

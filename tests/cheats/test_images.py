@@ -16,7 +16,7 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.data import manifests, prepare, subsets
-from isd_repro.data.manifests import IMAGES, Image, Manifest
+from isd_repro.data.manifests import IMAGES, Image, Manifest, check_shared
 from isd_repro.data.subsets import Selection
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file
@@ -184,13 +184,13 @@ def manifest_with(copies: int, queries: int = 200) -> Manifest:
 
 
 def test_copies_are_counted_and_refused_above_one_in_a_hundred(tmp_path: Path) -> None:
-    assert manifest_with(0).check_shared("x", "allow", allowed=False) == ""
-    few = manifest_with(2).check_shared("x", "allow", allowed=False)
+    assert check_shared(manifest_with(0).shared, 200, place="x", allow="allow", allowed=False) == ""
+    few = check_shared(manifest_with(2).shared, 200, place="x", allow="allow", allowed=False)
     assert few == "2 of 200 queries (1.0%) have the bytes of a training or search image"
     with pytest.raises(DataError, match=r"x: 3 of 200 queries \(1\.5%\) have the bytes .*, more than 1%") as error:
-        manifest_with(3).check_shared("x", "allow them", allowed=False)
+        check_shared(manifest_with(3).shared, 200, place="x", allow="allow them", allowed=False)
     assert error.value.hint.endswith("allow them")
-    assert manifest_with(3).check_shared("x", "allow", allowed=True).startswith("3 of 200")
+    assert check_shared(3, 200, place="x", allow="allow", allowed=True).startswith("3 of 200")
     manifests.write(tmp_path, manifest_with(3))
     assert "shared" not in (tmp_path / "manifest.json").read_text("utf-8"), "equal images are equal bytes for every version"
     assert manifests.read(tmp_path).identity().shared == 3

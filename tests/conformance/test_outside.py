@@ -67,4 +67,4 @@ def test_one_command_tests_it(tmp_path: Path) -> None:
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance/test_methods.py"]
         ended = subprocess.run([*words, "--params", str(params)], cwd=ROOT, capture_output=True, text=True, check=False)
         assert (ended.returncode == 1) == failing, ended.stdout
-        assert f"[{path_to(tmp_path / 'mine.py')}" in ended.stdout or not failing
+        assert f"{path_to(tmp_path / 'mine.py')}]" in ended.stdout or not failing

@@ -110,34 +110,14 @@ def test_images_beside_text_files_are_a_set_of_images_and_a_tar_file_is_named(tm
         auditing.inspect([tmp_path / "images.tar"])
 
 
-def test_missing_and_different_lists_are_told_with_where_to_find_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_and_different_lists_are_told_with_where_to_find_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "D3.txt", {"a": 5, "b": 2})
-    monkeypatch.setattr("sys.argv", ["isd-repro", "data", "lists", str(tmp_path)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 4
-    out, error = capsys.readouterr()
-    lines = out.splitlines()
-    assert len(lines) == 10
-    assert lines[0] == "D1.txt: missing"
+    with pytest.raises(DataError, match="10 of 10 lists are not the published ones") as caught:
+        auditing.lists(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines), lines[0]) == (10, "D1.txt: missing")
     assert lines[2].startswith("D3.txt: different, sha256 ")
-    assert "10 of 10 lists are not the published ones" in error
-    for fact in ("UMBCvision/ISD", "4bdd603", "unbalanced_dataset"):
-        assert fact in error
-
-
-def test_the_command_prints_json_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "D3.txt", {"a": 2, "b": 5, "c": 2})
-    monkeypatch.setattr("sys.argv", ["isd-repro", "data", "audit", str(path), "--json"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-    [one] = json.loads(capsys.readouterr().out)["lists"]
-    assert (one["last_large"], one["chance"]) == (2, pytest.approx(2 / 3))
+    assert "UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset" in caught.value.hint
 
 
 # --- class sizes of any set -------------------------------------------------------------------------------------------
@@ -205,13 +185,9 @@ def test_the_published_lists_are_known_by_their_bytes(published: Path, capsys: p
 def test_all_large_classes_of_the_published_lists_are_the_smallest_names(published: Path) -> None:
     report = auditing.inspect(auditing.find_sets([published]))
     assert [one.published for one in report.lists] == [f"D{number}" for number in range(1, 11)]
-    images = [13400, 13036, 13217, 13400, 13400, 13171, 12872, 13400, 13250, 13390]
-    assert [one.images for one in report.lists] == images
     for one in report.lists:
-        assert (one.classes, len(one.large), one.rare_classes, one.rare) == (38, 8, 30, (100, 100))
-        assert one.last_large == 8
+        assert (one.last_large, one.rare_classes, one.rare) == (8, 30, (100, 100))
         assert one.chance == pytest.approx(1 / math.comb(38, 8))
-        assert f"{one.chance:.0e}" == "2e-08"
         assert one.animals is not None
         assert one.animals.large == 8
     assert sum(one.animals.rare for one in report.lists if one.animals) == 72

@@ -110,17 +110,6 @@ def test_a_list_that_does_not_fit_is_refused(
     assert "UCDvision/CMSF" in caught.value.hint
 
 
-def test_a_name_that_two_images_bear_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ISD_TEST_LISTS", str(tmp_path))
-    (tmp_path / "1percent.txt").write_text("ant_2.JPEG\n")
-    world = prepared()
-    images = [Image(one.split, one.cls, one.file.replace("bee_7.", "ant_7."), "") for one in world.manifest.images]
-    fields = {**vars(world.manifest), "images": tuple(images)}
-    twice = Prepared(manifest=Manifest(**{key: fields[key] for key in Manifest.__dataclass_fields__}), store=world.store)
-    with pytest.raises(DataError, match=r"two labelled images are called ant_7\.JPEG"):
-        labelled(twice, 0.01, LISTS, 0)
-
-
 @pytest.mark.parametrize(
     ("fraction", "text"), [(0.01, "1"), (0.1, "10"), (0.07, "7"), (0.125, "12.5"), (0.29, "29"), (1.0, "100")]
 )

@@ -94,7 +94,7 @@ def test_names_of_the_subset_change_no_hash() -> None:
         ("\tq\n", "\t\n", r"images\.tsv:6: expected"),
         ("val\t", "test\t", r"images\.tsv:6: expected"),
         ("\tbee\t", "\twasp\t", "classes are not those"),
-        ("split\tclass", "split\tkind", r"images\.tsv:1: expected the columns"),
+        ("split\tclass", "split\tkind", r"images\.tsv:1: expected split, class"),
     ],
 )
 def test_a_changed_table_is_refused(old: str, new: str, message: str, tmp_path: Path) -> None:

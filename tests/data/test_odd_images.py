@@ -111,6 +111,13 @@ def test_cmyk_with_and_without_adobes_marker_is_the_same() -> None:
     assert np.array_equal(pixels(made), pixels(plain))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_of_sixteen_bits_is_scaled_to_the_nearest(channels: int) -> None:
+    values = np.array([[0, 128, 129, 256, 257, 385], [386, 32767, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    found = pixels(saved(Image.fromarray(values), "PNG"), channels)
+    assert found.tolist() == [[[round(int(value) / 257)] * channels for value in row] for row in values]
+
+
 def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
     """Pillow has no such mode and reads the high byte of each value."""
 

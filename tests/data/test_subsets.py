@@ -97,11 +97,6 @@ def test_halves_share_no_class_with_each_other_nor_with_the_tuning_classes() -> 
     assert len(seen) > 4, "every halving is the same"
 
 
-def test_without_tuning_classes_two_halves_have_every_class() -> None:
-    first, second = (select(IMAGES, trees.subset(halves(tuning=0, part=part)), "x") for part in ("first", "second"))
-    assert sorted((*first.classes, *second.classes)) == sorted(COUNTS)
-
-
 @pytest.mark.parametrize("rule", [halves(seed=3, halving=2), unbalanced(seed=3)], ids=lambda rule: str(rule.name))
 def test_a_balanced_control_holds_the_rare_images_and_changes_nothing_else(rule: params.Halves | params.Unbalanced) -> None:
     control = rule.model_copy(update={"per_class": 9})
@@ -131,47 +126,27 @@ def test_large_by_name_changes_the_large_classes_and_nothing_else() -> None:
     assert kept[0] == kept[1] != set()
 
 
-def test_all_takes_every_image_of_the_chosen_classes() -> None:
-    selection = select(IMAGES, trees.subset(params.AllClasses(name="all", classes=4)), "x")
-    assert len(selection.classes) == 4
-    assert selection.large == ()
-    assert (
-        counts(selection.train, "train") == counts(selection.search, "train") == {cls: COUNTS[cls] for cls in selection.classes}
-    )
-    assert counts(selection.query, "val") == dict.fromkeys(selection.classes, 10)
-    assert select(IMAGES, trees.subset(), "x").classes == tuple(sorted(COUNTS))
-
-
-def test_balanced_takes_the_same_number_of_each() -> None:
-    rule = params.Balanced(name="balanced", classes=6, per_class=7)
+@pytest.mark.parametrize(
+    ("rule", "train"),
+    [
+        (params.AllClasses(name="all", classes=6), COUNTS),
+        (params.Balanced(name="balanced", classes=6, per_class=7), dict.fromkeys(COUNTS, 7)),
+        (unbalanced(classes=6), dict.fromkeys(COUNTS, 5)),
+        (unbalanced(classes=6, large_classes=("n07", "n02", "n05")), dict.fromkeys(COUNTS, 5)),
+    ],
+    ids=["all", "balanced", "drawn large classes", "named large classes"],
+)
+def test_a_rule_takes_so_many_of_each_class(rule: params.Rule, train: dict[str, int]) -> None:
     selection = select(IMAGES, trees.subset(rule, search=3, query=5), "x")
-    assert counts(selection.train, "train") == dict.fromkeys(selection.classes, 7)
+    assert len(selection.classes) == 6
+    assert len(selection.large) == (3 if rule.name == "unbalanced" else 0)
+    assert set(selection.large) <= set(selection.classes)
+    if isinstance(rule, params.Unbalanced) and rule.large_classes:
+        assert selection.large == ("n02", "n05", "n07")
+    wanted = {cls: COUNTS[cls] if cls in selection.large else train[cls] for cls in selection.classes}
+    assert counts(selection.train, "train") == wanted
     assert counts(selection.search, "train") == dict.fromkeys(selection.classes, 3)
     assert counts(selection.query, "val") == dict.fromkeys(selection.classes, 5)
-
-
-def test_unbalanced_keeps_large_classes_whole_and_cuts_the_others() -> None:
-    selection = select(IMAGES, trees.subset(unbalanced()), "x")
-    assert len(selection.classes) == 8
-    assert len(selection.large) == 3
-    assert set(selection.large) < set(selection.classes)
-    wanted = {cls: COUNTS[cls] if cls in selection.large else 5 for cls in selection.classes}
-    assert counts(selection.train, "train") == wanted
-    assert counts(selection.search, "train") == {cls: COUNTS[cls] for cls in selection.classes}
-
-
-def test_large_classes_are_not_always_the_first() -> None:
-    drawn = [select(IMAGES, trees.subset(unbalanced(seed=seed)), "x") for seed in range(20)]
-    assert any(one.large != one.classes[:3] for one in drawn)
-    assert {cls for one in drawn for cls in one.large} == set(COUNTS)
-
-
-def test_named_large_classes_are_taken() -> None:
-    rule = unbalanced(large_classes=("n07", "n02", "n05"))
-    selection = select(IMAGES, trees.subset(rule), "x")
-    assert selection.large == ("n02", "n05", "n07")
-    assert len(selection.classes) == 8
-    assert set(selection.large) < set(selection.classes)
 
 
 def test_rare_draws_are_nested_and_leave_the_evaluation_alone() -> None:
@@ -212,8 +187,10 @@ def test_classes_of_one_size_are_drawn_independently() -> None:
         ),
         (trees.subset(unbalanced(classes=None, large=12)), "12 large classes of 12 leave no rare one"),
         (trees.subset(unbalanced(classes=13)), "needs 13 classes"),
-        (trees.subset(unbalanced(classes=13, large_classes=("n00", "n01", "n02"))), "needs 13 classes"),
-        (trees.subset(unbalanced(large_classes=("n00", "n01", "n99"))), "large class 'n99' is not among the source's 12"),
+        (
+            trees.subset(unbalanced(large_classes=("n00", "n01", "n99"))),
+            "1 of the 3 classes named are not in the source; the first is 'n99'",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(subset: params.Subset, message: str) -> None:

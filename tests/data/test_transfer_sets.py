@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections import Counter
@@ -17,7 +16,7 @@ from PIL import Image
 from isd_repro.data import transfer_sets
 from isd_repro.data.eval_loader import Frame
 from isd_repro.data.transfer_sets import SETS, Opened, Part, TransferImages, TransferName
-from isd_repro.runtime.errors import DataError, UserError
+from isd_repro.runtime.errors import DataError
 from tests.data.target_trees import CLASSES, MAKERS, Expected, Tree, number_of
 
 ROOT = Path(__file__).parents[2]
@@ -175,22 +174,6 @@ def test_damaged_lists_and_images_are_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError, match="Food-101 cannot be read") as caught:
         transfer_sets.open_set("food101")
     assert "torchvision.datasets.Food101" in caught.value.hint
-
-
-def test_a_label_beyond_the_classes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make("cifar10", tmp_path, monkeypatch)
-    opened = transfer_sets.open_set("cifar10")
-    wrong = Opened(opened.spec, ("cat",), opened.part, opened.get)
-    with pytest.raises(DataError, match=r"CIFAR-10: image 1 .* has class number 1, but the set has 1 classes"):
-        read(wrong)
-
-
-def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make("cars", tmp_path, monkeypatch)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="scipy") as caught:
-        transfer_sets.root_of("cars")
-    assert '"transfer"' in caught.value.hint
 
 
 def test_views_are_the_evaluations_view_of_each_image() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isd_repro.evaluations import linear_clean as clean
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.linear import Config as Linear
-from isd_repro.evaluations.linear import check_protocol, shortened
+from isd_repro.evaluations.linear import check_protocol, for_checkpoint
 from isd_repro.evaluations.linear_clean import CleanProbe, hold_out
 from isd_repro.runtime.errors import DataError, UserError
 from tests.evaluations import test_linear as known
@@ -157,8 +157,10 @@ def test_a_rate_that_diverges_is_left_and_all_of_them_are_an_error() -> None:
 
 
 def test_a_shortened_protocol_is_named_so() -> None:
-    assert shortened(None) == Linear() == shortened(40)
-    short = shortened(4)
+    whole = for_checkpoint()
+    assert whole == Linear(clean=True, top5=True) == for_checkpoint(epochs=40)
+    check_protocol(whole)
+    short = for_checkpoint(epochs=4)
     assert (short.epochs, short.milestones) == (4, (2, 3))
     assert "4 epochs" in short.protocol
     check_protocol(short)

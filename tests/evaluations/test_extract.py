@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import transforms as v1
 
+from isd_repro.data import eval_loader
 from isd_repro.data.augment import centre
 from isd_repro.data.eval_loader import Frame, centred
 from isd_repro.evaluations.arithmetic import exact
@@ -85,7 +86,7 @@ def test_reads_every_image_once(pictures: Tensor) -> None:
     assert done == [BLOCK] * 3 + [5]
 
 
-@pytest.mark.parametrize(("side", "group"), [(40, 32), (64, 16), (128, 4)])
+@pytest.mark.parametrize(("side", "group"), [(40, 32), (64, 16), (128, 4), (224, 1)])
 def test_no_more_images_pass_forward_than_one_group_needs(side: int, group: int) -> None:
     passed: list[int] = []
     net = nn.Flatten()
@@ -125,6 +126,27 @@ def test_an_images_bits_do_not_depend_on_the_sizes_of_its_neighbours() -> None:
         )
     few = torch.tensor([8, 2])  # a split of fewer images
     assert torch.equal(centred(reader, few, frame, CPU)(torch.arange(2)), whole[few])
+
+
+def test_large_images_are_read_one_by_one_so_that_progress_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their views differ from those of others by rounding alone."""
+    reader, steps, frame = Sized(), list[int](), Frame(16, 0.875, (0.5,) * 3, (0.25,) * 3)
+    reader.sizes, reader._images = reader.sizes[:1].expand(9, 2), reader._images[:1] * 9
+    views = []
+    for least, expected in ((800, [1] * 9), (801, [9])):
+        monkeypatch.setattr(eval_loader, "LARGE", least)
+        steps.clear()
+        views.append(centred(reader, torch.arange(9), frame, CPU, steps.append)(torch.arange(9)))
+        assert steps == expected
+    assert torch.allclose(views[0], views[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 200), (200, 301), (128, 128), (97, 333)])
+def test_the_view_of_a_large_image_is_torchvisions(height: int, width: int) -> None:
+    pixels = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    found = eval_loader._centre_large(pixels, Frame(64, 0.875, (0.0,), (1.0,)))
+    resized = v1.functional.resize(pixels.double() / 255, [73], antialias=True)
+    assert torch.allclose(found.double(), v1.functional.center_crop(resized, [64, 64]), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [20, 60])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -27,6 +28,11 @@ def generator(seed: int) -> torch.Generator:
 def signs(count: int, dim: int, seed: int) -> Tensor:
     """Rows of +-1 with an even square root of dim: unit vectors and all similarities are exact in float32."""
     return torch.randint(0, 2, (count, dim), generator=generator(seed)).float() * 2 - 1
+
+
+def predict(bank: Tensor, label: Tensor, query: Tensor, ks: Sequence[int], device: torch.device) -> dict[int, Tensor]:
+    near = knn.nearest(bank, label, query, max(ks), device)
+    return {k: knn.vote(label[near[:, :k]]) for k in ks}
 
 
 def oracle(bank: Tensor, label: Tensor, query: Tensor, k: int) -> tuple[list[list[int]], list[int]]:
@@ -57,7 +63,7 @@ def test_points_on_a_circle() -> None:
     asked = torch.deg2rad(torch.tensor([20.0, 80.0, 170.0]))
     query = 3 * torch.stack([asked.cos(), asked.sin()], dim=1)
     assert knn.nearest(bank, label, query, 2, CPU).tolist() == [[1, 0], [2, 3], [4, 3]]
-    found = knn.predict(bank, label, query, (1, 3, 5), CPU)
+    found = predict(bank, label, query, (1, 3, 5), CPU)
     assert found[1].tolist() == [2, 1, 0]
     assert found[3].tolist() == [2, 1, 1]  # 170: neighbours 180, 100, 90
     assert found[5].tolist() == [1, 1, 1]  # two votes each for 1 and 2
@@ -70,7 +76,7 @@ def test_equals_the_exact_oracle_where_most_similarities_tie(k: int) -> None:
     label = torch.randint(0, 7, (300,), generator=generator(3))
     neighbours, votes = oracle(bank, label, query, k)
     assert knn.nearest(bank, label, query, k, CPU).tolist() == neighbours
-    assert knn.predict(bank, label, query, (k,), CPU)[k].tolist() == votes
+    assert predict(bank, label, query, (k,), CPU)[k].tolist() == votes
 
 
 @pytest.mark.usefixtures("chunks")
@@ -89,15 +95,10 @@ def test_permuting_the_bank_changes_no_prediction(seed: int) -> None:
     label = torch.randint(0, 5, (180,), generator=generator(seed + 10))
     query = torch.cat([torch.randn(50, 24, generator=generator(seed + 20)), base[:10]])
     order = torch.randperm(180, generator=generator(seed + 30))
-    before = knn.predict(bank, label, query, (1, 2, 4, 20), CPU)
-    after = knn.predict(bank[order], label[order], query, (1, 2, 4, 20), CPU)
+    before = predict(bank, label, query, (1, 2, 4, 20), CPU)
+    after = predict(bank[order], label[order], query, (1, 2, 4, 20), CPU)
     for k, predicted in before.items():
         assert torch.equal(predicted, after[k]), k
-
-
-def test_nearest_of_copies_is_the_lowest_label() -> None:
-    bank = torch.tensor([[1.0, 2.0]]).repeat(4, 1)
-    assert knn.predict(bank, torch.tensor([3, 1, 2, 1]), bank[:1], (1,), CPU)[1].tolist() == [1]
 
 
 @pytest.mark.usefixtures("chunks")
@@ -119,35 +120,6 @@ def test_number_of_queries_and_of_bank_images_changes_no_neighbour() -> None:
     assert torch.equal(kept[again], whole[:2])
 
 
-def test_faiss_finds_neighbours_of_the_same_similarity() -> None:
-    bank, query = torch.randn(2000, 48, generator=generator(5)), torch.randn(70, 48, generator=generator(6))
-    near = knn.nearest(bank, torch.zeros(2000, dtype=torch.int64), query, 20, CPU)
-    unit_bank, unit_query = (torch.nn.functional.normalize(x.double(), dim=1) for x in (bank, query))
-    index = faiss.IndexFlatIP(48)
-    index.add(unit_bank.float().numpy())
-    theirs = torch.from_numpy(index.search(unit_query.float().numpy(), 20)[1])
-    exact = unit_query @ unit_bank.T
-    ours, others = exact.gather(1, near), exact.gather(1, theirs)
-    assert (ours - others).abs().max() < 1e-6  # rank by rank
-    assert (near == theirs).float().mean() > 0.99  # the rest are near-ties
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_scikit_learn_predicts_the_same(k: int) -> None:
-    centre = torch.randn(6, 10, generator=generator(7))
-    label, asked = torch.arange(400) % 6, torch.arange(90) % 6
-    bank = centre[label] + 1.5 * torch.randn(400, 10, generator=generator(8))
-    query = centre[asked] + 1.5 * torch.randn(90, 10, generator=generator(9))
-    model = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank.double().numpy(), label.numpy())
-    theirs = model.predict(query.double().numpy())
-    ours = knn.predict(bank, label, query, (k,), CPU)[k].numpy()
-    distance = np.sort(model.kneighbors(query.double().numpy(), k + 1)[0], axis=1)
-    clear = distance[:, k] - distance[:, k - 1] > 1e-6
-    assert clear.mean() > 0.9
-    assert np.array_equal(ours[clear], theirs[clear])
-    assert 0.4 < (ours == asked.numpy()).mean() < 1.0  # neither trivial nor noise
-
-
 def test_vote_is_unweighted_and_draws_go_to_the_lowest_label() -> None:
     labels = torch.tensor([[5, 0, 0], [4, 4, 9], [9, 2, 7], [3, 1, 3]])
     assert knn.vote(labels).tolist() == [0, 4, 2, 3]
@@ -166,29 +138,26 @@ def test_keys_order_as_similarities_do() -> None:
 def test_a_zero_vector_is_equally_far_from_everything() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     label = torch.tensor([2, 1, 0])
-    assert knn.predict(bank, label, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), (1,), CPU)[1].tolist() == [0, 2]
+    assert predict(bank, label, torch.tensor([[0.0, 0.0], [2.0, 0.0]]), (1,), CPU)[1].tolist() == [0, 2]
     assert knn.nearest(bank, label, torch.tensor([[-1.0, 0.0]]), 3, CPU).tolist() == [[2, 1, 0]]  # similarities 1, 0, -1
-
-
-def test_no_query_gives_no_prediction() -> None:
-    assert knn.predict(torch.eye(3), torch.arange(3), torch.empty(0, 3), (1,), CPU)[1].tolist() == []
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_outside_the_search_set_is_named(k: int) -> None:
     with pytest.raises(ConfigError, match=f"k = {k}: the search set has 3 images"):
-        knn.predict(torch.eye(3), torch.arange(3), torch.eye(3), (1, k) if k else (k,), CPU)
+        predict(torch.eye(3), torch.arange(3), torch.eye(3), (k,), CPU)
 
 
 def test_bad_features_are_refused() -> None:
     broken = torch.eye(3)
     broken[1, 1] = torch.nan
     with pytest.raises(DataError, match="search features: 1 of 3 rows"):
-        knn.predict(broken, torch.arange(3), torch.eye(3), (1,), CPU)
+        predict(broken, torch.arange(3), torch.eye(3), (1,), CPU)
     with pytest.raises(DataError, match="query features: 1 of 3 rows"):
-        knn.predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
+        predict(torch.eye(3), torch.arange(3), broken, (1,), CPU)
     with pytest.raises(DataError, match="do not fit"):
-        knn.predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
+        predict(torch.eye(3), torch.arange(3), torch.eye(4), (1,), CPU)
+    assert knn.nearest(torch.eye(3), torch.arange(3), torch.empty(0, 3), 1, CPU).shape == (0, 1)
 
 
 def test_features_without_a_direction_are_refused() -> None:
@@ -198,11 +167,11 @@ def test_features_without_a_direction_are_refused() -> None:
     long[2] = 1e30  # finite, and its square is not
     for what, bank, query in (("search", long, sound), ("query", sound, long)):
         with pytest.raises(DataError, match=f"{what} features: 1 of 3 rows are too long for float32"):
-            knn.predict(bank, label, query, (1,), CPU)
+            predict(bank, label, query, (1,), CPU)
     none = torch.zeros(3, 3)
     for what, bank, query in (("search", none, sound), ("query", sound, none), ("query", sound, none + 1e-30)):
         with pytest.raises(DataError, match=f"{what} features: every one is zero"):
-            knn.predict(bank, label, query, (1,), CPU)
+            predict(bank, label, query, (1,), CPU)
 
 
 # --- blocks whose better columns are gathered, and memory ---------------------------------------------------------------
@@ -243,7 +212,7 @@ def test_twenty_thousand_clustered_features_as_faiss_and_scikit_learn() -> None:
         assert differs.float().mean() < 0.001
         gap = (exact.gather(1, near) - exact.gather(1, found)).abs()
         assert float(gap.max()) < 1e-6  # what differs is the order of near-equals
-    predicted = knn.predict(bank, label, query, (1, 20), CPU)
+    predicted = predict(bank, label, query, (1, 20), CPU)
     assert torch.equal(predicted[1], label[theirs[:, 0]])
     assert torch.equal(predicted[20], knn.vote(label[theirs]))
     assert np.array_equal(predicted[20].numpy(), model.predict(query.numpy()))
@@ -253,9 +222,9 @@ MEMORY = """
 import resource, sys, numpy as np, torch
 from isd_repro.evaluations import knn
 torch.set_num_threads(1)
-rows, dim = 40_000, 2048
+rows, dim = 12_000, 2048
 bank = torch.from_numpy(np.memmap(sys.argv[1], np.float32, "c", shape=(rows, dim)))
-label = torch.arange(rows) % 100 if sys.argv[2] == 'mixed' else torch.arange(rows) // 400
+label = torch.arange(rows) % 100 if sys.argv[2] == 'mixed' else torch.arange(rows) // 120
 knn.nearest(bank[:1000], label[:1000], bank[:100].clone(), 20, torch.device("cpu"))
 def own():
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith(("RssAnon", "VmHWM", "RssFile")))
@@ -267,7 +236,7 @@ def watch():
         peak.append(own())
 before = own()
 thread = threading.Thread(target=watch); thread.start()
-knn.nearest(bank, label, bank[:600].clone(), 20, torch.device("cpu"))
+knn.nearest(bank, label, bank[:100].clone(), 20, torch.device("cpu"))
 stop.set(); thread.join()
 print(max(peak) - before)
 """
@@ -275,12 +244,12 @@ print(max(peak) - before)
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
 def test_a_memory_mapped_bank_is_never_copied(tmp_path: Path, order: str) -> None:
-    """330 MB of features; anonymous memory, which a copy would be, grows by less than the stated bound."""
+    """98 MB of features; anonymous memory, which a copy would be, grows by a few blocks alone."""
     path = tmp_path / "bank"
     draw = np.random.default_rng(0)
     with path.open("wb") as file:
         block = draw.standard_normal((1000, 2048), dtype=np.float32)
-        for at in range(40):
+        for at in range(12):
             file.write((block + np.float32(at)).tobytes())
     done = subprocess.run([sys.executable, "-c", MEMORY, str(path), order], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 200, f"{done.stdout} MB"
+    assert float(done.stdout) < 90, f"{done.stdout} MB"

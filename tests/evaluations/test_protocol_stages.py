@@ -93,17 +93,6 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
     assert world.record("isd", "few_label").predictions == again
 
 
-def test_all_labels_are_the_linear_stage(world: World) -> None:  # noqa: F811
-    configure(world, few_label=FewLabel(fractions=(1.0,)))
-    world.run(extract, "isd")
-    world.run(few_label, "isd")
-    world.run(partial(run_evaluation, "linear"), "isd")
-    few, whole = world.record("isd", "few_label"), world.record("isd", "linear")
-    for name in ("student", "teacher"):
-        for end in ("last", "best"):
-            assert few.predictions[f"{name}/few-100pct-{end}"] == whole.predictions[f"{name}/linear-{end}"]
-
-
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 NAMES = ("bird", "cat", "dog")
@@ -250,8 +239,3 @@ def test_few_label_refuses_what_linear_refuses(world: World) -> None:  # noqa: F
     configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "paper"}))
     with pytest.raises(ConfigError, match="'paper' with values that are not the paper's"):
         world.run(few_label, "isd")
-    write_encoder(world.layout.encoder("isd"), NARROW, ("student", "teacher"), world.manifest.sha256, seed=9)
-    configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "short"}))
-    with pytest.raises(DataError, match="made by encoder file"):
-        world.run(few_label, "isd")
-    assert not world.layout.record("isd", "few_label").exists()

@@ -44,7 +44,7 @@ class World:
         self.asked.append(int(position[0]))
         return picture(position)
 
-    def keep(self, _: str, count: int) -> None:
+    def keep(self, count: int) -> None:
         self.kept += count
 
     def run(self, identity: dict[str, object] | None = None, nets: dict[str, nn.Module] | None = None) -> Tensor:

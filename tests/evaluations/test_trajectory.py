@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from isd_repro.config.layout import snapshot_name
-from isd_repro.evaluations import knn as module
 from isd_repro.evaluations.stage import extract, run_evaluation
-from isd_repro.evaluations.subject import Subject
 from isd_repro.records import CurveRecord, EvaluationRecord, read_record
 from isd_repro.runtime.errors import DataError
 from tests.evaluations.test_stages import NARROW, World, world, write_encoder  # noqa: F401 - a fixture
@@ -57,39 +53,6 @@ def test_each_point_is_what_extract_and_knn_give(world: World, snapshots: Path) 
     assert len(printed) == sum(len(point.scores) for point in record.points)
     assert printed[0].startswith("isd epoch 1 student 1-NN all ")
     assert [path.name for path in (world.layout.root / ".state").glob("*")] in ([], ["verified"])
-
-
-def test_an_interrupted_stage_goes_on(
-    world: World,  # noqa: F811
-    snapshots: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world.run(trajectory, "isd")
-    path = world.layout.record("isd", "trajectory")
-    whole = read_record(path, CurveRecord).points
-    path.unlink()
-    search: Callable[..., Any] = module.evaluate
-    scored: list[str] = []
-
-    def until_the_second(subject: Subject, config: Any) -> Any:
-        if len(scored) == 1:
-            raise KeyboardInterrupt
-        scored.append(subject.sha256)
-        return search(subject, config)
-
-    monkeypatch.setattr(module, "evaluate", until_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        world.run(trajectory, "isd")
-    assert not path.exists()
-
-    def the_rest(subject: Subject, config: Any) -> Any:
-        scored.append(subject.sha256)
-        return search(subject, config)
-
-    monkeypatch.setattr(module, "evaluate", the_rest)
-    world.run(trajectory, "isd")
-    assert scored == [point.encoder_sha256 for point in whole], "the first snapshot is not worked on again"
-    assert read_record(path, CurveRecord).points == whole
 
 
 def test_snapshots_of_another_run_or_other_images_and_none_at_all_are_refused(world: World, snapshots: Path) -> None:  # noqa: F811

@@ -59,12 +59,12 @@ class World:
     pixels: Tensor
     manifest: Manifest
 
-    def draw(self, run: str, **options: Any) -> tuple[dict[str, Any], str]:
-        """What figures.json holds, and what a terminal was told."""
+    def draw(self, run: str, **options: Any) -> dict[str, Any]:
+        """What figures.json holds."""
         params, layout = config.load(self.layout.file)
-        text = io.StringIO()
-        figures(run, params, layout, Asked(**options), Console(file=text, force_terminal=False, width=40))
-        return json.loads((self.folder(run) / "figures.json").read_text("utf-8")), text.getvalue()
+        figures(run, params, layout, Asked(**options), Console(file=io.StringIO()))
+        found: dict[str, Any] = json.loads((self.folder(run) / "figures.json").read_text("utf-8"))
+        return found
 
     def folder(self, run: str) -> Path:
         return self.layout.folder / "runs" / run / "figures"

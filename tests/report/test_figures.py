@@ -10,6 +10,7 @@ import matplotlib as mpl
 import pytest
 
 from isd_repro.config.params import Shots
+from isd_repro.data import subsets
 from isd_repro.report import figures, intervals, run_records
 from isd_repro.report.hypothesis import Comparison, by_class
 from isd_repro.report.repetitions import imbalances
@@ -63,6 +64,48 @@ def test_a_class_has_a_bar_at_its_gain_and_the_largest_comes_first(profile: Prof
     assert heights == sorted(heights, reverse=True)
     sides = [by_class(records, [run], ("student", "1-NN", "all")) for run in ("isd", "moco")]
     assert sorted(heights) == pytest.approx(sorted(sides[0][name] - sides[1][name] for name in sides[0]))
+
+
+def test_accuracy_stands_against_the_training_images_of_a_class(profile: Profile) -> None:
+    """Two large classes share what the eight rare ones with 30 images each leave of 1,040 images."""
+    records = profile.records()
+    drawn = figures.class_accuracy(profile.params, records, ["small"])
+    assert drawn is not None
+    (axes,) = drawn.draw().axes
+    assert [list(line.get_xdata()) for line in axes.lines] == [[30, 400]] * 4
+    by_name = by_class(records, ["isd"], ("student", "1-NN", "all"))
+    rare = [by_name[name] for name in by_name if name not in synthetic.LARGE]
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(sum(rare) / 8)
+    assert len(dots(axes)[-1]) == 10
+
+
+def test_training_images_are_those_that_the_rule_draws() -> None:
+    rule = {"name": "exponential", "imbalance": 100.0, "max_per_class": 500}
+    params = synthetic.profile({"isd": ("ISD", "lt")}, {"lt": rule})
+    manifest = synthetic.manifest(params, "lt", 100)
+    sizes = subsets.exponential_sizes(10, 500, 100.0)
+    assert figures.training_images(manifest) == dict(zip(synthetic.CLASSES, sizes, strict=True))
+    drawn = manifest.model_copy(update={"rule": {**manifest.rule, "order": "draw"}})
+    assert figures.training_images(drawn) == {}, "the manifest does not say which class was drawn first"
+
+
+@pytest.mark.parametrize(("few", "cells"), [(20, 100), (9, 6)])
+def test_answers_are_shown_by_class_and_by_group_where_there_are_many(
+    profile: Profile, few: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FEW_CLASSES", few)
+    drawn = figures.confusions(profile.params, profile.records(), ["small"], "ISD", "MoCo v2")
+    assert drawn is not None
+    ours, theirs = drawn.draw().axes
+    assert (ours.get_title(), theirs.get_title()) == ("ISD", "MoCo v2")
+    shares = [list(row) for row in ours.collections[0].get_array()]
+    assert sum(map(len, shares)) == cells
+    assert list(map(sum, shares)) == pytest.approx([1] * len(shares))
+    right = by_class(profile.records(), ["isd"], ("student", "1-NN", "all"))
+    if few == 20:
+        assert [100 * shares[at][at] for at in range(10)] == pytest.approx([right[f"c{at}"] for at in range(10)])
+    else:
+        assert 100 * shares[0][-1] == pytest.approx((right["c0"] + right["c1"]) / 2)
 
 
 def test_differences_show_every_draw_their_mean_its_interval_and_the_rule() -> None:
@@ -127,7 +170,7 @@ def test_groups_by_training_images_have_panels_of_their_own(tmp_path: Path) -> N
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
     drawn = profile.report().figures
     first = {figure.name: figure.svg() for figure in drawn}
-    assert set(first) == {"scores-small", "classes-small", "loss-curves"}
+    assert set(first) == {"scores-small", "classes-small", "sizes-small", "confusions-small", "loss-curves"}
     with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": False}):
         assert {figure.name: figure.svg() for figure in drawn} == first
     for text in first.values():

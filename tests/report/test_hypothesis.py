@@ -18,6 +18,7 @@ from tests.report.conftest import Profile
 
 ASKED = {"first": "ISD", "second": "MoCo", "group": "rare", "contradicted_below": 1.0, "draws": 3}
 MINUS = "\N{MINUS SIGN}"
+ROOT = Path(__file__).parents[2]
 T_TWO = 4.302652729911275  # Student's 0.975 quantile with 2 degrees of freedom: sqrt(2) x / sqrt(1 - x^2) with x = 0.95
 
 
@@ -90,10 +91,39 @@ def test_every_other_key_stands_below(tmp_path: Path) -> None:
     assert [cell.value for cell in rows[3].cells[:3]] == pytest.approx([1.25, 0.0, 1.25])
 
 
-def test_the_contrast_within_classes_is_that_of_the_findings() -> None:
-    """reports/claim/PROTOCOL.md: +0.62 (-1.38 to +2.63) over 47 classes; being large is worth 1.62 to ISD, 2.25 to MoCo v2."""
-    params, layout = config.load(Path(__file__).parents[2] / "pipelines" / "claim-r" / "params.yaml")
+def test_each_class_counts_once_and_is_compared_with_itself() -> None:
+    rare, large = {"a": [1.0, 3.0], "b": [0.0], "only rare": [99.0]}, {"a": [1.0], "b": [4.0, 6.0], "only large": [-99.0]}
+    found = hypothesis.within_class(rare, large)  # a: 2 - 1, b: 0 - 5
+    assert found is not None
+    assert (found.mean, found.classes) == (-2.0, 2)
+    half = 12.706204736432095 * 3.0  # t of one degree of freedom; the standard error of 1 and -5 is 3
+    assert (found.low, found.high) == pytest.approx((-2.0 - half, -2.0 + half))
+
+
+def test_one_class_has_no_interval_and_none_has_no_contrast() -> None:
+    single = hypothesis.within_class({"a": [1.0]}, {"a": [2.0]})
+    assert single is not None
+    assert single.mean == -1.0
+    assert math.isnan(single.low)
+    assert math.isnan(single.high)
+    assert hypothesis.within_class({"a": [1.0]}, {"b": [2.0], "a": []}) is None
+
+
+def test_classes_that_are_good_in_both_groups_do_not_count_as_an_effect() -> None:
+    """Large classes that are easier by 30 points move the plain contrast of the groups, and not this one."""
+    rare, large = {"hard": [10.0, 10.0, 10.0], "easy": [40.0]}, {"hard": [10.0], "easy": [40.0, 40.0, 40.0]}
+    assert hypothesis.within_class(rare, large) == hypothesis.Contrast(0.0, 0.0, 0.0, 2)
+
+
+def test_the_contrasts_within_classes_are_those_of_the_findings() -> None:
+    """Rare less large over 47 classes, of both methods and of their difference, as reports/claim/FINDINGS.md states them."""
+    findings = " ".join((ROOT / "reports" / "claim" / "FINDINGS.md").read_text("utf-8").replace(MINUS, "-").split())
+    params, layout = config.load(ROOT / "pipelines" / "claim-r" / "params.yaml")
     rows = {row.label: row.cells for row in Profile(params, layout).report().tables[0].rows}
+    for metric in ("1-NN", "20-NN"):
+        cells = rows[f"Rare less large within 47 classes, {metric}, student"]
+        mean, low, high = (cells[at].words.replace(MINUS, "-") for at in (2, 6, 7))
+        assert f"{mean} points, 95 % interval {low} to {high}" in findings
     cells = rows["Rare less large within 47 classes, 1-NN, student"]
     assert [cells[at].words for at in (0, 1, 2, 6, 7)] == [f"{MINUS}1.62", f"{MINUS}2.25", "+0.62", f"{MINUS}1.38", "+2.63"]
 

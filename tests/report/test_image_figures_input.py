@@ -43,7 +43,7 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
         snapshot(world, epoch, seed=int(epoch))
     second = snapshot(world, "00020", seed=8)
     (second.parent / "notes.txt").write_text("not a snapshot")
-    facts, told = world.draw("isd")
+    facts = world.draw("isd")
     panels = facts["tsne"]["panels"]
     assert [panel["epoch"] for panel in panels] == [20, 50, 60, 100, 300, 700, None]
     assert panels[0]["sha256"] == sha256_file(second)
@@ -57,7 +57,6 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
     assert len({panel["input_sha256"] for panel in panels}) == 7
     svg = world.files("isd")["tsne.svg"].decode()
     assert svg.index(">Epoch 20: ") < svg.index(">Epoch 100: ") < svg.index(">Final encoder: ")
-    assert "t-SNE epoch 20: " in told
 
 
 @pytest.mark.parametrize("change", [{"run": "moco"}, {"fingerprint": "other"}, {"manifest": "0" * 64}])
@@ -125,7 +124,6 @@ def test_the_command_line(world: World, command: Callable[..., tuple[int, str]])
         facts = json.loads(world.files(run)["figures.json"])
         assert [len(row["members"]) <= 3 for row in facts["clusters"]["shown"]] == [True, True]
         assert (facts["seed"], facts["clusters"]["k"], len(facts["anchors"]["shown"])) == (5, 6, 1)
-        assert f"{run} clusters: 6 of 25 images" in told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ TABULAR = re.compile(r"\\begin\{tabular\}\{@\{\}l(r+)@\{\}\}(.*?)\\end\{tabular\
 DOCUMENT = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table.tex}\n\\end{document}\n"
 
 
+@cache
 def tex_of(path: Path) -> tuple[str, list[Table]]:
     params, layout = config.load(path)
     report = page.assemble(params, run_records.load(params, layout), layout)

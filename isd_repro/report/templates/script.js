@@ -46,14 +46,22 @@
     });
     return list;
   }
+  function nameOf(cell) {
+    var heads = cell.closest("table").tHead.rows, at = 0, span = "";
+    Array.from(heads[0].cells).forEach(function (head) {
+      if (at <= cell.cellIndex) span = head.textContent;
+      at += head.colSpan;
+    });
+    return [cell.parentElement.cells[0].dataset.value, span, heads[1].cells[cell.cellIndex].textContent].filter(Boolean).join(", ");
+  }
   document.querySelectorAll("a.cell").forEach(function (cell) {
     cell.setAttribute("aria-haspopup", "dialog");
     cell.addEventListener("click", function (event) {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
-      title.textContent = cell.dataset.title;
+      title.textContent = nameOf(cell.closest("td"));
       content.replaceChildren(facts(JSON.parse(cell.dataset.facts)));
-      cell.dataset.runs.split(" ").filter(Boolean).forEach(function (run) {
+      (cell.dataset.runs || "").split(" ").filter(Boolean).forEach(function (run) {
         var block = document.getElementById("run-" + run);
         if (!block) return;
         var heading = document.createElement("h3"), copy = block.querySelector(".body").cloneNode(true);

@@ -1,0 +1,28 @@
+"""Tables on a terminal; in a pipe nothing is cut and nothing is coloured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from isd_repro.runtime.errors import printable
+
+
+def show_table(out: Console, heads: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", left: int = 1) -> None:
+    """Print cells below their heads; the first `left` columns are text, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, head in enumerate(heads):
+        table.add_column(Text(head), justify="left" if at < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    if not out.is_terminal:
+        unbounded = out.options.update(width=10_000, max_width=10_000)
+        out.width = max(out.width, Measurement.get(out, unbounded, table).maximum)
+    if title:
+        out.print(printable(title), style="bold", markup=False, soft_wrap=True)
+    out.print(table)
