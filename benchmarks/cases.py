@@ -8,19 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from benchmarks import bank_loss, harness, knn, linear_probe, loader, table, tracking, training_step, views
+from benchmarks import bank_loss, evaluate, harness, knn, linear_probe, loader, table, tracking, training_step, views
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.runtime.files import write_atomic
 
-SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, tracking)
-=======
-from benchmarks import bank_loss, evaluate, growth, harness, knn, linear_probe, loader, table, tracking, training_step, views
-from isd_repro.runtime.errors import ConfigError, UserError
-from isd_repro.runtime.files import write_atomic
-
-SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, evaluate, tracking, growth)
->>>>>>> main
+SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, evaluate, tracking)
 
 
 @dataclass(frozen=True)
