@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bank_loss, evaluate, growth, harness, knn, linear_probe, loader, table, tracking, training_step, views
+from benchmarks import bank_loss, evaluate, harness, knn, linear_probe, loader, table, tracking, training_step, views
 from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.runtime.files import write_atomic
 
-SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, evaluate, tracking, growth)
+SUBJECTS: tuple[Any, ...] = (bank_loss, views, training_step, knn, linear_probe, loader, evaluate, tracking)
 
 
 @dataclass(frozen=True)
 class Case:
     """A comparison with sizes."""
 
-    measure: Callable[[Any, harness.Say], harness.Comparison | list[harness.Comparison]]
+    measure: Callable[[Any, harness.Say], harness.Comparison]
     sizes: Any
 
 
@@ -53,22 +53,17 @@ def changed(sizes: Any, settings: Mapping[str, str]) -> Any:
     return replace(sizes, **values)
 
 
-def measure(case: Case, say: harness.Say) -> list[harness.Comparison]:
+def measure(case: Case, say: harness.Say) -> harness.Comparison:
     """Measure one case, with its threads and seed."""
     with harness.settled(case.sizes):
-        found = case.measure(case.sizes, say)
-    return found if isinstance(found, list) else [found]
+        return case.measure(case.sizes, say)
 
 
-def keep(folder: Path, name: str, case: Case, found: list[harness.Comparison]) -> Path:
-    """Write a case's JSON file, its figure if it has one, and the folder's table anew."""
+def keep(folder: Path, name: str, found: harness.Comparison) -> Path:
+    """Write a case's JSON file and the folder's table anew."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    content: Any = [each.as_json() for each in found]
-    grows = isinstance(case.sizes, growth.Sizes)
-    write_atomic(path, (json.dumps(content if grows else content[0], indent=1, allow_nan=False) + "\n").encode())
-    if grows:
-        write_atomic(path.with_suffix(".svg"), growth.svg(content).encode())
+    write_atomic(path, (json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n").encode())
     write_atomic(folder / "README.md", table.page(folder).encode())
     return path
 
@@ -104,10 +99,9 @@ def run(
                 raise
             say(f"{name}: left out: {error.message}")
             continue
-        for each in found:
-            show("\n".join(each.lines()))
-            wrong += [f"{name}: {words}" for words in each.wrong]
+        show("\n".join(found.lines()))
+        wrong += [f"{name}: {words}" for words in found.wrong]
         if out is not None:
-            say(f"{name}: {keep(out, name, case, found)}")
+            say(f"{name}: {keep(out, name, found)}")
     if wrong:
         raise UserError(f"variants failed or computed something else: {'; '.join(wrong)}", "their ratios mean nothing")

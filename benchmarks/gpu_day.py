@@ -181,8 +181,8 @@ def child(name: str, out: Path, log: Path, limit: float, toy: bool) -> None:
         else:
             case = cases.cases(toy=toy)[name]
             found = cases.measure(case, _print)
-            cases.keep(out, name, case, found)
-            _print("\n".join(line for each in found for line in each.lines()))
+            cases.keep(out, name, found)
+            _print("\n".join(found.lines()))
     except BaseException as error:  # noqa: BLE001 - whatever ends this step ends no other
         traceback.print_exc()
         say("failed", failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -206,17 +206,15 @@ def summary(out: Path, ends: list[tuple[str, str, float]], seconds: float) -> li
     lines = [f"=== {seconds:.0f} s: " + ", ".join(f"{name} {how} ({taken:.0f} s)" for name, how, taken in ends)]
     lines += [f"FAILED {row['step']}: {row['name'][:50]}: {row['failed'][:140]}" for row in rows if "failed" in row]
     for path in sorted(out.glob("*.json")):
-        content = json.loads(path.read_bytes())
-        for found in content if isinstance(content, list) else [content]:
-            lines += [f"FAILED {path.stem}: {words}" for words in found["wrong"]]
-            for variant, taken in found["seconds"].items():
-                faster = f", x{found['faster'][variant]['median']:.2f}" if variant in found["faster"] else ""
-                memory = f", {found['memory_mib'][variant]:.0f} MiB" if variant in found["memory_mib"] else ""
-                how = f" ({found['how'][variant][:60]})" if variant in found["how"] else ""
-                speed = found["speed"][variant]
-                speed = f", {speed}" if speed else ""
-                lines.append(f"{path.stem}: {variant} {1e3 * statistics.median(taken):.4g} ms{faster}{speed}{memory}{how}")
-            lines.append(f"{path.stem}: floor " + ", ".join(f"{name} {value:.3g}" for name, value in found["floor"].items()))
+        found = json.loads(path.read_bytes())
+        lines += [f"FAILED {path.stem}: {words}" for words in found["wrong"]]
+        for variant, taken in found["seconds"].items():
+            faster = f", x{found['faster'][variant]['median']:.2f}" if variant in found["faster"] else ""
+            memory = f", {found['memory_mib'][variant]:.0f} MiB" if variant in found["memory_mib"] else ""
+            how = f" ({found['how'][variant][:60]})" if variant in found["how"] else ""
+            speed = f", {found['speed'][variant]}" if found["speed"][variant] else ""
+            lines.append(f"{path.stem}: {variant} {1e3 * statistics.median(taken):.4g} ms{faster}{speed}{memory}{how}")
+        lines.append(f"{path.stem}: floor " + ", ".join(f"{name} {value:.3g}" for name, value in found["floor"].items()))
     for row in rows:
         if row["name"] != "end" and "failed" not in row:
             told = " ".join(f"{key}={_short(value)}" for key, value in row.items() if key not in ("step", "name"))

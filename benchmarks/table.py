@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import growth, harness, knn
+from benchmarks import harness, knn
 
 
 class Target(NamedTuple):
@@ -56,9 +56,7 @@ def page(folder: Path) -> str:
     rows, notes = [], []
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_bytes())
-        if isinstance(found, list):
-            notes.append(_growth(path.stem, found))
-        elif "baseline" in found:
+        if "baseline" in found:
             rows += [_row(path.stem, variant, found) for variant in found["faster"]]
             notes.append(_note(path.stem, found))
     return "\n".join([*_HEAD, *rows, "", *notes, ""])
@@ -106,15 +104,3 @@ def _note(name: str, found: dict[str, Any]) -> str:
 
 def _pairs(values: dict[str, Any], form: str) -> str:
     return ", ".join(f"{key} {'none' if value is None else form.format(value)}" for key, value in values.items() if value != [])
-
-
-def _growth(name: str, found: list[dict[str, Any]]) -> str:
-    """Seconds and extra memory by what grows, and the figure."""
-    key, sizes = growth.axis_of(found)
-    points = []
-    for each, size in zip(found, sizes, strict=True):
-        variant = each["baseline"]
-        memory = f", {each['memory_mib'][variant]:.1f} MiB extra" if variant in each["memory_mib"] else ""
-        points.append(f"{size:,} {statistics.median(each['seconds'][variant]):.3f} s{memory}")
-    rest = {other: value for other, value in found[0]["sizes"].items() if other != key}
-    return f"- [`{name}`]({name}.svg), by {growth.SHOWN[key]} ({_pairs(rest, '{}')}; {found[0]['clock']}): {'; '.join(points)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,11 @@ def names() -> list[str]:
     """The methods and variants under test."""
     outside = {block["name"] for path in PARAMS for block in _methods_of(path) if "/" in block["name"]}
     return sorted(outside) if PARAMS else [*methods.names(), *VARIANTS]
+
+
+def has_fast_form(name: str) -> bool:
+    """Whether a method reads `Setting.fast`; one that does not is the same with both engines."""
+    return "setting.fast" in inspect.getsource(methods.load(name.partition("-")[0] if name in VARIANTS else name))
 
 
 @cache

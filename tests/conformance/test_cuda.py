@@ -82,12 +82,14 @@ class There(Noise):
         return replace(batch, **moved)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.gpu
 @pytest.mark.parametrize("numerics", ENGINES, ids=lambda given: f"{given.engine}-{given.precision}")
 @pytest.mark.parametrize("name", methods.names())
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(
-    name: str, numerics: Numerics, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, numerics: Numerics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a CPU it is one of `test_methods`."""
+    device = "cuda"
     monkeypatch.setattr(problem, "NUMERICS", numerics)
     where, path = torch.device(device), tmp_path / "checkpoint.pt"
 

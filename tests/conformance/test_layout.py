@@ -44,11 +44,8 @@ def not_last(network: nn.Module, images: Tensor) -> set[str]:
     return wrong
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize(
-    ("arch", "stem"), [("resnet18", "imagenet"), ("resnet18", "small"), ("resnet50", "imagenet"), ("resnet-narrow", "small")]
-)
+@pytest.mark.parametrize(("precision", "groups"), [("float32", 2), ("bf16", 1)])
+@pytest.mark.parametrize(("arch", "stem"), [("resnet18", "imagenet"), ("resnet50", "imagenet"), ("resnet-narrow", "small")])
 def test_every_activation_and_its_gradient_is_in_channels_last(
     arch: Literal["resnet18", "resnet50", "resnet-narrow"], stem: Literal["imagenet", "small"], precision: str, groups: int
 ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import io
-import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from PIL import Image
 from isd_repro import cli, tracking
 from tests.faults import world
 
-SHORT = (
-    "efficiency: {log",
-    "evaluation: {knn: {k: [1, 3]}, linear: {protocol: short, epochs: 2, batch_size: 8, milestones: [1]}}\nefficiency: {log",
-)
+EVALUATED = """\
+evaluation: {knn: {k: [1, 3]}, linear: {protocol: short, epochs: 2, batch_size: 8, milestones: [1]}}
+linear_runs: [isd]
+efficiency: {log"""
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "digits"),
     "pretrain": ("pretrain", "isd"),
@@ -30,7 +32,6 @@ STAGES: dict[str, tuple[str, ...]] = {
     "linear": ("linear", "isd"),
     "report": ("report",),
 }
-WHEN = {"provenance", "sources", "attempts"}  # keys of a record that say when, where and how often
 OUTPUTS = {
     "prepare": ("data/prepared/digits",),
     "pretrain": ("runs/isd/encoder.safetensors", "runs/isd/metrics.jsonl", "reports/tiny/records/isd/pretrain.json"),
@@ -39,6 +40,7 @@ OUTPUTS = {
     "linear": ("reports/tiny/records/isd/linear.json",),
     "report": ("reports/tiny/tables",),
 }
+EVALUATE = ("evaluate", "--ckpt", "runs/isd/encoder.safetensors", "--prepared", "data/prepared/digits", "--k", "1")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,30 @@ def refused(result: Result, *words: str, code: int = 4) -> None:
         assert word in result.err, (word, result.err)
 
 
+def complete(folder: Path) -> None:
+    """Run every stage after `prepare`."""
+    world.edit(folder, ("efficiency: {log", EVALUATED))
+    for stage, command in STAGES.items():
+        if stage != "prepare":
+            result = call(folder, *command)
+            assert result.code == 0, result
+
+
+@cache
+def finished() -> Path:
+    """A profile whose every stage has run, for all tests of a session: to be copied, not to be changed."""
+    root = tempfile.mkdtemp(prefix="isd-finished-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folder = Path(root) / "profile"
+    folder.mkdir()
+    (folder / "params.yaml").write_text(world.PARAMS, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_ROOT", raising=False)
+        assert call(folder, "prepare", "digits").code == 0
+        complete(folder)
+    return folder
+
+
 def without(folder: Path, stage: str) -> None:
     """Remove what a stage makes, as DVC does before it starts the stage."""
     for name in OUTPUTS[stage]:
@@ -79,42 +105,25 @@ def without(folder: Path, stage: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file that a stage writes as output, hidden ones included; locks, memory, resume state and logs are none."""
+def files(folder: Path) -> dict[str, Any]:
+    """Every file that a stage writes as output, hidden ones included, without what varies; locks, state and logs are none."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for name in ("data", "runs", "reports")
-        for path in sorted((folder / name).rglob("*"))
-        if path.is_file() and ".log" not in path.parts
+        name: content
+        for name, content in world.tree(folder).items()
+        if name.startswith(("data/", "runs/", "reports/")) and "/.log/" not in name and not name.endswith("/")
     }
 
 
 def logs(folder: Path) -> set[str]:
     """Names of the rows and pictures that stages keep for W&B, each of which must be sound: a torn last line at most."""
-    found = set()
-    for path in (folder / "runs" / ".log").rglob("*"):
-        if path.is_dir():
-            continue
-        found.add(path.relative_to(folder).as_posix())
+    found = {path for path in (folder / "runs" / ".log").rglob("*") if path.is_file()}
+    for path in found:
         if path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
         elif path.name == "metrics.jsonl":
             tracking.read_metrics(path)
-    return found
-
-
-def meaning(found: dict[str, bytes]) -> dict[str, Any]:
-    """Files without what differs from one run to the next: time, machine, speed, the process's highest memory."""
-    plain: dict[str, Any] = {}
-    for name, content in found.items():
-        if "/records/" in name:
-            plain[name] = {key: value for key, value in json.loads(content).items() if key not in WHEN}
-        elif name.endswith("metrics.jsonl"):
-            plain[name] = [world.plain(json.loads(line)) for line in content.decode().splitlines()]
-        else:
-            plain[name] = content
-    return plain
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 @contextmanager
@@ -128,13 +137,3 @@ def small_disk(folder: Path, size: int, names: int = 0) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def complete(folder: Path) -> None:
-    """Run every stage."""
-    if "\nevaluation:" not in world.PARAMS:
-        world.edit(folder, SHORT)
-    for stage, command in STAGES.items():
-        if stage != "prepare":
-            result = call(folder, *command)
-            assert result.code == 0, result

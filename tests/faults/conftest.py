@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
@@ -13,10 +11,6 @@ from rich.console import Console
 from isd_repro.config import reader as config
 from isd_repro.data.prepare import prepare
 from tests.faults import chain, world
-from tests.faults.forks import Forks
-
-if TYPE_CHECKING:
-    from tests.faults.test_kills import Station
 
 
 @pytest.fixture(scope="session")
@@ -38,31 +32,13 @@ def _state_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path) -> Path:
     """A profile of one's own."""
-    copy = tmp_path / "profile"
-    shutil.copytree(prepared, copy)
-    return copy
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """The fork server."""
-    with Forks(tmp_path_factory.mktemp("forks")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def line(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Station]:
-    """Every stage before and after, undisturbed."""
-    from tests.faults.test_kills import stations
-
-    return stations(forks, tmp_path_factory.mktemp("line"))
+    return Path(shutil.copytree(prepared, tmp_path / "profile"))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of three epochs, never disturbed."""
-    copy = tmp_path_factory.mktemp("undisturbed") / "profile"
-    shutil.copytree(prepared, copy)
+    copy = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "profile"))
     world.train(copy)
     return copy
 
@@ -70,37 +46,30 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def undisturbed_long(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of as many epochs as processes are killed in."""
-    copy = tmp_path_factory.mktemp("undisturbed") / "profile"
-    shutil.copytree(prepared, copy)
+    copy = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "profile"))
     world.edit(copy, world.LONGER)
     world.train(copy)
     return copy
 
 
 @pytest.fixture(scope="session")
-def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished() -> Path:
     """Every stage run, in a folder that nobody changes."""
-    copy = tmp_path_factory.mktemp("finished") / "profile"
-    shutil.copytree(prepared, copy)
-    chain.complete(copy)
-    return copy
+    return chain.finished()
 
 
 @pytest.fixture
 def done(finished: Path, tmp_path: Path) -> Path:
     """Every stage run, in a folder of one's own."""
-    copy = tmp_path / "done"
-    shutil.copytree(finished, copy)
-    return copy
+    return Path(shutil.copytree(finished, tmp_path / "done"))
 
 
 @pytest.fixture(scope="session")
 def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A profile whose run ended after two of three epochs, with two checkpoints."""
-    folder = tmp_path_factory.mktemp("stopped") / "profile"
-    shutil.copytree(prepared, folder)
-    world.stopped_at(folder, 3)
-    return folder
+    copy = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("stopped") / "profile"))
+    world.stopped_at(copy, 3)
+    return copy
 
 
 @pytest.fixture

@@ -1,19 +1,21 @@
-"""Every stage, killed at seeded moments and run again, ends with the files of an undisturbed run and with no other."""
+"""Every stage, killed, signalled and run again, ends with the files of an undisturbed run and with no other."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.data import target_trees
-from tests.faults import chain, world
-from tests.faults.forks import Blow, Ended, Forks
+from tests.faults import chain, forks, world
+from tests.faults.forks import Blow, Ended
 
-EXTERNAL = ["--ckpt", "runs/isd/encoder.safetensors", "--prepared", "data/prepared/digits", "--which", "both"]
+CKPT = ["--ckpt", "runs/isd/encoder.safetensors", "--prepared", "data/prepared/digits", "--which", "both"]
+OUT = "reports/tiny/records/other/external.json"
 STAGES: dict[str, list[str]] = {  # in the order in which each finds what it needs
     "prepare": ["prepare", "digits"],
     "prepare, external": ["prepare", "packed"],
@@ -21,16 +23,7 @@ STAGES: dict[str, list[str]] = {  # in the order in which each finds what it nee
     "extract": ["extract", "isd"],
     "knn": ["knn", "isd"],
     "linear": ["linear", "isd"],
-    "evaluate": [
-        "evaluate",
-        *EXTERNAL,
-        "--protocol",
-        "all",
-        "--linear-epochs",
-        "2",
-        "--out",
-        "reports/tiny/records/other/external.json",
-    ],
+    "evaluate": ["evaluate", *CKPT, "--protocol", "all", "--linear-epochs", "2", "--out", OUT],
     "few-label": ["few-label", "isd"],
     "transfer": ["transfer", "isd"],
     "trajectory": ["trajectory", "isd"],
@@ -58,7 +51,7 @@ subsets:
     store: {channels: 1, external: true}
 """,
 )
-NORMAL, SLOW = 1, 26  # kills of each stage
+RESUMABLE = {"pretrain", "evaluate"}  # a signal ends them with 75
 
 
 @dataclass(frozen=True)
@@ -70,90 +63,80 @@ class Station:
     after: Path
     ended: Ended
 
-    @property
-    def words(self) -> list[str]:
-        return STAGES[self.name]
 
-
-def run(forks: Forks, place: Path, words: list[str], blow: Blow | None = None) -> Ended:
+def run(place: Path, stage: str, blow: Blow = Blow()) -> Ended:  # noqa: B008 - it is frozen
     roots = {"ISD_PACK_ROOT": str(place / "packs"), "ISD_CIFAR10_ROOT": str(place / "target")}
-    return forks.run(place / "profile", *words, blow=blow, **roots)
+    return forks.run(place / "profile", *STAGES[stage], blow=blow, **roots)
 
 
-def stations(forks: Forks, root: Path) -> dict[str, Station]:
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Station]:
     """All stages in a row."""
+    root = tmp_path_factory.mktemp("line")
     place = root / "start"
     (place / "profile").mkdir(parents=True)
     (place / "packs").mkdir()
     target_trees.folder(target_trees.Tree(place / "target"), pytest.MonkeyPatch())
     (place / "profile" / "params.yaml").write_text(EXTENDED, "utf-8")
     found = {}
-    for name, words in STAGES.items():
+    for name in STAGES:
         after = root / name.replace(", ", "-")
         shutil.copytree(place, after)
-        ended = run(forks, after, words)
-        assert (ended.code, ended.orphans) == (0, False), f"{name}: {ended}"
+        ended = run(after, name)
+        assert ended.code == 0, f"{name}: {ended}"
         assert world.differences(world.tree(place), world.tree(after)), f"{name} wrote nothing"
         found[name] = Station(name, place, after, ended)
         place = after
     return found
 
 
-def drawn(draws: random.Random, station: Station) -> Blow:
+def moment(draws: random.Random, station: Station, number: int) -> Blow:
     """Before or within a file operation twice as often as anywhere in time."""
     if draws.random() < 2 / 3:
-        return Blow(at=draws.randint(1, station.ended.operations), torn=draws.random() < 0.5)
-    return Blow(after=draws.uniform(0, 0.9 * station.ended.seconds))
+        return Blow(at=draws.randint(1, station.ended.operations), torn=draws.random() < 0.5, number=number)
+    return Blow(after=draws.uniform(0, 0.9 * station.ended.seconds), number=number)
 
 
-def kill_and_repeat(forks: Forks, station: Station, place: Path, seed: str) -> int:
-    """One case: one kill, sometimes a second one of the repetition, and then the stage undisturbed; the number of kills."""
-    draws = random.Random(seed)
+def disturb_and_repeat(station: Station, place: Path, seed: str) -> set[int]:
+    """One case: a kill, a signal to the repetition, and then the stage undisturbed; the codes of the first two."""
+    draws, codes = random.Random(seed), set()
     shutil.copytree(station.before, place)
-    want = world.tree(station.after)
-    kills = 0
-    for turn in range(1 if draws.random() < 2 / 3 else 2):
-        blow = drawn(draws, station)
-        ended = run(forks, place, station.words, blow)
+    before, want = world.tree(station.before), world.tree(station.after)
+    for numbers in ([signal.SIGKILL], [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]):
+        blow = moment(draws, station, draws.choice(numbers))
+        ended = run(place, station.name, blow)
         about = f"seed {seed!r}, {blow}\n{ended.said}"
-        assert ended.code in ((-9,) if blow.at and turn == 0 else (-9, 0)), about  # a repetition may have less to do
-        assert not ended.orphans, about
-        kills += ended.code == -9
+        # before the command's handlers are there, a signal ends the process itself; and a repetition may have less to do
+        assert ended.code in {0, -blow.number, 75 if station.name in RESUMABLE else 130}, about
+        assert "Traceback" not in ended.said, about
+        codes.add(ended.code)
         chain.logs(place / "profile")
-        now = {name: content for name, content in whole(place).items() if ".state/" not in name and ".log/" not in name}
-        before = world.tree(station.before)
-        torn = [name for name, content in now.items() if content not in (want.get(name), before.get(name))]
+        torn = [name for name, content in finished(place).items() if content not in (want.get(name), before.get(name))]
         assert torn == [], f"half-written under a final name: {torn}; {about}"
-    ended = run(forks, place, station.words)
+    ended = run(place, station.name)
     assert ended.code == 0, f"seed {seed!r}: the repetition failed\n{ended.said}"
     different = world.differences(world.tree(place), want)
     assert different == [], f"seed {seed!r}: differs or is left over: {different}\n{ended.said}"
     shutil.rmtree(place)
-    return kills
+    return codes
 
 
-def whole(place: Path) -> dict[str, object]:
-    """Files under final names: what a reader may open."""
-    found = {}
-    for name, content in ((path, path.read_bytes()) for path in place.rglob("*") if path.is_file()):
-        parts = name.relative_to(place).parts
-        if not any(part.startswith((".partial", ".lock")) or part.endswith(".partial") for part in parts):
-            found[name.relative_to(place).as_posix()] = content
-    return {name: world.parsed(Path(name), content) for name, content in found.items()}
+def finished(place: Path) -> dict[str, object]:
+    """Files under final names: what a reader may open. State and logs are read by those who know that they may be torn."""
+    return {
+        name: content
+        for name, content in world.tree(place).items()
+        if not any(part in name for part in (".partial", ".lock", ".state/", ".log/")) and not name.endswith("/")
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_can_be_repeated(forks: Forks, line: dict[str, Station], tmp_path: Path, stage: str) -> None:
-    kills = turn = 0
-    while kills < NORMAL:
-        kills += kill_and_repeat(forks, line[stage], tmp_path / str(turn), f"{stage} {turn}")
-        turn += 1
+def test_a_disturbed_stage_can_be_repeated(line: dict[str, Station], tmp_path: Path, stage: str) -> None:
+    assert disturb_and_repeat(line[stage], tmp_path / "place", stage) != {0}, "nothing came in time"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_can_be_repeated_many_times(forks: Forks, line: dict[str, Station], tmp_path: Path, stage: str) -> None:
-    kills = turn = 0
-    while kills < SLOW:
-        kills += kill_and_repeat(forks, line[stage], tmp_path / str(turn), f"{stage} slow {turn}")
-        turn += 1
+def test_a_stage_can_be_disturbed_at_any_moment(line: dict[str, Station], tmp_path: Path, stage: str) -> None:
+    found = [disturb_and_repeat(line[stage], tmp_path / str(turn), f"{stage} slow {turn}") for turn in range(12)]
+    assert sum(-9 in codes for codes in found) >= 6

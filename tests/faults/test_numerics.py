@@ -16,7 +16,7 @@ from isd_repro.interfaces import Batch, StepOutput
 from isd_repro.methods import isd
 from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import monitor
-from tests.faults import world
+from tests.faults import chain, world
 
 Change = Callable[[isd.Method, StepOutput], StepOutput]
 
@@ -64,24 +64,28 @@ def bad_statistics(method: isd.Method, out: StepOutput) -> StepOutput:
     return out
 
 
+def diverged(folder: Path, step: int, change: Change) -> str:
+    """What is said when the change ends the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, change)
+        result = chain.call(folder, "pretrain", "isd")
+    assert result.code == 1, result
+    return result.err
+
+
 # step of the fault, step at which it is seen, what is said; log_every is 2 and an epoch 5 steps
 CASES: dict[str, tuple[int, Change, int, str]] = {
     "loss nan": (3, bad_loss(float("nan")), 4, r"a loss earlier in the epoch was nan|the loss is nan"),
     "gradient": (8, bad_gradient, 8, r"no finite gradient in student\.backbone\.\S+, .* and \d+ more; no finite value in"),
-    "gradient at the last step": (15, bad_gradient, 15, r"no finite gradient in student"),
     "bank": (10, bad_bank, 10, r"no finite value in bank\.rows"),
     "statistics": (15, bad_statistics, 15, r"no finite value in teacher\.backbone\.\S+running_var"),
 }
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str) -> None:
     fault, change, seen, words = CASES[kind]
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, fault, change)
-        code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert code == 1, error
-    sound = (fault - 1) // 5 * 5
+    error, sound = diverged(folder, fault, change), (fault - 1) // 5 * 5
     found = re.search(
         r"error: step (\d+) \(epoch (\d)\): (.*); all was finite after step (\d+); last good checkpoint: (.*)", error
     )
@@ -98,11 +102,9 @@ def test_a_run_stops_before_anything_is_saved(folder: Path, kind: str, capsys: p
         assert all(bool(value.isfinite().all()) for value in content["method"].values())
 
 
-def test_the_last_good_point_goes_on(folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_good_point_goes_on(folder: Path, undisturbed: Path) -> None:
     """A fault of the machine, not of the parameters: the repetition passes."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 8, bad_gradient)
-        assert world.command(folder, "pretrain", "isd", capsys=capsys)[0] == 1
+    diverged(folder, 8, bad_gradient)
     assert "resuming after step 5" in world.train(folder)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
@@ -117,11 +119,8 @@ def explode(method: isd.Method, out: StepOutput) -> StepOutput:
     return out
 
 
-def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 15, explode)
-        code, error = world.command(folder, "pretrain", "isd", capsys=capsys)
-    assert code == 1, error
+def test_weights_that_exploded_at_the_last_step_are_not_exported(folder: Path) -> None:
+    error = diverged(folder, 15, explode)
     assert "after the last step encoder 'teacher' produces features that are not finite for 16 of 16 images" in error
     assert re.search(r"last good checkpoint: .*/checkpoint\.pt, of step 10\n", error)
     assert world.written(folder) == set()
@@ -135,7 +134,7 @@ def test_looking_at_features_changes_nothing() -> None:
     assert all(part.training for part in module.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) -> None:
     module, rows = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), torch.full((40, 30), torch.finfo(dtype).max, dtype=dtype)
@@ -152,39 +151,21 @@ def test_one_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) ->
 # --- collapse ---------------------------------------------------------------------------------------------------------------
 
 
-def with_spread(values: dict[int, float]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Give the method the metric `spread`, by epoch."""
-
-    def patch_it(patch: pytest.MonkeyPatch) -> None:
-        real, count = isd.Method.forward, iter(range(10**9))
-
-        def forward(self: isd.Method, batch: Batch) -> StepOutput:
-            out = real(self, batch)
-            return StepOutput(out.loss, {**out.metrics, "spread": torch.tensor(values[next(count) // 5 + 1])})
-
-        patch.setattr(isd.Method, "forward", forward)
-
-    return patch_it
-
-
-def test_a_collapse_is_reported(folder: Path, undisturbed: Path) -> None:
+def test_a_collapse_is_reported(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the words of the run, in the rows of its epochs and in the record; the run itself goes on."""
-    with pytest.MonkeyPatch.context() as patch:
-        with_spread({1: 0.9, 2: 0.004, 3: 0.008})(patch)
-        said = world.train(folder)
+    spread, real, count = {1: 0.0101, 2: 0.004, 3: 0.008}, isd.Method.forward, iter(range(10**9))
+
+    def forward(self: isd.Method, batch: Batch) -> StepOutput:
+        out = real(self, batch)
+        return StepOutput(out.loss, {**out.metrics, "spread": torch.tensor(spread[next(count) // 5 + 1])})
+
+    monkeypatch.setattr(isd.Method, "forward", forward)
+    said = world.train(folder)
+    assert said.count("warning: ") == 2
     assert "isd: warning: the embeddings collapsed in epoch 2: embedding std 0.004, below 0.01" in said
-    assert "isd: warning: the embeddings collapsed in epoch 3: embedding std 0.008, below 0.01" in said
     rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
     assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
     text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: embedding std down to 0.004, below 0.01"
     assert record.warnings == (text,)
     assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
-
-
-def test_spread_embeddings_are_no_collapse(folder: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        with_spread({1: 0.9, 2: 0.0101, 3: 1.0})(patch)
-        said = world.train(folder)
-    assert "warning" not in said
-    assert read_record(world.outputs(folder)["record"], PretrainRecord).warnings == ()

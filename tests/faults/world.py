@@ -1,4 +1,4 @@
-"""A profile of 80 digits and one ISD run of seconds, and ways to run commands in it."""
+"""A profile of 80 digits and one ISD run of seconds, ways to train it, and what may differ between two attempts at the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from isd_repro import cli
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.runtime import files
+from isd_repro.train import loop
 from isd_repro.train.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
@@ -113,27 +113,14 @@ def train(folder: Path) -> str:
     return text.getvalue()
 
 
-def command(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """The command line in this process: exit code and standard error."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["isd-repro", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    code = end.value.code
-    assert isinstance(code, int)
-    return code, capsys.readouterr().err
-
-
 # --- what may differ between two attempts at the same -------------------------------------------------------------------
 
 
-_VARIES = {"written", "seconds", "images_per_second", "memory_mib", "attempts"}
+_VARIES = {"provenance", "sources", "seconds", "images_per_second", "memory_mib", "attempts"}
 
 
 def plain(content: Any) -> Any:
-    """JSON without what says when and how long."""
+    """JSON without what says when, where and how long."""
     if isinstance(content, dict):
         return {key: plain(value) for key, value in content.items() if key not in _VARIES}
     return [plain(value) for value in content] if isinstance(content, list) else content
@@ -182,7 +169,7 @@ class Crash(BaseException):
     """The end of a process, as far as one process can play it."""
 
 
-def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
+def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool = False) -> None:
     """End at the given write of a checkpoint or output, before or after it lands."""
     before_write, after_write, seen, due = files._remove_leftovers, files._sync_folder, 0, False
 
@@ -204,14 +191,26 @@ def crash_at(patch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
     patch.setattr(files, "_sync_folder", end)
 
 
-def stopped_at(folder: Path, write: int) -> Path:
-    """Train up to some whole-file write, crash before it, and give the state folder."""
+def stopped_at(folder: Path, write: int, *, after: bool = False) -> Path:
+    """Train up to some whole-file write, crash before or after it, and give the state folder."""
     with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, write, after=False)
+        crash_at(patch, write, after=after)
         with pytest.raises(Crash):
             train(folder)
     (state,) = states(folder)
     return state
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, call: Callable[[], object]) -> None:
+    """Call something in the middle of a step, counted from 1 in this process."""
+    real, count = loop._set_lr, iter(range(1, 10**9))
+
+    def set_lr(*arguments: Any) -> None:
+        if next(count) == step:
+            call()
+        real(*arguments)
+
+    patch.setattr(loop, "_set_lr", set_lr)
 
 
 # --- real processes -----------------------------------------------------------------------------------------------------

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import chain, world
+from tests.faults import chain
 from tests.fuzz import targets
 
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("original") / "profile"
-    folder.mkdir()
-    (folder / "params.yaml").write_text(world.PARAMS, encoding="utf-8")
-    assert chain.call(folder, "prepare", "digits").code == 0
-    chain.complete(folder)
-    ask = ("evaluate", "--ckpt", "runs/isd/encoder.safetensors", "--prepared", "data/prepared/digits", "--k", "1", "--no-cache")
-    assert chain.call(folder, *ask, "--out", "external.json").code == 0
+    folder = Path(shutil.copytree(chain.finished(), tmp_path_factory.mktemp("original") / "profile"))
+    assert chain.call(folder, *chain.EVALUATE, "--no-cache", "--out", "external.json").code == 0
     return folder
 
 

@@ -1,7 +1,6 @@
 """Changed files, by the thousand: each is read as what it says or refused with its exit code; nothing crashes, hangs or swells.
 
-In the normal suite some dozens of seeded changes a parser; in the slow one as many as fit into `ISD_FUZZ_SECONDS` (20) for
-each parser of parameters, manifests and checkpoints, and a third of that for the others.
+In the normal suite some dozens of seeded changes a parser; in the slow one as many as fit into `ISD_FUZZ_SECONDS` (10).
 """
 
 from __future__ import annotations
@@ -26,15 +25,13 @@ from tests.fuzz.targets import Target, attempt, mutations
 
 NAMES = (
     "params", "manifest.json", "images.tsv", "store.npy", "list", "pretrain record", "knn record", "external record", "metrics",
-    "encoder", "encoders", "features", "our checkpoint", "torch checkpoint", "legacy checkpoint", "header",
-    "old encoder", "old checkpoint",
+    "encoder", "features", "our checkpoint", "torch checkpoint", "legacy checkpoint", "header", "old encoder",
 )  # fmt: skip
-LONG = {"params", "manifest.json", "images.tsv", "encoder", "our checkpoint", "torch checkpoint", "legacy checkpoint"}
-SECONDS = float(os.environ.get("ISD_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("ISD_FUZZ_SECONDS", "10"))
 SEED = os.environ.get("ISD_FUZZ_SEED", "0")  # read here: the tests themselves run without such variables
 HANG = 30  # seconds of one input; a valid one takes a hundredth
 GROWTH = 400 * 1024  # KiB that thousands of inputs of some kilobytes may add to the highest memory
-NORMAL, LEAST = 20, 100
+NORMAL = 15
 
 
 @contextmanager
@@ -53,15 +50,13 @@ def alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(target: Target, name: str, *, least: int, most: int, seconds: float) -> tuple[int, int]:
-    """Try changes until either limit, but so many however slow the machine; the number tried and the number refused."""
-    whole = target.file.read_bytes()
-    value = target.read()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def fuzz(target: Target, name: str, seconds: float) -> tuple[int, int]:
+    """Try changes for so long, but no fewer than the normal number; the number tried and the number refused."""
+    whole, value = target.file.read_bytes(), target.read()
+    memory, end = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() + seconds
     tried = refused = 0
-    end = time.monotonic() + seconds
     for content in mutations(whole, random.Random(f"{name} {SEED}")):
-        if tried == most or (tried >= least and time.monotonic() > end):
+        if tried >= NORMAL and time.monotonic() > end:
             break
         with alarm():
             refused += attempt(target, content, value)
@@ -79,15 +74,13 @@ def test_every_target_is_known(made: dict[str, Target]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_some_changes(name: str, made: dict[str, Target]) -> None:
-    tried, refused = fuzz(made[name], name, least=NORMAL, most=NORMAL, seconds=60)
-    assert tried == NORMAL
-    assert refused >= 3, "changes that nobody minds try nothing"
+    assert fuzz(made[name], name, 0)[1] >= 2, "changes that nobody minds try nothing"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_changes_for_a_minute(name: str, made: dict[str, Target], capsys: pytest.CaptureFixture[str]) -> None:
-    tried, refused = fuzz(made[name], name, least=LEAST, most=10**9, seconds=SECONDS if name in LONG else SECONDS / 3)
+def test_changes_at_length(name: str, made: dict[str, Target], capsys: pytest.CaptureFixture[str]) -> None:
+    tried, refused = fuzz(made[name], name, SECONDS)
     with capsys.disabled():
         print(f"\n{name}: {tried} changed files, {refused} refused")
     assert refused > tried // 20
@@ -95,27 +88,21 @@ def test_changes_for_a_minute(name: str, made: dict[str, Target], capsys: pytest
 
 # --- bytes that are no change of anything -------------------------------------------------------------------------------
 
-
 QUICK = settings(
-    max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-MANY = settings(QUICK, max_examples=300)
 TEXT = st.text(alphabet=st.sampled_from("ab01 \n\t:-[]{}&*!'\"<>|#%.,/\\\0é\u202e"), max_size=200)
 HEADS = (
-    b"",
     b"PK\x03\x04",
     b"\x80\x02",
     b"\x10\0\0\0\0\0\0\0{",
     b"\x93NUMPY\x01\0",
     b"class names : \n",
     b"split\tclass\tfile\tsha256\troles\n",
-    b"{",
-    b"a: ",
 )
 CONTENT = st.one_of(
-    st.binary(max_size=300),
     TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")),
-    st.tuples(st.sampled_from(HEADS), st.binary(max_size=200)).map(b"".join),
+    st.tuples(st.sampled_from((b"", *HEADS)), st.binary(max_size=200)).map(b"".join),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
@@ -124,7 +111,9 @@ CONTENT = st.one_of(
 )
 
 
-def any_bytes(made: dict[str, Target], content: bytes) -> None:
+@given(content=CONTENT)
+@QUICK
+def test_any_bytes_are_refused(made: dict[str, Target], content: bytes) -> None:
     for name, target in made.items():
         whole = target.file.read_bytes()
         try:
@@ -133,19 +122,6 @@ def any_bytes(made: dict[str, Target], content: bytes) -> None:
             assert refused or name == "metrics", f"{name} read {content!r}"
         finally:
             target.file.write_bytes(whole)
-
-
-@given(content=CONTENT)
-@QUICK
-def test_any_bytes_are_refused(made: dict[str, Target], content: bytes) -> None:
-    any_bytes(made, content)
-
-
-@pytest.mark.slow
-@given(content=CONTENT)
-@MANY
-def test_any_bytes_at_length(made: dict[str, Target], content: bytes) -> None:
-    any_bytes(made, content)
 
 
 @given(
@@ -158,9 +134,8 @@ def test_metrics_survive_any_cut(made: dict[str, Target], rows: list[dict[str, f
     path = made["metrics"].file
     text = "".join(metrics.line(row) for row in rows).encode()
     path.write_bytes(text[:cut])
-    complete = text[:cut].count(b"\n")
     found = metrics._rows(path)
-    assert len(found) == complete
+    assert len(found) == text[:cut].count(b"\n")
     for row, original in zip(found, rows, strict=False):
         for key, value in original.items():
             assert row[key] == value or (row[key] is None and key in row["not_finite"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from isd_repro.config.params import Store as Packing
 from isd_repro.data import eval_loader
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
-from isd_repro.data.store import Store, StoreWriter
+from isd_repro.data.store import Store, StoreInfo, StoreWriter
 from isd_repro.evaluations import features as evals
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.linear import Config as Linear
@@ -31,7 +30,8 @@ from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import profile_options
 
 BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 3, 8, 19, 4, 2
-GROUPS = (1, 2, 4)
+ISD = [("isd", 1), ("isd", 2), ("isd", 4)]  # a method and BatchNorm groups
+CASES = [*ISD, *((name, 2) for name in methods.names() if name != "isd")]
 CPU = torch.device("cpu")
 STRONG = View(
     crop_min=0.2,
@@ -61,8 +61,6 @@ def write_store(folder: Path) -> Store:
 
 
 def open_batches(folder: Path) -> Batches:
-    from isd_repro.data.store import StoreInfo
-
     store = Store(folder, StoreInfo.model_validate_json((folder / "info.json").read_text("utf-8")))
     index = torch.arange(IMAGES)
     return Batches(store, Split(index, index % CLASSES), DATA, BATCH, 0, CPU)
@@ -94,7 +92,7 @@ def build(name: str, groups: int) -> nn.Module:
 
 
 def train(name: str, groups: int, batches: Batches, half: Path, start: Progress | None = None) -> dict[str, Any]:
-    """All steps, or those after a checkpoint; on two ranks a checkpoint is left on the way."""
+    """All steps, or those after a checkpoint; on four ranks a checkpoint is left on the way."""
     method = build(name, groups)
     optimizer = loop.optimizer_of(method, OPTIM)
     progress = Progress()
@@ -102,7 +100,7 @@ def train(name: str, groups: int, batches: Batches, half: Path, start: Progress 
         progress = checkpoint.load(half, "0", method, optimizer, CPU)
 
     def save(now: Progress) -> None:
-        if ranks.rank() == 0 and now.step == HALF and start is None and ranks.world() == 2:
+        if ranks.rank() == 0 and now.step == HALF and start is None and ranks.world() == 4:
             checkpoint.save(half, "0", method, optimizer, now)
 
     nothing = lambda *_: None  # noqa: E731
@@ -151,20 +149,20 @@ def linear_heads(store: Store) -> dict[str, Any]:
     return {"heads": heads, "last": {name: out.last for name, out in found.items()}, "rows": rows, "views": list(batches(1))}
 
 
-def main(folder: Path, words: Sequence[str]) -> None:
-    """Compute everything and write it to `<world>-<rank>.pt`."""
+def main(_words: tuple[str, ...]) -> None:
+    """Compute everything in the current folder, on two ranks of the methods ISD alone, and write it to `<world>-<rank>.pt`."""
+    folder = Path.cwd()
     batches = open_batches(folder / "store")
     found: dict[str, Any] = {}
     with joined() if launcher.ranks() > 1 else nullcontext():
         assert torch.distributed.is_initialized() == (launcher.ranks() > 1)
         mine = batches.part(ranks.rank(), ranks.world())
         found["views"] = [vars(mine.at(step)) for step in range(4)]
-        for name in methods.names():
-            for groups in GROUPS:
-                half = folder / f"half-{name}-{groups}.pt"
-                found[f"{name}-{groups}"] = train(name, groups, batches, half)
-                if groups == 2 and ranks.world() != 2:
-                    found[f"{name}-{groups}-resumed"] = train(name, groups, batches, half, Progress())
+        for name, groups in ISD if ranks.world() == 2 else CASES:
+            half = folder / f"half-{name}-{groups}.pt"
+            found[f"{name}-{groups}"] = train(name, groups, batches, half)
+            if groups == 2 and ranks.world() != 4:
+                found[f"{name}-resumed"] = train(name, groups, batches, half, Progress())
         found["features"] = features()
         found["linear"] = linear_heads(batches.store)
         torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")

@@ -12,28 +12,24 @@ from isd_repro import methods
 from isd_repro.nn import batchnorm
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import ConfigError
+from tests.faults import forks
 from tests.ranks import cases
-from tests.ranks.together import Together
 
 CLOSE = 1e-10
 WORLDS = (2, 4)
 Found = dict[int, list[dict[str, Any]]]  # by world and rank
 
-each_case = pytest.mark.parametrize("groups", cases.GROUPS)
-each_method = pytest.mark.parametrize("name", methods.names())
-
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Every case on two ranks, which leave checkpoints, then on one and on four."""
+    """Every case on four ranks, which leave checkpoints, then on one and on two."""
     folder = tmp_path_factory.mktemp("ranks")
     cases.write_store(folder / "store")
     results: Found = {}
-    with Together(folder) as together:
-        for world in (2, 1, 4):
-            ended = together.run(world, folder, "cases")
-            assert ended.codes == [0] * world, ended.said
-            results[world] = [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+    for world in (4, 1, 2):
+        ended = forks.run(folder, ranks=world, call=cases.main)
+        assert ended.codes == [0] * world, ended.said
+        results[world] = [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
     return results
 
 
@@ -43,43 +39,35 @@ def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
     return max((float((one[name].double() - other[name].double()).abs().max()), name) for name in one)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@each_case
-@each_method
-def test_steps_are_those_of_one_rank(found: Found, name: str, groups: int, world: int) -> None:
-    want, ours = found[1][0][f"{name}-{groups}"], found[world][0][f"{name}-{groups}"]
+def assert_same_training(ours: dict[str, Any], want: dict[str, Any]) -> None:
     assert len(want["curve"]) == cases.STEPS
     for row, expected in zip(ours["curve"], want["curve"], strict=True):
         assert row == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
     assert gap(ours["state"], want["state"])[0] < CLOSE, gap(ours["state"], want["state"])
 
 
-@each_case
-@each_method
-def test_all_ranks_hold_the_same_bits(found: Found, name: str, groups: int) -> None:
-    for world in WORLDS:
-        states = [result[f"{name}-{groups}"]["state"] for result in found[world]]
-        for state in states[1:]:
-            assert [key for key in state if not torch.equal(state[key], states[0][key])] == []
+@pytest.mark.parametrize(
+    ("world", "name", "groups"), [*((4, *case) for case in cases.CASES), *((2, *case) for case in cases.ISD)]
+)
+def test_steps_are_those_of_one_rank(found: Found, world: int, name: str, groups: int) -> None:
+    """And all ranks hold the same bits."""
+    ours = [result[f"{name}-{groups}"] for result in found[world]]
+    assert_same_training(ours[0], found[1][0][f"{name}-{groups}"])
+    for each in ours[1:]:
+        assert [key for key, value in each["state"].items() if not torch.equal(value, ours[0]["state"][key])] == []
 
 
-@each_method
-def test_groups_change_the_numbers(found: Found, name: str) -> None:
-    """Otherwise the tests above would not see a rank that normalises by itself."""
-    states = [found[1][0][f"{name}-{groups}"]["state"] for groups in cases.GROUPS]
+def test_groups_change_the_numbers(found: Found) -> None:
+    """Otherwise the test above would not see a rank that normalises by itself."""
+    states = [found[1][0][f"isd-{groups}"]["state"] for groups in (1, 2, 4)]
     assert gap(states[0], states[1])[0] > 1e-4
     assert gap(states[1], states[2])[0] > 1e-4
 
 
-@pytest.mark.parametrize("world", [1, 4])
-@each_method
-def test_a_run_resumes_on_another_number_of_ranks(found: Found, name: str, world: int) -> None:
-    """Two steps on two ranks, the rest on one or four."""
-    want, ours = found[1][0][f"{name}-2"], found[world][0][f"{name}-2-resumed"]
-    assert len(ours["curve"]) == cases.STEPS
-    for row, expected in zip(ours["curve"], want["curve"], strict=True):
-        assert row == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
-    assert gap(ours["state"], want["state"])[0] < CLOSE, gap(ours["state"], want["state"])
+@pytest.mark.parametrize(("world", "name"), [*((1, name) for name in methods.names()), (2, "isd")])
+def test_a_run_resumes_on_another_number_of_ranks(found: Found, world: int, name: str) -> None:
+    """Two steps on four ranks, the rest on one or two."""
+    assert_same_training(found[world][0][f"{name}-resumed"], found[1][0][f"{name}-2"])
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from isd_repro.tracking.history import records_of
+
 Records = list[dict[str, Any]]
-
-
-def read_run(folder: Path) -> Records:
-    """Every record of one offline run; its file is named, since the folder of two in one second ends in a number."""
-    (file,) = folder.glob("run-*.wandb")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-
-def read_wandb(folder: Path) -> Records:
-    """Every record of the latest offline run below a folder."""
-    return read_run(folder / "wandb" / "latest-run")
 
 
 def head(records: Records) -> dict[str, Any]:
@@ -32,8 +18,8 @@ def head(records: Records) -> dict[str, Any]:
 def offline_runs(folder: Path) -> dict[str, Records]:
     """All offline runs below a folder, one after the other, by title: what `wandb sync` sends."""
     found: dict[str, Records] = {}
-    for path in sorted((folder / "wandb").glob("offline-run-*")):
-        records = read_run(path)
+    for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        records = records_of(path)
         found.setdefault(head(records).get("display_name", ""), []).extend(records)
     return found
 

@@ -26,20 +26,14 @@ USER, HOST, REPOSITORY, AUTHOR = "jqdoe17", "gpubox-42", "secret-isd", "j.q.doe@
 REMOTE = f"git@example.org:{USER}/{REPOSITORY}.git"
 COMMIT = "feedfacefeedfacefeedfacefeedfacefeedface"
 OF_WANDB = {  # what W&B itself takes from the environment
+    **{f"WANDB_{name}": f"of-{USER}" for name in ("NOTES", "NAME", "TAGS", "RUN_GROUP", "JOB_TYPE", "RUN_ID", "PROJECT")},
     "WANDB_USERNAME": USER,
     "WANDB_EMAIL": AUTHOR,
-    "WANDB_NOTES": f"by {USER}",
-    "WANDB_NAME": f"run of {USER}",
-    "WANDB_TAGS": f"of-{USER}",
-    "WANDB_RUN_GROUP": f"of-{USER}",
-    "WANDB_JOB_TYPE": f"of-{USER}",
-    "WANDB_GIT_REMOTE_URL": REMOTE,
-    "WANDB_GIT_COMMIT": COMMIT,
     "WANDB_HOST": HOST,
     "WANDB_PROGRAM": f"/home/{USER}/train.py",
+    "WANDB_GIT_REMOTE_URL": REMOTE,
+    "WANDB_GIT_COMMIT": COMMIT,
     "WANDB_ARGS": f'["/home/{USER}"]',
-    "WANDB_RUN_ID": f"of-{USER}",
-    "WANDB_PROJECT": f"of-{USER}",
     "WANDB_CONSOLE": "wrap",
     "WANDB_RESUME": "never",
     "WANDB_DISABLE_CODE": "false",
@@ -62,13 +56,8 @@ def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("socket.gethostname", lambda: HOST)
     monkeypatch.setattr("socket.getfqdn", lambda *_: f"{HOST}.example.org")
-    for git in (
-        ["init", "-q"],
-        ["remote", "add", "origin", REMOTE],
-        ["config", "user.email", AUTHOR],
-        ["config", "user.name", "J. Q. Doe"],
-    ):
-        subprocess.run(["git", *git], cwd=folder, check=True)
+    for git in ("init -q", f"remote add origin {REMOTE}", f"config user.email {AUTHOR}", "config user.name Q.Doe"):
+        subprocess.run(["git", *git.split()], cwd=folder, check=True)
     monkeypatch.chdir(folder)
     text = (folder / "params.yaml").read_text("utf-8")
     (folder / "params.yaml").write_text(text.replace("A profile for tests", f"Ask {AUTHOR} on {HOST}"), encoding="utf-8")
@@ -76,21 +65,11 @@ def known(profile: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dic
         record = json.loads(path.read_text("utf-8"))
         record["provenance"]["commit"] = COMMIT
         if "notes" in record:
-            record["notes"] = [
-                f"Trained by {USER} under {home}/data/imagenet on {HOST} from {REMOTE} and https://example.org/{USER}/{REPOSITORY}"
-            ]
+            places = f"{home}/data/imagenet on {HOST} from {REMOTE} and https://example.org/{USER}/{REPOSITORY}"
+            record["notes"] = [f"Trained by {USER} under {places}"]
         path.write_text(json.dumps(record), encoding="utf-8")
-    words = {
-        "user": USER,
-        "host": HOST,
-        "home": str(home),
-        "cwd": str(folder),
-        "remote": REMOTE,
-        "repository": REPOSITORY,
-        "author": AUTHOR,
-        "commit": COMMIT,
-    }
-    return {"folder": str(folder).encode(), **{name: word.encode() for name, word in words.items()}}
+    words = {"user": USER, "host": HOST, "home": str(home), "cwd": str(folder), "remote": REMOTE, "repository": REPOSITORY}
+    return {name: word.encode() for name, word in {**words, "author": AUTHOR, "commit": COMMIT, "folder": str(folder)}.items()}
 
 
 def found_in(content: bytes, known: dict[str, bytes]) -> set[str]:

@@ -75,7 +75,7 @@ def test_a_dry_run_asks_no_server_and_what_is_sent_is_sent_once(profile: Path, t
 
 def test_a_dashboard_that_cannot_be_sent_says_so(profile: Path, online: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     params, layout = config.load(profile / "params.yaml")
-    monkeypatch.setattr(session, "INIT_TIMEOUT", 4.0)
+    monkeypatch.setattr(session, "INIT_TIMEOUT", 2.0)
     online.refuse = True
     with pytest.raises(UserError, match="did not accept the dashboard"):
         dashboard(params, layout, None, anonymous=False, console=QUIET)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -21,7 +21,7 @@ from isd_repro.runtime.errors import Preempted
 from isd_repro.tracking import RunTracker, open_tracker, read_metrics, session, wanted_mode
 from isd_repro.tracking.names import StageRun, allowed
 from tests.faults.world import ROOT
-from tests.tracking.reading import history, read_wandb
+from tests.tracking.reading import Records, history, offline_runs
 from tests.tracking.server import Server
 
 ROOM = 60.0  # seconds for the client's processes on a loaded machine
@@ -31,6 +31,11 @@ ROWS = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 5)]
 def start(folder: Path, mode: str = "auto", name: str = "demo-Isd.r18/D1-pretrain") -> RunTracker:
     run = StageRun(allowed(name), name, "demo", "pretrain", ("profile:demo",), {"method": {"name": "isd", "tau_student": 0.02}})
     return open_tracker(folder / "metrics.jsonl", run, Tracking.model_validate({"wandb": mode, "project": "isd-test"}), folder)
+
+
+def only_run(folder: Path) -> Records:
+    (records,) = offline_runs(folder).values()
+    return records
 
 
 def rows_of(server: Server) -> list[dict[str, float]]:
@@ -54,7 +59,7 @@ def test_the_offline_run_holds_every_row_over_its_epoch(
         tracker.log_table("per-class", ["class"], [["cat"]])
     session.release()
     assert capfd.readouterr().err == f"W&B: logged offline; run `wandb sync` in {tmp_path} to upload it\n"
-    records = read_wandb(tmp_path)
+    records = only_run(tmp_path)
     run = next(record["run"] for record in records if record["type"] == "run")
     assert run["run_id"] == "demo-isd-r18-d1-pretrain"
     assert (run["run_group"], run["job_type"], run["project"]) == ("demo", "pretrain", "isd-test")
@@ -94,7 +99,7 @@ def test_collapse_failure_and_preemption_alert(tmp_path: Path) -> None:
 
     with pytest.raises(Preempted):
         stopped()
-    records = read_wandb(tmp_path)
+    records = only_run(tmp_path)
     assert [record["exit"]["exit_code"] for record in records if record["type"] == "exit"] == [1]
     alerts = [record["alert"] for record in records if record["type"] == "alert"]
     assert [alert["title"] for alert in alerts] == ["collapse", "pre-empted"]
@@ -104,52 +109,20 @@ def test_collapse_failure_and_preemption_alert(tmp_path: Path) -> None:
 # --- what does not work -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trouble", ["absent", "refuses", "slow"])
+@pytest.mark.parametrize("trouble", ["refuses", "slow"])
 def test_a_server_that_is_of_no_use_is_left_for_the_disk(
     tmp_path: Path, online: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    monkeypatch.setattr(session, "INIT_TIMEOUT", 4.0)
+    monkeypatch.setattr(session, "INIT_TIMEOUT", 2.0)
     online.refuse, online.delay = trouble == "refuses", 30.0 if trouble == "slow" else 0.0
-    if trouble == "absent":
-        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     began = time.monotonic()
     with caplog.at_level(logging.WARNING), start(tmp_path) as tracker:
         for row in ROWS:
             tracker.log(row)
-    assert time.monotonic() - began < 4 + ROOM
+    assert time.monotonic() - began < 2 + ROOM
     assert [record.levelname for record in caplog.records if record.name == "isd_repro.tracking"] == ["WARNING"]
     assert "W&B is offline (online failed" in caplog.text
-    assert history(read_wandb(tmp_path)) == ROWS == read_metrics(tmp_path / "metrics.jsonl")
-
-
-def test_a_process_whose_server_dies_ends_with_every_row(tmp_path: Path, online: Server) -> None:
-    """Leaving the process waits for nothing either: W&B's own last words at exit are bounded by the same limit."""
-    script = f"""
-import sys
-from pathlib import Path
-from isd_repro.tracking import session
-session.FINISH_TIMEOUT = 3.0
-from tests.tracking.test_live_view import ROWS, start
-tracker = start(Path({str(tmp_path)!r}))
-tracker.log(ROWS[0])
-print("ready", flush=True)
-sys.stdin.readline()
-for row in ROWS[1:]:
-    tracker.log(row)
-tracker.close()
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        online.die()
-        process.communicate("\n", timeout=3 + ROOM)
-    assert process.returncode == 0
-    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS
-    (kept,) = (tmp_path / "wandb").glob("run-*/run-*.wandb")  # `wandb sync` sends it
-    assert kept.stat().st_size > 0
+    assert history(only_run(tmp_path)) == ROWS == read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_a_slow_server_holds_up_no_step(tmp_path: Path, online: Server) -> None:
@@ -197,24 +170,20 @@ def test_online_without_a_key_does_not_ask_for_one(
 
 
 @pytest.mark.usefixtures("wandb_on")
-@pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
 def test_a_broken_wandb_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
     import wandb
 
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("W&B fell over\nwith many lines")
-
-    class Broken:
-        def __getattr__(self, name: str) -> object:
-            return fail if name == broken else lambda *_, **__: None
-
-    monkeypatch.setattr(wandb, "init", fail if broken == "init" else lambda **_: Broken())
+    run = MagicMock(resumed=False)
+    failing = {"side_effect": RuntimeError("W&B fell over\nwith many lines")}
+    getattr(run, broken).configure_mock(**failing)
+    monkeypatch.setattr(wandb, "init", MagicMock(**failing) if broken == "init" else lambda **_: run)
     with start(tmp_path, "offline") as tracker:
-        for epoch in (1, 2):
-            tracker.log({"epoch": epoch, "loss": 1.0})
-    assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+        for row in ROWS:
+            tracker.log(row)
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "isd_repro.tracking"]
     assert "W&B is off" in warning
     assert warning.endswith("RuntimeError: W&B fell over)")
@@ -232,17 +201,13 @@ def test_a_missing_wandb_is_no_warning_unless_it_was_asked_for(
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.usefixtures("wandb_on")
-def test_off_imports_no_wandb_and_writes_no_folder(tmp_path: Path) -> None:
-    script = f"""
-import sys
-from pathlib import Path
-from tests.tracking.test_live_view import start
-with start(Path({str(tmp_path)!r}), "off") as tracker:
-    tracker.log({{"epoch": 1}})
-assert "wandb" not in sys.modules, "wandb was imported"
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+def test_off_imports_no_wandb_and_writes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail, with a warning
+    with start(tmp_path, "off") as tracker:
+        tracker.log({"epoch": 1})
+    assert caplog.records == []
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

@@ -1,9 +1,8 @@
-"""One run through a long random schedule of everything that can happen to it, and DVC killed in the middle of its work."""
+"""DVC killed in the middle of its work, alone and with its stage: what it started saves, ends, and is resumed by `dvc repro`."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,68 +16,9 @@ import pytest
 
 from isd_repro.records import PretrainRecord, read_record
 from tests.faults import world
-from tests.faults.forks import Blow, Ended, Forks
-from tests.faults.test_interruptions import assert_equal_runs
-from tests.faults.test_resume import DAMAGE
 
 ROOT = Path(__file__).parents[2]
-TURNS = 60
 PATIENCE = 600  # seconds without any progress; a busy machine may take minutes to load what a stage needs
-
-
-def blow_of(draws: random.Random, typical: Ended) -> Blow:
-    """Half of them kill, half of them ask; the early ones often meet the start, the others anything up to some epochs."""
-    number = draws.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-    if draws.random() < 0.7:
-        most = typical.operations // 6
-        return Blow(at=draws.randint(1, most), torn=number == signal.SIGKILL and draws.random() < 0.5, number=number)
-    return Blow(after=draws.uniform(0, typical.seconds / 6), number=number)
-
-
-def damage(draws: random.Random, folder: Path) -> str:
-    """Spoil the newest checkpoint of a run that has two; what was done."""
-    points = list(folder.glob(".state/*/checkpoint.pt"))
-    if not points or not (points[0].with_name("checkpoint.previous.pt")).is_file() or draws.random() < 0.7:
-        return "nothing"
-    kind = draws.choice([*DAMAGE, "gone"])
-    if kind == "gone":
-        points[0].unlink()
-    else:
-        points[0].write_bytes(DAMAGE[kind](points[0].read_bytes()))
-    return kind
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_long_soak(forks: Forks, folder: Path, undisturbed_long: Path, tmp_path: Path, seed: int) -> None:
-    world.edit(folder, world.LONGER)
-    shutil.copytree(folder, tmp_path / "typical")
-    typical = forks.run(tmp_path / "typical", "pretrain", "isd")
-    draws, story = random.Random(seed), []
-    codes: list[int] = []
-    while len(codes) < TURNS:
-        story.append(f"damage {damage(draws, folder)}")
-        blow = blow_of(draws, typical)
-        ended = forks.run(folder, "pretrain", "isd", blow=blow)
-        story.append(f"{blow} -> {ended.code}")
-        about = "\n".join([f"seed {seed}", *story, ended.said])
-        assert ended.code in (-blow.number, 75, 130, 0), about  # by the signal itself where it came before the command's handlers
-        assert not ended.orphans, about
-        codes.append(ended.code)
-        if ended.code == 0:
-            break
-    ended = forks.run(folder, "pretrain", "isd") if codes[-1] else ended
-    about = "\n".join([f"seed {seed}", *story, ended.said])
-    assert ended.code == 0, about
-    assert len(codes) >= 10, f"too short to say anything: {about}"
-    assert {-9, 75} <= set(codes), about
-    assert_equal_runs(folder, undisturbed_long)
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
-    assert record.attempts[-1].last_step == 80
-    assert {attempt.outcome for attempt in record.attempts} >= {"killed", "stopped", "finished"}, about
-
-
-# --- DVC ------------------------------------------------------------------------------------------------------------------------
 
 
 def repository(folder: Path) -> dict[str, str]:
