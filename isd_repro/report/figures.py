@@ -219,7 +219,8 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
         for at, (ax, (title, _)) in enumerate(zip(axes, kinds, strict=True)):
             _against(ax, [(mark, values[at]) for _, mark, values in lines], ticks)
             ax.set_title(title)
-            ax.set_xlabel("images of the largest class for each of the smallest")
+            ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+            ax.set_xlabel("imbalance: largest over smallest class")
         _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
         return figure
 

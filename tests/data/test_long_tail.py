@@ -44,6 +44,13 @@ def test_cifar_lt_has_the_sizes_of_its_authors() -> None:
     assert (found[0], found[-1], sum(found)) == (500, 5, 10847)
 
 
+def test_imagenet_lt_exp_has_about_the_images_that_its_paper_prints() -> None:
+    """Jiang et al. 2021 (SDCLR): an exponential function, imbalance 256, the smallest class as in ImageNet-LT, 229.7K images."""
+    found = exponential_sizes(1000, 1280, 256)
+    assert (found[0], found[-1]) == (1280, 5)
+    assert sum(found) == pytest.approx(229_700, rel=0.002)
+
+
 @pytest.mark.parametrize(("classes", "most", "imbalance"), [(10, 5000, 20), (100, 500, 50), (7, 123, 3.5), (10, 5000, 200)])
 def test_exponential_sizes_follow_the_equation(classes: int, most: int, imbalance: float) -> None:
     oracle = [int(most * (1 / imbalance) ** (at / (classes - 1))) for at in range(classes)]
