@@ -60,7 +60,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
-STYLE = "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
+STYLE = f"text{{font-family:{FONTS}}}" + "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def svg(draw: Callable[[], Canvas], title: str) -> str:
         without_date = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         draw().savefig(stream, format="svg", transparent=True, metadata={"Title": visible(title), **without_date})
     drawn = re.sub(r"<metadata>.*?</metadata>\n|[ \t]+$", "", stream.getvalue(), flags=re.DOTALL | re.MULTILINE)
-    drawn = drawn.replace(INK, "currentColor").replace("'DejaVu Sans'", FONTS)
+    # A hundredth of a point is enough, and a page of many charts stays small.
+    drawn = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), drawn)
+    drawn = drawn.replace(INK, "currentColor").replace("font-family: 'DejaVu Sans'; ", "").replace("'DejaVu Sans'", FONTS)
     return drawn[drawn.index("<svg") :].replace("<defs>", f"<style>{STYLE}</style>\n<defs>", 1)
 
 

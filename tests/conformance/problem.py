@@ -31,7 +31,7 @@ OPTIM = Optim(epochs=EPOCHS, batch_size=BATCH, lr=0.03, schedule=Cosine(name="co
 # Networks that a method can have and the first run with it has not.
 VARIANTS: dict[str, dict[str, Any]] = {
     "isd-moco": {"heads": "moco", "dim": 6},
-    "isd-none": {"heads": "none"},
+    "isd-none": {"heads": "none", "dim": None},
     "moco-mlp": {"heads": "mlp", "dim": 6},
     "moco-schedule": {"tau_schedule": {"max": 1.0, "half_period": 2}},
     "byol-symmetric": {"symmetric": True},

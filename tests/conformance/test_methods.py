@@ -76,7 +76,7 @@ def test_isd_says_its_dim_only_where_it_is_given() -> None:
 
 @pytest.mark.parametrize(("heads", "dim"), [("none", 32), ("mlp", 8), ("moco", 32)])
 def test_without_dim_isds_embedding_has_the_width_of_its_heads(heads: str, dim: int) -> None:
-    method = build("isd", options={**profile_options("isd"), "heads": heads})
+    method = build("isd", options={**profile_options("isd"), "heads": heads, "dim": None})
     assert method.bank.rows.shape == (2 * BATCH, dim)  # type: ignore[union-attr]
 
 

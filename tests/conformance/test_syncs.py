@@ -155,6 +155,8 @@ def test_views_step_and_loop_wait_for_nothing(
     monkeypatch.setattr(problem, "NUMERICS", numerics)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
     method = build(name, groups=2).to(device=META, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for teacher in getattr(method, "_teachers", ()):  # a frozen teacher follows the images at the first step, once
+        teacher.to(device=META, memory_format=torch.channels_last)
     optimizer, every = loop.optimizer_of(method, OPTIM, numerics), Efficiency(log_every=100)
     source = Given(batches if (name, engine) == ("isd", "reference") else None)
     with pytest.raises(Enough), copies:
