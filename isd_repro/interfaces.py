@@ -89,9 +89,10 @@ class Backbone(nn.Module):
 class Method(Protocol):
     """One self-supervised method: a module whose forward makes one training step's loss.
 
-    Four attributes are optional: `symmetric`, True where both views pass through the student with a gradient; `fixed_lr`,
-    modules whose learning rate does not follow the schedule; `needs_labels`, True where images without labels are refused; and
-    `takes_more_views`, without which `data.views_more` is refused.
+    Five attributes are optional: `symmetric`, True where both views pass through the student with a gradient; `fixed_lr`,
+    modules whose learning rate does not follow the schedule; `needs_labels`, True where images without labels are refused;
+    `takes_more_views`, without which `data.views_more` is refused; and `least_loss`, the bound below which `verify` refuses a
+    recorded loss, 0 by default.
     """
 
     def __call__(self, batch: Batch) -> StepOutput: ...

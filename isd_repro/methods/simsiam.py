@@ -43,6 +43,7 @@ class Method(nn.Module):
     """One network for both views, and a predictor with a bottleneck."""
 
     symmetric = True
+    least_loss = -1.0  # of a negative cosine
 
     def __init__(self, config: Config, backbone: BackboneFactory, setting: Setting) -> None:
         super().__init__()

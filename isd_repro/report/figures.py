@@ -34,8 +34,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-COLOURS = {"isd": "#2f7fc1", "moco": "#d06a2a", "byol": "#2f9461", "supervised": "#9c6bb3"}
-OTHERS = ("#b08a1e", "#c7568b", "#3c99a8", "#8f7a66")  # of methods that the package does not ship
+COLOURS = {
+    "isd": "#2f7fc1",
+    "moco": "#d06a2a",
+    "byol": "#2f9461",
+    "supervised": "#9c6bb3",
+    "sce": "#b08a1e",
+    "msf": "#c7568b",
+    "simclr": "#3c99a8",
+    "simsiam": "#8f7a66",
+}
+OTHERS = ("#7d9a2c", "#b5524a", "#5f6fd0", "#4f9e8f")  # of other methods
 UNTRAINED = "#848d95"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (7, 2, 1.5, 2)))  # lines of one colour: the references
 INK = "#010203"  # replaced by the colour of the text around the chart

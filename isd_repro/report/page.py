@@ -87,7 +87,8 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
             name = f"{subsets[0]} to {subsets[-1]}"
             tables = [*ours.draw_tables(params, records, subsets), *hypothesis.family_tables(params, records, subsets)]
         else:
-            name, differences = subsets[0], ours.difference_table(params, records, subsets[0])
+            name = subsets[0]  # trials are compared with nothing, and there are too many for a chart
+            differences = None if params.report.trials else ours.difference_table(params, records, name)
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
         pair = rivals(params, subsets)
@@ -95,7 +96,7 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
         by_class += [figures.class_accuracy(params, records, subsets)]
         by_class += [figures.confusions(params, records, subsets, *pair)] if pair else []
         drawn = tuple(filter(None, by_class))
-        if drawn and not params.report.trials:  # trials are not compared, and there are too many for a chart
+        if drawn and not params.report.trials:
             blocks.append(Block("By class", (), (), drawn))
     imbalance = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
     blocks += [Block("Accuracy against imbalance", (), (), found) for found in imbalance if found]

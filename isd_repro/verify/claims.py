@@ -123,13 +123,14 @@ def learning_rates(case: Case, record: PretrainRecord) -> Iterator[Answer]:
 
 
 def losses(case: Case, record: PretrainRecord) -> Iterator[Answer]:
-    """Every epoch has the same measures, no loss is negative, and the rows that training wrote say the same."""
+    """Every epoch has the same measures, no loss is below what its method can give, and the rows that training wrote say the same."""
+    least = getattr(methods.load(case.run.method.name).Method, "least_loss", 0.0)
     for row in record.curve:
         where = f"curve: epoch {row.get('epoch', 0):g}"
         if row.keys() != record.curve[0].keys() or "loss" not in row:
             yield Wrong(PRETRAIN, where, sorted(row), f"{sorted({*record.curve[0], 'loss'})}, as in every epoch")
-        elif row["loss"] < 0:
-            yield Wrong(PRETRAIN, where, f"loss {row['loss']}", "a loss that is not negative")
+        elif row["loss"] < least - 1e-6:  # in float32
+            yield Wrong(PRETRAIN, where, f"loss {row['loss']}", f"a loss that is not below {least:g}")
     if record.curve and not case.metrics.is_file():
         yield Unproved("the loss curve is in the record alone: the rows that training wrote are not here", State.RECORDED)
         return

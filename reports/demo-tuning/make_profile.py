@@ -55,7 +55,7 @@ def run(name: str, at: Settings, seed: int = 100) -> Settings:
     soft = {"tau_student": tau, "tau_teacher": digits(tau * at["tau_teacher_over_student"]), **bank}
     strong = {"crop_min": at["crop_min"], "flip": 0.0}
     return {
-        "label": f"{LABELS[name]}, trial {at['point']}" + (f", seed {seed}" if at["point"] in FINALISTS[name] else ""),
+        "label": f"{LABELS[name]}, trial {at['point']}" + (f", seed {seed}" if seed != 100 else ""),
         "notes": ["DEV-01", "DEV-02", "DEV-07"],
         "backbone": {"arch": "resnet-narrow", "width": 8, "pool": at["pool"], "channels": 1},
         "method": {"name": "isd", "heads": "mlp", **soft} if name == "isd" else {"name": "moco", "tau": tau, **bank},
