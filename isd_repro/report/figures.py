@@ -60,7 +60,10 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
-STYLE = "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
+STYLE = (  # the font stands here once, because a chart with many labels would repeat it for each
+    f"svg{{font-family:{FONTS}}}"
+    "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def svg(draw: Callable[[], Canvas], title: str) -> str:
         without_date = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         draw().savefig(stream, format="svg", transparent=True, metadata={"Title": visible(title), **without_date})
     drawn = re.sub(r"<metadata>.*?</metadata>\n|[ \t]+$", "", stream.getvalue(), flags=re.DOTALL | re.MULTILINE)
-    drawn = drawn.replace(INK, "currentColor").replace("'DejaVu Sans'", FONTS)
+    drawn = drawn.replace(INK, "currentColor").replace("font-family: 'DejaVu Sans'; ", "")
     return drawn[drawn.index("<svg") :].replace("<defs>", f"<style>{STYLE}</style>\n<defs>", 1)
 
 
