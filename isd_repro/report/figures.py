@@ -69,7 +69,10 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
-STYLE = f"text{{font-family:{FONTS}}}" + "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
+STYLE = (  # the font stands here once, because a chart with many labels would repeat it for each
+    f"svg{{font-family:{FONTS}}}"
+    "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def svg(draw: Callable[[], Canvas], title: str) -> str:
     drawn = re.sub(r"<metadata>.*?</metadata>\n|[ \t]+$", "", stream.getvalue(), flags=re.DOTALL | re.MULTILINE)
     # A hundredth of a point is enough, and a page of many charts stays small.
     drawn = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), drawn)
-    drawn = drawn.replace(INK, "currentColor").replace("font-family: 'DejaVu Sans'; ", "").replace("'DejaVu Sans'", FONTS)
+    drawn = drawn.replace(INK, "currentColor").replace("font-family: 'DejaVu Sans'; ", "")
     return drawn[drawn.index("<svg") :].replace("<defs>", f"<style>{STYLE}</style>\n<defs>", 1)
 
 
@@ -400,6 +403,7 @@ def losses(params: Params, records: Records) -> Figure | None:
                 many = {"alpha": 0.55} if len(runs) > 1 else {"marker": "."} if len(points) == 1 else {}
                 ax.plot(*zip(*points, strict=True), color=mark, linewidth=1.6, **many)
             ax.set_title(_shorten(f"{label}, {len(runs)} runs" if len(runs) > 1 else label, 38))
+            ax.locator_params(nbins=4)
             ax.set_xlabel("epoch")
         return figure
 
