@@ -171,7 +171,8 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
     def draw() -> Canvas:
         room = max(len(_shorten(name, 34)) for name, *_ in rows) * 6.6 + 16
-        figure, axes = canvas(len(groups), 22 * len(rows) + 74, left=room)
+        height = min(22 * len(rows), 300)  # px: the first table stays on the first screen
+        figure, axes = canvas(len(groups), height + 74, left=room)
         for at, (ax, group) in enumerate(zip(axes, groups, strict=True)):
             for row, (_, mark, known) in enumerate(rows):
                 values = [cell.value or 0.0 for cell in known[at]]

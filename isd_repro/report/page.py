@@ -87,10 +87,11 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
             name = f"{subsets[0]} to {subsets[-1]}"
             tables = [*ours.draw_tables(params, records, subsets), *hypothesis.family_tables(params, records, subsets)]
         else:
-            name = subsets[0]  # trials are compared with nothing, and there are too many for a chart
+            name = subsets[0]  # trials are compared with nothing, and there are too many for charts
             differences = None if params.report.trials else ours.difference_table(params, records, name)
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
-        blocks.append(Block(name, tuple(tables), (), _present(figures.scores(params, records, subsets))))
+        chart = None if params.report.trials else figures.scores(params, records, subsets)
+        blocks.append(Block(name, tuple(tables), (), _present(chart)))
         pair = rivals(params, subsets)
         by_class = [figures.class_gains(params, records, subsets, *pair)] if pair else []
         by_class += [figures.class_accuracy(params, records, subsets)]

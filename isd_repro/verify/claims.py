@@ -123,7 +123,7 @@ def learning_rates(case: Case, record: PretrainRecord) -> Iterator[Answer]:
 
 
 def losses(case: Case, record: PretrainRecord) -> Iterator[Answer]:
-    """Every epoch has the same measures, no loss is below what its method can give, and the rows that training wrote say the same."""
+    """Every epoch has the same measures, no loss is below its method's least, and the rows that training wrote say the same."""
     least = getattr(methods.load(case.run.method.name).Method, "least_loss", 0.0)
     for row in record.curve:
         where = f"curve: epoch {row.get('epoch', 0):g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_finished_run_leaves_one_line(folder: Path) -> None:
     console = terminal(80)
     pretrain("isd", params, layout, console)
     text = said(console)
-    assert "epoch 1/" in text
+    assert re.search(r"epoch \d+/", text)  # the first may be over before the display is drawn
     last = text.rpartition("\x1b")[2]  # after the two moving lines were removed
     epochs = params.runs["isd"].optim.epochs
     assert f"isd, run 1 of {len(params.runs)}: {epochs} epochs in 0:00:" in last, text[-300:]

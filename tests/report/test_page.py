@@ -84,7 +84,7 @@ def test_every_number_opens_its_provenance(profile: Profile) -> None:
     assert len(cells) == sum(
         bool(cell.runs) and cell.kind != "none" for t in report_of.tables for row in t.shown for cell in row.cells
     )
-    first = next(cell for cell in cells if cell.get("data-runs") == "isd")
+    first = next(cell for cell in cells if cell.get("href") == "#run-isd")
     facts = dict(json.loads(first["data-facts"] or ""))
     score = report_of.tables[0].shown[3].cells[0]
     assert facts["Score"] == f"{score.value:.2f} %: {score.correct} of 500 queries"

@@ -61,7 +61,7 @@
       event.preventDefault();
       title.textContent = nameOf(cell.closest("td"));
       content.replaceChildren(facts(JSON.parse(cell.dataset.facts)));
-      (cell.dataset.runs || "").split(" ").filter(Boolean).forEach(function (run) {
+      (cell.dataset.runs || cell.hash.replace(/^#(run-|paper$)/, "")).split(" ").filter(Boolean).forEach(function (run) {
         var block = document.getElementById("run-" + run);
         if (!block) return;
         var heading = document.createElement("h3"), copy = block.querySelector(".body").cloneNode(true);
