@@ -75,7 +75,7 @@ def test_first_screen_and_print(tmp_path: Path, path: Path) -> None:
     assert seen["drawn"], "every chart is drawn"
     assert seen["wide"] <= 1280
     assert seen["tables"][0][1] < 700, "the first table begins on the first screen"
-    if report.result and report.figures:
+    if report.result and report.blocks[0].figures:
         assert seen["result"][3] < seen["figures"][0][1] < seen["figures"][0][3] < seen["tables"][0][1]
     boxes = sorted(seen["tables"] + seen["figures"], key=lambda box: box[1])
     assert all(upper[3] <= lower[1] for upper, lower in pairwise(boxes)), "nothing overlaps"
