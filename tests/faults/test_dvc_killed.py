@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def repository(folder: Path) -> dict[str, str]:
     shutil.copytree(ROOT / "isd_repro", folder / "isd_repro", ignore=shutil.ignore_patterns("__pycache__"))
     world.edit(folder, ("epochs: 3", "epochs: 80"))
     with (folder / "params.yaml").open("a", encoding="utf-8") as file:
-        lists = "".join(f"{name}_runs: []\n" for name in ("linear", "few_label", "transfer", "trajectory"))
+        lists = "".join(f"{name}: []\n" for name in set(re.findall(r"\$\{(\w+_runs)\}", (ROOT / "dvc.yaml").read_text("utf-8"))))
         file.write(f"evaluation: {{linear: {{}}}}\n{lists}")  # dvc.yaml names them
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     shutil.rmtree(folder / "data")
@@ -110,7 +111,8 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
         assert running.wait() == 255
     assert (state / "resume-me").is_file(), "DVC has not waited for its stage"
     assert "resuming after step" in repro_again(folder, environment, "pretrain@isd")
-    assert [path.name for path in (folder / ".state").iterdir()] == ["verified"]  # what was hashed stays known
+    left = {path.name for path in (folder / ".state").iterdir()}
+    assert left == {"verified", "dvc"}, "what was hashed and the copy of dvc.lock stay"
     record = read_record(world.outputs(folder)["record"], PretrainRecord)
     assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "stopped", "finished"]
     encoder = world.outputs(folder)["encoder"].read_bytes()

@@ -152,7 +152,7 @@ def parsed(path: Path, content: bytes) -> Any:
             return plain(json.loads(content))
         if path.suffix == ".jsonl":
             return [plain(json.loads(line)) for line in content.splitlines()]
-    except json.JSONDecodeError:
+    except ValueError:  # of the decoding, or of the JSON
         pass
     return content
 
