@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from isd_repro.runtime.errors import Preempted
+
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGUSR2", "SIGXCPU")  # the last two: other schedulers; a limit on CPU time
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)  # Windows has the first two
 INSIST = 1.0  # seconds after which the same signal ends the process at once; `timeout` and schedulers send one twice in a row
@@ -53,12 +55,21 @@ def stop_on_signal() -> Iterator[StopRequest]:
 @contextmanager
 def interrupt_on_signal() -> Iterator[None]:
     """Within the block every signal is a KeyboardInterrupt, so that whatever is half-written is removed."""
+    came: list[int] = []
 
-    def interrupt(_number: int) -> None:
+    def interrupt(number: int) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     with _on_signal(interrupt):
-        yield
+        try:
+            yield
+        except Preempted:
+            raise
+        except Exception as error:
+            if came:  # compiled code that was interrupted may raise an error of its own, as if a file were damaged
+                raise KeyboardInterrupt from error
+            raise
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 from isd_repro import cli
 from isd_repro.evaluations import features
 from isd_repro.runtime import signals
+from isd_repro.runtime.errors import DataError, Preempted, UserError
 from tests.faults import chain
 
 
@@ -23,6 +24,19 @@ def test_each_signal_asks_for_a_stop(number: signal.Signals) -> None:
     with signals.stop_on_signal() as stop:
         signal.raise_signal(number)
         assert stop.reason == number.name
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(DataError("a file is damaged"), KeyboardInterrupt), (Preempted("stopped"), Preempted)]
+)
+def test_an_error_of_interrupted_code_is_the_interruption(raised: UserError, seen: type[BaseException]) -> None:
+    with pytest.raises(DataError), signals.interrupt_on_signal():
+        raise DataError("a file is damaged")
+    with pytest.raises(seen), signals.interrupt_on_signal():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise raised from None
 
 
 def test_the_same_signal_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
