@@ -64,8 +64,8 @@ class Station:
 
 
 def run(place: Path, stage: str, blow: Blow = Blow()) -> Ended:  # noqa: B008 - it is frozen
-    roots = {"ISD_PACK_ROOT": str(place / "packs"), "ISD_CIFAR10_ROOT": str(place / "target")}
-    return forks.run(place / "profile", *STAGES[stage], blow=blow, **roots)
+    packs, target = str(place / "packs"), str(place / "target")
+    return forks.run(place / "profile", *STAGES[stage], blow=blow, ISD_PACK_ROOT=packs, ISD_CIFAR10_ROOT=target)
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,14 @@ def test_each_signal_asks_for_a_stop(number: signal.Signals) -> None:
     ("raised", "seen"), [(DataError("a file is damaged"), KeyboardInterrupt), (Preempted("stopped"), Preempted)]
 )
 def test_an_error_of_interrupted_code_is_the_interruption(raised: UserError, seen: type[BaseException]) -> None:
-    with pytest.raises(DataError), signals.interrupt_on_signal():
-        raise DataError("a file is damaged")
-    with pytest.raises(seen), signals.interrupt_on_signal():
+    def interrupted() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except KeyboardInterrupt:
             raise raised from None
+
+    with pytest.raises(seen), signals.interrupt_on_signal():
+        interrupted()
 
 
 def test_the_same_signal_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
