@@ -85,7 +85,7 @@ def test_runs_are_compared_tried_out_and_published(clone: Path, tmp_path_factory
     assert ran(done) == {"pretrain@isd", "extract@isd", "knn@isd", "report"}
     second = recorded(clone)
     (told,) = parsed(dvc(clone, "params", "diff", "--json"))["params.yaml"].items()
-    assert (told[0], told[1]["old"], told[1]["new"]) == ("runs.isd.method.tau_teacher", 0.02, 0.05)
+    assert (told[0], told[1]["old"], told[1]["new"]) == ("runs.isd.method.tau_teacher", 0.0185, 0.05)
     difference = parsed(dvc(clone, "metrics", "diff", "--json"))["reports/demo/metrics.json"]
     assert {key.split(".")[0] for key in difference} == {"isd"}
     assert difference[f"isd.{SCORE}"]["diff"] == pytest.approx(second - first)
@@ -107,7 +107,7 @@ def test_runs_are_compared_tried_out_and_published(clone: Path, tmp_path_factory
     assert float(rows["warmer"][f"isd.{SCORE}"]) == second
     dvc(clone, "exp", "apply", "cooler")
     changed = [line for line in shell(clone, "git", "diff", "-U0", "params.yaml").splitlines() if line[:1] in "+-"][2:]
-    assert [line.split(":")[1] for line in changed] == [" 0.02", " 0.01"], "one line of the file, and no other"
+    assert [line.split(":")[1] for line in changed] == [" 0.0185", " 0.01"], "one line of the file, and no other"
     shell(clone, "git", "checkout", "--quiet", ".")
     dvc(clone, "checkout", "dvc.yaml")
 
