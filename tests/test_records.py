@@ -28,13 +28,17 @@ PROFILES = sorted({path.parents[2].name for path in FILES})
 
 
 def assert_scores(record: EvaluationRecord) -> None:
-    label, large = unpack_labels(record.labels), {record.manifest.classes.index(name) for name in record.manifest.large}
+    label, manifest = unpack_labels(record.labels), record.manifest
+    names = {
+        "all": manifest.classes,
+        "large": manifest.large,
+        "rare": set(manifest.classes) - set(manifest.large),
+        **manifest.shots,
+    }
     for score in record.scores:
         predicted = unpack_labels(record.predictions[f"{score.encoder}/{score.metric}"])
         pairs = [
-            (int(a), int(b))
-            for a, b in zip(predicted, label, strict=True)
-            if score.group == "all" or (int(b) in large) == (score.group == "large")
+            (int(a), int(b)) for a, b in zip(predicted, label, strict=True) if manifest.classes[int(b)] in names[score.group]
         ]
         assert (score.correct, score.n) == (sum(a == b for a, b in pairs), len(pairs))
 
