@@ -1,4 +1,4 @@
-"""Writes points.csv and the params.yaml of the profiles neighbours-tuning and neighbours from PROTOCOL.md's settings.
+"""Writes points.csv and the params.yaml of the three profiles from PROTOCOL.md's settings.
 
     python reports/neighbours/make_profiles.py
 
@@ -182,6 +182,85 @@ def comparison() -> Settings:
     return profile("neighbours", "ISD's relatives on unbalanced digits", caption, runs)
 
 
+RATES = (0.03, 0.09)  # both learning rates of each method on natural images
+BANK = {"momentum": 0.97, "bank_size": 1536}
+NATURAL: dict[str, tuple[Settings, str]] = {  # each method's block and its teacher view, or second view
+    "isd": ({"name": "isd", "heads": "mlp", "dim": 128, "tau_student": 0.1, "tau_teacher": 0.01, **BANK}, "strong"),
+    "ressl": ({"name": "isd", "heads": "moco", "dim": 128, "tau_student": 0.1, "tau_teacher": 0.04, **BANK}, "weak"),
+    "moco": ({"name": "moco", "tau": 0.1, "dim": 128, **BANK}, "strong"),
+    "sce": ({"name": "sce", "lam": 0.5, "tau_student": 0.1, "tau_teacher": 0.05, "dim": 128, **BANK}, "weak"),
+    "msf": ({"name": "msf", "neighbours": 5, **BANK}, "weak"),
+    "byol": ({"name": "byol", "momentum": 0.97}, "strong"),
+    "simclr": ({"name": "simclr", "tau": 0.1, "dim": 128}, "strong"),
+    "simsiam": ({"name": "simsiam"}, "strong"),
+}
+
+
+def natural() -> Settings:
+    """Every method at two learning rates on 38 unbalanced classes of Tiny-ImageNet."""
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
+    weak = {"crop_min": 0.2, "flip": 0.5}
+    strong = {**weak, "jitter": jitter, "grayscale": 0.2}
+
+    def of(
+        label: str, block: Settings, teacher: Settings, rate: float, epochs: int = 25, arch: str = "resnet-narrow"
+    ) -> Settings:
+        return {
+            "label": label,
+            "notes": ["DEV-01", "DEV-02", "DEV-06"],
+            "backbone": {"arch": arch, "width": 16} if arch == "resnet-narrow" else {"arch": arch},
+            "method": block,
+            "optim": {
+                "epochs": epochs,
+                "batch_size": 64,
+                "lr": rate,
+                "sgd_momentum": 0.9,
+                "weight_decay": 1e-4,
+                "schedule": {"name": "cosine"},
+            },
+            "data": {
+                "subset": "unbalanced",
+                "image_size": 32,
+                "crop_ratio": 1.0,
+                "view_student": strong,
+                "view_teacher": teacher,
+            },
+            "numerics": {"seed": 0, "bn_groups": 2, "precision": "bf16" if epochs else "float32", "threads": 1},
+        }
+
+    runs = {
+        "pixels": of("Raw pixels", {"name": "supervised"}, strong, RATES[0], 0, "pixels"),
+        "untrained": of("Untrained", {"name": "supervised"}, strong, RATES[0], 0),
+    }
+    for name, (block, view) in NATURAL.items():
+        for rate in RATES:
+            label = f"{LABELS[name]}, learning rate {rate:g}"
+            runs[f"{name}-lr{round(100 * rate):02d}"] = of(label, block, {"weak": weak, "strong": strong}[view], rate)
+    caption = (
+        "Eight self-supervised methods on 38 unbalanced classes of Tiny-ImageNet at 32 px, each at two learning rates, with one"
+        " seed and 2,000 steps. A difference of one seed is no ranking."
+    )
+    found = profile("neighbours-tiny-imagenet", "ISD's relatives on natural images", caption, runs)
+    found["report"]["notes"] = [note for note in found["report"]["notes"] if not note.startswith("Settings are chosen")]
+    found["subsets"] = {
+        "unbalanced": {
+            "source": {"name": "tiny-imagenet", "dataset": "Tiny-ImageNet", "root_env": "ISD_TINY_IMAGENET_ROOT"},
+            "rule": {
+                "name": "halves",
+                "tuning": 24,
+                "halving": 5,
+                "large": 8,
+                "large_by": "draw",
+                "rare_images": 38,
+                "seed": 0,
+                "part": "first",
+            },
+        }
+    }
+    found["efficiency"] = {"log_every": 20, "checkpoint_every": 5}
+    return found
+
+
 def texts() -> dict[Path, str]:
     """The content of each file."""
     found = {}
@@ -190,7 +269,7 @@ def texts() -> dict[Path, str]:
     rows.writeheader()
     rows.writerows(points())
     found[HERE / "points.csv"] = table.getvalue()
-    profiles = [tuning()]
+    profiles = [tuning(), natural()]
     if (HERE / "chosen.csv").exists():
         profiles.append(comparison())
     head = "# Made by reports/neighbours/make_profiles.py; what it is for stands in reports/neighbours/PROTOCOL.md.\n"
