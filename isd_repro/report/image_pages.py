@@ -34,12 +34,6 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     ]
 
 
-def shown(facts: Facts) -> dict[str, float]:
-    """The same in numbers, in percent."""
-    found = facts["clusters"]
-    return {"clusters/purity": found["purity"], "clusters/purity_of_shuffled_labels": found["purity_of_shuffled_labels"]}
-
-
 def config(facts: Facts) -> dict[str, Any]:
     """What was asked for, and of which encoder."""
     asked = {"clusters": facts["clusters"]["k"], "anchors": facts["anchors"]["bank"]["images"], "seed": facts["seed"]}
@@ -84,8 +78,4 @@ def probability(value: float) -> str:
 def _provenance(facts: Facts) -> list[tuple[str, str]]:
     keys = ("profile", "run", "dataset", "subset", "manifest", "encoder_sha256", "features_sha256", "seed", "source")
     rows = [(key.replace("_", " "), str(facts[key])) for key in keys]
-    return [*rows, ("method", ", ".join(f"{key} {value}" for key, value in facts["method"].items())), ("versions", _pairs(facts))]
-
-
-def _pairs(facts: Facts) -> str:
-    return ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return rows + [(part, ", ".join(f"{key} {value}" for key, value in facts[part].items())) for part in ("method", "versions")]

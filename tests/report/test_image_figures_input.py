@@ -54,7 +54,7 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
     similar = (rows @ rows.T).fill_diagonal_(-1)
     label = torch.from_numpy(world.manifest.labels)[query]
     assert panels[0]["neighbours"] == pytest.approx(100 * float((label[similar.argmax(dim=1)] == label).double().mean()))
-    assert len({panel["input_sha256"] for panel in panels}) == 7
+    assert len({panel["sha256"] for panel in panels}) == 7
     svg = world.files("isd")["tsne.svg"].decode()
     assert svg.index(">Epoch 20: ") < svg.index(">Epoch 100: ") < svg.index(">Final encoder: ")
 
