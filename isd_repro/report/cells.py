@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from isd_repro.evaluations import kind_of
 from isd_repro.report import text
-from isd_repro.report.run_records import RECORDED, Part, part_of
+from isd_repro.report.run_records import RECORDED
 
 Kind = Literal[
     "score", "snapshot", "external", "difference", "mean", "statistic", "not run", "none", "paper", "against", "computed"
@@ -79,9 +80,9 @@ class Cell:
     words: str = ""
 
     @property
-    def part(self) -> Part:
+    def part(self) -> str:
         """The stage, and the part of the record, that holds the number."""
-        return "trajectory" if self.kind == "snapshot" else part_of(self.metric)
+        return "trajectory" if self.kind == "snapshot" else kind_of(self.metric)
 
     @property
     def known(self) -> bool:

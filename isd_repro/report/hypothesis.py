@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import Literal
-
-from scipy import stats
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
@@ -143,44 +140,13 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
     return {name: fmean(values) for name, values in shares.items()}
 
 
-# --- rare less large within the same classes ------------------------------------------------------------------------------
-#
-# Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
-# classes are rare in some and large in others: each of them is compared with itself.
+def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> list[float]:
+    """Rare less large of each class that is rare in some sets and large in others; the values of each class are averaged.
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """Rare less large within a class, averaged over classes, in the unit of the values.
-
-    Attributes:
-        mean: over the classes, each counted once.
-        low, high: 95 % interval of Student's t over the classes; NaN for a single class.
-        classes: how many are rare in one set and large in another.
+    Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets
+    most classes are rare in some and large in others: each of them is compared with itself.
     """
-
-    mean: float
-    low: float
-    high: float
-    classes: int
-
-
-def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> Contrast | None:
-    """The contrast of values by class: scores of a method, or differences of two.
-
-    Args:
-        rare: for each class its values in the sets where it is rare.
-        large: likewise where it is large.
-
-    Returns:
-        None where no class is in both.
-    """
-    both = sorted(cls for cls in rare.keys() & large.keys() if rare[cls] and large[cls])
-    values = [fmean(rare[cls]) - fmean(large[cls]) for cls in both]
-    if not values:
-        return None
-    low, high = (math.nan, math.nan) if len(values) == 1 else stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return Contrast(fmean(values), float(low), float(high), len(values))
+    return [fmean(rare[cls]) - fmean(large[cls]) for cls in sorted(rare.keys() & large.keys()) if rare[cls] and large[cls]]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -246,21 +212,22 @@ def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
         if group != "rare" or large is None:
             continue
         difference = within_class(rare.by_class, large.by_class)
+        interval = intervals.student_interval(difference) if difference else None
+        if interval is None:
+            continue
         first, second = (
             within_class(*({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large)))
             for at in (0, 1)
         )
-        if first is None or second is None or difference is None or difference.classes < 2:
-            continue
-        values = [first.mean, second.mean, difference.mean, None, None, None, difference.low, difference.high, None, None, None]
+        values = [fmean(first), fmean(second), fmean(difference), None, None, None, *interval, None, None, None]
         shown = [text.decimal, text.decimal, *[text.signed] * 9]
-        detail = f"over {difference.classes} classes that are rare in some draws and large in others"
+        detail = f"over {len(difference)} classes that are rare in some draws and large in others"
         blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
         cells = [
             replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
             for value, show in zip(values, shown, strict=True)
         ]
-        rows.append(Row(f"Rare less large within {difference.classes} classes, {metric}, {encoder}", tuple(cells)))
+        rows.append(Row(f"Rare less large within {len(difference)} classes, {metric}, {encoder}", tuple(cells)))
     return rows
 
 

@@ -190,7 +190,6 @@ def render(report: Report) -> dict[str, bytes]:
     drawn = {figure.name: figure.svg() for figure in report.figures}
     templates = {"table.md": "markdown", "table.tex": "latex", "index.html": "html"}
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
-    files["table.tex"] = text.latex_file(files["table.tex"])
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
     files[export.CELLS] = export.as_json(cells(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)

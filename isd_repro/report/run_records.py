@@ -7,10 +7,8 @@ goes on with what is left.
 from __future__ import annotations
 
 import binascii
-import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +45,6 @@ EXTERNAL = "external.json"
 PRETRAIN = "pretrain"
 RECOMPUTED = "recomputed from stored predictions"
 RECORDED = "recorded only"
-Part = str
-part_of = kind_of  # the evaluation that a metric belongs to
 
 
 # --- one evaluation ---------------------------------------------------------------------------------------------------
@@ -245,7 +241,11 @@ class External:
 
     record: ExternalRecord
     found: RunRecords
-    label: str = ""  # of its row; the record's own, or where another row could have that, followed by the record's name
+
+    @property
+    def label(self) -> str:
+        """Of its row, which tells it from runs and from other checkpoints."""
+        return f"{self.record.label} (checkpoint {self.record.name})"
 
     @property
     def manifest(self) -> ManifestIdentity:
@@ -275,7 +275,7 @@ def load(params: Params, layout: Layout, tell: OnProblem = refuse) -> Records:
     others = [name for name in folders if name not in params.runs and not name.startswith(".")]
     files = {name: layout.records / name / EXTERNAL for name in others}
     found = (_load_external(name, path, tell) for name, path in files.items() if path.is_file())
-    externals = _told_apart(params, [external for external in found if external])
+    externals = tuple(filter(None, found))
     strays = tuple(name for name, path in files.items() if not path.is_file())
     return Records(runs=runs, strays=strays, externals=externals)
 
@@ -358,21 +358,6 @@ def _load_external(name: str, path: Path, tell: OnProblem) -> External | None:
             tell(Problem(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
     checked = {part.kind: check(part, path, name, tell) for part in record.evaluations}
     return External(record, RunRecords(name, None, {kind: part for kind, part in checked.items() if part is not None}))
-
-
-def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External, ...]:
-    """Rows of evaluated checkpoints under labels that no run, no mean over seeds and no other checkpoint has."""
-
-    def plain(label: str) -> str:
-        return " ".join(label.split()).casefold()
-
-    taken = Counter([plain(run.label) for run in params.runs.values()] + [plain(one.record.label) for one in externals])
-    found = []
-    for one in externals:
-        label, name = one.record.label, one.record.name
-        alike = taken[plain(label)] > 1 or re.search(r"\(checkpoint |, \d+ seeds", label)
-        found.append(replace(one, label=f"{label} (checkpoint {name})" if alike else label))
-    return tuple(found)
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:
