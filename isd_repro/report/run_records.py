@@ -314,22 +314,6 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
     for kind in kinds:
         record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, tell)
         found |= {kind: record} if record else {}
-    for kind, one in found.items():
-        facts = {"kind": (one.kind, kind), "profile": (one.profile, params.profile), "run": (one.run, name)}
-        facts["manifest.subset"] = (one.manifest.subset, params.runs[name].data.subset)
-        for key, (ours, theirs) in facts.items() if not isinstance(one, CurveRecord) else ():
-            if ours != theirs:
-                tell(Problem(paths[kind], key, repr(ours), repr(theirs), AGAIN, (name,)))
-    present = {kind: one for kind, one in found.items() if not isinstance(one, CurveRecord)}
-    first = next(iter(present), "")
-    for kind, one in present.items():
-        for key, ours, theirs in (
-            ("encoder_sha256", one.encoder_sha256, present[first].encoder_sha256),
-            ("manifest.sha256", one.manifest.sha256, present[first].manifest.sha256),
-        ):
-            if ours != theirs:
-                hint = "the records come from different runs; run the later stages again"
-                tell(Problem(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,)))
     checked: dict[str, Checked | None] = {}
     for kind, one in found.items():
         if isinstance(one, EvaluationRecord):
@@ -338,8 +322,9 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
             checked[kind] = _check_targets(one, paths[kind], tell)
         elif isinstance(one, CurveRecord):
             checked[kind] = one
-    consistency.consistent(name, present, paths, tell)
-    consistency.plausible(name, found, paths, tell)
+    for part, key, ours, theirs, said in consistency.facts(found, params.profile, name, params.runs[name].data.subset):
+        if ours != theirs:
+            tell(Problem(paths[part], key, repr(ours), f"{theirs!r}{said}", AGAIN, (name,)))
     return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
 
 
