@@ -99,14 +99,14 @@ class Cell:
         mark = "\N{DAGGER}" if self.level == RECORDED else ""
         if self.kind == "paper" and self.paper:
             mark = "*" * (self.paper.corrected is not None) + "\N{DOUBLE DAGGER}" * self.paper.borrowed
-        return (text.signed(self.value) if self.kind in ("difference", "against") else text.one_decimal(self.value)) + mark
+        return (text.signed(self.value) if self.kind in ("difference", "against") else text.decimal(self.value)) + mark
 
     @property
     def half(self) -> str:
         """Half width of a score's interval, or nothing."""
         if self.low is None or self.high is None or self.kind not in ("score", "external"):
             return ""
-        return text.one_decimal((self.high - self.low) / 2)
+        return text.decimal((self.high - self.low) / 2)
 
     @property
     def aside(self) -> str:
@@ -114,11 +114,7 @@ class Cell:
         if self.half:
             return f"\N{PLUS-MINUS SIGN} {self.half}"
         if self.count is not None:
-            return (
-                f"s.d. {text.one_decimal(self.deviation)}, n = {self.count}"
-                if self.deviation is not None
-                else f"n = {self.count}"
-            )
+            return f"s.d. {text.decimal(self.deviation)}, n = {self.count}" if self.deviation is not None else f"n = {self.count}"
         return self.verdict
 
     @property

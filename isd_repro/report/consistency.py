@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 from isd_repro.config.reader import fingerprint
-from isd_repro.records import AnyEvaluation, CurvePoint, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
+from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
 
 Parts = Mapping[str, PretrainRecord | AnyEvaluation]
 Fact = tuple[str, str, object, object, str]  # part, key, found, expected, and what says so where it is another part
+LAST = "last point's scores"  # of a curve: those of the run's exported encoder
 
 
 def facts(parts: Parts, profile: str, run: str, subset: str) -> Iterator[Fact]:
     """Everything that a part says twice, that two parts both say, or that must be possible by what is stated elsewhere."""
-    of_one_encoder = {part: record for part, record in parts.items() if not isinstance(record, CurveRecord)}
-    for part, record in of_one_encoder.items():
+    first = next(iter(parts), "")
+    for part, record in parts.items():
         yield part, "kind", record.kind, part, ""
         yield part, "profile", record.profile, profile, ""
         yield part, "run", record.run, run, ""
         yield part, "manifest.subset", record.manifest.subset, subset, ""
-    first = next(iter(of_one_encoder), "")
-    for part, record in of_one_encoder.items():
-        other, said = of_one_encoder[first], f", as {first}.json says"
+        other, said = parts[first], f", as {first}.json says"
         yield part, "encoder_sha256", record.encoder_sha256, other.encoder_sha256, said
         ours, theirs = (one.manifest.model_dump(mode="json") for one in (record, other))
         key = next((key for key in ours if ours[key] != theirs.get(key)), "sha256")
@@ -42,31 +41,33 @@ def facts(parts: Parts, profile: str, run: str, subset: str) -> Iterator[Fact]:
             yield part, "encoders with scores", sorted(scored), sorted(scored & encoders), ""
         if isinstance(record, EvaluationRecord):
             yield part, "settings.best_epoch", _impossible_epochs(record.settings), [], ""
-        for one in record.evaluations if isinstance(record, TargetsRecord) else ():
-            yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol, ""
-        for point in record.points if isinstance(record, CurveRecord) else ():
-            yield from _of_point(part, point, record)
+        if isinstance(record, TargetsRecord):
+            sets = {one.manifest.subset: one for one in record.evaluations}
+            yield part, "sets", list(sets), record.settings.get("sets"), ""
+            for (name, one), key in product(sets.items(), ("run", "profile", "encoder_sha256", "protocol")):
+                yield part, f"{name}: {key}", getattr(one, key), getattr(record, key), ""
+        if isinstance(record, CurveRecord):
+            yield from _of_curve(part, record, parts)
 
 
 def _of_pretrain(part: str, record: PretrainRecord) -> Iterator[Fact]:
     yield part, "fingerprint", record.fingerprint, fingerprint(record.config), ", from its config"
-    optim = record.config.get("optim")
-    epochs = optim.get("epochs") if isinstance(optim, dict) else None
-    yield part, "number of epochs in curve", len(record.curve), epochs, ", from its config"
+    yield part, "curve", f"{len(record.curve)} epochs", f"{_epochs(record)} epochs", ", from its config"
     yield part, "curve's epochs", [row.get("epoch") for row in record.curve], list(range(1, len(record.curve) + 1)), ""
     made = record.provenance.source
     yield part, "sources", list(record.sources), [*(one for one in record.sources if one != made), made], ""
 
 
+def _epochs(record: PretrainRecord) -> Any:
+    optim = record.config.get("optim")
+    return optim.get("epochs") if isinstance(optim, dict) else None
+
+
 def _scores(record: AnyEvaluation) -> Iterator[Score]:
-    of = (
-        record.evaluations
-        if isinstance(record, TargetsRecord)
-        else record.points
-        if isinstance(record, CurveRecord)
-        else (record,)
-    )
-    for one in of:
+    if isinstance(record, EvaluationRecord):
+        yield from record.scores
+        return
+    for one in record.points if isinstance(record, CurveRecord) else record.evaluations:
         yield from one.scores
 
 
@@ -79,11 +80,24 @@ def _impossible_epochs(settings: Mapping[str, Any]) -> list[object]:
     return [one for one in found if not (isinstance(one, int) and 1 <= one <= last)]
 
 
-def _of_point(part: str, point: CurvePoint, record: CurveRecord) -> Iterator[Fact]:
-    """Each score once, `all` over every query, groups over the same queries at every epoch."""
-    keys = [(score.encoder, score.metric, score.group) for score in point.scores]
-    at = f"epoch {point.epoch}"
-    yield part, f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), [], ""
-    sizes = {score.group: score.n for score in record.points[-1].scores} | {"all": record.manifest.query}
-    wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}
-    yield part, f"{at}: queries of other groups", wrong, {}, ""
+def _of_curve(part: str, record: CurveRecord, parts: Parts) -> Iterator[Fact]:
+    """Points in order, the last one that of the run's encoder; each score once, groups over the same queries at every epoch."""
+    epochs, last = [point.epoch for point in record.points], record.points[-1]
+    yield part, "epochs", epochs, sorted(set(epochs)), ""
+    sizes = {score.group: score.n for score in last.scores} | {"all": record.manifest.query}
+    ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
+    for other, known in parts.items():
+        if isinstance(known, PretrainRecord):
+            yield part, "last epoch", last.epoch, _epochs(known), f", as {other}.json says"
+        if isinstance(known, EvaluationRecord):
+            stated = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in known.scores}
+            both = {key: value for key, value in stated.items() if key in ours}
+            yield part, LAST, {key: ours[key] for key in both}, both, f", as {other}.json says"
+    for point in record.points:
+        keys = [(score.encoder, score.metric, score.group) for score in point.scores]
+        at = f"epoch {point.epoch}"
+        yield part, f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), [], ""
+        wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}
+        yield part, f"{at}: queries of other groups", wrong, {}, ""
+        odd = [score.metric for score in point.scores if not 0 <= score.correct <= score.n or not score.n]
+        yield part, f"{at}: scores out of range", odd, [], ""

@@ -67,7 +67,7 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord |
         "record": record_link(run, part),
         "command": command(run, part),
         **own,
-        "encoder_sha256": record.points[-1].encoder_sha256 if isinstance(record, CurveRecord) else record.encoder_sha256,
+        "encoder_sha256": record.encoder_sha256,
         "manifest_sha256": record.manifest.sha256,
         **record.provenance.model_dump(mode="json"),
     }

@@ -72,15 +72,10 @@ def csv_cell(text: str) -> str:
     return _FORMULA.sub(r"\1'", visible(text))
 
 
-def decimal(value: float, places: int) -> str:
-    """84.10; a negative value has a true minus sign, and no value is printed as minus zero."""
+def decimal(value: float, places: int = 1) -> str:
+    """84.1; a negative value has a true minus sign, and no value is printed as minus zero."""
     text = f"{value:.{places}f}"
     return (text if text.strip("-0.") else text.removeprefix("-")).replace("-", MINUS)
-
-
-def one_decimal(value: float) -> str:
-    """84.1, in the form of `decimal`."""
-    return decimal(value, 1)
 
 
 def signed(value: float, places: int = 1) -> str:

@@ -252,12 +252,3 @@ def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> Non
     assert [row.label for row in taken.rows] == ["ISD, trial 1", "MOCO, trial 1"]
     assert [cell.value for cell in precision.rows[0].cells] == pytest.approx([spread, *widths])
     assert not [table for table in profile.report().tables if "differences" in table.id], "trials are not compared"
-
-
-def test_a_method_with_a_trial_missing_has_no_choice_yet(tmp_path: Path) -> None:
-    profile = tried(tmp_path)
-    classes = synthetic.manifest(profile.params, "d1", 100).classes
-    for run in ("isd-1", "isd-2", "isd-3", "moco-1"):
-        write(profile, run, dict.fromkeys(classes, 5))
-    (taken,) = [table for table in profile.report().tables if table.id == "trials-taken"]
-    assert [row.label for row in taken.rows] == ["ISD, trial 1"]

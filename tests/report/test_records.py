@@ -166,7 +166,7 @@ FIVE = "1-NN, 5-NN exact float32, ties by lowest label"
         ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is 'deadbeefdeadbeef'"),
         ("pretrain", lambda tree: tree["config"].pop("method"), "fingerprint is"),
         ("pretrain", lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint is"),
-        ("pretrain", lambda tree: tree["curve"].pop(), "number of epochs in curve is 9, expected 10, from its config"),
+        ("pretrain", lambda tree: tree["curve"].pop(), "curve is '9 epochs', expected '10 epochs', from its config"),
         ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "manifest.train is"),
         ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "manifest.dataset is 'ImageNet'"),
         ("knn", lambda tree: tree.update(features_sha256="0" * 64), "features_sha256 is"),
