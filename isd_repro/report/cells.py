@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from isd_repro.evaluations import kind_of
@@ -196,13 +197,7 @@ class Table:
     @property
     def spans(self) -> list[tuple[str, int]]:
         """Shared heads with the number of columns under each."""
-        spans: list[tuple[str, int]] = []
-        for column in self.columns:
-            if spans and spans[-1][0] == column.span:
-                spans[-1] = (column.span, spans[-1][1] + 1)
-            else:
-                spans.append((column.span, 1))
-        return spans
+        return [(span, len(list(under))) for span, under in groupby(column.span for column in self.columns)]
 
 
 @dataclass(frozen=True)
