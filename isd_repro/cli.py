@@ -506,14 +506,6 @@ def data_audit(
         write_atomic(plot, class_sizes({one.name: one.counts for one in found.sets}).svg().encode())
 
 
-@data.command(name="lists")
-def data_lists(folder: Annotated[Path, typer.Argument(help="Folder with D1.txt to D10.txt.")]) -> None:
-    """Compare a folder with the ten published lists; exit with code 4 if one is missing or differs."""
-    from isd_repro.data.audit import lists
-
-    lists(folder)
-
-
 @checkpoint.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A torch or safetensors checkpoint from this or another project.")],

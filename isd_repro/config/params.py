@@ -42,7 +42,7 @@ class Source(Frozen):
         return self
 
 
-Classes = Count | Many[Words] | None  # how many to draw, or which; none means all of them
+Classes = Count | Distinct[Words] | None  # how many to draw, or which; none means all of them
 
 
 def _of(classes: Classes) -> str:
@@ -96,11 +96,9 @@ class Unbalanced(Frozen):
 
     @model_validator(mode="after")
     def _named_classes_are_counted(self) -> Unbalanced:
-        if self.large_classes is not None and len(set(self.large_classes)) != self.large:
-            found = len(set(self.large_classes))
-            raise ValueError(
-                f"large: {self.large}, but large_classes names {found} different classes; make the two numbers equal"
-            )
+        if self.large_classes is not None and len(self.large_classes) != self.large:
+            found = f"large: {self.large}, but large_classes names {len(self.large_classes)} classes"
+            raise ValueError(f"{found}; make the two numbers equal")
         return self
 
     def in_words(self) -> str:
@@ -208,7 +206,7 @@ class NamedClasses(Frozen):
     """Classes by name, such as the 100 of ImageNet-100: every training image of them, or the same number of each."""
 
     name: Literal["classes"]
-    classes: Many[Words] | None = None
+    classes: Distinct[Words] | None = None
     file: Words | None = None  # a list with one class on each line, inside the folder that the variable names
     sha256: Sha256 | None = None  # of the file's bytes
     root_env: Words = "ISD_LISTS_ROOT"

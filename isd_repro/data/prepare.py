@@ -12,16 +12,14 @@ import json
 import secrets
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
@@ -29,16 +27,16 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.manifests import Image, Manifest, check_shared, pack_root
-from isd_repro.data.packing import Outcome, Packer, in_order, name_of
+from isd_repro.data.packing import Outcome, Packer, name_of
 from isd_repro.data.sources import Located
 from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, printable
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import open_stage
 
-_EVERY = 10_000  # images between two lines where there is no terminal
 _SHOWN = 5  # names that a message lists
 Say = Callable[[str], None]
 
@@ -61,16 +59,19 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     began = time.monotonic()
     subset = config.find_subset(params, name)
 
+    progress = Progress(console)
+
     def say(line: str) -> None:
-        console.print(printable(f"prepare {name}: {line}"), markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"prepare {name}: {line}")
 
     with sources.open_source(subset.source) as listing:
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
         drawn = _Drawn.of(name, subset, selection, listing.images)
-        with _progress(name, len(drawn.images), console, say) as advance:
-            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, advance)
+        with progress.task(f"prepare {name}") as task:
+            task.begin(len(drawn.images))
+            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, task.advance)
             manifest = _write(layout.prepared(name), drawn, packer)
     row = {
         "epoch": 0,
@@ -127,26 +128,6 @@ class _Drawn:
         place = {at: position for position, at in enumerate(used)}
         roles = {role: sorted(place[at] for at in positions) for role, positions in given.items()}
         return cls(name, subset, selection, [listed[at] for at in used], roles)
-
-    def check_shared(self, shared: int, queries: int) -> str:
-        """As `manifests.check_shared`."""
-        allow = f"set subsets.{self.name}.allow_shared_images: true"
-        allowed = self.subset.allow_shared_images
-        return check_shared(shared, queries, place=f"subset {self.name!r}", allow=allow, allowed=allowed)
-
-    def guard(self, packer: Packer) -> Packer:
-        """The packer, which ends at the image with which too many queries are copies; the few queries are hashed now."""
-        learnt = {*self.roles["train"], *self.roles["search"]}
-        asked = [self.images[at] for at in self.roles["query"]]
-        waiting, shared = Counter(in_order(packer.sha256, asked, packer.threads)), 0
-
-        def look(at: int, outcome: Outcome) -> None:
-            nonlocal shared
-            if at in learnt and not isinstance(outcome, str) and (copies := waiting.pop(outcome.sha256, 0)):
-                shared += copies
-                self.check_shared(shared, len(asked))
-
-        return replace(packer, look=look)
 
     def key(self) -> str:
         """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
@@ -211,7 +192,6 @@ def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
             prefix = f".partial_{drawn.name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
-            packer = drawn.guard(packer)
             if external is None:
                 place, (outcomes, info) = made, packer.pack(made)
             else:
@@ -219,7 +199,9 @@ def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
                 found = packer.find_finished(external, drawn.key())
                 place, outcomes, info = found or (unfinished, *packer.pack(unfinished, drawn.key()))
             manifest, dropped = drawn.manifest(outcomes)
-            if said := drawn.check_shared(manifest.shared, len(manifest.query)):
+            where, allow = f"subset {drawn.name!r}", f"set subsets.{drawn.name}.allow_shared_images: true"
+            allowed = drawn.subset.allow_shared_images
+            if said := check_shared(manifest.shared, len(manifest.query), place=where, allow=allow, allowed=allowed):
                 packer.say(said)
             _report_changes(folder, manifest, dropped, len(outcomes), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))
@@ -294,21 +276,3 @@ def _replace(made: Path, final: Path) -> None:
         final.rename(old)
     made.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"prepare {name}", total=total)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.advance(task, count)
-            if not console.is_terminal and count == 1 and done % _EVERY == 0:
-                say(f"{done} of {total} images")
-
-        yield advance

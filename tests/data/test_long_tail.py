@@ -121,6 +121,7 @@ def test_the_largest_class_has_as_many_images_as_every_class_has() -> None:
     [
         ({"name": "exponential", "imbalance": 0.5}, "greater than or equal to 1"),
         ({"name": "pareto", "max_per_class": 4}, "min_per_class 5 is above max_per_class 4"),
+        ({"name": "classes", "classes": ["n01", "n01"]}, "'n01' is listed twice"),
         ({"name": "classes"}, "either as a list in `classes` or as a `file`"),
         ({"name": "classes", "classes": ["a"], "file": "b"}, "either as a list in `classes` or as a `file`"),
         ({"name": "classes", "classes": ["a"], "sha256": "0" * 64}, "sha256 is of a `file`"),
@@ -157,17 +158,10 @@ def test_a_file_of_classes_may_have_words_behind_them(tmp_path: Path, monkeypatc
     assert read_classes(path, {"n03 great white shark"})[0] == ("n03 great white shark", "n01")
 
 
-@pytest.mark.parametrize(
-    ("classes", "message", "hint"),
-    [
-        (["n01", "n11"], "1 of the 2 classes named are not in the source; the first is 'n11'", "did you mean 'n01'"),
-        (["n01", "n01"], "class 'n01' is named twice", "once"),
-    ],
-)
-def test_classes_that_cannot_be_taken_are_named(classes: list[str], message: str, hint: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        drawn(name="classes", classes=classes)
-    assert hint in caught.value.hint
+def test_classes_that_the_source_lacks_are_named() -> None:
+    with pytest.raises(DataError, match="1 of the 2 classes named are not in the source; the first is 'n11'") as caught:
+        drawn(name="classes", classes=["n01", "n11"])
+    assert "did you mean 'n01'" in caught.value.hint
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "names no class"), ("a\nb\na\n", "class a is named twice")])

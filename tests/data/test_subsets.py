@@ -207,7 +207,7 @@ def test_an_unknown_large_class_gets_a_suggestion() -> None:
 
 
 def test_large_and_large_classes_must_agree() -> None:
-    with pytest.raises(ValueError, match="large: 3, but large_classes names 2 different classes"):
+    with pytest.raises(ValueError, match="large: 3, but large_classes names 2 classes"):
         unbalanced(large_classes=("n00", "n01"))
 
 
