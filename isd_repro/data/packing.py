@@ -66,6 +66,7 @@ class Packer:
         threads: that read, decode and encode.
         say: called with a message for the user.
         advance: called with a number of images that are done, or with a negative one: these have to be done again.
+        look: called with the number of each image and what became of it; what it raises ends the work.
     """
 
     listing: Listing
@@ -74,6 +75,7 @@ class Packer:
     threads: int
     say: Callable[[str], None]
     advance: Callable[[int], None]
+    look: Callable[[int, Outcome], None] = lambda at, outcome: None
 
     def pack(self, folder: Path, key: str = "") -> tuple[list[Outcome], StoreInfo]:
         """Write the store into `folder`; what became of each image.
@@ -89,6 +91,8 @@ class Packer:
         done = begun.done
         if done:
             self.say(f"continuing after {len(done)} of {len(self.images)} images")
+        for at, outcome in enumerate(done):
+            self.look(at, outcome)
         self.advance(len(done))
         with ExitStack() as stack:
             writer = stack.enter_context(StoreWriter(folder, self.store, _rows(done), begun.digest))
@@ -99,6 +103,7 @@ class Packer:
                     journal.write(_head(key))
             noted = len(done)
             for outcome, content in in_order(self._read, self.images[noted:], self.threads):
+                self.look(len(done), outcome)
                 if isinstance(outcome, Entry):
                     writer.add(content, outcome.row)
                 done.append(outcome)

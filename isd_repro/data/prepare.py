@@ -12,9 +12,10 @@ import json
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
 from isd_repro.data import manifests, sources, subsets
 from isd_repro.data.manifests import Image, Manifest, check_shared, pack_root
-from isd_repro.data.packing import Outcome, Packer, name_of
+from isd_repro.data.packing import Outcome, Packer, in_order, name_of
 from isd_repro.data.sources import Located
 from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
@@ -58,7 +59,6 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
-
     progress = Progress(console)
 
     def say(line: str) -> None:
@@ -129,6 +129,26 @@ class _Drawn:
         roles = {role: sorted(place[at] for at in positions) for role, positions in given.items()}
         return cls(name, subset, selection, [listed[at] for at in used], roles)
 
+    def check_shared(self, shared: int, queries: int) -> str:
+        """As `manifests.check_shared`."""
+        allow = f"set subsets.{self.name}.allow_shared_images: true"
+        allowed = self.subset.allow_shared_images
+        return check_shared(shared, queries, place=f"subset {self.name!r}", allow=allow, allowed=allowed)
+
+    def guard(self, packer: Packer) -> Packer:
+        """The packer, which ends at the image with which too many queries are copies; the few queries are hashed now."""
+        learnt = {*self.roles["train"], *self.roles["search"]}
+        asked = [self.images[at] for at in self.roles["query"]]
+        waiting, shared = Counter(in_order(packer.sha256, asked, packer.threads)), 0
+
+        def look(at: int, outcome: Outcome) -> None:
+            nonlocal shared
+            if at in learnt and not isinstance(outcome, str) and (copies := waiting.pop(outcome.sha256, 0)):
+                shared += copies
+                self.check_shared(shared, len(asked))
+
+        return replace(packer, look=look)
+
     def key(self) -> str:
         """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
         facts = [_settings(self.subset.store), self.subset.source.dataset, sorted(self.selection.large)]
@@ -192,6 +212,7 @@ def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
             prefix = f".partial_{drawn.name}_"
             files.sweep(folder.parent, prefix)  # what killed processes left
             made = stack.enter_context(files.temporary(folder.parent / f"{prefix}{secrets.token_hex(4)}"))
+            packer = drawn.guard(packer)
             if external is None:
                 place, (outcomes, info) = made, packer.pack(made)
             else:
@@ -199,9 +220,7 @@ def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
                 found = packer.find_finished(external, drawn.key())
                 place, outcomes, info = found or (unfinished, *packer.pack(unfinished, drawn.key()))
             manifest, dropped = drawn.manifest(outcomes)
-            where, allow = f"subset {drawn.name!r}", f"set subsets.{drawn.name}.allow_shared_images: true"
-            allowed = drawn.subset.allow_shared_images
-            if said := check_shared(manifest.shared, len(manifest.query), place=where, allow=allow, allowed=allowed):
+            if said := drawn.check_shared(manifest.shared, len(manifest.query)):
                 packer.say(said)
             _report_changes(folder, manifest, dropped, len(outcomes), packer.say)
             manifests.write(made, manifest, store=info, dropped=tuple(dropped))

@@ -237,6 +237,16 @@ def test_queries_that_are_copies_of_training_images_are_refused_unless_allowed(
     assert (identity.shared, identity.query) == (1, 7)
 
 
+def test_copies_end_the_work_at_the_image_that_is_one_too_many(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images" / "val" / "n03" / "copy.JPEG").write_bytes(FILES["train", "n01", "n01_0.JPEG"])
+    monkeypatch.setattr(StoreWriter, "add", lambda *_: pytest.fail("the first image is a copy, and was packed"))
+    with pytest.raises(DataError, match=r"subset 'x': 1 of 10 queries \(10\.0%\) have the bytes of a training or search image"):
+        bench.run(trees.subset())
+    assert bench.others() == []
+
+
 def test_an_external_store_is_found_through_the_environment(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
