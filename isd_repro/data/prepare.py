@@ -1,4 +1,4 @@
-"""`prepare` and `data pack`: draw a subset from its source, pack its images, and write its manifest.
+"""Stage `prepare`: draw a subset from its source, pack its images, and write its manifest.
 
 Every image that a subset uses is read once, hashed, decoded and packed. Everything is written under temporary names
 (`.partial*`) beside the final ones and renamed when complete; a killed or failed `prepare` leaves nothing under a final name.
@@ -124,7 +124,7 @@ class _Drawn:
     @classmethod
     def of(cls, name: str, subset: Subset, selection: Selection, listed: Sequence[Located]) -> _Drawn:
         given = {role: getattr(selection, role).tolist() for role in manifests.ROLES.values()}
-        used = sorted({*chain(*given.values())}, key=lambda at: (listed[at].split, listed[at].cls, listed[at].file))
+        used = sorted({*chain(*given.values())}, key=lambda at: listed[at].key)
         place = {at: position for position, at in enumerate(used)}
         roles = {role: sorted(place[at] for at in positions) for role, positions in given.items()}
         return cls(name, subset, selection, [listed[at] for at in used], roles)
@@ -168,7 +168,7 @@ class _Drawn:
                 dropped[name_of(image)] = outcome
             else:
                 place[at] = len(kept)
-                kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
+                kept.append(Image(*image.key, outcome.sha256))
         share, count = self.subset.corrupt_share, len(self.images)
         if len(dropped) > share * count:
             found = f"{len(dropped)} of {count} images are unreadable, more than corrupt_share {share:g} allows"
@@ -240,9 +240,8 @@ def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], u
         before = manifests.read(folder)
     except DataError:
         return
-    known = {(image.split, image.cls, image.file): image.sha256 for image in before.images}
-    keys = (((image.split, image.cls, image.file), image.sha256) for image in manifest.images)
-    changed = ["/".join(key) for key, digest in keys if known.get(key, digest) != digest]
+    known = {image.key: image.sha256 for image in before.images}
+    changed = [name_of(image) for image in manifest.images if known.get(image.key, image.sha256) != image.sha256]
     if changed and before.dataset == manifest.dataset:
         say(f"{len(changed)} images have changed since this subset was last prepared: {_first(changed)}")
 

@@ -111,7 +111,7 @@ LAYOUTS: dict[str, Make] = {
 def test_every_layout_lists_the_same_images(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_images(LAYOUTS[layout](tmp_path / "images", monkeypatch)) as listing:
         assert trees.content(listing) == FILES
-        assert [(image.split, image.cls, image.file) for image in listing.images] == sorted(FILES)
+        assert [image.key for image in listing.images] == sorted(FILES)
         assert listing.decode(listing.fetch(listing.images[0])).size == (9, 7)
 
 
@@ -388,7 +388,7 @@ def write_stl10(root: Path) -> Path:
 def test_stl_10_has_its_labelled_images_and_those_without_labels(inside: bool, tmp_path: Path) -> None:
     folder = write_stl10(tmp_path)
     listing = stl10(folder if inside else tmp_path)
-    assert [(image.split, image.cls, image.file) for image in listing.images] == [
+    assert [image.key for image in listing.images] == [
         ("train", "airplane", "train_00001.png"),
         ("train", "airplane", "train_00003.png"),
         ("train", "bird", "train_00000.png"),
@@ -434,7 +434,7 @@ def test_images_without_labels_are_trained_on_and_nothing_else(tmp_path: Path) -
         labelled.query.tolist(),
         labelled.shots,
     )
-    rows = tuple(Image(image.split, image.cls, image.file, f"{at:064x}") for at, image in enumerate(listing.images))
+    rows = tuple(Image(*image.key, f"{at:064x}") for at, image in enumerate(listing.images))
     made = Manifest("STL-10", "x", {}, both.classes, (), rows, both.train, both.search, both.query)
     manifests.write(tmp_path / "made", made)
     found = manifests.read(tmp_path / "made")

@@ -199,7 +199,7 @@ def test_folders_that_programs_leave_are_passed_over_without_a_note(left: str, p
     (root / place / left).mkdir()
     (root / place / left / "n01_0-checkpoint.JPEG").write_bytes(trees.jpeg(1))
     with open_images(root) as listing:
-        assert {(image.split, image.cls, image.file) for image in listing.images} == set(FILES)
+        assert {image.key for image in listing.images} == set(FILES)
         assert listing.notes == ()
     assert left in DOCUMENT
 

@@ -90,7 +90,7 @@ def located(counts: Mapping[str, int], val: int = 10) -> list[Located]:
 
 def content(listing: Listing) -> Files:
     """What a source gives."""
-    return {(image.split, image.cls, image.file): listing.fetch(image) for image in listing.images}
+    return {image.key: listing.fetch(image) for image in listing.images}
 
 
 def packed(folder: Path, images: Iterable[Pixels], settings: params.Store) -> StoreInfo:
