@@ -132,8 +132,9 @@ class Noise:
         label = torch.randperm(count, generator=draws) % CLASSES
         pattern = torch.randn(CLASSES, *shape, generator=torch.Generator().manual_seed(99))[label]
         views = [(pattern + 0.5 * torch.randn(count, *shape, generator=draws)).to(self.dtype) for _ in range(2)]
-        tensors = (*views, torch.arange(count), label, torch.randperm(count, generator=draws))
-        return Batch(*(tensor.to(self.device) for tensor in tensors), step=step)
+        shuffle = torch.randperm(count, generator=draws)
+        one, other, index, label, shuffle = (each.to(self.device) for each in (*views, torch.arange(count), label, shuffle))
+        return Batch(one, other, index, label, shuffle, step)
 
 
 def optimizer_of(method: nn.Module) -> Optimizer:

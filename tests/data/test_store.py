@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_short_side_is_torchvisions_resize(height: int, width: int) -> None:
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
 
 
-DAMAGE = {  # the file, what becomes of it, what is said
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # the file, what becomes of it, what is said
     "shorter": (PIXELS, lambda content: content[:-1], "has 107 bytes, but the manifest says 108 bytes"),
     "longer": (PIXELS, lambda content: content + b"more", "has 112 bytes, but the manifest says 108 bytes"),
     "no pixels": (PIXELS, None, r"store\.u8: is missing"),

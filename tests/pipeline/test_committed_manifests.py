@@ -40,7 +40,7 @@ def sha256(subset: Subset, images: tuple[sources.Located, ...], digests: list[st
     def placed(positions: Positions) -> Positions:
         return np.searchsorted(used, positions).astype(np.int64)
 
-    rows = tuple(Image(*images[at].key, digests[at]) for at in used.tolist())
+    rows = tuple(Image(images[at].split, images[at].cls, images[at].file, digests[at]) for at in used.tolist())
     roles = (placed(drawn.train), placed(drawn.search), placed(drawn.query))
     return Manifest(subset.source.dataset, "x", rule_of(subset), drawn.classes, drawn.large, rows, *roles).sha256
 
