@@ -1,23 +1,18 @@
-"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference."""
+"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference.
+
+torchvision is imported where a ResNet is built: it brings torch's compiler along, which takes longer to import than torch, and
+most commands build none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.runtime.errors import ConfigError
-
-_TORCHVISION: dict[str, Callable[[], ResNet]] = {
-    "resnet18": models.resnet18,
-    "resnet34": models.resnet34,
-    "resnet50": models.resnet50,
-}
 
 
 def build(config: BackboneConfig, image_size: int) -> Backbone:
@@ -37,7 +32,9 @@ def build(config: BackboneConfig, image_size: int) -> Backbone:
             f"backbone: {config.arch} has width 64 and pool 1 (got width {config.width}, pool {config.pool})",
             "use arch resnet-narrow for other values",
         )
-    network: nn.Module = _TORCHVISION[config.arch]()
+    from torchvision import models
+
+    network: nn.Module = getattr(models, config.arch)()
     features = network.get_submodule("fc").in_features
     network.fc = nn.Identity()
     if config.stem == "small" or config.channels != 3:
@@ -90,6 +87,8 @@ class Pixels(Backbone):
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
