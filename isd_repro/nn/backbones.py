@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isd_repro.config.params import BackboneConfig
@@ -86,12 +87,26 @@ class Pixels(Backbone):
         return images.flatten(1)
 
 
+class _FewChannels(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without a stride of every other pixel.
+
+    With fewer than 8 input channels in channels_last, on CPUs with AVX2 and without AVX-512, the gradient of the strided weights
+    is written out of bounds, and the process crashes (torch 2.15.0, oneDNN).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x outputs x H/stride x W/stride."""
+        rows, columns = self.stride
+        return F.conv2d(images[:, :, ::rows, ::columns], self.weight)
+
+
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     from torchvision.models.resnet import BasicBlock
 
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        kind = nn.Conv2d if inputs >= 8 else _FewChannels
+        shortcut = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
 
 
