@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from isd_repro.interfaces import Backbone
 from isd_repro.nn.backbones import NarrowResNet
@@ -120,6 +119,8 @@ def _pad_as_same(kernel: int, stride: int, _: nn.Module, inputs: tuple[Tensor]) 
 
 
 def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     block = Bottleneck if arch.bottleneck else BasicBlock
     outputs = planes * (4 if arch.bottleneck else 1)
     shortcut = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
-from scipy.stats import binomtest
 
 from isd_repro import evaluations
 from isd_repro.records import EvaluationRecord, Score, TargetEvaluation, unpack_labels
@@ -24,6 +23,8 @@ def row(scores: Iterable[Score]) -> dict[str, float]:
 
 def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
     """A row for each encoder and metric, a column for each group, in percent, with 95 % Wilson intervals."""
+    from scipy.stats import binomtest
+
     sizes = {score.group: score.n for score in scores}
     found: dict[tuple[str, str, str], Score] = {(score.encoder, score.metric, score.group): score for score in scores}
 

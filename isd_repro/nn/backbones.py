@@ -1,23 +1,19 @@
-"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference."""
+"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference.
+
+torchvision is imported where a ResNet is built: it brings torch's compiler along, which takes longer to import than torch, and
+most commands build none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.runtime.errors import ConfigError
-
-_TORCHVISION: dict[str, Callable[[], ResNet]] = {
-    "resnet18": models.resnet18,
-    "resnet34": models.resnet34,
-    "resnet50": models.resnet50,
-}
 
 
 def build(config: BackboneConfig, image_size: int) -> Backbone:
@@ -37,7 +33,9 @@ def build(config: BackboneConfig, image_size: int) -> Backbone:
             f"backbone: {config.arch} has width 64 and pool 1 (got width {config.width}, pool {config.pool})",
             "use arch resnet-narrow for other values",
         )
-    network: nn.Module = _TORCHVISION[config.arch]()
+    from torchvision import models
+
+    network: nn.Module = getattr(models, config.arch)()
     features = network.get_submodule("fc").in_features
     network.fc = nn.Identity()
     if config.stem == "small" or config.channels != 3:
@@ -89,10 +87,26 @@ class Pixels(Backbone):
         return images.flatten(1)
 
 
+class _FewChannels(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without a stride of every other pixel.
+
+    With fewer than 8 input channels in channels_last, on CPUs with AVX2 and without AVX-512, the gradient of the strided weights
+    is written out of bounds, and the process crashes (torch 2.15.0, oneDNN).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x outputs x H/stride x W/stride."""
+        rows, columns = self.stride
+        return F.conv2d(images[:, :, ::rows, ::columns], self.weight)
+
+
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        kind = nn.Conv2d if inputs >= 8 else _FewChannels
+        shortcut = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
 
 
