@@ -217,7 +217,9 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
     """A row for each comparison of a pair of methods; then rare less large, over the draws and within classes."""
     by_key = {done.key: done for done in comparisons}
     both_groups = [
-        (rare, by_key[*key, "large"]) for (*key, group), rare in by_key.items() if group == "rare" and (*key, "large") in by_key
+        (rare, by_key[encoder, metric, "large"])
+        for (encoder, metric, group), rare in by_key.items()
+        if group == "rare" and (encoder, metric, "large") in by_key
     ]
     rows = []
     for done in (*comparisons, *(_contrast(*pair) for pair in both_groups)):
