@@ -47,12 +47,23 @@ Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """One image of a source."""
+class Named:
+    """What an image is called in every layout."""
 
     split: str  # "train", "val" or "unlabelled"
     cls: str  # "" where the split is "unlabelled"
     file: str  # base name
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """By which images are sorted and found."""
+        return self.split, self.cls, self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Image(Named):
+    """One image of a source."""
+
     sha256: str  # of the file's bytes, or of the raw pixels where the source has no files
 
 
@@ -221,9 +232,6 @@ def read(folder: Path) -> Manifest:
         query=positions["query"],
         shots=dict(claimed.shots),
     )
-    packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
-    if packed != claimed.rule.get("store", packed):
-        raise DataError(f"{folder / HEADER}: the rule and the store have different settings", _AGAIN)
     if manifest.identity() != claimed or len(images) != header.images:
         raise DataError(f"{path}: sha256 of its rows is {manifest.sha256}, {HEADER} says {claimed.sha256}", _AGAIN)
     return manifest
