@@ -45,7 +45,7 @@ def _group(name: str, help_: str) -> typer.Typer:
 data = _group("data", "Inspect data sets and lists of unbalanced subsets.")
 wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboard.")
 paper = _group("paper", "Check the numbers that the paper prints.")
-run = _group("run", "Import and remove runs of a profile.")
+run = _group("run", "Import, rename and remove runs of a profile.")
 checkpoint = _group("checkpoint", "Inspect checkpoints of any origin.")
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile, or its folder.")]
@@ -446,6 +446,18 @@ def run_remove(
     from isd_repro.profiles import remove
 
     remove(runs, params, typer.echo, force=force)
+
+
+@run.command(name="rename")
+def run_rename(
+    old: Annotated[str, typer.Argument(help="Name of a run without results.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    params: ParamsFile = DEFAULT,
+) -> None:
+    """Rename a run that has no results yet, wherever params.yaml names it."""
+    from isd_repro.profiles import rename
+
+    rename(old, new, params, typer.echo)
 
 
 @run.command(name="import")

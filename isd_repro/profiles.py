@@ -1,4 +1,4 @@
-"""Commands that edit a profile: `variant`, `run remove` and `new`.
+"""Commands that edit a profile: `variant`, `run remove`, `run rename` and `new`.
 
 A `params.yaml` is read and written with its comments, and checked as `check` does before it replaces the old one. Lists that name
 runs are updated, too.
@@ -222,7 +222,7 @@ def _value(given: str, whole: str) -> Any:
         raise ConfigError(f"{whole}: its value is not YAML", "quote it for the shell, such as 'label=\"ISD, new\"'") from error
 
 
-# --- remove --------------------------------------------------------------------------------------------------------
+# --- remove and rename ------------------------------------------------------------------------------------------------
 
 
 def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
@@ -239,7 +239,7 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
         if not force and (found := list(_results(name, layout))):
             raise DataError(f"run {name!r} has results: {', '.join(map(str, found))}", "add --force to delete them")
         del tree["runs"][name]
-        _forget(tree, name)
+        _replace(tree, name, None)
     dvc_lock.remove(names, layout.folder)  # first, since a torn lock is refused
     _write(layout, tree)
     for name in names:
@@ -248,17 +248,52 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
     say(f"removed {', '.join(names)} from {_shown(layout)}; `{_repro(layout)}` renders the page")
 
 
-def _forget(tree: Any, run: str) -> None:
-    """Take a run out of every place of the profile that names it outside `runs`."""
+def rename(old: str, new: str, file: Path, say: Say) -> None:
+    """Give a run without results another name.
+
+    With results it keeps its name: the encoder's file carries it, and records, lock and published copies hold that file's hash.
+
+    Raises:
+        ConfigError: there is no run `old`, or there is one called `new`, or that is not a valid name.
+        DataError: the run has results.
+    """
+    params, layout = reader.load(file)
+    reader.find_run(params, old)
+    if found := list(_results(old, layout)):
+        message = f"run {old!r} has results, whose hashes cover its name: {', '.join(map(str, found))}"
+        raise DataError(
+            message, "change its label, which tables and pages show, or remove the run and train it under the new name"
+        )
+    _check_new("run", new, params.runs)
+    tree = _tree(layout)
+    at = list(tree["runs"]).index(old)
+    tree["runs"].insert(at, new, tree["runs"].pop(old))
+    _replace(tree, old, new)
+    dvc_lock.remove([old], layout.folder)
+    _write(layout, tree)
+    say(f"{old} is now {new} in {_shown(layout)}")
+
+
+def _replace(tree: Any, old: str, new: str | None) -> None:
+    """Write another name, or none, wherever the profile names a run outside `runs`."""
     report = tree["report"]
     for listed in [*(tree[key] for key in tree if key.endswith("_runs")), report.get("exploratory", [])]:
-        while run in listed:
-            listed.remove(run)
+        while old in listed:
+            at = listed.index(old)
+            listed.pop(at)
+            if new:
+                listed.insert(at, new)
     for key in ("reference", "pixels"):
-        if report.get(key) == run:
-            del report[key]
+        if report.get(key) == old:
+            if new:
+                report[key] = new
+            else:
+                del report[key]
     for table in report.get("paper", ()):
-        table["rows"].pop(run, None)
+        if old in table["rows"]:
+            row = table["rows"].pop(old)
+            if new:
+                table["rows"][new] = row
 
 
 def _results(run: str, layout: Layout) -> Iterator[Path]:

@@ -93,7 +93,7 @@ def hash_of(files: Iterable[tuple[Path, bytes]]) -> str:
 
 @cache
 def _git() -> tuple[str | None, bool | None]:
-    """Commit and dirtiness of the checkout that holds this package; None where there is none."""
+    """Commit and dirtiness of the checkout that holds this package; a carried COMMIT file stands in for .git."""
     checkout = Path(__file__).parent.parent
 
     def said(*words: str) -> str:
@@ -105,7 +105,8 @@ def _git() -> tuple[str | None, bool | None]:
         # not dvc.lock, which every running stage changes
         return head, bool(said("status", "--porcelain", "--", "isd_repro", "dvc.yaml", ":(glob)**/params.yaml"))
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        carried = checkout / "COMMIT"
+        return (carried.read_text("utf-8").strip(), None) if carried.is_file() else (None, None)
 
 
 def git_complaint() -> str:

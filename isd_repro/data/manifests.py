@@ -232,6 +232,9 @@ def read(folder: Path) -> Manifest:
         query=positions["query"],
         shots=dict(claimed.shots),
     )
+    packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
+    if packed != claimed.rule.get("store", packed):
+        raise DataError(f"{folder / HEADER}: the rule and the store have different settings", _AGAIN)
     if manifest.identity() != claimed or len(images) != header.images:
         raise DataError(f"{path}: sha256 of its rows is {manifest.sha256}, {HEADER} says {claimed.sha256}", _AGAIN)
     return manifest

@@ -226,14 +226,6 @@ def test_the_suffixes_of_torchvision_are_read_in_any_case(root: Path) -> None:
             assert np.asarray(listing.decode(listing.fetch(image)).convert("RGB")).shape == COLOUR.shape
 
 
-@pytest.mark.parametrize("name", ["x.gif", "x.jp2", "x.heic", "x.JPEG.bak"])
-def test_other_suffixes_are_passed_over_with_a_note(name: str, root: Path) -> None:
-    (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))
-    with open_images(root) as listing:
-        assert len(listing.images) == len(FILES)
-        assert listing.notes == (f"1 files or folders under train and val were ignored: {Path(name).suffix} 1",)
-
-
 @pytest.mark.parametrize("name", ["a\nb.JPEG", "a\tb.JPEG", "a\x1bb.JPEG"], ids=ascii)
 def test_a_name_with_a_control_character_is_refused(name: str, root: Path) -> None:
     (root / "train" / "n01" / name).write_bytes(trees.jpeg(1))

@@ -1,4 +1,4 @@
-"""Runs are added, removed and imported, and parameters, lock and files stay consistent."""
+"""Runs are added, renamed, removed and imported, and parameters, lock and files stay consistent."""
 
 from __future__ import annotations
 
@@ -132,8 +132,11 @@ def test_what_would_be_wrong_is_not_written(demo: Path, arguments: tuple[str, ..
 def test_a_run_that_comes_and_goes_leaves_nothing(demo: Path) -> None:
     before = {name: (demo / name).read_text("utf-8") for name in ("params.yaml", "dvc.lock")}
     call(demo, "variant", "isd-a", "--from", "isd", "-S", "optim.lr=0.1")
-    assert reader.load(demo / "params.yaml")[0].linear_runs[-1] == "isd-a"
-    call(demo, "run", "remove", "isd-a", "isd-a")
+    call(demo, "run", "rename", "isd-a", "isd-b")
+    params = reader.load(demo / "params.yaml")[0]
+    assert "isd-a" not in params.runs
+    assert params.linear_runs[-1] == "isd-b"
+    call(demo, "run", "remove", "isd-b", "isd-b")
     assert {name: (demo / name).read_text("utf-8") for name in before} == before
 
 
@@ -150,6 +153,7 @@ def test_a_run_with_results_goes_with_all_of_them(demo: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps({"profile": "demo", "run": "isd"}), "utf-8")
     chain.refused(chain.call(demo, "run", "remove", "isd"), "run 'isd' has results", "reports/demo/records/isd", "--force")
+    chain.refused(chain.call(demo, "run", "rename", "isd", "other"), "whose hashes cover its name")
     assert state.exists()
     assert "pretrain@isd" in tree(demo / "dvc.lock")["stages"]
     call(demo, "run", "remove", "isd", "--force")
