@@ -1,23 +1,19 @@
-"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference."""
+"""Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference.
+
+torchvision is imported where a ResNet is built: it brings torch's compiler along, which takes longer to import than torch, and
+most commands build none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
+from torch.nn import functional
 
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.runtime.errors import ConfigError
-
-_TORCHVISION: dict[str, Callable[[], ResNet]] = {
-    "resnet18": models.resnet18,
-    "resnet34": models.resnet34,
-    "resnet50": models.resnet50,
-}
 
 
 def build(config: BackboneConfig, image_size: int) -> Backbone:
@@ -37,7 +33,9 @@ def build(config: BackboneConfig, image_size: int) -> Backbone:
             f"backbone: {config.arch} has width 64 and pool 1 (got width {config.width}, pool {config.pool})",
             "use arch resnet-narrow for other values",
         )
-    network: nn.Module = _TORCHVISION[config.arch]()
+    from torchvision import models
+
+    network: nn.Module = getattr(models, config.arch)()
     features = network.get_submodule("fc").in_features
     network.fc = nn.Identity()
     if config.stem == "small" or config.channels != 3:
@@ -89,7 +87,43 @@ class Pixels(Backbone):
         return images.flatten(1)
 
 
+class ResidualBlock(nn.Module):
+    """A block of torchvision's ResNet, basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1): the same tensors and the same operations.
+
+    Written out because `import torchvision` brings torch's compiler along, which takes longer than `import torch`.
+
+    Args:
+        inputs, inner, outputs: channels before the block, between its convolutions and behind it.
+        stride: of the first 3x3 convolution.
+        bottleneck: which of the two.
+    """
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, *, bottleneck: bool = False) -> None:
+        super().__init__()
+        basic = [(inputs, inner, 3, stride), (inner, outputs, 3, 1)]
+        convolutions = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)] if bottleneck else basic
+        self.depth = len(convolutions)
+        for at, (before, after, kernel, step) in enumerate(convolutions, start=1):
+            self.add_module(f"conv{at}", nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{at}", nn.BatchNorm2d(after))
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x inputs x H x W -> B x outputs x ceil(H / stride) x ceil(W / stride)."""
+        hidden = images
+        for at in range(1, self.depth + 1):
+            hidden = self.get_submodule(f"bn{at}")(self.get_submodule(f"conv{at}")(hidden))
+            if at < self.depth:
+                hidden = functional.relu_(hidden)
+        hidden += images if self.downsample is None else self.downsample(images)
+        return functional.relu_(hidden)
+
+
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
