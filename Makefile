@@ -36,15 +36,16 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Runs are trained two at a time, three for each start of DVC, which takes it some seconds; a second DVC waits where the first
-# one is reading or writing. DVC's remarks go to the log.
+# Two runs at a time go through all of their stages, the longest first; a second DVC waits where the first one is reading or writing.
+# DVC's remarks go to the log.
 demo: venv ## reproduce the demo on a CPU, two runs at a time, and print its table
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@mkdir -p .state
 	@echo "Running what has changed; .state/demo.log has all of its output"
 	@{ $(BIN)/dvc repro -s dvc.yaml:prepare \
-	  && sed -n '/^runs:/,/^[a-z]/s/^  \([^ ]*\):$$/dvc.yaml:pretrain@\1/p' params.yaml \
-	     | xargs -r -P 2 -n 3 $(BIN)/dvc --wait-for-lock repro -s \
+	  && $(BIN)/dvc stage list --name-only dvc.yaml | grep '@' | grep -v '^prepare@' | sort -s -t@ -k2,2 \
+	     | awk -F@ '$$2 != run && run {print ""} {run = $$2; printf " dvc.yaml:%s", $$0} END {print ""}' \
+	     | xargs -P 2 -L 1 $(BIN)/dvc --wait-for-lock repro -s \
 	  && $(BIN)/dvc repro; } 2>&1 | tee .state/demo.log | { grep --line-buffered -E "^Running stage|warning:|error:" || true; } \
 	  || { tail -n 20 .state/demo.log; exit 1; }
 	@$(BIN)/isd-repro show

@@ -59,10 +59,10 @@ class NarrowResNet(Backbone):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, 1)
-        self.layer2 = _stage(width, 2 * width, 2)
-        self.layer3 = _stage(2 * width, 4 * width, 2)
-        self.layer4 = _stage(4 * width, 8 * width, 2)
+        self.layer1 = nn.Sequential(ResidualBlock(width, width, width, 1))
+        self.layer2 = nn.Sequential(ResidualBlock(width, 2 * width, 2 * width, 2))
+        self.layer3 = nn.Sequential(ResidualBlock(2 * width, 4 * width, 4 * width, 2))
+        self.layer4 = nn.Sequential(ResidualBlock(4 * width, 8 * width, 8 * width, 2))
         self.pool = nn.AdaptiveAvgPool2d(pool)
         self.features = 8 * width * pool * pool
         self.apply(_init)
@@ -119,15 +119,6 @@ class ResidualBlock(nn.Module):
                 hidden = functional.relu_(hidden)
         hidden += images if self.downsample is None else self.downsample(images)
         return functional.relu_(hidden)
-
-
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock
-
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
 
 
 def _init(module: nn.Module) -> None:

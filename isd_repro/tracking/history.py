@@ -76,10 +76,17 @@ def on_server(run: Any) -> History:
     return found
 
 
-def on_disk(folder: Path, run_id: str, project: str) -> History:
-    """The history in W&B's own files of this run, which `wandb sync` sends or has sent."""
+def on_disk(folder: Path, run_id: str, project: str, new: Path | None = None) -> History:
+    """The history in W&B's own files of this run, which `wandb sync` sends or has sent.
+
+    Args:
+        folder: W&B writes below `<folder>/wandb`.
+        run_id: W&B's id of the run.
+        project: W&B's project; files of another one do not count.
+        new: folder of an attempt that has just begun; it holds nothing yet, and a second is saved by not reading it.
+    """
     found = History()
-    for _, records in _files(folder, run_id, project):
+    for _, records in _files(folder, run_id, project, new=new):
         for record in records:
             if record["type"] == "history":
                 found.add(record["history"]["item"])
@@ -105,9 +112,13 @@ def records_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def _files(folder: Path, run_id: str, project: str, pattern: str = "*run-*") -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+def _files(
+    folder: Path, run_id: str, project: str, pattern: str = "*run-*", new: Path | None = None
+) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """W&B's files of a run of one project, with what each holds."""
     for path in sorted((folder / "wandb").glob(f"{pattern}/run-{run_id}.wandb")):
+        if new is not None and path.parent.samefile(new):
+            continue
         records = records_of(path)
         if project in {record["run"].get("project") for record in records if record["type"] == "run"}:
             yield path, records

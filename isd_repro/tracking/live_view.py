@@ -60,7 +60,8 @@ class LiveView:
         try:
             found = history.of_summary(self._run)
             if self._offline_in:
-                found = history.on_disk(self._offline_in, run.id, tracking.project)
+                new = Path(self._run.dir).parent  # <run>/files
+                found = history.on_disk(self._offline_in, run.id, tracking.project, new)
         except Exception as error:  # noqa: BLE001 - as above
             _log.info("W&B does not report what it has of %s (%s)", run.title, brief(error))
         else:

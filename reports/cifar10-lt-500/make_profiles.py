@@ -7,33 +7,19 @@ The profile `cifar10-lt-500` needs chosen.csv, the number of the trial that was 
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import qmc
 
-from isd_repro.config.writer import dump, styled
+from reports import protocols
+from reports.protocols import STRONG, VIEWS, WEAK, Settings, rounded
 
 HERE = Path(__file__).parent
-PIPELINES = HERE.parents[1] / "pipelines"
 NOTES = ["DEV-01", "DEV-02", "DEV-06", "DEV-26"]
 LABELS = {"moco": "MoCo v2", "isd": "ISD"}
 EPOCHS = {10: 14, 50: 21, 100: 23}  # by imbalance: 434, 441 and 437 steps
 SEEDS = (0, 1, 2)
-WEAK = {"crop_min": 0.2, "flip": 0.5}
-STRONG = {  # MoCo v2's augmentation without its blur  # DEV-06
-    **WEAK,
-    "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
-    "grayscale": 0.2,
-}
-Settings = dict[str, Any]
-
-
-def digits(value: float) -> float:
-    """The value with three significant digits."""
-    return float(f"{value:.3g}")
 
 
 def points() -> list[Settings]:
@@ -44,11 +30,11 @@ def points() -> list[Settings]:
         found.append(
             {
                 "point": number,
-                "lr": digits(0.03 * 10**rate),
+                "lr": rounded(0.03 * 10**rate),
                 "view_teacher": ("weak", "strong")[int(2 * view)],
-                "momentum": digits(1 - 0.1 * 10**-momentum),
-                "tau_student": digits(0.05 * 6**tau),
-                "tau_teacher_over_student": digits(0.1 + 0.5 * ratio),
+                "momentum": rounded(1 - 0.1 * 10**-momentum),
+                "tau_student": rounded(0.05 * 6**tau),
+                "tau_teacher_over_student": rounded(0.1 + 0.5 * ratio),
             }
         )
     return found
@@ -59,47 +45,28 @@ def method(name: str, at: Settings) -> Settings:
     tau, bank = at["tau_student"], {"momentum": at["momentum"], "bank_size": 256}
     if name == "moco":
         return {"name": "moco", "tau": tau, **bank, "dim": 128}
-    soft = {"tau_student": tau, "tau_teacher": digits(tau * at["tau_teacher_over_student"])}
+    soft = {"tau_student": tau, "tau_teacher": rounded(tau * at["tau_teacher_over_student"])}
     return {"name": "isd", **soft, **bank, "bank_init": "unit", "heads": "mlp", "dim": 128}
 
 
-def run(label: str, imbalance: int, seed: int, block: Settings, *, lr: float, teacher: Settings = STRONG) -> Settings:
-    """One run; a method that learns from labels sees the weak view."""
-    return {
-        "label": label,
-        "notes": NOTES,
-        "backbone": {"arch": "resnet-narrow", "width": 8},
-        "method": block,
-        "optim": {
-            "epochs": EPOCHS[imbalance],
-            "batch_size": 64,
-            "lr": lr,
-            "sgd_momentum": 0.9,
-            "weight_decay": 1e-4,
-            "schedule": {"name": "cosine"},
-        },
-        "data": {
-            "subset": f"r{imbalance}",
-            "image_size": 32,
-            "crop_ratio": 1.0,
-            "view_student": WEAK if block["name"] == "supervised" else STRONG,
-            "view_teacher": teacher,
-        },
-        "numerics": {"seed": seed, "bn_groups": 2, "precision": "float32", "threads": 1},
-    }
+def run(label: str, imbalance: int, seed: int, block: Settings, *, lr: float, student: Settings, teacher: Settings) -> Settings:
+    """One run with its two views."""
+    data = protocols.natural_data(f"r{imbalance}", student, teacher)
+    return protocols.run(label, NOTES, {"width": 8}, block, data, epochs=EPOCHS[imbalance], lr=lr, seed=seed)
 
 
 def trained(name: str, at: Settings, label: str, imbalance: int, seed: int) -> Settings:
     """A method at a point."""
-    views = {"weak": WEAK, "strong": STRONG}
-    return run(label, imbalance, seed, method(name, at), lr=at["lr"], teacher=views[at["view_teacher"]])
+    teacher = VIEWS[at["view_teacher"]]
+    return run(label, imbalance, seed, method(name, at), lr=at["lr"], student=STRONG, teacher=teacher)
 
 
 def references(imbalance: int) -> dict[str, Settings]:
     """Raw pixels, the untrained network, and one that learns from the labels of the subset."""
-    supervised = run(f"Supervised (r{imbalance})", imbalance, 0, {"name": "supervised"}, lr=0.1, teacher=WEAK)
-    untrained = {**supervised, "label": f"Untrained (r{imbalance})", "optim": {**supervised["optim"], "epochs": 0}}
-    pixels = {**untrained, "label": f"Raw pixels (r{imbalance})", "backbone": {"arch": "pixels"}}
+    label, block = f"Supervised (r{imbalance})", {"name": "supervised"}
+    supervised = run(label, imbalance, 0, block, lr=0.1, student=WEAK, teacher=WEAK)
+    untrained = protocols.untrained(supervised, f"Untrained (r{imbalance})")
+    pixels = protocols.pixels(untrained, f"Raw pixels (r{imbalance})")
     named = {"pixels": pixels, "untrained": untrained, "supervised": supervised}
     return {f"{name}-r{imbalance}": one for name, one in named.items()}
 
@@ -114,32 +81,21 @@ def profile(
         "One draw of the images; the three seeds vary weights, order and views.",
         "The first class by name is the largest in every set: the size of a class is confounded with what it shows.",
         "Runs are a few hundred steps long. No number here can be compared with a paper's.",
-        "Evaluation departs from the released code where it breaks ties and in its arithmetic (DEV-04).",
+        protocols.ARITHMETIC,
     ]
-    head = {"title": title, "caption": caption, "notes": notes}
     first = imbalances[0]
-    return {
-        "profile": name,
-        "root": "../..",
-        "report": {**head, "reference": f"untrained-r{first}", "pixels": f"pixels-r{first}", **report},
-        "evaluation": {"knn": {"k": [1, 20]}},
-        "efficiency": {"log_every": 20, "checkpoint_every": 25},
-        "tracking": {"wandb": "auto", "project": "isd-repro"},
-        "subsets": {
-            f"r{imbalance}": {
-                "source": {
-                    "name": "image-folder",
-                    "dataset": "CIFAR-10 (500 training images a class)",
-                    "root_env": "ISD_CIFAR_ROOT",
-                },
-                "rule": {"name": "exponential", "imbalance": imbalance, "seed": 0},
-                "shots": {"many_above": 100, "few_below": 20},
-            }
-            for imbalance in imbalances
-        },
-        **{f"{evaluation}_runs": [] for evaluation in ("linear", "knn_dense", "few_label", "transfer", "trajectory")},
-        "runs": runs,
+    references = {"reference": f"untrained-r{first}", "pixels": f"pixels-r{first}"}
+    head = {"title": title, "caption": caption, "notes": notes, **references, **report}
+    source = {"name": "image-folder", "dataset": "CIFAR-10 (500 training images a class)", "root_env": "ISD_CIFAR_ROOT"}
+    subsets = {
+        f"r{imbalance}": {
+            "source": source,
+            "rule": {"name": "exponential", "imbalance": imbalance, "seed": 0},
+            "shots": {"many_above": 100, "few_below": 20},
+        }
+        for imbalance in imbalances
     }
+    return protocols.profile(name, head, subsets, runs, {"log_every": 20, "checkpoint_every": 25})
 
 
 def tuning() -> Settings:
@@ -153,20 +109,15 @@ def tuning() -> Settings:
     return profile("cifar10-lt-500-tuning", title, caption, (50,), runs, trials={"group": "all", "k": 1})
 
 
-def chosen() -> dict[str, Settings]:
-    """The settings of the trial that was taken for each method."""
-    with (HERE / "chosen.csv").open(newline="", encoding="utf-8") as file:
-        return {row["method"]: points()[int(row["trial"]) - 1] for row in csv.DictReader(file)}
-
-
 def comparison() -> Settings:
     """Both methods at their chosen settings, three imbalances, three seeds."""
+    chosen = protocols.chosen(HERE / "chosen.csv", points())
     runs: dict[str, Settings] = {}
     for imbalance in EPOCHS:
         runs |= references(imbalance)
     for seed in SEEDS:
         for imbalance in EPOCHS:
-            for name, at in chosen().items():
+            for name, at in chosen.items():
                 label = f"{LABELS[name]} (r{imbalance}, seed {seed})"
                 runs[f"{name}-r{imbalance}-s{seed}"] = trained(name, at, label, imbalance, seed)
     caption = (
@@ -179,20 +130,9 @@ def comparison() -> Settings:
 
 def texts() -> dict[Path, str]:
     """The content of each file."""
-    found = {}
-    table = io.StringIO()
-    rows = csv.DictWriter(table, list(points()[0]), lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(points())
-    found[HERE / "points.csv"] = table.getvalue()
-    profiles = [tuning()]
-    if (HERE / "chosen.csv").exists():
-        profiles.append(comparison())
-    head = "# Made by reports/cifar10-lt-500/make_profiles.py; what it is for stands in reports/cifar10-lt-500/PROTOCOL.md.\n"
-    return found | {PIPELINES / each["profile"] / "params.yaml": head + dump(styled(each)) for each in profiles}
+    profiles = [tuning(), *([comparison()] if (HERE / "chosen.csv").exists() else [])]
+    return {HERE / "points.csv": protocols.table(points()), **protocols.parameters(__file__, profiles)}
 
 
 if __name__ == "__main__":
-    for path, text in texts().items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, "utf-8")
+    protocols.write(texts())

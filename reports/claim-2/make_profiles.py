@@ -9,22 +9,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
-from isd_repro.config.writer import dump, styled
+from reports import protocols
+from reports.protocols import BATCH, STRONG, VIEWS, Settings, rounded
 
 HERE = Path(__file__).parent
-PIPELINES = HERE.parents[1] / "pipelines"
 TRAIN_IMAGES = 5140  # of a set: 8 x 500 + 30 x 38
 BALANCED = 135  # images of each of the 38 classes, 5,130 in all
-BATCH = 64
-WEAK = {"crop_min": 0.2, "flip": 0.5}
-STRONG = {  # MoCo v2's augmentation without its blur  # DEV-06
-    **WEAK,
-    "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8},
-    "grayscale": 0.2,
-}
-VIEWS = {"weak": WEAK, "strong": STRONG}
 NOTES = ["DEV-01", "DEV-02", "DEV-06", "DEV-25"]
 # Loss and networks of the four cells.
 CELLS = {
@@ -33,12 +24,6 @@ CELLS = {
     "hard": ("moco", "mlp", "MoCo's loss on ISD's networks"),
     "moco": ("moco", "moco", "MoCo v2"),
 }
-Settings = dict[str, Any]
-
-
-def digits(value: float, count: int = 3) -> float:
-    """The value with so many significant digits."""
-    return float(f"{value:.{count}g}")
 
 
 def bank_size(ratio: float) -> int:
@@ -57,70 +42,46 @@ def points() -> list[Settings]:
     ]
 
 
-def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, precision: str = "bf16") -> dict[str, Any]:
+def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, precision: str = "bf16") -> Settings:
     """One run of a cell at a point."""
     name, heads, _ = CELLS[cell]
     tau = at["tau_student"]
-    method: dict[str, Any] = {"name": name, "heads": heads, "dim": at["dim"]}
+    method: Settings = {"name": name, "heads": heads, "dim": at["dim"]}
     if name == "isd":
-        method |= {"tau_student": tau, "tau_teacher": digits(tau * at["tau_teacher_over_student"], 4), "bank_init": "unit"}
+        method |= {"tau_student": tau, "tau_teacher": rounded(tau * at["tau_teacher_over_student"], 4), "bank_init": "unit"}
     else:
         method |= {"tau": tau}
     method |= {"momentum": at["momentum"], "bank_size": bank_size(at["bank_over_images"])}
-    return {
-        "label": label,
-        "notes": NOTES,
-        "backbone": {"arch": "resnet-narrow", "width": 16},
-        "method": method,
-        "optim": {
-            "epochs": epochs,
-            "batch_size": BATCH,
-            "lr": digits(at["lr_at_tau_0.1"] * tau / 0.1, 4),
-            "sgd_momentum": 0.9,
-            "weight_decay": at["weight_decay"],
-            "schedule": {"name": "cosine"},
-        },
-        "data": {
-            "subset": subset,
-            "image_size": 32,
-            "crop_ratio": 1.0,
-            "view_student": STRONG,
-            "view_teacher": VIEWS[at["view_teacher"]],
-        },
-        "numerics": {"seed": seed, "bn_groups": 2, "precision": precision},
-    }
+    return protocols.run(
+        label,
+        NOTES,
+        {"width": 16},
+        method,
+        protocols.natural_data(subset, STRONG, VIEWS[at["view_teacher"]]),
+        epochs=epochs,
+        lr=rounded(at["lr_at_tau_0.1"] * tau / 0.1, 4),
+        seed=seed,
+        weight_decay=at["weight_decay"],
+        numerics={"precision": precision},
+    )
 
 
-def untrained(number: int) -> dict[str, Any]:
+def untrained(number: int) -> Settings:
     """The initial network on a set."""
-    at = {**MOCO, "view_teacher": "strong"}
-    start = run("moco", at, label=f"Untrained, set {number}", subset=f"s{number}", seed=number, epochs=0, precision="float32")
-    return {**start, "notes": ["DEV-25"], "method": {"name": "supervised"}}
+    start = run("moco", MOCO, label="", subset=f"s{number}", seed=number, epochs=0, precision="float32")
+    return protocols.untrained(start, f"Untrained, set {number}", notes=["DEV-25"])
 
 
-def profile(name: str, title: str, caption: str, notes: list[str], snapshots: int, runs: dict[str, Any]) -> dict[str, Any]:
+def profile(name: str, title: str, caption: str, notes: list[str], snapshots: int, runs: Settings) -> Settings:
     """A whole params.yaml over the development sets."""
-    halves = {"name": "halves", "tuning": 24, "halving": 5, "large": 8, "large_by": "draw", "rare_images": 38, "seed": 0}
-    source = {"name": "tiny-imagenet", "dataset": "Tiny-ImageNet", "root_env": "ISD_TINY_IMAGENET_ROOT"}
     subsets = {}
     for number, part in ((9, "first"), (10, "second")):
-        subsets[f"s{number}"] = {"source": source, "rule": {**halves, "part": part}}
-        subsets[f"s{number}-balanced"] = {"source": source, "rule": {**halves, "part": part, "per_class": BALANCED}}
-    return {
-        "profile": name,
-        "root": "../..",
-        "report": {"title": title, "caption": caption, "notes": notes, "reference": "untrained-9"},
-        "evaluation": {"knn": {"k": [1, 20]}, "knn_dense": {"k": [1, 20], "trained": BALANCED}},
-        "efficiency": {"log_every": 20, "checkpoint_every": 2, "snapshot_every": snapshots},
-        "tracking": {"wandb": "auto", "project": "isd-repro"},
-        "subsets": subsets,
-        "linear_runs": [],
-        "knn_dense_runs": list(runs),
-        "few_label_runs": [],
-        "transfer_runs": [],
-        "trajectory_runs": [],
-        "runs": runs,
-    }
+        rule = {**protocols.HALVES, "part": part}
+        subsets[f"s{number}"] = {"source": protocols.TINY_IMAGENET, "rule": rule}
+        subsets[f"s{number}-balanced"] = {"source": protocols.TINY_IMAGENET, "rule": {**rule, "per_class": BALANCED}}
+    report = {"title": title, "caption": caption, "notes": [*notes, protocols.ARITHMETIC], "reference": "untrained-9"}
+    efficiency = {"log_every": 20, "checkpoint_every": 2, "snapshot_every": snapshots}
+    return protocols.profile(name, report, subsets, runs, efficiency, knn_dense={"k": [1, 20], "trained": BALANCED})
 
 
 # The settings of the gate: MoCo v2 as the first protocol chose it, ISD as its pilots left it.
@@ -136,7 +97,7 @@ MOCO: Settings = {
 ISD: Settings = {**MOCO, "view_teacher": "weak", "lr_at_tau_0.1": 0.03, "momentum": 0.97, "tau_teacher_over_student": 0.1}
 
 
-def gate() -> dict[str, Any]:
+def gate() -> Settings:
     """Precision, imbalance and bank: fourteen runs and two untrained networks."""
     runs = {f"untrained-{number}": untrained(number) for number in (9, 10)}
 
@@ -146,7 +107,7 @@ def gate() -> dict[str, Any]:
                 name = f"moco-{words}-{number}" + ("-again" if seed > 100 else "")
                 label = f"MoCo v2, set {number} {words}, seed {seed}"
                 runs[name] = run("moco", MOCO, label=label, subset=subset, seed=seed, epochs=100)
-    alike: dict[str, Any] = {"subset": "s9", "seed": 9, "epochs": 100}
+    alike: Settings = {"subset": "s9", "seed": 9, "epochs": 100}
     runs["isd-unbalanced-9"] = run("isd", ISD, label="ISD, set 9 unbalanced, seed 9", **alike)
     for twin in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
         numerics = {**runs[twin]["numerics"], "precision": "float32"}
@@ -159,16 +120,13 @@ def gate() -> dict[str, Any]:
         "The claim, second protocol: the gate",
         "What is decided before settings are chosen: the precision of training, whether the imbalance matters, and the size of"
         " the bank. Two development sets of 38 classes of Tiny-ImageNet at 32 px on a CPU.",
-        [
-            "Rules and settings stand in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
-            "Evaluation departs from the released code where it breaks ties and in its arithmetic (DEV-04).",
-        ],
+        ["Rules and settings stand in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
         20,
         runs,
     )
 
 
-def tuning() -> dict[str, Any]:
+def tuning() -> Settings:
     """Twelve points in each of the four cells, point by point."""
     runs = {"untrained-9": untrained(9)}
     for at in points():
@@ -183,7 +141,6 @@ def tuning() -> dict[str, Any]:
         [
             "No number here says which method is better: settings are chosen on these very images, so the best is optimistic.",
             "Design and rule stand in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
-            "Evaluation departs from the released code where it breaks ties and in its arithmetic (DEV-04).",
         ],
         0,
         runs,
@@ -192,10 +149,8 @@ def tuning() -> dict[str, Any]:
 
 def texts() -> dict[Path, str]:
     """Every generated file by its path."""
-    head = "# Made by reports/claim-2/make_profiles.py; what it is for stands in reports/claim-2/PROTOCOL.md.\n"
-    return {PIPELINES / params["profile"] / "params.yaml": head + dump(styled(params)) for params in (gate(), tuning())}
+    return protocols.parameters(__file__, (gate(), tuning()))
 
 
 if __name__ == "__main__":
-    for path, text in texts().items():
-        path.write_text(text, encoding="utf-8")
+    protocols.write(texts())
