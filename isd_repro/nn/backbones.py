@@ -114,7 +114,7 @@ class ResidualBlock(nn.Module):
         """B x inputs x H x W -> B x outputs x ceil(H / stride) x ceil(W / stride)."""
         hidden = images
         for at in range(1, self.depth + 1):
-            hidden = self.get_submodule(f"bn{at}")(self.get_submodule(f"conv{at}")(hidden))
+            hidden = getattr(self, f"bn{at}")(getattr(self, f"conv{at}")(hidden))
             if at < self.depth:
                 hidden = functional.relu_(hidden)
         hidden += images if self.downsample is None else self.downsample(images)
