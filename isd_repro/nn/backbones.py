@@ -1,7 +1,7 @@
 """Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference.
 
-torchvision is imported where a ResNet is built: it brings torch's compiler along, which takes longer to import than torch, and
-most commands build none.
+torchvision is imported where one of its ResNets is built for training: it brings torch's compiler along, which takes longer to
+import than torch. So residual blocks are written out here, for the narrow ResNet and for encoders that are read from a file.
 """
 
 from __future__ import annotations
@@ -87,10 +87,21 @@ class Pixels(Backbone):
         return images.flatten(1)
 
 
+class _FewChannels(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without a stride of every other pixel.
+
+    With fewer than 8 input channels in channels_last, on CPUs with AVX2 and without AVX-512, the gradient of the strided weights
+    is written out of bounds, and the process crashes (torch 2.15.0, oneDNN).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x C x H x W -> B x outputs x H/stride x W/stride."""
+        rows, columns = self.stride
+        return functional.conv2d(images[:, :, ::rows, ::columns], self.weight)
+
+
 class ResidualBlock(nn.Module):
     """A block of torchvision's ResNet, basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1): the same tensors and the same operations.
-
-    Written out because `import torchvision` brings torch's compiler along, which takes longer than `import torch`.
 
     Args:
         inputs, inner, outputs: channels before the block, between its convolutions and behind it.
@@ -108,7 +119,8 @@ class ResidualBlock(nn.Module):
             self.add_module(f"bn{at}", nn.BatchNorm2d(after))
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            kind = nn.Conv2d if inputs >= 8 else _FewChannels
+            self.downsample = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         """B x inputs x H x W -> B x outputs x ceil(H / stride) x ceil(W / stride)."""

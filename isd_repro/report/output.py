@@ -10,13 +10,14 @@ from rich.console import Console
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
+from isd_repro.report import text
 from isd_repro.runtime.errors import UserError, printable
 from isd_repro.runtime.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from isd_repro.report.cells import Table
+    from isd_repro.report.cells import Row, Table
     from isd_repro.report.page import Report
 
 
@@ -125,8 +126,12 @@ def _print_table(out: Console, table: Table, *, wide: bool) -> None:
     if not out.is_terminal:
         out.width = max(out.width, Measurement.get(out, unbounded, grid).maximum)
     out.print(grid)
+    if not wide and any(cell.deviation is not None for row, _ in table.groups for cell in row.cells):
+        out.print("(): standard deviation over seeds. ±: 95 % interval over queries.", style="dim")
     if count < len(table.columns):
-        out.print(f"{len(table.columns) - count} more columns: isd-repro show --wide\n", style="dim")
+        left = len(table.columns) - count
+        out.print(f"{left} more column{'s' if left > 1 else ''}: isd-repro show --wide", style="dim")
+    out.print()
 
 
 def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> RichTable:
@@ -140,16 +145,24 @@ def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> RichTable:
     grid.add_column(Text(table.first), overflow="fold")
     rows, foot = (table.shown, table.foot) if seeds else (tuple(row for row, _ in table.groups), table.last)
     for at, column in enumerate(table.columns[:count]):
-        widest = max((len(row.cells[at].plain) for row in (*rows, *foot)), default=0)
+        widest = max((len(_cell_text(row, at, seeds=seeds)) for row in (*rows, *foot)), default=0)
         head = Text(_safe(out, f"{column.span}\n{column.head}"))
         grid.add_column(head, justify="right", overflow="fold", min_width=widest)
     for row in (*rows, *foot):
         cells = [
-            Text(_safe(out, cell.plain), style="bold" if cell.best else "dim" if cell.value is None else "")
-            for cell in row.cells[:count]
+            Text(_safe(out, _cell_text(row, at, seeds=seeds)), style="bold" if cell.best else "dim" if cell.value is None else "")
+            for at, cell in enumerate(row.cells[:count])
         ]
         grid.add_row(Text(_safe(out, row.label)), *cells, end_section=bool(foot) and row is rows[-1])
     return grid
+
+
+def _cell_text(row: Row, at: int, *, seeds: bool) -> str:
+    """The text of a cell; `80.0 (1.5)`, mean and standard deviation, where the row's name says over how many seeds."""
+    cell = row.cells[at]
+    if seeds or cell.deviation is None or not row.label.endswith(f", {cell.count} seeds"):
+        return cell.plain
+    return f"{cell.number} ({text.one_decimal(cell.deviation)})"
 
 
 def _safe(out: Console, words: str) -> str:

@@ -76,7 +76,7 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
             said.append(f"{text.listing(values)} on {group}{'-shot' if group in SHOTS else ''} queries")
             seeds = [cell.count or 1 for cell in cells]
             behind = (
-                f"means of {seeds[0]} and {seeds[1]} seeds"
+                f"means of {' and '.join(map(str, dict.fromkeys(seeds)))} seeds"
                 if max(seeds) > 1
                 else "one training each, so the difference may be due to the seed"
             )

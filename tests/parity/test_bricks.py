@@ -249,3 +249,19 @@ def test_backbones_have_torchvisions_tensors_and_no_classifier(arch: Any, featur
     shapes = {name: value.shape for name, value in want.state_dict().items() if not name.startswith("fc.")}
     assert {name: value.shape for name, value in found.state_dict().items()} == shapes
     assert found.features == features
+
+
+def test_a_strided_shortcut_of_few_channels_is_the_strided_convolution() -> None:
+    """Output and both gradients; contiguous, where no processor fails."""
+    few = backbones.build(BackboneConfig(arch="resnet-narrow", width=4), 16).get_submodule("layer2.0.downsample.0")
+    strided = nn.Conv2d(4, 8, 1, 2, bias=False)
+    strided.load_state_dict(few.state_dict())
+    found = []
+    for layer in (few, strided):
+        layer.double()
+        images = numbers(1, 2, 4, 5, 6).requires_grad_()
+        out = layer(images)
+        (out * numbers(2, *out.shape)).sum().backward()
+        found.append((out, images.grad, layer.weight.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
