@@ -19,7 +19,7 @@ root, checkpoint, side, out = sys.argv[1:]
 torch.set_num_threads(1)
 net = models.resnet18()
 net.load_state_dict(torch.load(checkpoint, weights_only=True))
-net.fc = nn.Identity()  # type: ignore[assignment]
+net.fc = nn.Identity()
 net.eval()
 steps = [transforms.Resize(round(int(side) / 0.875)), transforms.CenterCrop(int(side)), transforms.ToTensor()]
 view = transforms.Compose([*steps, transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
