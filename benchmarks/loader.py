@@ -40,7 +40,7 @@ from benchmarks.views import MEAN, STD, STRONG, WEAK
 from isd_repro.config import params
 from isd_repro.data import augment
 from isd_repro.data.loader import generator_of
-from isd_repro.data.store import Store, StoreWriter, convert
+from isd_repro.data.store import Store, StoreWriter, convert, encode
 from isd_repro.runtime.errors import ConfigError
 
 SHORT_SIDE, VIEW, PACKED, ORIGINAL = 256, 224, 90, 95  # sides in pixels, and qualities of JPEGs
@@ -156,7 +156,7 @@ def _pack(folder: Path, files: Sequence[Path], quality: int | None, threads: int
     folder.mkdir()
     with StoreWriter(folder, _settings(quality)) as writer:
         for file in files:
-            writer.append(convert(Image.open(file), _settings(quality)))
+            writer.add(*encode(convert(Image.open(file), _settings(quality)), _settings(quality)))
         return Store(folder, writer.finish(), threads)
 
 

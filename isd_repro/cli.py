@@ -42,7 +42,7 @@ def _group(name: str, help_: str) -> typer.Typer:
     return group
 
 
-data = _group("data", "Pack images; inspect lists of unbalanced subsets.")
+data = _group("data", "Inspect data sets and lists of unbalanced subsets.")
 wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboard.")
 paper = _group("paper", "Check the numbers that the paper prints.")
 run = _group("run", "Import, rename and remove runs of a profile.")
@@ -99,19 +99,19 @@ def _dvc_lock(params: Params, layout: Layout) -> DvcLock:
 # --- stages -------------------------------------------------------------------------------------------------------------
 
 
-def _function(stage: str) -> Callable[[str, Params, Layout, Console], None]:
+def _function(stage: str) -> Callable[..., None]:
     """The function that runs a stage for one run."""
     homes = {"prepare": "data.prepare", "pretrain": "train.pretrain", "extract": "evaluations.stage"}
     if stage in homes:
         module = import_module(f"isd_repro.{homes[stage]}")
-        found: Callable[[str, Params, Layout, Console], None] = getattr(module, stage)
+        found: Callable[..., None] = getattr(module, stage)
         return found
     from isd_repro.evaluations.stage import run_evaluation
 
     return partial(run_evaluation, stage)
 
 
-def _stage(stage: str, names: list[str], file: Path) -> None:
+def _stage(stage: str, names: list[str], file: Path, **options: int | None) -> None:
     """Run one stage for each name, in this process or as one of several ranks."""
     code = launcher.start(stage, sys.argv[1:])
     if code is not None:
@@ -140,7 +140,7 @@ def _stage(stage: str, names: list[str], file: Path) -> None:
                     f"{stop.reason or 'a signal to another rank'}: stopped before {name}",
                     "run the same command for the remaining runs",
                 )
-            function(name, params, layout, console)
+            function(name, params, layout, console, **options)
 
 
 def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
@@ -153,9 +153,15 @@ def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def prepare(subsets: SubsetNames, params: ParamsFile = DEFAULT) -> None:
-    """Draw subsets from an image source, pack their images and write their manifests."""
-    _stage("prepare", subsets, params)
+def prepare(
+    subsets: SubsetNames,
+    params: ParamsFile = DEFAULT,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode and encode images; default: one per core.")
+    ] = None,
+) -> None:
+    """Draw subsets from an image source, pack their images and write manifests. An interrupted external pack is continued."""
+    _stage("prepare", subsets, params, threads=threads)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -466,25 +472,6 @@ def run_import(
     import_run(folder, params, typer.echo, force=force)
 
 
-@data.command(name="pack")
-def data_pack(
-    subsets: Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")],
-    params: ParamsFile = DEFAULT,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", "--processes", min=1, help="Threads that decode and encode images; default: one per core."),
-    ] = None,
-) -> None:
-    """Prepare subsets with a chosen number of threads. An interrupted external pack is continued."""
-    from isd_repro import provenance
-    from isd_repro.data.prepare import prepare
-
-    provenance.remember_code()
-    loaded, layout, console = _profile(params)
-    for name in subsets:
-        prepare(name, loaded, layout, console, threads)
-
-
 @data.command(name="audit")
 def data_audit(
     sets: Annotated[
@@ -504,14 +491,6 @@ def data_audit(
         from isd_repro.runtime.files import write_atomic
 
         write_atomic(plot, class_sizes({one.name: one.counts for one in found.sets}).svg().encode())
-
-
-@data.command(name="lists")
-def data_lists(folder: Annotated[Path, typer.Argument(help="Folder with D1.txt to D10.txt.")]) -> None:
-    """Compare a folder with the ten published lists; exit with code 4 if one is missing or differs."""
-    from isd_repro.data.audit import lists
-
-    lists(folder)
 
 
 @checkpoint.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from isd_repro import provenance
 from isd_repro.config import reader
-from isd_repro.config.layout import Layout, snapshots_in
+from isd_repro.config.layout import Layout
 from isd_repro.data.manifests import open_prepared
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.records import PretrainRecord, read_record
@@ -16,7 +16,7 @@ from isd_repro.runtime import files
 from isd_repro.runtime.dvc_lock import commit
 from isd_repro.runtime.errors import DataError
 from isd_repro.tracking import read_metrics
-from isd_repro.train.pretrain import make_plan
+from isd_repro.train.pretrain import copy_snapshots, make_plan
 
 FILES = ("pretrain.json", "encoder.safetensors", "metrics.jsonl")
 
@@ -55,7 +55,7 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
         raise DataError(f"{here}: the profile has another result of run {record.run!r}", "add --force to replace it")
     _copy(found["encoder.safetensors"], layout.encoder(record.run))
     _copy(found["metrics.jsonl"], layout.metrics(record.run))
-    _copy_snapshots(found["encoder.safetensors"].parent / "snapshots", layout.snapshots(record.run))
+    copy_snapshots(found["encoder.safetensors"].parent / "snapshots", layout.snapshots(record.run))
     _copy(found["pretrain.json"], here)  # the record last, as `pretrain` writes it
     commit(f"pretrain@{record.run}", layout.folder)
     if record.provenance.commit is None:
@@ -124,14 +124,3 @@ def _check_files(found: dict[str, Path], record: PretrainRecord) -> None:
 def _copy(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         files.write_atomic(target, source.read_bytes())
-
-
-def _copy_snapshots(source: Path, target: Path) -> None:
-    """The snapshots of the run, and none of a result that it replaces."""
-    target.mkdir(parents=True, exist_ok=True)
-    imported = list(snapshots_in(source).values())
-    for path in snapshots_in(target).values():
-        if path.name not in {one.name for one in imported}:
-            path.unlink()
-    for path in imported:
-        _copy(path, target / path.name)

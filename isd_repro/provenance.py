@@ -22,7 +22,7 @@ from isd_repro.config.fields import Frozen
 class Machine(Frozen):
     """The machine that computed a result."""
 
-    cpu: str
+    cpu: str  # model, and the vector units that torch uses; records made before 2026-12 lack the latter
     cores: int
     threads: int
     gpu: str | None
@@ -122,6 +122,11 @@ def git_complaint() -> str:
 
 
 def _cpu_name() -> str:
+    """`AMD EPYC (AVX2)`: processors of one name differ in their vector units, and with them in the last bits of a sum."""
+    return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _model_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text("utf-8", errors="replace").splitlines():

@@ -8,15 +8,13 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from isd_repro import checkpoints
 from isd_repro.checkpoints import Inspection
 from isd_repro.runtime.errors import DataError, printable
+from isd_repro.runtime.terminal import show_table
 
 _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other shape": "bold red"}
 
@@ -38,16 +36,12 @@ def show(path: Path, key: str | None = None, prefix: str | None = None, *, as_js
 
 
 def _print(found: Inspection, out: Console) -> None:
-    tensors = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("tensor", "shape", "type", "use", "encoder"):
-        tensors.add_column(head, overflow="fold")
+    rows = []
     for row in found.tensors:
         shape = " x ".join(map(str, row.shape)) or "scalar"
-        tensors.add_row(Text(printable(row.key)), shape, row.dtype, Text(row.use, style=_STYLES.get(row.use, "dim")), row.encoder)
-    if not out.is_terminal:  # in a pipe nothing is cut
-        wide = out.options.update(width=10_000, max_width=10_000)
-        out.width = max(out.width, Measurement.get(out, wide, tensors).maximum)
-    out.print(tensors)
+        rows.append((row.key, shape, row.dtype, Text(row.use, style=_STYLES.get(row.use, "dim")), row.encoder))
+    heads = ("tensor", "shape", "type", "use", "encoder")
+    show_table(out, heads, rows, left=len(heads), fold=True)
     uses = Counter((row.use, row.encoder) for row in found.tensors)
     counts = ", ".join(f"{count} {use}" + (f" ({encoder})" if encoder else "") for (use, encoder), count in uses.items())
     lines = {

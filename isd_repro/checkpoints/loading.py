@@ -6,6 +6,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,12 +83,12 @@ class Inspection:
     sha256: str
     size: int  # bytes
     form: str
-    layout: str  # "" where none fits
-    arch: str  # "" where none is near
-    encoders: tuple[str, ...]
-    tensors: tuple[TensorUse, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    layout: str = ""  # where none fits
+    arch: str = ""  # where none is near
+    encoders: tuple[str, ...] = ()
+    tensors: tuple[TensorUse, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,13 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
         raw = read.read(path)
     except read.Refused as error:
         listed = tuple(TensorUse(place, *shaped, "not used", "") for place, shaped in error.outline.tensors())
-        return Inspection(path, error.sha256, error.size, "refused", "", "", (), listed, (error.message,), ())
+        return Inspection(path, error.sha256, error.size, "refused", tensors=listed, problems=(error.message,))
+    about = partial(Inspection, path, raw.sha256, raw.size, raw.form)
     try:
         parsed, header = layouts.parse(raw, key, prefix), _header(raw)
     except DataError as error:
         listed = tuple(account.row(Entry(place, tensor, ""), "not used") for place, tensor in read.tensors_in(raw.tree))
-        problem = f"{error.message}; {error.hint}"
-        return Inspection(path, raw.sha256, raw.size, raw.form, "", "", (), listed, (problem,), ())
+        return about(tensors=listed, problems=(f"{error.message}; {error.hint}",))
     names = _names(parsed, raw)
     everything = {name: set(parsed.encoders.get(name, {})) for name in names}
     rows = account.uses(parsed, names, everything)
@@ -203,10 +204,8 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
         notes += _stated(raw, archs, AUTO) if archs else []
     except DataError as error:
         found.append(error.message)
-    arch, notes = " / ".join(dict.fromkeys(archs)), list(dict.fromkeys(notes))
-    return Inspection(
-        path, raw.sha256, raw.size, raw.form, parsed.layout.name, arch, names, tuple(rows), tuple(found), tuple(notes)
-    )
+    arch = " / ".join(dict.fromkeys(archs))
+    return about(parsed.layout.name, arch, names, tuple(rows), tuple(found), tuple(dict.fromkeys(notes)))
 
 
 class _Misfit(DataError):

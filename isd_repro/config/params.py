@@ -25,6 +25,12 @@ from isd_repro.config.fields import Count, Distinct, Frozen, Group, Many, Name, 
 
 _CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10, "tiny-imagenet": 200}  # at most
 
+
+def _unwritten(default: object) -> Any:
+    """A key that came after the first records, which lack it: it is written only where it is not the default."""
+    return Field(exclude_if=lambda value: value == default)
+
+
 # --- what `prepare` draws -----------------------------------------------------------------------------------------
 
 
@@ -42,7 +48,7 @@ class Source(Frozen):
         return self
 
 
-Classes = Count | Many[Words] | None  # how many to draw, or which; none means all of them
+Classes = Count | Distinct[Words] | None  # how many to draw, or which; none means all of them
 
 
 def _of(classes: Classes) -> str:
@@ -79,8 +85,8 @@ class Balanced(Frozen):
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
-# images of that draw and gets more. Manifests made before this key existed lack it, so it is written only where it is given.
-PerClass = Annotated[Count | None, Field(exclude_if=lambda count: count is None)]
+# images of that draw and gets more.
+PerClass = Annotated[Count | None, _unwritten(None)]
 
 
 class Unbalanced(Frozen):
@@ -96,11 +102,9 @@ class Unbalanced(Frozen):
 
     @model_validator(mode="after")
     def _named_classes_are_counted(self) -> Unbalanced:
-        if self.large_classes is not None and len(set(self.large_classes)) != self.large:
-            found = len(set(self.large_classes))
-            raise ValueError(
-                f"large: {self.large}, but large_classes names {found} different classes; make the two numbers equal"
-            )
+        if self.large_classes is not None and len(self.large_classes) != self.large:
+            found = f"large: {self.large}, but large_classes names {len(self.large_classes)} classes"
+            raise ValueError(f"{found}; make the two numbers equal")
         return self
 
     def in_words(self) -> str:
@@ -208,7 +212,7 @@ class NamedClasses(Frozen):
     """Classes by name, such as the 100 of ImageNet-100: every training image of them, or the same number of each."""
 
     name: Literal["classes"]
-    classes: Many[Words] | None = None
+    classes: Distinct[Words] | None = None
     file: Words | None = None  # a list with one class on each line, inside the folder that the variable names
     sha256: Sha256 | None = None  # of the file's bytes
     root_env: Words = "ISD_LISTS_ROOT"
@@ -264,7 +268,8 @@ class Store(Frozen):
     side: Pixels | None = None
     channels: Literal[1, 3] = 3
     external: bool = False  # pack under ISD_PACK_ROOT, keyed by manifest hash, instead of inside the profile
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None  # keep JPEGs of this quality; none keeps pixels
+    # Keep JPEGs of this quality; none keeps pixels.
+    jpeg_quality: Annotated[Annotated[int, Field(ge=1, le=100)] | None, _unwritten(None)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -277,9 +282,7 @@ class Store(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_first_written(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Manifests and fingerprints of stores of pixels are those from before there were others."""
-        found = {key: value for key, value in default(self).items() if key != "jpeg_quality" or value is not None}
-        return {"size" if key == "side" else key: value for key, value in found.items()}
+        return {"size" if key == "side" else key: value for key, value in default(self).items()}
 
     @model_validator(mode="after")
     def _side_goes_with_resize(self) -> Store:
@@ -297,12 +300,10 @@ class Subset(Frozen):
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
     store: Store = Store()
-    # Go on where more than 1 % of the queries have the bytes of a training or search image. This key and the next two are
-    # written only where they are given, because older pages and manifests lack them.
-    allow_shared_images: Annotated[bool, Field(exclude_if=lambda allowed: not allowed)] = False
-    unlabelled: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # train on images without labels, too
-    # Groups `many`, `medium` and `few`.
-    shots: Annotated[Shots | None, Field(exclude_if=lambda shots: shots is None)] = None
+    # Go on where more than 1 % of the queries have the bytes of a training or search image.
+    allow_shared_images: Annotated[bool, _unwritten(False)] = False
+    unlabelled: Annotated[bool, _unwritten(False)] = False  # train on images without labels, too
+    shots: Annotated[Shots | None, _unwritten(None)] = None  # groups `many`, `medium` and `few`
 
     @model_validator(mode="after")
     def _classes_suffice(self) -> Subset:
@@ -372,16 +373,15 @@ Schedule = Annotated[Step | Cosine, Field(discriminator="name")]
 class Optim(Frozen):
     """SGD with momentum, as every method of the paper uses it; or LARS, or AdamW."""
 
-    # Records made before this key and two below existed lack them, so they are written only where they are given.
-    name: Annotated[Literal["sgd", "lars", "adamw"], Field(exclude_if=lambda name: name == "sgd")] = "sgd"
+    name: Annotated[Literal["sgd", "lars", "adamw"], _unwritten("sgd")] = "sgd"
     epochs: Annotated[int, Field(ge=0, lt=2**31)]  # 0 exports the initial encoder: the untrained row
     batch_size: Count
     lr: Positive
     sgd_momentum: Unit = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Schedule
-    warmup_epochs: Annotated[Natural, Field(exclude_if=lambda epochs: epochs == 0)] = 0
-    exclude_norm_and_bias: Annotated[bool, Field(exclude_if=lambda given: not given)] = False  # from weight decay
+    warmup_epochs: Annotated[Natural, _unwritten(0)] = 0
+    exclude_norm_and_bias: Annotated[bool, _unwritten(False)] = False  # from weight decay
 
     @model_validator(mode="after")
     def _momentum_is_read(self) -> Optim:
@@ -431,8 +431,7 @@ class View(Frozen):
     jitter: Jitter | None = None
     grayscale: Unit = 0.0
     blur: Blur | None = None
-    # Records made before this key existed lack it, so it is written only where it is given.
-    solarise: Annotated[Unit, Field(exclude_if=lambda share: share == 0)] = 0.0
+    solarise: Annotated[Unit, _unwritten(0.0)] = 0.0
 
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> View:
@@ -451,8 +450,7 @@ class Data(Frozen):
     std: Many[Positive] = (0.229, 0.224, 0.225)
     view_student: View
     view_teacher: View
-    # Records made before this key existed lack it, so it is written only where it is given.
-    views_more: Annotated[Many[View], Field(exclude_if=lambda views: not views)] = ()
+    views_more: Annotated[Many[View], _unwritten(())] = ()
 
 
 class Numerics(Frozen):
@@ -461,10 +459,9 @@ class Numerics(Frozen):
     seed: Natural = 0
     bn_groups: Count = 1  # BatchNorm statistics per batch / bn_groups images, as on that many devices
     precision: Literal["float32", "bf16"] = "float32"  # bf16 is autocast, on CUDA and on CPUs that multiply it
-    # Defaults that came after the first records are not dumped, so they are in no config and change no fingerprint.
-    engine: Annotated[Literal["reference", "fast"], Field(exclude_if=lambda engine: engine == "reference")] = "reference"
+    engine: Annotated[Literal["reference", "fast"], _unwritten("reference")] = "reference"
     # Threads of torch on the CPU: sums of another number of parts have other last bits. None takes what the machine gives.
-    threads: Annotated[Count | None, Field(exclude_if=lambda threads: threads is None)] = None
+    threads: Annotated[Count | None, _unwritten(None)] = None
 
 
 class Run(Frozen):

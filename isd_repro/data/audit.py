@@ -1,4 +1,4 @@
-"""Commands `data audit` and `data lists`: class sizes of any set, confounds of the authors' lists, and whether they are known.
+"""Command `data audit`: class sizes of any set, confounds of the authors' lists, and whether they are the published ones.
 
 Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
 drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
@@ -8,7 +8,6 @@ n01440764 to n02655020 are animals, and the next, n02666196, is the abacus.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -27,7 +26,7 @@ from scipy.stats import hypergeom
 
 from isd_repro.config.params import Shots
 from isd_repro.data import manifests
-from isd_repro.data.lists import LIST_SHA256, LISTS_ORIGIN, Listed, is_authors, parse_labelled, parse_list
+from isd_repro.data.lists import LIST_SHA256, Listed, is_authors, parse_labelled, parse_list
 from isd_repro.data.manifests import HEADER
 from isd_repro.data.sources import open_images
 from isd_repro.data.subsets import group_by_size
@@ -306,27 +305,6 @@ def _show_lists(out: Console, report: Report) -> None:
         show_table(out, heads, pairs)
     if names := [[one.name, cls, name] for one in report.lists for cls, name in one.names.items()]:
         show_table(out, ["list", "large class", "name"], names, left=3)
-
-
-def lists(folder: Path) -> None:
-    """Compare D1.txt to D10.txt of a folder with the published files and print the state of each.
-
-    Raises:
-        DataError: one is missing, or has other bytes than the published one.
-    """
-    out = Console(file=sys.stdout, highlight=False)
-    wrong = []
-    for name, expected in LIST_SHA256.items():
-        path = folder / f"{name}.txt"
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        state = "published" if found == expected else "different" if found else "missing"
-        wrong += [] if state == "published" else [f"{name}.txt {state}"]
-        shown = f", sha256 {found}" if state == "different" else ""
-        out.print(f"{name}.txt: {state}{shown}", markup=False, soft_wrap=True)
-    if wrong:
-        hint = f"the published lists are in {LISTS_ORIGIN} on GitHub; copy them unchanged"
-        found = f"{len(wrong)} of {len(LIST_SHA256)} lists are not the published ones: {', '.join(wrong)}"
-        raise DataError(f"{folder}: {found}", hint)
 
 
 def _span(values: Collection[int]) -> str:

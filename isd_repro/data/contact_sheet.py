@@ -78,8 +78,9 @@ def data_uris(store: Store, positions: Iterable[int], side: int = SIDE) -> dict[
     """Images as `data:` addresses of PNG files, by position."""
     found = {}
     for position in sorted(set(positions)):
-        content = base64.b64encode(_png(picture(store, position, side))).decode()
-        found[position] = f"data:image/png;base64,{content}"
+        buffer = io.BytesIO()
+        picture(store, position, side).save(buffer, "PNG")
+        found[position] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return found
 
 
@@ -100,9 +101,3 @@ def grid(store: Store, rows: Sequence[Sequence[int]], side: int = SIDE, gap: int
             image = picture(store, position, side)
             sheet.paste(image, (x * step + (side - image.width) // 2, y * step + (side - image.height) // 2))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -47,12 +47,23 @@ Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """One image of a source."""
+class Named:
+    """What an image is called in every layout."""
 
     split: str  # "train", "val" or "unlabelled"
     cls: str  # "" where the split is "unlabelled"
     file: str  # base name
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """By which images are sorted and found."""
+        return self.split, self.cls, self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Image(Named):
+    """One image of a source."""
+
     sha256: str  # of the file's bytes, or of the raw pixels where the source has no files
 
 

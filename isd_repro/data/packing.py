@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from isd_repro.config import params
+from isd_repro.data.manifests import Named
 from isd_repro.data.sources import Listing, Located, UnreadableError
 from isd_repro.data.store import INDEX, Row, StoreInfo, StoreWriter, convert, describe, encode, file_of
 from isd_repro.runtime import files
@@ -145,9 +146,8 @@ class Packer:
             pixels = convert(self.listing.decode(payload), self.store)
         except UnreadableError as error:
             return str(error), b""
-        channels, height, width = pixels.shape
-        content = encode(pixels, self.store)
-        return Entry(hashlib.sha256(payload).hexdigest(), Row(height, width, channels, len(content))), content
+        content, row = encode(pixels, self.store)
+        return Entry(hashlib.sha256(payload).hexdigest(), row), content
 
     def sha256(self, image: Located) -> str:
         """Of an image's bytes; "" where they cannot be read."""
@@ -196,9 +196,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
                 future.cancel()
 
 
-def name_of(image: Located) -> str:
+def name_of(image: Named) -> str:
     """The name of an image in messages and manifests."""
-    return f"{image.split}/{image.cls}/{image.file}"
+    return "/".join(image.key)
 
 
 def _rows(done: Iterable[Outcome]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""`prepare` and `data pack`: draw a subset from its source, pack its images, and write its manifest.
+"""Stage `prepare`: draw a subset from its source, pack its images, and write its manifest.
 
 Every image that a subset uses is read once, hashed, decoded and packed. Everything is written under temporary names
 (`.partial*`) beside the final ones and renamed when complete; a killed or failed `prepare` leaves nothing under a final name.
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
@@ -35,10 +34,10 @@ from isd_repro.data.store import usable_cores
 from isd_repro.data.subsets import Selection
 from isd_repro.provenance import shown_provenance
 from isd_repro.runtime import files
-from isd_repro.runtime.errors import DataError, printable
+from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.progress import Progress
 from isd_repro.tracking import open_stage
 
-_EVERY = 10_000  # images between two lines where there is no terminal
 _SHOWN = 5  # names that a message lists
 Say = Callable[[str], None]
 
@@ -60,17 +59,19 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
+    progress = Progress(console)
 
     def say(line: str) -> None:
-        console.print(printable(f"prepare {name}: {line}"), markup=False, highlight=False, soft_wrap=True)
+        progress.say(f"prepare {name}: {line}")
 
     with sources.open_source(subset.source) as listing:
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
         drawn = _Drawn.of(name, subset, selection, listing.images)
-        with _progress(name, len(drawn.images), console, say) as advance:
-            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, advance)
+        with progress.task(f"prepare {name}") as task:
+            task.begin(len(drawn.images))
+            packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, task.advance)
             manifest = _write(layout.prepared(name), drawn, packer)
     row = {
         "epoch": 0,
@@ -123,7 +124,7 @@ class _Drawn:
     @classmethod
     def of(cls, name: str, subset: Subset, selection: Selection, listed: Sequence[Located]) -> _Drawn:
         given = {role: getattr(selection, role).tolist() for role in manifests.ROLES.values()}
-        used = sorted({*chain(*given.values())}, key=lambda at: (listed[at].split, listed[at].cls, listed[at].file))
+        used = sorted({*chain(*given.values())}, key=lambda at: listed[at].key)
         place = {at: position for position, at in enumerate(used)}
         roles = {role: sorted(place[at] for at in positions) for role, positions in given.items()}
         return cls(name, subset, selection, [listed[at] for at in used], roles)
@@ -167,7 +168,7 @@ class _Drawn:
                 dropped[name_of(image)] = outcome
             else:
                 place[at] = len(kept)
-                kept.append(Image(image.split, image.cls, image.file, outcome.sha256))
+                kept.append(Image(*image.key, outcome.sha256))
         share, count = self.subset.corrupt_share, len(self.images)
         if len(dropped) > share * count:
             found = f"{len(dropped)} of {count} images are unreadable, more than corrupt_share {share:g} allows"
@@ -239,9 +240,8 @@ def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], u
         before = manifests.read(folder)
     except DataError:
         return
-    known = {(image.split, image.cls, image.file): image.sha256 for image in before.images}
-    keys = (((image.split, image.cls, image.file), image.sha256) for image in manifest.images)
-    changed = ["/".join(key) for key, digest in keys if known.get(key, digest) != digest]
+    known = {image.key: image.sha256 for image in before.images}
+    changed = [name_of(image) for image in manifest.images if known.get(image.key, image.sha256) != image.sha256]
     if changed and before.dataset == manifest.dataset:
         say(f"{len(changed)} images have changed since this subset was last prepared: {_first(changed)}")
 
@@ -294,21 +294,3 @@ def _replace(made: Path, final: Path) -> None:
         final.rename(old)
     made.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _progress(name: str, total: int, console: Console, say: Say) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every so many images elsewhere; gives what to call with a number of images that are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"prepare {name}", total=total)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.advance(task, count)
-            if not console.is_terminal and count == 1 and done % _EVERY == 0:
-                say(f"{done} of {total} images")
-
-        yield advance

@@ -18,6 +18,7 @@ import numpy as np
 
 from isd_repro.config.params import Subset
 from isd_repro.data import manifests, sources
+from isd_repro.data.packing import name_of
 from isd_repro.data.sources import UnreadableError
 from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
@@ -67,18 +68,17 @@ def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
     """How the source finds the sample's images, as paths where they are files of a folder, and what is wrong."""
     manifest = manifests.read(prepared)
     with sources.open_source(subset.source) as listing:
-        there = {(image.split, image.cls, image.file): image for image in listing.images}
-        absent = [image for image in manifest.images if (image.split, image.cls, image.file) not in there]
+        there = {image.key: image for image in listing.images}
+        absent = [image for image in manifest.images if image.key not in there]
         if absent:
-            first = f"{absent[0].split}/{absent[0].cls}/{absent[0].file}"
-            return [], f"{len(absent)} of its {len(manifest.images)} images are absent, first {first}"
+            return [], f"{len(absent)} of its {len(manifest.images)} images are absent, first {name_of(absent[0])}"
         found = []
         for at in np.linspace(0, len(manifest.images) - 1, min(SAMPLE, len(manifest.images))).astype(int).tolist():
             image = manifest.images[at]
-            located = there[image.split, image.cls, image.file]
+            located = there[image.key]
             with suppress(UnreadableError):
                 if hashlib.sha256(listing.fetch(located)).hexdigest() != image.sha256:
-                    return [], f"{image.split}/{image.cls}/{image.file} has other bytes"
+                    return [], f"{name_of(image)} has other bytes"
             found += [located.ref] if isinstance(located.ref, str) else []
     return found, ""
 

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from isd_repro.config import params
-from isd_repro.data.manifests import UNLABELLED
+from isd_repro.data.manifests import UNLABELLED, Named
 from isd_repro.runtime import files as paths
 from isd_repro.runtime.errors import DataError, UserError
 
@@ -54,12 +55,9 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class Located(Named):
     """One image of a source; `ref` is how its source finds it, and is no part of its identity."""
 
-    split: str  # "train", "val" or "unlabelled"
-    cls: str  # "" where the split is "unlabelled"
-    file: str  # base name
     ref: str | int
 
 
@@ -441,7 +439,7 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
         if alone := sorted(cls for part, cls in filled if part == split and (other, cls) not in filled):
             found = f"{len(alone)} classes are in {split} but not in {other}, first {alone[0]}"
             raise DataError(f"{root}: {found}", "make sure that both splits have the same classes")
-    ordered = sorted(images, key=_order)
+    ordered = sorted(images, key=attrgetter("key"))
     for image in ordered:
         name = f"{image.cls}{image.file}"
         if not image.cls or "/" in image.cls or image.cls in (".", ".."):
@@ -449,13 +447,9 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
         if not name.isprintable():
             raise DataError(f"{root}: {image.split}: {name!r} has control or undecodable characters", "rename the file or folder")
     for one, two in itertools.pairwise(ordered):
-        if _order(one) == _order(two):
-            raise DataError(f"{root}: {one.ref} and {two.ref} are both {'/'.join(_order(one))}", "keep one of them")
+        if one.key == two.key:
+            raise DataError(f"{root}: {one.ref} and {two.ref} are both {'/'.join(one.key)}", "keep one of them")
     return tuple(ordered)
-
-
-def _order(image: Located) -> tuple[str, str, str]:
-    return image.split, image.cls, image.file
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -527,7 +521,7 @@ def digits() -> Listing:
         images.append(Located("train" if position < DIGITS_TRAIN else "val", str(target), f"{target}_{position:05d}.png", row))
     note = f"the digits have no split of their own: the first {DIGITS_TRAIN} of each class are train, the others val"
     return Listing(
-        images=tuple(sorted(images, key=_order)),
+        images=tuple(sorted(images, key=attrgetter("key"))),
         fetch=lambda image: bytes(raw[image.ref].tobytes()),
         decode=lambda payload: Image.frombytes("L", (28, 28), payload),
         notes=(note,),
@@ -649,7 +643,7 @@ def stl10(root: Path) -> Listing:
         return bytes(pixels[split][int(row)].reshape(3, 96, 96).transpose(2, 1, 0).tobytes())
 
     return Listing(
-        images=tuple(sorted((*labelled, *(image for image in images if image.split == UNLABELLED)), key=_order)),
+        images=tuple(sorted((*labelled, *(image for image in images if image.split == UNLABELLED)), key=attrgetter("key"))),
         fetch=fetch,
         decode=lambda payload: Image.frombytes("RGB", (96, 96), payload),
     )

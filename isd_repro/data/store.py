@@ -96,14 +96,26 @@ def convert(image: Image.Image, settings: params.Store) -> Pixels:
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def encode(pixels: Pixels, settings: params.Store) -> bytes:
-    """The bytes that a store keeps of one image, uint8 channels x height x width."""
+class Row(NamedTuple):
+    """One image of a store."""
+
+    height: int
+    width: int
+    channels: int
+    length: int  # bytes in the store's file
+
+
+def encode(pixels: Pixels, settings: params.Store) -> tuple[bytes, Row]:
+    """The bytes that a store keeps of one image, uint8 channels x height x width, and its row."""
+    channels, height, width = pixels.shape
     if settings.jpeg_quality is None:
-        return pixels.tobytes()
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
-    return buffer.getvalue()
+        content = pixels.tobytes()
+    else:
+        image = Image.fromarray(pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
+        content = buffer.getvalue()
+    return content, Row(height, width, channels, len(content))
 
 
 def _decode_into(content: bytes, out: Pixels) -> None:
@@ -121,15 +133,6 @@ def _decode_into(content: bytes, out: Pixels) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """One image of a store."""
-
-    height: int
-    width: int
-    channels: int
-    length: int  # bytes in the store's file
-
-
 class StoreWriter:
     """Streams images into `folder`; only `finish` makes the index, without which nothing can be opened.
 
@@ -144,12 +147,6 @@ class StoreWriter:
         self._digest = digest or hashlib.sha256()
         self._file.truncate(sum(row.length for row in self._rows))
         self._file.seek(0, os.SEEK_END)
-
-    def append(self, pixels: Pixels) -> None:
-        """Add one image, uint8 channels x height x width."""
-        channels, height, width = pixels.shape
-        content = encode(pixels, self._settings)
-        self.add(content, Row(height, width, channels, len(content)))
 
     def add(self, content: bytes, row: Row) -> None:
         """Add one image as `encode` gave it."""
@@ -313,7 +310,7 @@ class Store:
 
 
 def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
-    """The index, checked against the manifest's hash and against the length of the store's file."""
+    """The index, checked against the manifest's hash."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", _AGAIN)
     content = path.read_bytes()
@@ -321,10 +318,4 @@ def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
     if found != info.index_sha256:
         raise DataError(f"{path}: damaged: sha256 is {found}, but the manifest says {info.index_sha256}", _AGAIN)
     rows: npt.NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64)
-    if rows.shape != (info.images, _columns(info.settings)) or int(_lengths(rows, info.settings).sum()) != info.bytes:
-        raise DataError(f"{path}: does not describe {info.images} images of {info.bytes} bytes, as the manifest says", _AGAIN)
     return rows
-
-
-def _lengths(rows: npt.NDArray[np.int64], settings: params.Store) -> npt.NDArray[np.int64]:
-    return rows[:, 1:4].prod(axis=1) if settings.jpeg_quality is None else rows[:, 4]

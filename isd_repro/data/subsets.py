@@ -129,14 +129,11 @@ def group_by_size(sizes: Mapping[str, int], thresholds: params.Shots | None) -> 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _all(pool: _Pool, rule: params.AllClasses) -> _Drawn:
+def _whole(pool: _Pool, rule: params.AllClasses | params.Balanced) -> _Drawn:
+    """All images of the chosen classes, or the same number of each."""
     classes = _chosen(pool, rule.classes, rule.seed)
-    return _Drawn(classes, _draw(pool, "train", classes, None, rule.seed, "train"))
-
-
-def _balanced(pool: _Pool, rule: params.Balanced) -> _Drawn:
-    classes = _chosen(pool, rule.classes, rule.seed)
-    return _Drawn(classes, _draw(pool, "train", classes, rule.per_class, rule.seed, "train"))
+    per_class = rule.per_class if isinstance(rule, params.Balanced) else None
+    return _Drawn(classes, _draw(pool, "train", classes, per_class, rule.seed, "train"))
 
 
 def _large_and_rare(pool: _Pool, rule: params.Unbalanced | params.Halves) -> _Drawn:
@@ -198,8 +195,8 @@ def _pareto(pool: _Pool, rule: params.Pareto) -> _Drawn:
 
 
 _RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
-    "all": _all,
-    "balanced": _balanced,
+    "all": _whole,
+    "balanced": _whole,
     "unbalanced": _large_and_rare,
     "halves": _large_and_rare,
     "list": _list,
@@ -295,15 +292,12 @@ def _chosen(pool: _Pool, wanted: int | tuple[str, ...] | None, seed: int) -> tup
 
 
 def _named(pool: _Pool, named: Sequence[str]) -> tuple[str, ...]:
-    """These classes, sorted; `DataError` where the source lacks some or one is named twice."""
+    """These classes, sorted; `DataError` where the source lacks some."""
     if absent := sorted(set(named) - set(pool.classes)):
         found = f"{len(absent)} of the {len(named)} classes named are not in the source; the first is {absent[0]!r}"
         close = difflib.get_close_matches(absent[0], pool.classes, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the first of the source's classes are {', '.join(pool.classes[:5])}"
         raise DataError(f"{pool.where}: {found}", hint)
-    if len(set(named)) < len(named):
-        twice = next(cls for cls, count in Counter(named).items() if count > 1)
-        raise DataError(f"{pool.where}: class {twice!r} is named twice", "name each class once")
     return tuple(sorted(named))
 
 

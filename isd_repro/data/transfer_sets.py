@@ -156,7 +156,7 @@ def open_set(name: TransferName) -> Opened:
     """Read a set's lists; images are decoded when they are asked for. Raises as `root_of`, and `DataError` for damaged lists."""
     spec, root = SETS[name], root_of(name)
     try:
-        sets = _folders(root) if spec.reader == "ImageFolder" else _datasets(spec, root)
+        sets = _datasets(spec, root)
         first = next(iter(sets.values()))
         classes = tuple(map(str, getattr(first, "classes", None) or first.categories))
         if any(tuple(map(str, getattr(part, "classes", classes))) != classes for part in sets.values()):
@@ -175,20 +175,15 @@ def open_set(name: TransferName) -> Opened:
 
 
 def _datasets(spec: TransferSet, root: Path) -> dict[Part, Any]:
-    """The set's class for each of its parts."""
-    module: Any = importlib.import_module("torchvision.datasets")
-    kind = getattr(module, spec.reader)
-    return {part: kind(str(root), **arguments) for part, arguments in spec.parts.items()}
-
-
-def _folders(root: Path) -> dict[Part, Any]:
-    """train/<class>/ and test/<class>/; with val/<class>/ between, or in place of test."""
-    module: Any = importlib.import_module("torchvision.datasets")
+    """The set's class for each of its parts. A folder has train/ and test/, with val/ between, or in place of test/."""
+    kind = getattr(importlib.import_module("torchvision.datasets"), spec.reader)
+    if spec.reader != "ImageFolder":
+        return {part: kind(str(root), **arguments) for part, arguments in spec.parts.items()}
     present = [part for part in ("train", "val", "test") if (root / part).is_dir()]
     if len(present) < 2:
         raise ValueError("it contains neither test/<class>/ nor val/<class>/")
     names: list[Part] = ["train", "val", "test"] if len(present) == 3 else ["train", "test"]
-    return {name: module.ImageFolder(str(root / folder)) for name, folder in zip(names, present, strict=True)}
+    return {name: kind(str(root / folder)) for name, folder in zip(names, present, strict=True)}
 
 
 def _sun397(dataset: Any, root: Path) -> list[tuple[Part, int]]:

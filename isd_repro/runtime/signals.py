@@ -110,7 +110,12 @@ def follow_dvc() -> None:
 
 def follow(pid: int, reason: str) -> None:
     """Stop this process when that one ends, as if SIGTERM had come."""
-    threading.Thread(target=_follow, args=(pid, reason), daemon=True, name="follow").start()
+
+    def wait_and_ask() -> None:
+        _wait_for_end(pid)
+        ask(reason)
+
+    threading.Thread(target=wait_and_ask, daemon=True, name="follow").start()
 
 
 def ask(reason: str) -> None:
@@ -119,11 +124,6 @@ def ask(reason: str) -> None:
         _REQUESTS[0].ask(reason)
     else:
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _follow(pid: int, reason: str) -> None:
-    _wait_for_end(pid)
-    ask(reason)
 
 
 def _dvc() -> int:

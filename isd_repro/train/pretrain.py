@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from isd_repro import methods, provenance
-from isd_repro.config.layout import Layout, snapshot_name
+from isd_repro.config.layout import Layout, snapshot_name, snapshots_in
 from isd_repro.config.params import Params, Run
 from isd_repro.config.reader import find_run, fingerprint, naming
 from isd_repro.data import augment, contact_sheet
@@ -298,7 +297,7 @@ class _Work:
             raise self._naming_checkpoint(error) from error
         path = layout.encoder(plan.name)
         self._save_encoders(path)
-        _export_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
+        copy_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
         files.write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
         collapse = monitor.collapse(progress.curve)
         record = PretrainRecord(
@@ -384,12 +383,16 @@ class _Work:
         return type(error)(f"{error.message}; last good checkpoint: {last}", error.hint)
 
 
-def _export_snapshots(kept: Path, folder: Path) -> None:
-    """Copy the snapshots in `kept` to `folder` and remove all others there; an empty folder where none were kept."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for path in sorted(kept.glob("*.safetensors")):
-        files.write_atomic(folder / path.name, path.read_bytes())
+def copy_snapshots(source: Path, target: Path) -> None:
+    """Copy the snapshots of a run, and remove those of an earlier one; an empty folder where there are none."""
+    target.mkdir(parents=True, exist_ok=True)
+    kept = {path.name: path for path in snapshots_in(source).values()}
+    for path in target.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    if source.resolve() != target.resolve():
+        for name, path in kept.items():
+            files.write_atomic(target / name, path.read_bytes())
 
 
 def _views(batches: Batches, run: Run) -> tuple[Tensor, str]:

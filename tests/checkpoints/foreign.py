@@ -37,6 +37,12 @@ def refused(path: Path, words: str, hint: str = "", looks: Iterable[Callable[...
         assert hint in caught.value.hint
 
 
+def unfit(path: Path, words: str, hint: str = "") -> None:
+    """It cannot be loaded, and an inspection says so in the same words, literally."""
+    refused(path, words, hint, looks=(checkpoints.load,))
+    assert words in checkpoints.inspect(path).problems[0]
+
+
 def randomise(net: nn.Module, seed: int) -> nn.Module:
     """Weights and BatchNorm statistics that all differ, so that a tensor in another's place is seen."""
     draw = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from ruamel.yaml import YAML
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from isd_repro.config.params import BackboneConfig, Cosine, Efficiency, Numerics
 from isd_repro.interfaces import Backbone, Batch, Setting
 from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
-from isd_repro.train import loop
+from isd_repro.runtime.errors import Preempted
+from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -113,16 +115,26 @@ class Noise:
 
     steps_per_epoch = STEPS_PER_EPOCH
 
-    def __init__(self, seed: int = 0, batch_size: int = BATCH, side: int = SIDE) -> None:
-        self.seed, self.batch_size, self.side = seed, batch_size, side
+    def __init__(
+        self,
+        seed: int = 0,
+        batch_size: int = BATCH,
+        side: int = SIDE,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.seed, self.batch_size, self.side, self.device, self.dtype = seed, batch_size, side, device, dtype
 
     def at(self, step: int) -> Batch:
         count, shape = self.batch_size, (1, self.side, self.side)
         draws = torch.Generator().manual_seed(10_000 * self.seed + step)
         label = torch.randperm(count, generator=draws) % CLASSES
         pattern = torch.randn(CLASSES, *shape, generator=torch.Generator().manual_seed(99))[label]
-        views = [pattern + 0.5 * torch.randn(count, *shape, generator=draws) for _ in range(2)]
-        return Batch(views[0], views[1], torch.arange(count), label, torch.randperm(count, generator=draws), step)
+        views = [(pattern + 0.5 * torch.randn(count, *shape, generator=draws)).to(self.dtype) for _ in range(2)]
+        shuffle = torch.randperm(count, generator=draws)
+        one, other, index, label, shuffle = (each.to(self.device) for each in (*views, torch.arange(count), label, shuffle))
+        return Batch(one, other, index, label, shuffle, step)
 
 
 def optimizer_of(method: nn.Module) -> Optimizer:
@@ -144,6 +156,7 @@ def train(
     efficiency: Efficiency | None = None,
     save: Callable[[Progress], None] = nothing,
     stop_after: int | None = None,
+    device: str = "cpu",
 ) -> Progress:
     """Through the real loop, to the end or until it is asked to stop after a step."""
     progress = progress or Progress()
@@ -151,7 +164,8 @@ def train(
         save=save, epoch=nothing, tick=nothing, stopped=lambda: stop_after is not None and progress.step >= stop_after
     )
     optimizer = optimizer or optimizer_of(method)
-    loop.train(method, optimizer, Noise(seed), OPTIM, NUMERICS, efficiency or Efficiency(), progress, hooks)
+    batches = Noise(seed, device=device)
+    loop.train(method, optimizer, batches, OPTIM, NUMERICS, efficiency or Efficiency(), progress, hooks)
     return progress
 
 
@@ -189,3 +203,27 @@ def assert_equal_states(one: nn.Module | Optimizer, other: nn.Module | Optimizer
     assert ours.keys() == theirs.keys()
     different = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
     assert different == []
+
+
+def assert_resumes_exactly(name: str, path: Path, device: str = "cpu", groups: int = 1) -> None:
+    """Stopped in the second epoch, with the bank's pointer in mid-bank, and gone on with from a file at `path`."""
+    stop, where = STEPS_PER_EPOCH + 2, torch.device(device)
+    layout = torch.preserve_format if device == "cpu" else torch.channels_last
+
+    def made(seed: int = 0) -> tuple[nn.Module, Optimizer]:
+        method = build(name, seed=seed, groups=groups).to(device=where, memory_format=layout)  # type: ignore[call-overload]
+        return method, optimizer_of(method)
+
+    whole, optimizer = made()
+    undisturbed = train(whole, optimizer, device=device)
+    stopped, first = made()
+    with pytest.raises(Preempted, match=f"after step {stop};"):
+        train(stopped, first, save=lambda now: checkpoint.save(path, "0123", stopped, first, now), stop_after=stop, device=device)
+    resumed, second = made(seed=5)
+    progress = checkpoint.load(path, "0123", resumed, second, where)
+    assert progress.step == stop
+    train(resumed, second, progress, device=device)
+    assert (progress.step, progress.curve) == (undisturbed.step, undisturbed.curve)
+    assert len(progress.curve) == EPOCHS
+    assert_equal_states(whole, resumed)
+    assert_equal_states(optimizer, second)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from isd_repro import methods
-from isd_repro.config.params import Blur, Efficiency, Jitter, Numerics, View
+from isd_repro.config.params import Blur, Jitter, Numerics, View
 from isd_repro.data import augment
 from isd_repro.evaluations import knn
-from isd_repro.interfaces import Batch
-from isd_repro.runtime.errors import Preempted
-from isd_repro.train import checkpoint, loop
-from isd_repro.train.checkpoint import Progress
 from tests.conformance import problem
-from tests.conformance.problem import Noise, assert_equal_states, build
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -67,21 +58,6 @@ def test_neighbours_are_those_of_the_cpu(device: str) -> None:
     assert len(row) < 0.001 * ours.numel()
 
 
-class There(Noise):
-    """The batches on a device."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-
-    def at(self, step: int) -> Batch:
-        batch = super().at(step)
-        moved: dict[str, Any] = {
-            name: value.to(self.device) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(batch, **moved)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("numerics", ENGINES, ids=lambda given: f"{given.engine}-{given.precision}")
 @pytest.mark.parametrize("name", methods.names())
@@ -89,31 +65,5 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(
     name: str, numerics: Numerics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU it is one of `test_methods`."""
-    device = "cuda"
     monkeypatch.setattr(problem, "NUMERICS", numerics)
-    where, path = torch.device(device), tmp_path / "checkpoint.pt"
-
-    def method() -> nn.Module:
-        made: nn.Module = build(name, groups=2).to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return made
-
-    def train(trained: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stop: int) -> None:
-        hooks = loop.Hooks(
-            save=lambda now: checkpoint.save(path, "a run", trained, optimizer, now),
-            epoch=problem.nothing,
-            tick=problem.nothing,
-            stopped=lambda: stop <= progress.step < problem.STEPS,
-        )
-        with pytest.raises(Preempted) if stop < problem.STEPS else nullcontext():
-            loop.train(trained, optimizer, There(device), problem.OPTIM, numerics, Efficiency(), progress, hooks)
-
-    whole = method()
-    first = loop.optimizer_of(whole, problem.OPTIM, numerics)
-    train(whole, first, Progress(), problem.STEPS)
-    stopped = method()
-    train(stopped, loop.optimizer_of(stopped, problem.OPTIM, numerics), Progress(), 5)
-    resumed = method()
-    second = loop.optimizer_of(resumed, problem.OPTIM, numerics)
-    train(resumed, second, checkpoint.load(path, "a run", resumed, second, where), problem.STEPS)
-    assert_equal_states(whole, resumed)
-    assert_equal_states(first, second)
+    problem.assert_resumes_exactly(name, tmp_path / "checkpoint.pt", "cuda", groups=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from isd_repro import methods
 from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.config.reader import fingerprint
 from isd_repro.data import augment
-from isd_repro.interfaces import Batch
 from isd_repro.nn import ema, engine
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
@@ -62,17 +60,12 @@ def test_fast_is_the_same_training_but_for_roundings(name: str, monkeypatch: pyt
     found: dict[str, list[float]] = {}
     for numerics in (REFERENCE, FAST):
         method = built(name, numerics, monkeypatch).double()
-        batches = [batch64(step) for step in range(problem.STEPS)]
+        batches = [Noise(dtype=torch.float64).at(step) for step in range(problem.STEPS)]
         found[numerics.engine] = problem.steps(method, batches, problem.optimizer_of(method))
         found[f"{numerics.engine}, float32"] = losses(built(name, numerics, monkeypatch), 0, 4)
     assert found["fast"] == pytest.approx(found["reference"], rel=1e-9)
     assert found["fast, float32"] == pytest.approx(found["reference, float32"], rel=2e-4)
     assert (found["fast"] == found["reference"]) == (not problem.has_fast_form(name))  # so that the engine is really another
-
-
-def batch64(step: int) -> Batch:
-    batch = Noise().at(step)
-    return Batch(batch.view_student.double(), batch.view_teacher.double(), batch.index, batch.label, batch.shuffle)
 
 
 def test_a_float16_bank_trains_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,7 +223,7 @@ def test_what_is_wrong_with_the_images_is_no_failure_of_the_compiler(
 def test_compiled_on_cuda_is_eager_on_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By inductor, as a run does; float32, first steps."""
     cuda = torch.device("cuda")
-    batches = [batch_on(step, cuda) for step in range(4)]
+    batches = [Noise(device="cuda").at(step) for step in range(4)]
     eager, method = (built(name, FAST, monkeypatch).to(cuda) for _ in range(2))
     words = engine.compile_(dict(method.encoders), lambda: batches[0].view_student, cuda, FAST)  # type: ignore[arg-type]
     assert words == ", compiled by inductor"
@@ -240,9 +233,3 @@ def test_compiled_on_cuda_is_eager_on_cuda(name: str, monkeypatch: pytest.Monkey
     for change, plain in zip(engine.changes_of(augment.CHANGES, cuda, FAST), augment.CHANGES, strict=True):
         torch.testing.assert_close(change(images, strength), plain(images, strength), rtol=1e-5, atol=1e-5)
     torch.compiler.reset()
-
-
-def batch_on(step: int, device: torch.device) -> Batch:
-    batch = Noise().at(step)
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return replace(batch, **moved)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from isd_repro import methods
 from isd_repro.config.params import Efficiency, Numerics
 from isd_repro.interfaces import Batch
-from isd_repro.runtime.errors import Preempted
 from isd_repro.tensor_files import load_tensors, save_tensors
 from isd_repro.train import checkpoint, loop, schedule
 from tests.conformance import problem
@@ -166,27 +165,8 @@ def test_a_step_moves_every_part_of_the_state(name: str) -> None:
 
 
 @each_method
-@pytest.mark.parametrize("stop", [STEPS_PER_EPOCH + 2])
-def test_a_resumed_run_is_the_undisturbed_one(name: str, stop: int, tmp_path: Path) -> None:
-    """Stopped in the second epoch, with the bank's pointer in mid-bank."""
-    whole = build(name)
-    optimizer = optimizer_of(whole)
-    undisturbed = train(whole, optimizer)
-
-    path, fingerprint = tmp_path / "checkpoint.pt", "0123"
-    stopped = build(name)
-    first = optimizer_of(stopped)
-    with pytest.raises(Preempted, match=f"after step {stop};"):
-        train(stopped, first, save=lambda now: checkpoint.save(path, fingerprint, stopped, first, now), stop_after=stop)
-    resumed = build(name, seed=5)
-    second = optimizer_of(resumed)
-    progress = checkpoint.load(path, fingerprint, resumed, second, CPU)
-    assert progress.step == stop
-    train(resumed, second, progress)
-    assert (progress.step, progress.curve) == (undisturbed.step, undisturbed.curve)
-    assert len(progress.curve) == EPOCHS
-    assert_equal_states(whole, resumed)
-    assert_equal_states(optimizer, second)
+def test_a_resumed_run_is_the_undisturbed_one(name: str, tmp_path: Path) -> None:
+    problem.assert_resumes_exactly(name, tmp_path / "checkpoint.pt")
 
 
 @each_method
@@ -216,10 +196,7 @@ def test_the_shuffle_matters_with_several_batchnorm_groups_alone(name: str, grou
     found = []
     for order in (torch.arange(BATCH), torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])):
         method = build(name, groups=groups).double()
-        batches = [
-            replace(batch, shuffle=order, view_student=batch.view_student.double(), view_teacher=batch.view_teacher.double())
-            for batch in map(Noise().at, range(3))
-        ]
+        batches = [replace(batch, shuffle=order) for batch in map(Noise(dtype=torch.float64).at, range(3))]
         found.append([loss_of(method, batch).item() for batch in batches])
     apart = max(abs(one - other) for one, other in zip(*found, strict=True))
     if groups == 2 and has_teacher(build(name)):
@@ -278,7 +255,7 @@ def test_fixed_modules_keep_their_learning_rate(name: str) -> None:
 @pytest.mark.parametrize("chosen", ["lars", "adamw"])
 def test_a_run_resumes_exactly_under_every_optimizer(chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problem, "OPTIM", problem.OPTIM.model_copy(update={"name": chosen}))
-    test_a_resumed_run_is_the_undisturbed_one("isd", STEPS_PER_EPOCH + 2, tmp_path)
+    problem.assert_resumes_exactly("isd", tmp_path / "checkpoint.pt")
 
 
 def test_norms_and_biases_are_excluded_from_weight_decay_where_asked() -> None:

@@ -25,13 +25,13 @@ from isd_repro.data import augment
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store as Images
-from isd_repro.data.store import StoreWriter
 from isd_repro.interfaces import Batch
 from isd_repro.train import loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance import problem
 from tests.conformance.problem import BATCH, CLASSES, OPTIM, SIDE, STEPS, STEPS_PER_EPOCH, Noise, build
 from tests.conformance.test_cuda import STRONG
+from tests.data import trees
 
 META = torch.device("meta")
 HOOKS = loop.Hooks(save=lambda _: None, epoch=lambda _: None, tick=lambda *_: None, stopped=lambda: False)
@@ -100,12 +100,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Copies:
 def batches(tmp_path: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> Batches:
     """A run's own, with strong views of images of several sizes."""
     draws = torch.Generator().manual_seed(0)
-    with StoreWriter(tmp_path, Store(channels=1, resize="short-side", side=SIDE)) as writer:
-        for count in range(BATCH * STEPS_PER_EPOCH + 3):
-            shape = (1, SIDE, SIDE + count % 4)
-            writer.append(torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy())
-        index = torch.arange(count + 1)
-        images = Images(tmp_path, writer.finish())
+    index = torch.arange(BATCH * STEPS_PER_EPOCH + 3)
+    shapes = [(1, SIDE, SIDE + at % 4) for at in index.tolist()]
+    pixels = [torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy() for shape in shapes]
+    images = Images(tmp_path, trees.packed(tmp_path, pixels, Store(channels=1, resize="short-side", side=SIDE)))
     data = Data(subset="s", image_size=SIDE, mean=(0.4,), std=(0.2,), view_student=STRONG, view_teacher=STRONG)
     found = Batches(images, Split(index, index % CLASSES), data, BATCH, 0, META)
     reading = found._prefetch.at

@@ -1,4 +1,4 @@
-"""What `data audit` and `data lists` say of lists, counted by hand, and of the published ones where they are at hand."""
+"""What `data audit` says of lists, counted by hand, and of the published ones where they are at hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from isd_repro import cli
 from isd_repro.data import audit as auditing
 from isd_repro.data import manifests
-from isd_repro.data.lists import LIST_SHA256
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
@@ -110,16 +109,6 @@ def test_images_beside_text_files_are_a_set_of_images_and_a_tar_file_is_named(tm
         auditing.inspect([tmp_path / "images.tar"])
 
 
-def test_missing_and_different_lists_are_told_with_where_to_find_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "D3.txt", {"a": 5, "b": 2})
-    with pytest.raises(DataError, match="10 of 10 lists are not the published ones") as caught:
-        auditing.lists(tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    assert (len(lines), lines[0]) == (10, "D1.txt: missing")
-    assert lines[2].startswith("D3.txt: different, sha256 ")
-    assert "UMBCvision/ISD, commit 4bdd603, folder unbalanced_dataset" in caught.value.hint
-
-
 # --- class sizes of any set -------------------------------------------------------------------------------------------
 
 
@@ -175,11 +164,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(SHARED) as archive:
         archive.extractall(root, filter="data")
     return next(path.parent for path in root.rglob("D1.txt"))
-
-
-def test_the_published_lists_are_known_by_their_bytes(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    auditing.lists(published)
-    assert capsys.readouterr().out.splitlines() == [f"{name}.txt: published" for name in LIST_SHA256]
 
 
 def test_all_large_classes_of_the_published_lists_are_the_smallest_names(published: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,15 @@ import pytest
 from isd_repro.config import params
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
-from isd_repro.data.sources import Listing, cifar, open_images, stl10
+from isd_repro.data.sources import cifar, open_images, stl10
 from isd_repro.data.subsets import select
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
+from tests.data.trees import write
 
 FILES = trees.images({"n01": 3, "n02": 4}, val=2)
 FLAT = {file: cls for split, cls, file in FILES if split == "val"}
 KAGGLE = "ImageId,PredictionString\n" + "".join(f"{file[:-5]},{cls} 1 2 3 4 {cls} 5 6 7 8 \n" for file, cls in FLAT.items())
-
-
-def write(root: Path, content: Mapping[str, bytes | str]) -> Path:
-    for name, value in content.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(value.encode() if isinstance(value, str) else value)
-    return root
 
 
 def flat(base: str = "", val: str = "val") -> dict[str, bytes]:
@@ -62,6 +55,22 @@ def devkit(root: Path) -> Path:
     return write(
         root, {**images, f"{folder}/meta.mat": buffer.getvalue(), f"{folder}/ILSVRC2012_validation_ground_truth.txt": truth}
     )
+
+
+def folders(root: Path, *names: str) -> Path:
+    """The plain layout and empty folders."""
+    for name in names:
+        (write(root, plain()) / name).mkdir(parents=True)
+    return root
+
+
+def tiny(root: Path, **change: bytes | str | None) -> Path:
+    """Tiny-ImageNet with a file of val/ changed, added or, where it is None, removed."""
+    for name, content in change.items():
+        place = {"annotations": "val/val_annotations.txt"}.get(name, f"val/images/{name}.JPEG")
+        files = trees.official(FILES) | {place: content}
+        write(root, {path: found for path, found in files.items() if found is not None})
+    return root
 
 
 def tarred(path: Path) -> Path:
@@ -98,15 +107,11 @@ LAYOUTS: dict[str, Make] = {
 }
 
 
-def content(listing: Listing) -> trees.Files:
-    return {(image.split, image.cls, image.file): listing.fetch(image) for image in listing.images}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_lists_the_same_images(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_images(LAYOUTS[layout](tmp_path / "images", monkeypatch)) as listing:
-        assert content(listing) == FILES
-        assert [(image.split, image.cls, image.file) for image in listing.images] == sorted(FILES)
+        assert trees.content(listing) == FILES
+        assert [image.key for image in listing.images] == sorted(FILES)
         assert listing.decode(listing.fetch(listing.images[0])).size == (9, 7)
 
 
@@ -191,6 +196,37 @@ WRONG: dict[str, tuple[Make, str, str]] = {
         lambda root, _: write(root, plain() | plain("Train", "val")),
         "has the folders Train and train, and only one",
         "rename or move",
+    ),
+    "classes without images": (
+        lambda root, _: folders(root, "train/n00", "val/n00"),
+        "2 classes without images, first train/n00",
+        "remove the empty folders",
+    ),
+    "a class of train alone": (
+        lambda root, _: write(root, plain() | {"train/n07/a.JPEG": ""}),
+        "1 classes are in train but not in val, first n07",
+        "both splits",
+    ),
+    "a class of val alone": (
+        lambda root, _: write(root, plain() | {"val/n07/a.JPEG": ""}),
+        "1 classes are in val but not in train, first n07",
+        "both splits",
+    ),
+    "a name twice": (
+        lambda root, _: write(root, plain() | {"train/n01/images/n01_0.JPEG": ""}),
+        "n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG",
+        "keep one",
+    ),
+    "an image without annotation": (lambda root, _: tiny(root, val_9=b""), "val_9.JPEG has no class", "unpack"),
+    "an annotation without image": (
+        lambda root, _: tiny(root, val_0=None),
+        "names 1 images that do not exist; the first is val_0.JPEG",
+        "unpack",
+    ),
+    "damaged annotations": (
+        lambda root, _: tiny(root, annotations="val_0.JPEG n01\n"),
+        "val_annotations.txt:1: expected file and class",
+        "unpack",
     ),
     "something else": (
         lambda root, _: write(root, {"cats/1.JPEG": ""}),
@@ -313,7 +349,7 @@ def test_the_forms_of_cifar_hold_the_same_images(name: str, binary: bool, packed
     wanted = {("train", CLASSES[at % 2], f"train_{at:05d}.png"): PIXELS[at // 2, at % 2] for at in range(10)}
     wanted |= {("val", CLASSES[at], f"val_{at:05d}.png"): PIXELS[5, at] for at in range(2)}
     rows = {key: row.reshape(3, 32, 32).transpose(1, 2, 0).tobytes() for key, row in wanted.items()}
-    assert content(listing) == rows
+    assert trees.content(listing) == rows
     payload = listing.fetch(listing.images[0])
     assert np.array_equal(np.asarray(listing.decode(payload)).tobytes(), payload)
 
@@ -352,7 +388,7 @@ def write_stl10(root: Path) -> Path:
 def test_stl_10_has_its_labelled_images_and_those_without_labels(inside: bool, tmp_path: Path) -> None:
     folder = write_stl10(tmp_path)
     listing = stl10(folder if inside else tmp_path)
-    assert [(image.split, image.cls, image.file) for image in listing.images] == [
+    assert [image.key for image in listing.images] == [
         ("train", "airplane", "train_00001.png"),
         ("train", "airplane", "train_00003.png"),
         ("train", "bird", "train_00000.png"),
@@ -398,7 +434,7 @@ def test_images_without_labels_are_trained_on_and_nothing_else(tmp_path: Path) -
         labelled.query.tolist(),
         labelled.shots,
     )
-    rows = tuple(Image(image.split, image.cls, image.file, f"{at:064x}") for at, image in enumerate(listing.images))
+    rows = tuple(Image(*image.key, f"{at:064x}") for at, image in enumerate(listing.images))
     made = Manifest("STL-10", "x", {}, both.classes, (), rows, both.train, both.search, both.query)
     manifests.write(tmp_path / "made", made)
     found = manifests.read(tmp_path / "made")

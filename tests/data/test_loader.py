@@ -20,9 +20,10 @@ from isd_repro.config.params import Store as Packing
 from isd_repro.data import augment
 from isd_repro.data.loader import Batches, Prefetch, generator_of
 from isd_repro.data.manifests import Split
-from isd_repro.data.store import Store, StoreWriter, convert
+from isd_repro.data.store import Store, convert
 from isd_repro.interfaces import Batch
 from isd_repro.runtime.errors import ConfigError, DataError
+from tests.data import trees
 
 IMAGES, TRAIN, BATCH, SIDE = 30, 23, 5, 6  # 4 steps an epoch and 3 images left over
 CPU = torch.device("cpu")
@@ -40,11 +41,7 @@ WHOLE = DATA.model_copy(update={"view_student": View(crop_min=1.0, flip=0.0), "v
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     pixels = torch.randint(256, (IMAGES, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with StoreWriter(tmp_path, Packing(channels=1)) as writer:
-        for image in pixels:
-            writer.append(image.numpy())
-        info = writer.finish()
-    return Store(tmp_path, info)
+    return Store(tmp_path, trees.packed(tmp_path, pixels.numpy(), Packing(channels=1)))
 
 
 def make(store: Store, seed: int = 0, data: Data = DATA) -> Batches:
@@ -148,12 +145,12 @@ def folder(tmp_path: Path) -> Path:
 
 def make_jpegs(folder: Path) -> Store:
     draws = np.random.default_rng(0)
-    with StoreWriter(folder, SETTINGS) as writer:
-        for number in range(PHOTOS):
-            size = (45 + number, 36) if number % 3 else (36, 40 + number)
-            image = Image.fromarray(draws.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-            writer.append(convert(image, SETTINGS))
-        return Store(folder, writer.finish(), 1)
+    images = []
+    for number in range(PHOTOS):
+        size = (45 + number, 36) if number % 3 else (36, 40 + number)
+        image = Image.fromarray(draws.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        images.append(convert(image, SETTINGS))
+    return Store(folder, trees.packed(folder, images, SETTINGS), 1)
 
 
 def batches(folder: Path, workers: int = 1) -> Batches:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from isd_repro.config import params
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
+from isd_repro.data.store import StoreInfo
 from isd_repro.records import query_groups
 from isd_repro.runtime.errors import DataError
 
@@ -131,6 +133,18 @@ def test_a_changed_header_is_refused(key: str, value: object, tmp_path: Path) ->
     header["identity"][key] = value
     path.write_text(json.dumps(header))
     with pytest.raises(DataError):
+        manifests.read(tmp_path)
+
+
+def test_a_store_that_is_not_packed_as_the_rule_says_is_refused(tmp_path: Path) -> None:
+    said, made = params.Store(), params.Store(channels=1)
+    info = StoreInfo(settings=made, images=8, bytes=8, sha256="", index_sha256="")
+    for settings in (made, said):
+        rule = {"store": settings.model_dump(mode="json", exclude={"external"})}
+        manifests.write(tmp_path, dataclasses.replace(make(), rule=rule), store=info)
+        if settings is made:
+            manifests.read(tmp_path)
+    with pytest.raises(DataError, match="the rule and the store have different settings"):
         manifests.read(tmp_path)
 
 

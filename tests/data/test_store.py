@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from torchvision.transforms import functional as F
 
 from isd_repro.config import params
 from isd_repro.data import store as stores
-from isd_repro.data.store import INDEX, JPEGS, PIXELS, Store, StoreInfo, StoreWriter, convert, encode
+from isd_repro.data.store import INDEX, JPEGS, PIXELS, Store, StoreInfo, convert, encode
 from isd_repro.runtime.errors import DataError
+from tests.data import trees
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -25,10 +27,7 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def pack(folder: Path, images: list[Image.Image], settings: params.Store) -> StoreInfo:
-    with StoreWriter(folder, settings) as writer:
-        for image in images:
-            writer.append(convert(image, settings))
-        return writer.finish()
+    return trees.packed(folder, [convert(image, settings) for image in images], settings)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -87,42 +86,22 @@ def test_short_side_is_torchvisions_resize(height: int, width: int) -> None:
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
-def test_every_mode_becomes_three_channels(mode: str) -> None:
-    image = noise(6, 6).convert(mode)
-    assert np.array_equal(convert(image, params.Store()).transpose(1, 2, 0), np.asarray(image.convert("RGB")))
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # the file, what becomes of it, what is said
+    "shorter": (PIXELS, lambda content: content[:-1], "has 107 bytes, but the manifest says 108 bytes"),
+    "longer": (PIXELS, lambda content: content + b"more", "has 112 bytes, but the manifest says 108 bytes"),
+    "no pixels": (PIXELS, None, r"store\.u8: is missing"),
+    "no index": (INDEX, None, r"store\.npy: no such file"),
+    "another index": (INDEX, lambda content: content[:-1] + b"x", r"store\.npy: damaged: sha256 is"),
+}
 
 
-@pytest.mark.parametrize("change", [b"", b"more"])
-def test_a_store_of_another_length_is_refused(change: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_store_is_refused(kind: str, tmp_path: Path) -> None:
     info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.Store())
-    path = tmp_path / PIXELS
-    path.write_bytes(path.read_bytes() + change if change else path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=f"has {108 + 4 if change else 107} bytes, but the manifest says 108 bytes"):
-        Store(tmp_path, info)
-
-
-@pytest.mark.parametrize("file", [PIXELS, INDEX])
-def test_a_missing_file_is_named(file: str, tmp_path: Path) -> None:
-    info = pack(tmp_path, [noise(4, 4)], params.Store())
-    (tmp_path / file).unlink()
-    with pytest.raises(DataError, match=file):
-        Store(tmp_path, info)
-
-
-def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
-    info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.Store())
-    content = bytearray((tmp_path / INDEX).read_bytes())
-    content[-1] ^= 1
-    (tmp_path / INDEX).write_bytes(bytes(content))
-    with pytest.raises(DataError, match="damaged"):
-        Store(tmp_path, info)
-
-
-@pytest.mark.parametrize("update", [{"images": 3}])
-def test_an_index_of_another_store_is_refused(update: dict[str, int], tmp_path: Path) -> None:
-    info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.Store()).model_copy(update=update)
-    with pytest.raises(DataError, match="does not describe"):
+    file, change, message = DAMAGE[kind]
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink() if change is None else (tmp_path / file).write_bytes(change(content))
+    with pytest.raises(DataError, match=message):
         Store(tmp_path, info)
 
 
@@ -147,10 +126,7 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
 
 
 def pack_jpegs(folder: Path, settings: params.Store, count: int = len(SHAPES)) -> StoreInfo:
-    with StoreWriter(folder, settings) as writer:
-        for seed, (height, width) in enumerate(SHAPES[:count]):
-            writer.append(convert(picture(height, width, seed), settings))
-        return writer.finish()
+    return pack(folder, [picture(*shape, seed) for seed, shape in enumerate(SHAPES[:count])], settings)
 
 
 def expected(seed: int, settings: params.Store) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -189,7 +165,7 @@ def test_a_flipped_byte_is_found_by_its_hash_and_a_broken_jpeg_is_named(tmp_path
     info = pack_jpegs(tmp_path, settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == [JPEGS, INDEX]
     content = bytearray((tmp_path / JPEGS).read_bytes())
-    start = sum(len(encode(convert(picture(*SHAPES[seed], seed), settings), settings)) for seed in range(2))
+    start = sum(encode(convert(picture(*SHAPES[seed], seed), settings), settings)[1].length for seed in range(2))
     content[start] ^= 0xFF  # the third image's first byte
     (tmp_path / JPEGS).write_bytes(bytes(content))
     store = Store(tmp_path, info)
@@ -207,8 +183,8 @@ def test_a_jpeg_of_another_size_is_refused(tmp_path: Path) -> None:
     settings = params.Store(jpeg_quality=90)
     info = pack_jpegs(tmp_path, settings, 2)
     content = (tmp_path / JPEGS).read_bytes()
-    first = encode(convert(picture(*SHAPES[0], 0), settings), settings)
-    flat = encode(convert(picture(8, 8, 0), settings), settings).ljust(len(first), b"\0")
+    first, _ = encode(convert(picture(*SHAPES[0], 0), settings), settings)
+    flat = encode(convert(picture(8, 8, 0), settings), settings)[0].ljust(len(first), b"\0")
     (tmp_path / JPEGS).write_bytes(flat + content[len(first) :])
     with pytest.raises(DataError, match=r"image 0 .* shows \(8, 8, 3\), expected \(40, 61, 3\)"):
         Store(tmp_path, info).read(torch.tensor([0]))

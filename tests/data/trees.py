@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from isd_repro.config import params
-from isd_repro.data.sources import Located
+from isd_repro.data.sources import Listing, Located
+from isd_repro.data.store import Pixels, StoreInfo, StoreWriter, encode
 
 Files = dict[tuple[str, str, str], bytes]  # (split, class, file) -> bytes
 
@@ -36,13 +37,18 @@ def images(counts: Mapping[str, int], val: int = 2, *, ragged: bool = False) -> 
     return files
 
 
+def write(root: Path, content: Mapping[str, bytes | str]) -> Path:
+    """Files by their paths below the root."""
+    for name, value in content.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(value.encode() if isinstance(value, str) else value)
+    return root
+
+
 def write_plain(root: Path, files: Files) -> Path:
     """split/<class>/<file>."""
-    for (split, cls, file), content in files.items():
-        path = root / split / cls / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
+    return write(root, {"/".join(key): content for key, content in files.items()})
 
 
 def official(files: Files) -> dict[str, bytes]:
@@ -64,11 +70,7 @@ def official(files: Files) -> dict[str, bytes]:
 
 def write_official(root: Path, files: Files) -> Path:
     """Tiny-ImageNet's own layout, unpacked."""
-    for name, content in official(files).items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
+    return write(root, official(files))
 
 
 def write_zip(path: Path, entries: Mapping[str, bytes], prefix: str = "tiny-imagenet-200/") -> Path:
@@ -84,6 +86,19 @@ def located(counts: Mapping[str, int], val: int = 10) -> list[Located]:
     """An image list without images."""
     rows = [Located("train", cls, f"{cls}_{number}.JPEG", "") for cls, count in counts.items() for number in range(count)]
     return rows + [Located("val", cls, f"val_{cls}_{number}.JPEG", "") for cls in counts for number in range(val)]
+
+
+def content(listing: Listing) -> Files:
+    """What a source gives."""
+    return {image.key: listing.fetch(image) for image in listing.images}
+
+
+def packed(folder: Path, images: Iterable[Pixels], settings: params.Store) -> StoreInfo:
+    """A store of images, uint8 channels x height x width."""
+    with StoreWriter(folder, settings) as writer:
+        for image in images:
+            writer.add(*encode(image, settings))
+        return writer.finish()
 
 
 def subset(

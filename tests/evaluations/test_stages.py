@@ -18,7 +18,6 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import BackboneConfig, Params, Store
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
-from isd_repro.data.store import StoreWriter
 from isd_repro.evaluations.encoders import load_encoders
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.evaluations.subject import open_run
@@ -28,6 +27,7 @@ from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.runtime.progress import Progress
 from isd_repro.tensor_files import load_tensors, save_tensors
+from tests.data import trees
 
 knn = partial(run_evaluation, "knn")
 linear = partial(run_evaluation, "linear")
@@ -91,11 +91,7 @@ def make_manifest() -> Manifest:
 
 def write_prepared(folder: Path, manifest: Manifest, pixels: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with StoreWriter(folder, Store(channels=1)) as writer:
-        for image in pixels:
-            writer.append(image.numpy())
-        info = writer.finish()
-    manifests.write(folder, manifest, store=info)
+    manifests.write(folder, manifest, store=trees.packed(folder, pixels.numpy(), Store(channels=1)))
 
 
 def make_params() -> Params:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from isd_repro.records import PretrainRecord, read_record
 from tests.faults import world
 
 ROOT = Path(__file__).parents[2]
@@ -113,12 +112,12 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
     assert "resuming after step" in repro_again(folder, environment, "pretrain@isd")
     left = {path.name for path in (folder / ".state").iterdir()}
     assert left == {"verified", "dvc"}, "what was hashed and the copy of dvc.lock stay"
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = world.record(folder)
     assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "stopped", "finished"]
-    encoder = world.outputs(folder)["encoder"].read_bytes()
+    encoder = world.encoder(folder)
     shutil.rmtree(folder / "runs")
     world.train(folder)
-    assert world.outputs(folder)["encoder"].read_bytes() == encoder
+    assert world.encoder(folder) == encoder
 
 
 def wait_for_its_end(state: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from isd_repro.nn import engine, products
-from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import checkpoint
 from tests.faults import world
 
@@ -17,12 +16,8 @@ CPU = f"cpu ({checkpoint.arithmetic()})"
 FAST = ("precision: float32}", "precision: float32, engine: fast}")
 
 
-def record_of(folder: Path) -> PretrainRecord:
-    return read_record(world.outputs(folder)["record"], PretrainRecord)
-
-
 def devices(folder: Path) -> list[str]:
-    return [attempt.device for attempt in record_of(folder).attempts]
+    return [attempt.device for attempt in world.record(folder).attempts]
 
 
 def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +28,7 @@ def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path, mon
     words = "bank attention onednn on float32 (triton left out: RuntimeError: no compiler)"
     assert f"isd: warning: {words}; the run continues without it" in said
     assert (devices(folder), devices(undisturbed)) == ([f"{CPU}, {words}"], [CPU])
-    fast, reference = record_of(folder), record_of(undisturbed)
+    fast, reference = world.record(folder), world.record(undisturbed)
     assert fast.config["numerics"] == {**reference.config["numerics"], "engine": "fast"}
     assert "engine" not in reference.config["numerics"]
     assert fast.fingerprint != reference.fingerprint
@@ -46,7 +41,7 @@ def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> No
     """Another run than in float32, near it, whose bank is float16; killed and resumed it is the same, bit for bit."""
     world.edit(folder, ("precision: float32}", "precision: bf16, engine: fast}"))
     world.train(folder)
-    first, exact = record_of(folder), record_of(undisturbed)
+    first, exact = world.record(folder), world.record(undisturbed)
     assert devices(folder) == [f"{CPU}, bank attention onednn on float16"]
     ours, theirs = first.curve[0]["loss"], exact.curve[0]["loss"]
     assert 0 < abs(ours - theirs) < 0.01 * theirs
@@ -54,13 +49,15 @@ def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> No
         path.unlink()
     world.stopped_at(folder, 3)
     world.train(folder)
-    assert (len(devices(folder)), record_of(folder).encoder_sha256) == (2, first.encoder_sha256)
+    assert (len(devices(folder)), world.record(folder).encoder_sha256) == (2, first.encoder_sha256)
 
 
 def test_a_written_default_is_the_default(folder: Path, undisturbed: Path) -> None:
     world.edit(folder, ("precision: float32}", "precision: float32, engine: reference}"))
     world.train(folder)
-    assert world.plain(record_of(folder).model_dump(mode="json")) == world.plain(record_of(undisturbed).model_dump(mode="json"))
+    assert world.plain(world.record(folder).model_dump(mode="json")) == world.plain(
+        world.record(undisturbed).model_dump(mode="json")
+    )
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import resource
@@ -15,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from isd_repro.config.reader import fingerprint
-from isd_repro.data.sources import UnreadableError, decode_file
 from isd_repro.records import unpack_labels
 from isd_repro.report import text
 from isd_repro.runtime.errors import DataError, printable
@@ -127,26 +124,6 @@ def test_odd_zips_are_refused(kind: str, tmp_path: Path) -> None:
     path.write_bytes(ZIPS[kind](before))
     assert path.read_bytes() != before
     chain.refused(prepare(tmp_path, path, "tiny-imagenet"))
-
-
-def test_a_decompression_bomb_is_unreadable() -> None:
-    """A grey PNG that claims a size that it does not hold."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0))
-    with pytest.raises(UnreadableError):
-        decode_file(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
-
-
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "TGA"])
-def test_other_formats_are_not_opened(kind: str) -> None:
-    """An EPS file under an image's name would make PIL start Ghostscript."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, kind)
-    with pytest.raises(UnreadableError):
-        decode_file(buffer.getvalue())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from isd_repro.provenance import source_hash
-from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime.errors import Preempted, UserError
 from isd_repro.tensor_files import load_tensors
 from isd_repro.train import checkpoint
@@ -43,7 +42,7 @@ def stop(number: signal.Signals = signal.SIGTERM) -> None:
 
 def test_the_undisturbed_run_has_trained(undisturbed: Path) -> None:
     """Otherwise equal bytes would say nothing."""
-    record = read_record(world.outputs(undisturbed)["record"], PretrainRecord)
+    record = world.record(undisturbed)
     assert (record.steps, [row["epoch"] for row in record.curve]) == (15, [1, 2, 3])
     tensors, identity = load_tensors(world.outputs(undisturbed)["encoder"], "encoder")
     assert identity["encoders"] == ["student", "teacher"]
@@ -84,9 +83,9 @@ def test_a_crash_after_a_write(folder: Path, undisturbed: Path, count: int) -> N
     """Two checkpoints, then encoder, metrics and record: five writes, after each of which a process may end."""
     world.stopped_at(folder, count, after=True)
     if count > 2:
-        assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+        assert world.encoder(folder) == world.encoder(undisturbed)
     assert "resuming after step" in world.train(folder)
-    assert read_record(world.outputs(folder)["record"], PretrainRecord).sources == (source_hash(),)
+    assert world.record(folder).sources == (source_hash(),)
     assert_equal_runs(folder, undisturbed)
 
 
@@ -163,7 +162,7 @@ def test_snapshots_are_the_encoders_of_their_epochs_and_change_nothing(folder: P
         with pytest.raises(Preempted):
             world.train(folder)
     world.train(folder)
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+    assert world.encoder(folder) == world.encoder(undisturbed)
     names = sorted(path.name for path in snapshots.iterdir())
     assert names == ["epoch-00001.safetensors", "epoch-00002.safetensors"]  # the third epoch's are the run's encoder
     assert list(world.layout_of(undisturbed).snapshots("isd").iterdir()) == []

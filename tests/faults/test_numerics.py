@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from isd_repro.interfaces import Batch, StepOutput
 from isd_repro.methods import isd
-from isd_repro.records import PretrainRecord, read_record
 from isd_repro.train import monitor
 from tests.faults import chain, world
 
@@ -106,8 +105,8 @@ def test_the_last_good_point_goes_on(folder: Path, undisturbed: Path) -> None:
     """A fault of the machine, not of the parameters: the repetition passes."""
     diverged(folder, 8, bad_gradient)
     assert "resuming after step 5" in world.train(folder)
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    assert world.encoder(folder) == world.encoder(undisturbed)
+    record = world.record(folder)
     assert [attempt.outcome for attempt in record.attempts] == ["failed", "finished"]
 
 
@@ -165,7 +164,7 @@ def test_a_collapse_is_reported(folder: Path, undisturbed: Path, monkeypatch: py
     assert "isd: warning: the embeddings collapsed in epoch 2: embedding std 0.004, below 0.01" in said
     rows = [json.loads(line) for line in world.outputs(folder)["metrics"].read_text("utf-8").splitlines()]
     assert [row.get("warning") for row in rows] == [None, "collapse", "collapse"]
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = world.record(folder)
     text = "embeddings collapsed in 2 of 3 epochs, first 2, last 3: embedding std down to 0.004, below 0.01"
     assert record.warnings == (text,)
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+    assert world.encoder(folder) == world.encoder(undisturbed)

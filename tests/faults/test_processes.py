@@ -72,6 +72,14 @@ def test_a_checkout_of_another_owner_is_told(done: Path, monkeypatch: pytest.Mon
     assert "git config --global --add safe.directory" in said
 
 
+def test_a_file_names_the_commit_where_there_is_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/gpu.md says."""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "isd_repro" / "provenance.py"))
+    assert provenance._git.__wrapped__() == (None, None)
+    (tmp_path / "COMMIT").write_text("0123abc\n", "utf-8")
+    assert provenance._git.__wrapped__() == ("0123abc", None)
+
+
 def test_dvc_tells_nobody() -> None:
     lines = [line.strip() for line in (world.ROOT / ".dvc" / "config").read_text("utf-8").splitlines()]
     assert lines[0] == "[core]"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from isd_repro.records import EvaluationRecord, PretrainRecord, read_record
+from isd_repro.records import EvaluationRecord, read_record
 from isd_repro.runtime import launcher as launch
 from tests.faults import chain, forks, world
 from tests.faults.forks import Blow, Ended
@@ -45,10 +45,6 @@ def long(folder: Path) -> Path:
     return folder
 
 
-def record_of(folder: Path) -> PretrainRecord:
-    return read_record(world.outputs(folder)["record"], PretrainRecord)
-
-
 def asked_to_resume(folder: Path) -> int:
     """The step that is kept, which `resume-me` names."""
     (state,) = world.states(folder)
@@ -61,8 +57,8 @@ def assert_resumes(folder: Path, two: Path) -> None:
     """On as many ranks: bit for bit."""
     ended = run(2, folder, "pretrain", "isd")
     assert (ended.codes, "resuming after step" in ended.said) == ([0, 0], True), ended.said
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
-    assert record_of(folder).curve == record_of(two).curve
+    assert world.encoder(folder) == world.encoder(two)
+    assert world.record(folder).curve == world.record(two).curve
     assert world.states(folder) == []
 
 
@@ -81,7 +77,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_resumes(long: Path, two: Path, r
     assert world.written(long) == set()
     assert 10 <= step_of(state) < 80  # the third epoch may have been told and not yet saved
     assert_resumes(long, two)
-    assert [attempt.outcome for attempt in record_of(long).attempts] == ["killed" if rank == 0 else "failed", "finished"]
+    assert [attempt.outcome for attempt in world.record(long).attempts] == ["killed" if rank == 0 else "failed", "finished"]
 
 
 def test_a_signal_to_both_ranks_stops_them_once(long: Path, two: Path) -> None:
@@ -96,7 +92,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_ends_on_one(long: Path) -> N
     ended = run(2, long, "pretrain", "isd", blow=Blow(said="epoch 3/", number=signal.SIGTERM, to=(1,)))
     assert (ended.codes, ended.said.count("isd: a signal to another rank: stopped after step")) == ([75, 75], 1), ended.said
     assert f"resuming after step {asked_to_resume(long)}" in world.train(long)
-    assert (record_of(long).steps, len(record_of(long).curve)) == (80, 16)
+    assert (world.record(long).steps, len(world.record(long).curve)) == (80, 16)
     features = long / "runs" / "isd" / "features.safetensors"
     assert chain.call(long, "extract", "isd").code == 0
     want = features.read_bytes()
@@ -180,7 +176,7 @@ def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
     with start(long, "pretrain", "isd") as running:
         said = ends(running, [])
     assert (running.returncode, "resuming after step" in said) == (0, True), said
-    assert world.outputs(long)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
+    assert world.encoder(long) == world.encoder(two)
 
 
 @pytest.mark.slow
@@ -227,7 +223,7 @@ def test_dvc_repro_with_a_launcher(long: Path, tmp_path: Path, two: Path) -> Non
     step = asked_to_resume(long)
     ended = subprocess.run(**repro, env=launched, capture_output=True, check=False)
     assert (ended.returncode, f"resuming after step {step}" in ended.stderr) == (0, True), ended.stdout + ended.stderr
-    assert world.outputs(long)["encoder"].read_bytes() == world.outputs(two)["encoder"].read_bytes()
+    assert world.encoder(long) == world.encoder(two)
     ended = subprocess.run(**repro, env=plain, capture_output=True, check=False)
     assert "didn't change, skipping" in ended.stdout, ended.stdout
 

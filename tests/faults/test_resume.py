@@ -13,7 +13,6 @@ import torch
 
 from isd_repro.config import reader as config
 from isd_repro.data.manifests import open_prepared
-from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime.errors import DataError, Preempted
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.pretrain import make_plan
@@ -205,9 +204,9 @@ def test_a_damaged_file_of_the_state_is_put_aside(
     assert f"{path}:" in said
     assert "resuming after step 10" in said
     assert kept == {name.replace(".", ".damaged."): content}
-    remarks = read_record(world.outputs(folder)["record"], PretrainRecord).warnings
+    remarks = world.record(folder).warnings
     assert remarks == (("attempts before step 10 are not listed: their file was damaged",) if "attempts" in name else ())
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+    assert world.encoder(folder) == world.encoder(undisturbed)
 
 
 def test_what_a_power_cut_took_is_written_again(folder: Path, state: Path, undisturbed: Path) -> None:
@@ -233,7 +232,7 @@ def test_a_profile_that_was_moved_goes_on_whatever_the_clock_says(
     moved = folder.rename(tmp_path / "moved")
     assert "resuming after step 10" in world.train(moved)
     assert_equal_runs(moved, undisturbed)
-    record = read_record(world.outputs(moved)["record"], PretrainRecord)
+    record = world.record(moved)
     assert all(0 <= attempt.seconds < 600 for attempt in record.attempts)
     assert 0 <= record.provenance.seconds < 600
 
@@ -249,9 +248,9 @@ def test_other_code_is_refused_and_goes_on_only_when_told(
     assert world.written(folder) == set()
     monkeypatch.setenv("ISD_RESUME_CHANGED", "1")
     assert "resuming after step 10" in world.train(folder)
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = world.record(folder)
     assert record.warnings == (f"resumed after step 10 with different code ({change})",)
-    assert world.outputs(folder)["encoder"].read_bytes() == world.outputs(undisturbed)["encoder"].read_bytes()
+    assert world.encoder(folder) == world.encoder(undisturbed)
 
 
 def test_another_number_of_threads_is_refused_unless_the_profile_states_it(folder: Path) -> None:
@@ -291,7 +290,7 @@ def test_the_record_has_every_attempt(folder: Path) -> None:
         with pytest.raises(Preempted):
             world.train(folder)
     world.train(folder)
-    record = read_record(world.outputs(folder)["record"], PretrainRecord)
+    record = world.record(folder)
     found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
     assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
     assert {attempt.device for attempt in record.attempts} == {f"cpu ({checkpoint.arithmetic()})"}

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
+from isd_repro.records import PretrainRecord, read_record
 from isd_repro.runtime import files
 from isd_repro.train import loop
 from isd_repro.train.pretrain import pretrain
@@ -74,6 +75,14 @@ def outputs(folder: Path) -> dict[str, Path]:
         "metrics": layout.metrics("isd"),
         "record": layout.record("isd", "pretrain"),
     }
+
+
+def record(folder: Path) -> PretrainRecord:
+    return read_record(outputs(folder)["record"], PretrainRecord)
+
+
+def encoder(folder: Path) -> bytes:
+    return outputs(folder)["encoder"].read_bytes()
 
 
 def states(folder: Path) -> list[Path]:

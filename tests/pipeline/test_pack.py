@@ -14,10 +14,9 @@ from isd_repro.data import packing
 from isd_repro.data.manifests import PACK_ROOT, open_prepared
 from isd_repro.data.packing import JOURNAL, Packer, in_order
 from isd_repro.data.sources import Located
-from isd_repro.data.store import Row, StoreWriter
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
-from tests.pipeline.test_prepare import Bench
+from tests.pipeline.test_prepare import Bench, fail_at
 
 FILES = trees.images({"n01": 14, "n02": 15, "n03": 13}, val=3, ragged=True)
 RAW = params.Store(resize="short-side", side=6, external=True)
@@ -41,19 +40,6 @@ def run(folder: Path, subset: params.Subset, threads: int = 1) -> Bench:
     bench = Bench(folder)
     bench.run(subset, threads=threads)
     return bench
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, image: int, error: BaseException) -> None:
-    """Let the store's writer fail at this image, counted from 1."""
-    add, written = StoreWriter.add, [0]
-
-    def failing(self: StoreWriter, content: bytes, row: Row) -> None:
-        written[0] += 1
-        if written[0] == image:
-            raise error
-        add(self, content, row)
-
-    monkeypatch.setattr(StoreWriter, "add", failing)
 
 
 @BOTH
@@ -216,7 +202,7 @@ def test_an_image_that_vanished_ends_the_work(packs: Path, tmp_path: Path, monke
         run(tmp_path / "one", trees.subset(store=RAW), threads=2)
 
 
-def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path) -> None:
+def test_the_command_packs_once(packs: Path, tmp_path: Path) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
     store = "{resize: short-side, side: 6, external: true, jpeg_quality: 85}"
@@ -226,11 +212,11 @@ def test_the_command_packs_and_prepare_then_finds_it(packs: Path, tmp_path: Path
         f"{store}}}\n"
     )
     words = ["--params", str(profile / "params.yaml")]
-    done = CliRunner().invoke(cli.app, ["data", "pack", "x", "--threads", "1", *words])
+    done = CliRunner().invoke(cli.app, ["prepare", "x", "--threads", "1", *words])
     assert done.exit_code == 0, done.output
     before = bytes_of(packs)
     shutil.rmtree(profile / "data")
-    done = CliRunner().invoke(cli.app, ["prepare", "x", *words])
+    done = CliRunner().invoke(cli.app, ["prepare", "x", "--threads", "2", *words])
     assert done.exit_code == 0, done.output
     assert "this pack is used again" in done.output
     assert bytes_of(packs) == before

@@ -53,11 +53,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_every_packed_image_is_the_decoded_file(bench: Bench) -> None:
     bench.run(trees.subset(RULE, search=4, query=2))
     found = open_prepared(bench.folder)
-    assert [(image.split, image.cls, image.file) for image in found.manifest.images] == sorted(
-        (image.split, image.cls, image.file) for image in found.manifest.images
-    )
+    assert [image.key for image in found.manifest.images] == sorted(image.key for image in found.manifest.images)
     for position, image in enumerate(found.manifest.images):
-        payload = FILES[image.split, image.cls, image.file]
+        payload = FILES[image.key]
         assert image.sha256 == hashlib.sha256(payload).hexdigest()
         pixels, _ = found.store.read(torch.tensor([position]))
         assert np.array_equal(pixels[0].numpy().transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(payload))))
@@ -150,7 +148,7 @@ def test_unreadable_images_are_left_out_and_counted(bench: Bench, tmp_path: Path
     assert len(found.store) == len(found.manifest.images) == 29
     for position, image in enumerate(found.manifest.images):
         pixels, _ = found.store.read(torch.tensor([position]))
-        wanted = Image.open(io.BytesIO(FILES[image.split, image.cls, image.file]))
+        wanted = Image.open(io.BytesIO(FILES[image.key]))
         assert np.array_equal(pixels[0].numpy().transpose(1, 2, 0), np.asarray(wanted))
 
 
@@ -162,25 +160,30 @@ def test_a_class_that_loses_all_its_images_is_an_error(bench: Bench, tmp_path: P
     assert bench.others() == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failure_amid_packing_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    add = StoreWriter.add
-    seen = []
+def fail_at(monkeypatch: pytest.MonkeyPatch, image: int, error: BaseException) -> None:
+    """Let the store's writer fail at this image, counted from 1."""
+    add, written = StoreWriter.add, [0]
 
     def failing(self: StoreWriter, content: bytes, row: Row) -> None:
-        seen.append(content)
-        if len(seen) == 5:
+        written[0] += 1
+        if written[0] == image:
             raise error
         add(self, content, row)
 
+    monkeypatch.setattr(StoreWriter, "add", failing)
+
+
+@pytest.mark.parametrize(
+    ("error", "seen", "words"),
+    [(KeyboardInterrupt(), KeyboardInterrupt, "^$"), (OSError(28, "No space left on device"), DataError, "No space left")],
+)
+def test_a_failure_amid_packing_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: BaseException, seen: type[BaseException], words: str
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "add", failing)
-        expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError
-        with pytest.raises(expected) as caught:
+        fail_at(patch, 5, error)
+        with pytest.raises(seen, match=words):
             bench.run(trees.subset())
-        if isinstance(caught.value, DataError):
-            assert "No space left" in caught.value.message
-    assert len(seen) == 5
     assert bench.others() == []
     with pytest.raises(DataError, match="no such file"):
         open_prepared(bench.folder)

@@ -16,7 +16,7 @@ from isd_repro.config.params import Store as Packing
 from isd_repro.data import eval_loader
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
-from isd_repro.data.store import Store, StoreInfo, StoreWriter
+from isd_repro.data.store import Store, StoreInfo
 from isd_repro.evaluations import features as evals
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.linear import Config as Linear
@@ -28,6 +28,7 @@ from isd_repro.runtime.ranks import joined
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.checkpoint import Progress
 from tests.conformance.problem import profile_options
+from tests.data import trees
 
 BATCH, STEPS, SIDE, IMAGES, CLASSES, HALF = 16, 3, 8, 19, 4, 2
 ISD = [("isd", 1), ("isd", 2), ("isd", 4)]  # a method and BatchNorm groups
@@ -51,11 +52,9 @@ def write_store(folder: Path) -> Store:
     """Images of many sizes, so that a batch's padding depends on who is in it."""
     draws = torch.Generator().manual_seed(0)
     folder.mkdir()
-    with StoreWriter(folder, Packing()) as writer:
-        for image in range(IMAGES):
-            shape = (3, 9 + 5 * image % 17, 10 + 7 * image % 13)
-            writer.append(torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy())
-        info = writer.finish()
+    shapes = [(3, 9 + 5 * image % 17, 10 + 7 * image % 13) for image in range(IMAGES)]
+    images = [torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy() for shape in shapes]
+    info = trees.packed(folder, images, Packing())
     (folder / "info.json").write_text(info.model_dump_json(), "utf-8")
     return Store(folder, info)
 
