@@ -177,7 +177,7 @@ class CurvePoint(Frozen):
     """Scores of the encoders that were kept after an epoch."""
 
     epoch: Annotated[int, Field(ge=1)]
-    encoder_sha256: str  # of the snapshot's file; the last point's is the run's encoder
+    encoder_sha256: str  # of the snapshot's file
     scores: Annotated[Many[Score], Field(min_length=1)]
 
 
@@ -193,6 +193,11 @@ class CurveRecord(Frozen):
     manifest: ManifestIdentity
     points: Annotated[Many[CurvePoint], Field(min_length=1)]
     provenance: Provenance
+
+    @property
+    def encoder_sha256(self) -> str:
+        """Of the run's encoder, the last point's."""
+        return self.points[-1].encoder_sha256
 
 
 class ExternalRecord(Frozen):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
+from isd_repro.evaluations import kind_of
 from isd_repro.report import text
-from isd_repro.report.run_records import RECORDED, Part, part_of
+from isd_repro.report.run_records import RECORDED
 
 Kind = Literal[
     "score", "snapshot", "external", "difference", "mean", "statistic", "not run", "none", "paper", "against", "computed"
@@ -79,9 +81,9 @@ class Cell:
     words: str = ""
 
     @property
-    def part(self) -> Part:
+    def part(self) -> str:
         """The stage, and the part of the record, that holds the number."""
-        return "trajectory" if self.kind == "snapshot" else part_of(self.metric)
+        return "trajectory" if self.kind == "snapshot" else kind_of(self.metric)
 
     @property
     def known(self) -> bool:
@@ -98,14 +100,14 @@ class Cell:
         mark = "\N{DAGGER}" if self.level == RECORDED else ""
         if self.kind == "paper" and self.paper:
             mark = "*" * (self.paper.corrected is not None) + "\N{DOUBLE DAGGER}" * self.paper.borrowed
-        return (text.signed(self.value) if self.kind in ("difference", "against") else text.one_decimal(self.value)) + mark
+        return (text.signed(self.value) if self.kind in ("difference", "against") else text.decimal(self.value)) + mark
 
     @property
     def half(self) -> str:
         """Half width of a score's interval, or nothing."""
         if self.low is None or self.high is None or self.kind not in ("score", "external"):
             return ""
-        return text.one_decimal((self.high - self.low) / 2)
+        return text.decimal((self.high - self.low) / 2)
 
     @property
     def aside(self) -> str:
@@ -113,11 +115,7 @@ class Cell:
         if self.half:
             return f"\N{PLUS-MINUS SIGN} {self.half}"
         if self.count is not None:
-            return (
-                f"s.d. {text.one_decimal(self.deviation)}, n = {self.count}"
-                if self.deviation is not None
-                else f"n = {self.count}"
-            )
+            return f"s.d. {text.decimal(self.deviation)}, n = {self.count}" if self.deviation is not None else f"n = {self.count}"
         return self.verdict
 
     @property
@@ -199,13 +197,7 @@ class Table:
     @property
     def spans(self) -> list[tuple[str, int]]:
         """Shared heads with the number of columns under each."""
-        spans: list[tuple[str, int]] = []
-        for column in self.columns:
-            if spans and spans[-1][0] == column.span:
-                spans[-1] = (column.span, spans[-1][1] + 1)
-            else:
-                spans.append((column.span, 1))
-        return spans
+        return [(span, len(list(under))) for span, under in groupby(column.span for column in self.columns)]
 
 
 @dataclass(frozen=True)

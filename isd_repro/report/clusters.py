@@ -8,12 +8,10 @@ the number of clusters and with the imbalance of classes, so alone it says littl
 
 from __future__ import annotations
 
-import hashlib
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +19,9 @@ from torch.nn import functional
 
 from isd_repro.evaluations.features import require_finite
 from isd_repro.runtime.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 ITERATIONS = 300  # of k-means, at most
 SHUFFLES = 10  # of the labels
@@ -47,49 +48,12 @@ def scikit_learn() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """What k-means found.
-
-    Attributes:
-        assignment: cluster of each row, int64, N.
-        k: number of clusters, some of which may be empty.
-        inertia: sum of squared distances to the cluster's centre.
-        iterations: done until the centres stood still, or ITERATIONS.
-    """
-
-    assignment: Tensor
-    k: int
-    inertia: float
-    iterations: int
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the assignment as little-endian int32."""
-        return hashlib.sha256(self.assignment.numpy().astype("<i4").tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """One cluster: its size, its most frequent class (the lowest of those that draw; -1 if empty) and how often that occurs."""
-
-    number: int
-    size: int
-    label: int
-    hits: int
-
-    @property
-    def purity(self) -> float:
-        """Percent of members of the most frequent class; 0 if empty."""
-        return 100.0 * self.hits / self.size if self.size else 0.0
-
-
-def fit(features: Tensor, k: int, seed: int) -> Clusters:
+def k_means(features: Tensor, k: int, seed: int) -> KMeans:
     """k-means (k-means++, Lloyd, one start) on L2-normalised features; equal input gives equal clusters on one machine.
 
     Args:
         features: N x D, need not be normalised.
-        k: number of clusters.
+        k: number of clusters, some of which may stay empty.
         seed: of the first centres, 0..2**32-1.
 
     Raises:
@@ -104,29 +68,13 @@ def fit(features: Tensor, k: int, seed: int) -> Clusters:
         from sklearn.cluster import KMeans
 
         rows = functional.normalize(features.float(), dim=1).numpy()  # a copy of our own, so k-means need not make one
-        found = KMeans(k, init="k-means++", n_init=1, max_iter=ITERATIONS, random_state=seed, copy_x=False).fit(rows)
-    return Clusters(torch.from_numpy(found.labels_.astype("int64")), k, float(found.inertia_), int(found.n_iter_))
+        return KMeans(k, init="k-means++", n_init=1, max_iter=ITERATIONS, random_state=seed, copy_x=False).fit(rows)
 
 
-def tally(assignment: Tensor, label: Tensor, k: int) -> list[Cluster]:
-    """Size and most frequent class of every cluster; `assignment` and `label` are int64, N."""
+def counts(assignment: Tensor, label: Tensor, k: int) -> Tensor:
+    """Members of every cluster by class, int64, K x C; `assignment` and `label` are int64, N."""
     classes = int(label.max()) + 1
-    counts_KC = torch.bincount(assignment * classes + label, minlength=k * classes).view(k, classes)
-    sizes, best = counts_KC.sum(dim=1), counts_KC.argmax(dim=1)  # the first of equal maxima
-    hits = counts_KC.amax(dim=1)
-    rows = zip(sizes.tolist(), best.tolist(), hits.tolist(), strict=True)
-    return [Cluster(number, size, cls if size else -1, hit) for number, (size, cls, hit) in enumerate(rows)]
-
-
-def purity(clusters: list[Cluster]) -> float:
-    """Percent of all images that belong to the most frequent class of their cluster."""
-    return 100.0 * sum(cluster.hits for cluster in clusters) / sum(cluster.size for cluster in clusters)
-
-
-def shuffled_purity(assignment: Tensor, label: Tensor, k: int, draws: Generator) -> float:
-    """Mean purity of SHUFFLES random orders of the labels: what these cluster sizes reach without looking at the images."""
-    orders = (torch.randperm(len(label), generator=draws) for _ in range(SHUFFLES))
-    return math.fsum(purity(tally(assignment, label[order], k)) for order in orders) / SHUFFLES
+    return torch.bincount(assignment * classes + label, minlength=k * classes).view(k, classes)
 
 
 def choose(assignment: Tensor, clusters: int, members: int, draws: Generator) -> list[tuple[int, Tensor]]:

@@ -3,105 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import permutations
-from pathlib import Path
+from itertools import permutations, product
 from typing import Any
 
 from isd_repro.config.reader import fingerprint
-from isd_repro.records import CurvePoint, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
-from isd_repro.report.problems import AGAIN, OnProblem, Problem
+from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
 
-Parts = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord]
-Every = Mapping[Any, PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord]
-_Fact = tuple[str, str, object, object]  # part, key, found, expected
+Parts = Mapping[str, PretrainRecord | AnyEvaluation]
+Fact = tuple[str, str, object, object, str]  # part, key, found, expected, and what says so where it is another part
+LAST = "last point's scores"  # of a curve: those of the run's exported encoder
 
 
-def consistent(name: str, present: Parts, paths: Mapping[Any, Path], tell: OnProblem) -> None:
-    """What one part says twice, or two parts both say, must be the same."""
-    first = next(iter(present), None)
-    for part, record in present.items():
-        if first and record.manifest != present[first].manifest and record.manifest.sha256 == present[first].manifest.sha256:
-            key, ours, theirs = _difference(
-                record.manifest.model_dump(mode="json"), present[first].manifest.model_dump(mode="json")
-            )
-            where = f"{theirs}, as {paths[first].name} says"
-            tell(Problem(paths[part], f"manifest.{key}", ours, where, AGAIN, (name,)))
+def facts(parts: Parts, profile: str, run: str, subset: str) -> Iterator[Fact]:
+    """Everything that a part says twice, that two parts both say, or that must be possible by what is stated elsewhere."""
+    first = next(iter(parts), "")
+    for part, record in parts.items():
+        yield part, "kind", record.kind, part, ""
+        yield part, "profile", record.profile, profile, ""
+        yield part, "run", record.run, run, ""
+        yield part, "manifest.subset", record.manifest.subset, subset, ""
+        other, said = parts[first], f", as {first}.json says"
+        yield part, "encoder_sha256", record.encoder_sha256, other.encoder_sha256, said
+        ours, theirs = (one.manifest.model_dump(mode="json") for one in (record, other))
+        key = next((key for key in ours if ours[key] != theirs.get(key)), "sha256")
+        yield part, f"manifest.{key}", ours[key], theirs.get(key), said
+    features = {part: record.features_sha256 for part, record in parts.items() if isinstance(record, EvaluationRecord)}
+    for part, another in permutations(features, 2):
+        yield part, "features_sha256", features[part], features[another], f", as {another}.json says"
+    pretrain = parts.get("pretrain")
+    encoders = set(pretrain.encoders) if isinstance(pretrain, PretrainRecord) else None
+    for part, record in parts.items():
         if isinstance(record, PretrainRecord):
-            given = fingerprint(record.config)
-            if given != record.fingerprint:
-                tell(Problem(paths[part], "fingerprint", record.fingerprint, f"{given}, from its config", AGAIN, (name,)))
-            optim = record.config.get("optim")
-            epochs = optim.get("epochs") if isinstance(optim, dict) else None
-            if len(record.curve) != epochs:
-                found = f"{len(record.curve)} epochs"
-                tell(Problem(paths[part], "curve", found, f"{epochs}, from its config", AGAIN, (name,)))
-    features = {part: record.features_sha256 for part, record in present.items() if isinstance(record, EvaluationRecord)}
-    if len(set(features.values())) > 1:
-        hint = "run `knn`, `linear` and `few-label` again on the same features"
-        for part, other in permutations(features, 2):
-            said = f"{features[other]}, as {other}.json says"
-            tell(Problem(paths[part], "features_sha256", str(features[part]), said, hint, (name,)))
-
-
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The first key in which two mappings of the same form differ, and both values."""
-    key = next(key for key in ours if ours[key] != theirs[key])
-    return key, repr(ours[key]), repr(theirs[key])
-
-
-def plausible(name: str, everything: Every, paths: Mapping[Any, Path], tell: OnProblem) -> None:
-    """Encoders, epochs, images and protocols that a part states must be possible by what it states elsewhere."""
-    for part, key, found, expected in _facts(everything):
-        if found != expected:
-            tell(Problem(paths[part], key, repr(found), repr(expected), AGAIN, (name,)))
-
-
-def _facts(everything: Every) -> Iterator[_Fact]:
-    pretrain = everything.get("pretrain")
-    if isinstance(pretrain, PretrainRecord):
-        rows = [row.get("epoch") for row in pretrain.curve]
-        yield "pretrain", "curve's epochs", rows, list(range(1, len(rows) + 1))
-        made = pretrain.provenance.source
-        yield "pretrain", "sources", list(pretrain.sources), [*(one for one in pretrain.sources if one != made), made]
-    for part, record in everything.items():
-        if isinstance(record, PretrainRecord):
+            yield from _of_pretrain(part, record)
             continue
-        settings = record.settings
-        if isinstance(pretrain, PretrainRecord):
-            scored = {score.encoder for score in _scores(record)}
-            yield part, "encoders with scores", sorted(scored), sorted(scored & set(pretrain.encoders))
+        scored = {score.encoder for score in _scores(record)}
+        if encoders is not None:
+            yield part, "encoders with scores", sorted(scored), sorted(scored & encoders), ""
         if isinstance(record, EvaluationRecord):
-            yield from _epochs(part, settings)
-        for one in record.evaluations if isinstance(record, TargetsRecord) else ():
-            yield part, f"{one.manifest.subset}: protocol", one.protocol, record.protocol
+            yield part, "settings.best_epoch", _impossible_epochs(record.settings), [], ""
+        if isinstance(record, TargetsRecord):
+            sets = {one.manifest.subset: one for one in record.evaluations}
+            yield part, "sets", list(sets), record.settings.get("sets"), ""
+            for (name, one), key in product(sets.items(), ("run", "profile", "encoder_sha256", "protocol")):
+                yield part, f"{name}: {key}", getattr(one, key), getattr(record, key), ""
         if isinstance(record, CurveRecord):
-            for point in record.points:
-                yield from _point(point, record)
+            yield from _of_curve(part, record, parts)
 
 
-def _scores(record: EvaluationRecord | TargetsRecord | CurveRecord) -> Iterator[Score]:
+def _of_pretrain(part: str, record: PretrainRecord) -> Iterator[Fact]:
+    yield part, "fingerprint", record.fingerprint, fingerprint(record.config), ", from its config"
+    yield part, "curve", f"{len(record.curve)} epochs", f"{_epochs(record)} epochs", ", from its config"
+    yield part, "curve's epochs", [row.get("epoch") for row in record.curve], list(range(1, len(record.curve) + 1)), ""
+    made = record.provenance.source
+    yield part, "sources", list(record.sources), [*(one for one in record.sources if one != made), made], ""
+
+
+def _epochs(record: PretrainRecord) -> Any:
+    optim = record.config.get("optim")
+    return optim.get("epochs") if isinstance(optim, dict) else None
+
+
+def _scores(record: AnyEvaluation) -> Iterator[Score]:
     if isinstance(record, EvaluationRecord):
         yield from record.scores
-    for one in record.evaluations if isinstance(record, TargetsRecord) else ():
+        return
+    for one in record.points if isinstance(record, CurveRecord) else record.evaluations:
         yield from one.scores
-    for point in record.points if isinstance(record, CurveRecord) else ():
-        yield from point.scores
 
 
-def _epochs(part: str, settings: Mapping[str, Any]) -> Iterator[_Fact]:
-    """Best epochs lie within the epochs of the head."""
+def _impossible_epochs(settings: Mapping[str, Any]) -> list[object]:
+    """Best epochs outside the epochs of the head."""
     best, last = settings.get("best_epoch"), settings.get("epochs")
-    if isinstance(best, dict) and isinstance(last, int):
-        found = [one for value in best.values() for one in (value.values() if isinstance(value, dict) else (value,))]
-        odd = [one for one in found if not (isinstance(one, int) and 1 <= one <= last)]
-        yield part, "settings.best_epoch", odd, []
+    if not isinstance(best, dict) or not isinstance(last, int):
+        return []
+    found = [one for value in best.values() for one in (value.values() if isinstance(value, dict) else (value,))]
+    return [one for one in found if not (isinstance(one, int) and 1 <= one <= last)]
 
 
-def _point(point: CurvePoint, record: CurveRecord) -> Iterator[_Fact]:
-    """Each score once, `all` over every query, groups over the same queries at every epoch."""
-    keys = [(score.encoder, score.metric, score.group) for score in point.scores]
-    at = f"epoch {point.epoch}"
-    yield "trajectory", f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), []
-    sizes = {score.group: score.n for score in record.points[-1].scores} | {"all": record.manifest.query}
-    wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}
-    yield "trajectory", f"{at}: queries of other groups", wrong, {}
+def _of_curve(part: str, record: CurveRecord, parts: Parts) -> Iterator[Fact]:
+    """Points in order, the last one that of the run's encoder; each score once, groups over the same queries at every epoch."""
+    epochs, last = [point.epoch for point in record.points], record.points[-1]
+    yield part, "epochs", epochs, sorted(set(epochs)), ""
+    sizes = {score.group: score.n for score in last.scores} | {"all": record.manifest.query}
+    ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
+    for other, known in parts.items():
+        if isinstance(known, PretrainRecord):
+            yield part, "last epoch", last.epoch, _epochs(known), f", as {other}.json says"
+        if isinstance(known, EvaluationRecord):
+            stated = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in known.scores}
+            both = {key: value for key, value in stated.items() if key in ours}
+            yield part, LAST, {key: ours[key] for key in both}, both, f", as {other}.json says"
+    for point in record.points:
+        keys = [(score.encoder, score.metric, score.group) for score in point.scores]
+        at = f"epoch {point.epoch}"
+        yield part, f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), [], ""
+        wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}
+        yield part, f"{at}: queries of other groups", wrong, {}, ""
+        odd = [score.metric for score in point.scores if not 0 <= score.correct <= score.n or not score.n]
+        yield part, f"{at}: scores out of range", odd, [], ""

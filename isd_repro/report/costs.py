@@ -73,11 +73,6 @@ def of_profile(params: Params, records: Records) -> list[Cost]:
     return costs + [_finished(external.label, "evaluate", external.record.provenance) for external in records.externals]
 
 
-def total_seconds(costs: Sequence[Cost]) -> float:
-    """Wall time of all attempts, by a sum that every Python rounds alike."""
-    return math.fsum(cost.seconds for cost in costs)
-
-
 def table(costs: Sequence[Cost]) -> CostTable:
     """A row for each run, stage, outcome and device, and the sum of all."""
     grouped: dict[tuple[str, str, str, str], list[Cost]] = {}

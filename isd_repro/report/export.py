@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from isd_repro.report import run_details, text
-from isd_repro.report.cells import Cell, Column, Row, Table
+from isd_repro.report.cells import Table
 
 CELLS, FORMAT = "cells.json", 2  # the file that holds every cell of a page, and its form
 Place = tuple[str, str, str, str]  # table, row, span, column: the address of a cell
@@ -30,34 +30,30 @@ def flat(tables: Sequence[Table], parts: Mapping[str, Any]) -> Iterator[dict[str
     for table in tables:
         for row in (*table.rows, *table.foot):
             for column, cell in zip(table.columns, row.cells, strict=True):
-                yield _one(table, row, column, cell, parts)
-
-
-def _one(table: Table, row: Row, column: Column, cell: Cell, parts: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {key: getattr(cell, key) for key in ("value", "low", "high", "deviation", "tolerance")}
-    runs = list(dict.fromkeys(cell.runs))
-    return {
-        "table": table.id,
-        "row": row.label,
-        "span": column.span,
-        "column": column.head,
-        "kind": cell.kind,
-        "runs": runs,
-        "encoder": cell.encoder,
-        "metric": cell.metric,
-        "group": cell.group,
-        **{key: None if value is None else round(value, 4) for key, value in numbers.items()},
-        "correct": cell.correct,
-        "n": cell.n,
-        "count": cell.count,
-        "best": cell.best,
-        "verification": cell.level or None,
-        "verdict": cell.verdict or None,
-        "paper": asdict(cell.paper) if cell.paper else None,
-        "detail": cell.detail or None,
-        "records": [run_details.record_link(run, cell.part) for run in runs if cell.part in parts[run]["parts"]],
-        "commands": [run_details.command(run, cell.part) for run in (runs if len(runs) < 3 else ["RUN"])],
-    }
+                numbers = {key: getattr(cell, key) for key in ("value", "low", "high", "deviation", "tolerance")}
+                runs = list(dict.fromkeys(cell.runs))
+                yield {
+                    "table": table.id,
+                    "row": row.label,
+                    "span": column.span,
+                    "column": column.head,
+                    "kind": cell.kind,
+                    "runs": runs,
+                    "encoder": cell.encoder,
+                    "metric": cell.metric,
+                    "group": cell.group,
+                    **{key: None if value is None else round(value, 4) for key, value in numbers.items()},
+                    "correct": cell.correct,
+                    "n": cell.n,
+                    "count": cell.count,
+                    "best": cell.best,
+                    "verification": cell.level or None,
+                    "verdict": cell.verdict or None,
+                    "paper": asdict(cell.paper) if cell.paper else None,
+                    "detail": cell.detail or None,
+                    "records": [run_details.record_link(run, cell.part) for run in runs if cell.part in parts[run]["parts"]],
+                    "commands": [run_details.command(run, cell.part) for run in (runs if len(runs) < 3 else ["RUN"])],
+                }
 
 
 def by_place(cells: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from isd_repro.config.fields import GROUPS, Group
+from isd_repro.config.fields import GROUPS
 from isd_repro.config.params import Params, Run
 from isd_repro.records import SHOTS, CurveRecord, ManifestIdentity
 from isd_repro.report import intervals
@@ -26,7 +26,7 @@ from isd_repro.report.learning_curves import Reference, by_epoch, names_of
 from isd_repro.report.repetitions import method_name, methods
 from isd_repro.report.run_records import Records
 from isd_repro.report.scores import balancedness_cell, score_cell
-from isd_repro.report.tables import groups_of
+from isd_repro.report.tables import first_metric, groups_of
 from isd_repro.report.text import class_name, visible
 from isd_repro.runtime.errors import UserError
 
@@ -158,7 +158,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
     Every run is a dot. A run that is alone carries its Wilson interval, several seeds or draws a bar at their mean.
     """
-    metric = f"{params.evaluation.knn.k[0]}-NN"
+    metric = first_metric(params)
     groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
     rows: list[tuple[str, str, list[list[Cell]]]] = []
     for name, by_subset in methods(params, subsets).items():
@@ -205,33 +205,28 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
     Returns:
         a dot a run, and for each method a line through the means; None where nothing has been scored.
     """
-    metric = f"{params.evaluation.knn.k[0]}-NN"
+    metric = first_metric(params)
     found_groups = {group for subset in imbalance for group in groups_of(params, records, subset)}
     groups = [group for group in GROUPS if group in found_groups]
 
-    def accuracy(group: Group) -> Callable[[str], Cell]:
-        return lambda run: score_cell(records.runs[run], "student", metric, group)
-
-    kinds: list[tuple[str, Callable[[str], Cell]]] = [
-        *((f"{group.capitalize()} queries: {metric} accuracy, %", accuracy(group)) for group in groups),
-        ("Balancedness, points", lambda run: balancedness_cell(records.runs[run], "student", metric)),
-    ]
+    titles = [*(f"{group.capitalize()} queries: {metric} accuracy, %" for group in groups), "Balancedness, points"]
     lines: list[tuple[str, str, list[dict[float, list[float]]]]] = []
     for name, by_subset in methods(params, list(imbalance)).items():
-        values: list[dict[float, list[float]]] = [{} for _ in kinds]
-        for found, (_, cell) in zip(values, kinds, strict=True):
-            for subset in sorted(by_subset, key=lambda subset: imbalance[subset]):
-                known = [value for run in by_subset[subset] if (value := cell(run).value) is not None]
-                if known:
-                    found.setdefault(imbalance[subset], []).extend(known)
+        values: list[dict[float, list[float]]] = [{} for _ in titles]
+        for subset in sorted(by_subset, key=lambda subset: imbalance[subset]):
+            for found in (records.runs[run] for run in by_subset[subset]):
+                cells = [score_cell(found, "student", metric, group) for group in groups]
+                for points, cell in zip(values, [*cells, balancedness_cell(found, "student", metric)], strict=True):
+                    if cell.value is not None:
+                        points.setdefault(imbalance[subset], []).append(cell.value)
         lines += [(name, colour(params.runs[next(iter(by_subset.values()))[0]]), values)] if any(values) else []
     if not lines:
         return None
     ticks = sorted(set(imbalance.values()))
 
     def draw() -> Canvas:
-        figure, axes = canvas(len(kinds), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
-        for at, (ax, (title, _)) in enumerate(zip(axes, kinds, strict=True)):
+        figure, axes = canvas(len(titles), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
+        for at, (ax, title) in enumerate(zip(axes, titles, strict=True)):
             _against(ax, [(mark, values[at]) for _, mark, values in lines], ticks)
             ax.set_title(title)
             ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
@@ -253,7 +248,7 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
 
     A class is large on some draws and rare on others, so it can have a bar for each; a bar is the mean over draws.
     """
-    metric, runs = f"{params.evaluation.knn.k[0]}-NN", methods(params, subsets)
+    metric, runs = first_metric(params), methods(params, subsets)
     found: dict[tuple[str, str], list[float]] = {}
     for subset in subsets:
         for group in ("rare", "large") if "rare" in groups_of(params, records, subset) else ("all",):
@@ -298,7 +293,7 @@ def training_images(manifest: ManifestIdentity) -> dict[str, float]:
 
 def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
     """Accuracy of every method against the training images of a class; None where classes have one size, or none is known."""
-    metric = f"{params.evaluation.knn.k[0]}-NN"
+    metric = first_metric(params)
     lines: list[tuple[str, str, dict[float, list[float]]]] = []
     for name, by_subset in methods(params, subsets).items():
         points: dict[float, list[float]] = {}
@@ -333,7 +328,7 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
 
     Many classes are shown as two groups, rare and large, and not at all where there are no groups.
     """
-    metric, runs = f"{params.evaluation.knn.k[0]}-NN", methods(params, subsets)
+    metric, runs = first_metric(params), methods(params, subsets)
     panels = []
     for name in (first, second):
         of_method = [run for subset in subsets for run in runs[name].get(subset, ())]
@@ -414,7 +409,7 @@ def losses(params: Params, records: Records) -> Figure | None:
 
 def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference] = ()) -> Figure | None:
     """First nearest-neighbour score by epoch of a subset's runs, and the paper's beside it; None where there is neither."""
-    metric = f"{params.evaluation.knn.k[0]}-NN"
+    metric = first_metric(params)
     names = names_of(params, found, subset, paper)
     values = {(name, group): by_epoch(found[name], metric, group) for name in names if name in found for group in GROUPS}
     groups = [group for group in GROUPS if any(values.get((name, group)) for name in names)] or (["all"] if paper else [])

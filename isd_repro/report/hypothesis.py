@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import Literal
-
-from scipy import stats
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
@@ -143,44 +140,13 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
     return {name: fmean(values) for name, values in shares.items()}
 
 
-# --- rare less large within the same classes ------------------------------------------------------------------------------
-#
-# Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
-# classes are rare in some and large in others: each of them is compared with itself.
+def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> list[float]:
+    """Rare less large of each class that is rare in some sets and large in others; the values of each class are averaged.
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """Rare less large within a class, averaged over classes, in the unit of the values.
-
-    Attributes:
-        mean: over the classes, each counted once.
-        low, high: 95 % interval of Student's t over the classes; NaN for a single class.
-        classes: how many are rare in one set and large in another.
+    Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets
+    most classes are rare in some and large in others: each of them is compared with itself.
     """
-
-    mean: float
-    low: float
-    high: float
-    classes: int
-
-
-def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> Contrast | None:
-    """The contrast of values by class: scores of a method, or differences of two.
-
-    Args:
-        rare: for each class its values in the sets where it is rare.
-        large: likewise where it is large.
-
-    Returns:
-        None where no class is in both.
-    """
-    both = sorted(cls for cls in rare.keys() & large.keys() if rare[cls] and large[cls])
-    values = [fmean(rare[cls]) - fmean(large[cls]) for cls in both]
-    if not values:
-        return None
-    low, high = (math.nan, math.nan) if len(values) == 1 else stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return Contrast(fmean(values), float(low), float(high), len(values))
+    return [fmean(rare[cls]) - fmean(large[cls]) for cls in sorted(rare.keys() & large.keys()) if rare[cls] and large[cls]]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -198,9 +164,7 @@ def hypothesis_table(params: Params, records: Records, asked: Hypothesis) -> Tab
     if not comparisons or comparisons[0].key != primary:
         return None
     title = f"{asked.first} against {asked.second} over the draws"
-    return comparison_table(
-        "hypothesis", title, (asked.first, asked.second), [*comparisons, *contrasts(comparisons)], len(subsets)
-    )
+    return comparison_table("hypothesis", title, (asked.first, asked.second), comparisons, len(subsets))
 
 
 def family_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
@@ -217,63 +181,54 @@ def family_tables(params: Params, records: Records, subsets: Sequence[str]) -> l
         title = f"{subject} against {other}, {subsets[0]} to {subsets[-1]}"
         if comparisons:
             name = f"{subsets[0]}-{subsets[-1]}-against-{other}"
-            tables.append(
-                comparison_table(name, title, (str(subject), other), [*comparisons, *contrasts(comparisons)], len(subsets))
-            )
+            tables.append(comparison_table(name, title, (str(subject), other), comparisons, len(subsets)))
     return tables
 
 
-def contrasts(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _contrast(rare: Comparison, large: Comparison) -> Comparison:
     """By how much more the first method leads on rare queries than on large ones, draw by draw; no class is in both groups."""
-    by_key = {done.key: done for done in comparisons}
-    found = []
-    for (encoder, metric, group), rare in by_key.items():
-        large = by_key.get((encoder, metric, "large"))
-        if group != "rare" or large is None:
-            continue
-        draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
-        levels = rare.first - large.first, rare.second - large.second
-        found.append(Comparison(rare.key, draws, *levels, {}, (*rare.runs, *large.runs), "Rare less large"))
-    return found
+    draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
+    levels = rare.first - large.first, rare.second - large.second
+    return Comparison(rare.key, draws, *levels, {}, (*rare.runs, *large.runs), "Rare less large")
 
 
-def _within_classes(comparisons: Sequence[Comparison]) -> list[Row]:
+def _within_classes(rare: Comparison, large: Comparison) -> Row | None:
     """Rare less large within the classes that are rare in some draws and large in others, by method and for their difference."""
-    by_key = {done.key: done for done in comparisons if not done.queries}
-    rows = []
-    for (encoder, metric, group), rare in by_key.items():
-        large = by_key.get((encoder, metric, "large"))
-        if group != "rare" or large is None:
-            continue
-        difference = within_class(rare.by_class, large.by_class)
-        first, second = (
-            within_class(*({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large)))
-            for at in (0, 1)
-        )
-        if first is None or second is None or difference is None or difference.classes < 2:
-            continue
-        values = [first.mean, second.mean, difference.mean, None, None, None, difference.low, difference.high, None, None, None]
-        shown = [text.decimal, text.decimal, *[text.signed] * 9]
-        detail = f"over {difference.classes} classes that are rare in some draws and large in others"
-        blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
-        cells = [
-            replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
-            for value, show in zip(values, shown, strict=True)
-        ]
-        rows.append(Row(f"Rare less large within {difference.classes} classes, {metric}, {encoder}", tuple(cells)))
-    return rows
+    difference = within_class(rare.by_class, large.by_class)
+    interval = intervals.student_interval(difference) if difference else None
+    if interval is None:
+        return None
+    first, second = (
+        within_class(*({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large)))
+        for at in (0, 1)
+    )
+    values = [fmean(first), fmean(second), fmean(difference), None, None, None, *interval, None, None, None]
+    shown = [text.decimal, text.decimal, *[text.signed] * 9]
+    detail = f"over {len(difference)} classes that are rare in some draws and large in others"
+    blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
+    cells = [
+        replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
+        for value, show in zip(values, shown, strict=True)
+    ]
+    return Row(f"Rare less large within {len(difference)} classes, {rare.key[1]}, {rare.key[0]}", tuple(cells))
 
 
 def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: Sequence[Comparison], draws: int) -> Table:
-    """A row for each comparison of a pair of methods."""
+    """A row for each comparison of a pair of methods; then rare less large, over the draws and within classes."""
+    by_key = {done.key: done for done in comparisons}
+    both_groups = [
+        (rare, by_key[encoder, metric, "large"])
+        for (encoder, metric, group), rare in by_key.items()
+        if group == "rare" and (encoder, metric, "large") in by_key
+    ]
     rows = []
-    for done in comparisons:
+    for done in (*comparisons, *(_contrast(*pair) for pair in both_groups)):
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
         cells = list(statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both))
         cells[2] = replace(cells[2], detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
         rows.append(Row(done.name, tuple(cells)))
-    within = _within_classes(comparisons)
+    within = [row for pair in both_groups if (row := _within_classes(*pair))]
     rows += within
     n = f"n = {len(comparisons[0].draws)} of {draws} draws, those with both methods; seeds are averaged within a draw first."
     columns = statistic_columns(*pair, (OVER_DRAWS, OVER_CLASSES))

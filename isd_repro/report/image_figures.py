@@ -12,11 +12,13 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional
 
 from isd_repro import methods
 from isd_repro.config.fields import Frozen
@@ -29,9 +31,9 @@ from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
-from isd_repro.evaluations.features import Features, features, load_features
+from isd_repro.evaluations.features import Features, features, load_features, require_finite
 from isd_repro.provenance import source_hash
-from isd_repro.report import anchors, clusters, image_pages, tsne
+from isd_repro.report import clusters, image_pages, tsne
 from isd_repro.report.clusters import scikit_learn
 from isd_repro.report.templating import environment
 from isd_repro.runtime.errors import DataError
@@ -40,6 +42,7 @@ from isd_repro.tensor_files import load_tensors
 from isd_repro.tracking import names, open_stage
 
 BANK = 4096  # anchors where the method has no bank of its own
+TOP = 10  # anchors shown of each query, as in the paper
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
 
 
@@ -137,7 +140,8 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         write_atomic(folder / file, content)
     identity = names.digest(facts["files"])
     with open_stage("figures", name, params, layout, identity=identity, config=image_pages.config(facts)) as tracker:
-        tracker.log({"epoch": params.runs[name].optim.epochs, **image_pages.shown(facts)})
+        purity = {f"clusters/{key}": facts["clusters"][key] for key in ("purity", "purity_of_shuffled_labels")}
+        tracker.log({"epoch": params.runs[name].optim.epochs, **purity})
         for key, rows, caption in image_pages.sheets(facts):
             tracker.log_image(key, contact_sheet.grid(run.prepared.store, rows), caption)
     console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
@@ -159,33 +163,39 @@ def _open(name: str, params: Params, layout: Layout, asked: Asked) -> _Run:
 
 
 def _clusters(run: _Run) -> dict[str, Any]:
+    """Random clusters and members; the purity that the same cluster sizes reach with shuffled labels stands beside their own."""
     classes, label = run.prepared.identity.classes, run.features.search_label
     k = len(classes) if run.asked.k is None else run.asked.k
-    found = clusters.fit(run.features.search[run.main], k, run.asked.seed)
-    every = clusters.tally(found.assignment, label, k)
+    found = clusters.k_means(run.features.search[run.main], k, run.asked.seed)
+    assignment = torch.from_numpy(found.labels_).long()
+    counts_KC = clusters.counts(assignment, label, k)
+    sizes, most, hits = (each.tolist() for each in (counts_KC.sum(dim=1), counts_KC.argmax(dim=1), counts_KC.amax(dim=1)))
+    draws = run.draws("shuffled labels")
+    orders = [torch.randperm(len(label), generator=draws) for _ in range(clusters.SHUFFLES)]
+    shuffled = [int(clusters.counts(assignment, label[order], k).amax(dim=1).sum()) for order in orders]
     index = run.prepared.split("search").index
-    chosen = clusters.choose(found.assignment, run.asked.clusters, run.asked.members, run.draws("clusters"))
+    chosen = clusters.choose(assignment, run.asked.clusters, run.asked.members, run.draws("clusters"))
     return {
         "encoder": run.main,
         "images": len(label),
         "split": "search",
         "k": k,
         "algorithm": "k-means on L2-normalised features: k-means++, Lloyd, one start",
-        "iterations": found.iterations,
+        "iterations": found.n_iter_,
         "iterations_at_most": clusters.ITERATIONS,
-        "inertia": found.inertia,
-        "assignment_sha256": found.sha256,
-        "empty": sum(cluster.size == 0 for cluster in every),
-        "purity": clusters.purity(every),
-        "purity_of_shuffled_labels": clusters.shuffled_purity(found.assignment, label, k, run.draws("shuffled labels")),
+        "inertia": float(found.inertia_),
+        "assignment_sha256": _sha256(assignment),
+        "empty": sizes.count(0),
+        "purity": 100 * sum(hits) / len(label),
+        "purity_of_shuffled_labels": 100 * fmean(shuffled) / len(label),
         "all": [
             {
-                "cluster": cluster.number,
-                "size": cluster.size,
-                "purity": cluster.purity,
-                "class": classes[cluster.label] if cluster.size else None,
+                "cluster": number,
+                "size": size,
+                "purity": 100 * hit / size if size else 0.0,
+                "class": classes[cls] if size else None,
             }
-            for cluster in every
+            for number, (size, cls, hit) in enumerate(zip(sizes, most, hits, strict=True))
         ],
         "shown": [
             {"cluster": number, "members": [run.image(position) for position in index[inside].tolist()]}
@@ -198,35 +208,50 @@ def _clusters(run: _Run) -> dict[str, Any]:
 
 
 def _anchors(run: _Run) -> dict[str, Any]:
-    """A bank of training images in the evaluation's view, through the teacher in eval mode; queries are validation images."""
+    """The nearest anchors of random queries, and soft targets over all anchors (the paper's first figure).
+
+    With unit-norm teacher and student embeddings k and q of a query and the K anchors x_i of a bank,
+
+        p_t(i) = softmax_i(k . x_i / tau_teacher),    p_s(i) = softmax_i(q . x_i / tau_student)
+
+    are the paper's. A contrastive loss has a one-hot target instead: 1 on the other view of the query, 0 on every anchor. The
+    bank holds training images in the evaluation's view, through the teacher in eval mode; queries are validation images.
+    """
     train, query = run.prepared.split("train"), run.prepared.split("query")
     wanted = getattr(run.method, "bank_size", None)
     filled = _draw(len(train), wanted or BANK, run.draws("bank"))
     asked = _draw(len(query), run.asked.queries, run.draws("queries"))
     target = {run.target: run.encoders[run.target]}
-    bank = _features(run.prepared, run.identity, target, train.index[filled])[run.target]
-    seen = {name: anchors.cosine(run.features.query[name][asked], bank) for name in dict.fromkeys((run.target, run.main))}
+    bank_KD = functional.normalize(_features(run.prepared, run.identity, target, train.index[filled])[run.target].double(), dim=1)
+
+    def cosine(encoder: str) -> Tensor:
+        """Q x K, float64."""
+        return functional.normalize(run.features.query[encoder][asked].double(), dim=1) @ bank_KD.T
+
     tau = {
         "teacher": getattr(run.method, "tau_teacher", None),
         "student": getattr(run.method, "tau_student", getattr(run.method, "tau", None)),
     }
-    similar = {"teacher": seen[run.target], "student": seen[run.main]}
-    probability = {who: anchors.probabilities(similar[who], value) for who, value in tau.items() if value is not None}
-    spreads = {who: anchors.spread(found) for who, found in probability.items()}
-    near = anchors.nearest(seen[run.target])
+    similar = {"teacher": cosine(run.target), "student": cosine(run.main)}
+    probability = {who: torch.softmax(similar[who] / value, dim=1) for who, value in tau.items() if value is not None}
+    entropy = {who: torch.special.entr(found).sum(dim=1) for who, found in probability.items()}  # nats
+    likeliest = {who: found.topk(min(TOP, len(filled)), dim=1).values for who, found in probability.items()}
+    near = similar["teacher"].sort(dim=1, descending=True, stable=True).indices[:, :TOP]  # the lower position of equals first
     shown = []
     for row, position in enumerate(query.index[asked].tolist()):
         columns = near[row].tolist()
         cards = [run.image(place) for place in train.index[filled][near[row]].tolist()]
         for card, column in zip(cards, columns, strict=True):
-            card["similarity"] = float(seen[run.target][row, column])
+            card["similarity"] = float(similar["teacher"][row, column])
             card["probability"] = {who: float(found[row, column]) for who, found in probability.items()}
         measures = {
-            who: {"entropy": float(found.entropy[row]), "top10": float(found.top[row]), "highest": float(found.highest[row])}
-            for who, found in spreads.items()
+            who: {"entropy": float(entropy[who][row]), "top10": float(best[row].sum()), "highest": float(best[row, 0])}
+            for who, best in likeliest.items()
         }
         shown.append({"query": run.image(position), "spread": measures, "anchors": cards})
-    means = {who: {"entropy": float(found.entropy.mean()), "top10": float(found.top.mean())} for who, found in spreads.items()}
+    means = {
+        who: {"entropy": float(entropy[who].mean()), "top10": float(best.sum(dim=1).mean())} for who, best in likeliest.items()
+    }
     return {
         "bank": {"images": len(filled), "asked": wanted, "split": "train", "view": "evaluation", "encoder": run.target},
         "positions_sha256": _sha256(train.index[filled]),
@@ -275,15 +300,18 @@ def _tsne(run: _Run, folder: Path) -> dict[str, Any]:
 
 
 def _panel(run: _Run, label: Tensor, rows: Tensor, path: Path, epoch: int | None) -> dict[str, Any]:
-    drawn = tsne.draw(rows, label, run.asked.seed)
+    """One drawing, with the nearest-neighbour accuracy among the very points that it shows, by cosine of their features."""
+    require_finite(rows, "query features")
+    unit_ND = functional.normalize(rows.float(), dim=1)
+    points, divergence = tsne.draw(unit_ND, run.asked.seed)
+    similarity = (unit_ND.double() @ unit_ND.double().T).fill_diagonal_(-torch.inf)
     return {
         "epoch": epoch,
         "file": path.name,
         "sha256": sha256_file(path),
-        "input_sha256": drawn.input_sha256,
-        "divergence": drawn.divergence,
-        "neighbours": drawn.neighbours,
-        "points": [[round(value, 3) for value in point] for point in drawn.points.double().tolist()],
+        "divergence": divergence,
+        "neighbours": 100 * float((label[similarity.argmax(dim=1)] == label).double().mean()),
+        "points": [[round(value, 3) for value in point] for point in points.tolist()],
     }
 
 
@@ -316,5 +344,6 @@ def _draw(count: int, wanted: int, draws: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=draws)[:wanted]
 
 
-def _sha256(positions: Tensor) -> str:
-    return hashlib.sha256(positions.numpy().astype("<i8").tobytes()).hexdigest()
+def _sha256(values: Tensor) -> str:
+    """Of int64 values, little-endian."""
+    return hashlib.sha256(values.numpy().astype("<i8").tobytes()).hexdigest()

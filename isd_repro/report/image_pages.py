@@ -34,12 +34,6 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     ]
 
 
-def shown(facts: Facts) -> dict[str, float]:
-    """The same in numbers, in percent."""
-    found = facts["clusters"]
-    return {"clusters/purity": found["purity"], "clusters/purity_of_shuffled_labels": found["purity_of_shuffled_labels"]}
-
-
 def config(facts: Facts) -> dict[str, Any]:
     """What was asked for, and of which encoder."""
     asked = {"clusters": facts["clusters"]["k"], "anchors": facts["anchors"]["bank"]["images"], "seed": facts["seed"]}
@@ -59,11 +53,14 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
     """The pages and the drawing, by file name; `thumbs` are addresses of images by position."""
     templates = environment("html")
     templates.filters.update(percent=lambda value: f"{100 * value:.1f}", probability=probability)
+    keys = ("profile", "run", "dataset", "subset", "manifest", "encoder_sha256", "features_sha256", "seed", "source")
+    provenance = [(key.replace("_", " "), str(facts[key])) for key in keys]
+    provenance += [(part, ", ".join(f"{key} {value}" for key, value in facts[part].items())) for part in ("method", "versions")]
     known = {
         "f": facts,
         "thumbs": thumbs,
         "style": template_text("style.css") + template_text("gallery.css"),
-        "provenance": _provenance(facts),
+        "provenance": provenance,
     }
     every = {cluster["cluster"]: cluster for cluster in facts["clusters"]["all"]}
     files = {
@@ -79,13 +76,3 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
 def probability(value: float) -> str:
     """0.123, 0.004, <0.001: as the paper prints them, without a zero that is none."""
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else "<0.001"
-
-
-def _provenance(facts: Facts) -> list[tuple[str, str]]:
-    keys = ("profile", "run", "dataset", "subset", "manifest", "encoder_sha256", "features_sha256", "seed", "source")
-    rows = [(key.replace("_", " "), str(facts[key])) for key in keys]
-    return [*rows, ("method", ", ".join(f"{key} {value}" for key, value in facts["method"].items())), ("versions", _pairs(facts))]
-
-
-def _pairs(facts: Facts) -> str:
-    return ", ".join(f"{name} {version}" for name, version in facts["versions"].items())

@@ -12,17 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from isd_repro.config.fields import GROUPS
-from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.records import CurveRecord, Score
-from isd_repro.report import intervals, paper_comparison
 from isd_repro.report import paper as papers
+from isd_repro.report import paper_comparison
 from isd_repro.report.cells import Cell, Column, Row, Table
-from isd_repro.report.problems import OnProblem, Problem, refuse
-from isd_repro.report.run_records import RECORDED, Records, RunRecords
+from isd_repro.report.run_records import RECORDED, Records
+from isd_repro.report.scores import scored
 from isd_repro.report.tables import ENCODERS, first_metric
 
-LAST = "last point's scores"
 _NOTE = (
     "Encoders saved during training, n = {n} queries (rare and large: a part of them). Their predictions are not stored, so these"
     " numbers are recorded only (\N{DAGGER}); a run's last epoch is its exported encoder, whose scores are recomputed. One run"
@@ -40,48 +38,9 @@ class Reference:
     points: tuple[tuple[int, Cell], ...]
 
 
-def load(params: Params, layout: Layout, records: Records, tell: OnProblem = refuse) -> dict[str, CurveRecord]:
-    """The records of scores over training of a profile's runs, those that the tell was told of left out.
-
-    Raises:
-        DataError: a record belongs to another run or other images, has points out of order, or ends elsewhere than
-            the run's other records; unless `tell` takes it.
-    """
-    found = {}
-    for name, run in records.runs.items():
-        record = next(iter(run.curves.values()), None)
-        if record is None:
-            continue
-        wrong = [fact for fact in _facts(name, params, record, run) if fact[1] != fact[2]]
-        for key, ours, theirs in wrong:
-            tell(Problem(layout.record(name, record.kind), key, repr(ours), repr(theirs), f"run `{record.kind}` again", (name,)))
-        if not wrong:
-            found[name] = record
-    return found
-
-
-def _facts(name: str, params: Params, record: CurveRecord, run: RunRecords) -> list[tuple[str, object, object]]:
-    """What a record says and what it must say."""
-    epochs = [point.epoch for point in record.points]
-    facts: list[tuple[str, object, object]] = [
-        ("profile", record.profile, params.profile),
-        ("run", record.run, name),
-        ("epochs", epochs, sorted(set(epochs))),
-    ]
-    last = record.points[-1]
-    if run.manifest:
-        facts.append(("manifest.sha256", record.manifest.sha256, run.manifest.sha256))
-    if run.pretrain:
-        facts.append(("last point's encoder_sha256", last.encoder_sha256, run.pretrain.encoder_sha256))
-        facts.append(("last epoch", last.epoch, run.pretrain.config["optim"]["epochs"]))
-    ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
-    for evaluation in run.own.values():
-        theirs = {key: (score.correct, score.n) for key, score in evaluation.scores.items() if key in ours}
-        facts.append((LAST, {key: ours[key] for key in theirs}, theirs))
-    for point in record.points:
-        odd = [score.metric for score in point.scores if not 0 <= score.correct <= score.n or not score.n]
-        facts.append((f"scores of epoch {point.epoch} out of range", odd, []))
-    return facts
+def of_runs(records: Records) -> dict[str, CurveRecord]:
+    """The scores over training of the runs that have them."""
+    return {name: next(iter(run.curves.values())) for name, run in records.runs.items() if run.curves}
 
 
 def names_of(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
@@ -167,7 +126,4 @@ def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping
         return cell if not points else replace(cell, kind="none")
     own = records.runs[run].evaluation(key[1])
     level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
-    low, high = intervals.wilson(score.correct, score.n)
-    return replace(
-        cell, kind="snapshot", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level, detail=""
-    )
+    return scored(replace(cell, detail=""), score, level, "snapshot")

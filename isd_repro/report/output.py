@@ -162,7 +162,7 @@ def _cell_text(row: Row, at: int, *, seeds: bool) -> str:
     cell = row.cells[at]
     if seeds or cell.deviation is None or not row.label.endswith(f", {cell.count} seeds"):
         return cell.plain
-    return f"{cell.number} ({text.one_decimal(cell.deviation)})"
+    return f"{cell.number} ({text.decimal(cell.deviation)})"
 
 
 def _safe(out: Console, words: str) -> str:

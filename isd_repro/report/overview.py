@@ -33,7 +33,7 @@ def result(params: Params, records: Records) -> str:
         return _difference(params, records, params.report.hypothesis)
     if asked := params.report.trials:
         best = [(method_name(params, cell.runs[0]), cell.value) for cell in trials.chosen(params, records, asked).values()]
-        chosen = text.listing([f"{label} ({text.one_decimal(value or 0)} %)" for label, value in best])
+        chosen = text.listing([f"{label} ({text.decimal(value or 0)} %)" for label, value in best])
         return f"Chosen among the trials by {asked.k}-NN accuracy on {asked.group} queries: {chosen}." if best else ""
     for subsets in families(params):
         pair = rivals(params, subsets)
@@ -72,7 +72,7 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
     for group in dict.fromkeys((groups[0], "rare" if "rare" in groups else groups[-1])):
         cells = [method_cell(records, runs[name][subset], ("student", metric, group)) for name in pair]
         if all(cell.value is not None for cell in cells):
-            values = [f"{text.one_decimal(cell.value or 0)} %" for cell in cells]
+            values = [f"{text.decimal(cell.value or 0)} %" for cell in cells]
             said.append(f"{text.listing(values)} on {group}{'-shot' if group in SHOTS else ''} queries")
             seeds = [cell.count or 1 for cell in cells]
             behind = (

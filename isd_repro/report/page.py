@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
 from isd_repro.report.cells import Finding, Table
 from isd_repro.report.figures import Figure
-from isd_repro.report.problems import OnProblem, refuse
 from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
 from isd_repro.report.stamp import stamped
@@ -43,8 +43,8 @@ class Block:
     """One section of the page: its tables, what they show, and its charts."""
 
     title: str
-    tables: tuple[Table, ...]
-    findings: tuple[Finding, ...]
+    tables: tuple[Table, ...] = ()
+    findings: tuple[Finding, ...] = ()
     figures: tuple[Figure, ...] = ()
 
 
@@ -74,12 +74,11 @@ class Report:
         return [figure for block in self.blocks for figure in block.figures]
 
 
-def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem = refuse) -> Report:
+def assemble(params: Params, records: Records, layout: Layout) -> Report:
     """Compute every table, sentence and figure of a profile from its verified records.
 
     Raises:
         ConfigError: `report.paper` names what the paper does not have.
-        DataError: a record of snapshots disagrees with its run's other records; unless `tell` takes it.
     """
     blocks = [*_beside(params, records), *_asked(params, records)]
     for subsets in families(params):
@@ -91,25 +90,23 @@ def assemble(params: Params, records: Records, layout: Layout, tell: OnProblem =
             differences = None if params.report.trials else ours.difference_table(params, records, name)
             tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
         chart = None if params.report.trials else figures.scores(params, records, subsets)
-        blocks.append(Block(name, tuple(tables), (), _present(chart)))
-        pair = rivals(params, subsets)
-        by_class = [figures.class_gains(params, records, subsets, *pair)] if pair else []
-        by_class += [figures.class_accuracy(params, records, subsets)]
-        by_class += [figures.confusions(params, records, subsets, *pair)] if pair else []
-        drawn = tuple(filter(None, by_class))
-        if drawn and not params.report.trials:
-            blocks.append(Block("By class", (), (), drawn))
-    imbalance = [_present(figures.by_imbalance(params, records, series)) for series in imbalances(params)]
-    blocks += [Block("Accuracy against imbalance", (), (), found) for found in imbalance if found]
+        blocks.append(Block(name, tuple(tables), figures=_present(chart)))
+        if not params.report.trials:
+            pair = rivals(params, subsets)
+            gains = figures.class_gains(params, records, subsets, *pair) if pair else None
+            answers = figures.confusions(params, records, subsets, *pair) if pair else None
+            drawn = _present(gains, figures.class_accuracy(params, records, subsets), answers)
+            blocks += [Block("By class", figures=drawn)] if drawn else []
+    by_imbalance = [figures.by_imbalance(params, records, series) for series in imbalances(params)]
+    blocks += [Block("Accuracy against imbalance", figures=(figure,)) for figure in by_imbalance if figure]
     if tried := params.report.trials:
-        blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried)), ()))
-    blocks += [Block(title, tuple(tables), ()) for title, tables in ours.exploratory_tables(params, records)]
-    asked = ours.own_tables(params, records)
-    blocks += [Block(table.title, (table,), ()) for table in asked]
+        blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried))))
+    blocks += [Block(title, tuple(tables)) for title, tables in ours.exploratory_tables(params, records)]
+    blocks += [Block(table.title, (table,)) for table in ours.own_tables(params, records)]
     every = [table for block in blocks for table in block.tables]
-    blocks += _trajectories(params, records, learning_curves.load(params, layout, records, tell))
+    blocks += _trajectories(params, records, learning_curves.of_runs(records))
     if curves := figures.losses(params, records):
-        blocks.append(Block("Training loss", (), (), (curves,)))
+        blocks.append(Block("Training loss", figures=(curves,)))
     runs = {name: run_details.run_facts(params, found) for name, found in records.runs.items()}
     shown = [table for block in blocks for table in block.tables]
     tally = numbers.tally(export.flat(shown, runs), records)
@@ -148,7 +145,7 @@ def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveReco
         figure = figures.trajectories(params, kept, subset, paper)
         table = learning_curves.curve_table(params, records, kept, subset, paper)
         if figure and table:
-            blocks.append(Block(table.title, (table,), (), (figure,)))
+            blocks.append(Block(table.title, (table,), figures=(figure,)))
     return blocks
 
 
@@ -190,7 +187,6 @@ def render(report: Report) -> dict[str, bytes]:
     drawn = {figure.name: figure.svg() for figure in report.figures}
     templates = {"table.md": "markdown", "table.tex": "latex", "index.html": "html"}
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
-    files["table.tex"] = text.latex_file(files["table.tex"])
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
     files[export.CELLS] = export.as_json(cells(report))
     files["cells.csv"] = export.as_csv(report.tables, report.runs)
@@ -198,20 +194,21 @@ def render(report: Report) -> dict[str, bytes]:
     return stamped(report.params, report.records, encoded)
 
 
-def _present(figure: Figure | None) -> tuple[Figure, ...]:
-    return (figure,) if figure else ()
+def _present(*drawn: Figure | None) -> tuple[Figure, ...]:
+    return tuple(figure for figure in drawn if figure)
 
 
 def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
     recomputed, recorded = report.tally
+    spent = costs.of_profile(report.params, report.records)
     return environment.get_template(name).render(
         report=report,
         params=report.params,
         deviations=DEVIATIONS,
-        seconds=costs.total_seconds(costs.of_profile(report.params, report.records)),
+        seconds=math.fsum(cost.seconds for cost in spent),
         recomputed=recomputed,
         recorded=recorded,
-        spent=costs.table(costs.of_profile(report.params, report.records)),
+        spent=costs.table(spent),
         style=template_text("style.css"),
         script=template_text("script.js"),
         cell_facts=lambda cell: run_details.cell_facts(report.records, cell, report.folder),

@@ -165,7 +165,9 @@ def check(*, as_json: bool = False) -> None:
     published = paper.load()
     found = checks(published)
     if as_json:
-        sys.stdout.write(f"{json.dumps(_rounded(_tree(published, found)), indent=1, sort_keys=True, ensure_ascii=False)}\n")
+        exact = json.dumps(_tree(published, found), default=float)
+        rounded = json.loads(exact, parse_float=lambda number: round(float(number), 6))  # so that sums in binary do not show
+        sys.stdout.write(f"{json.dumps(rounded, indent=1, sort_keys=True, ensure_ascii=False)}\n")
         return
     odd = [check for check in found if check.outcome != "adds up"]
     titles = {table.id: table.title for table in published.tables}
@@ -187,14 +189,11 @@ def check(*, as_json: bool = False) -> None:
 
 
 def _tree(published: Paper, found: list[Check]) -> dict[str, Any]:
-    numbers = [{"printed": float(check.printed), "recomputed": float(check.recomputed)} for check in found]
     return {
         "computed": {
-            "checks": [{**asdict(one), **of, "sentence": one.sentence} for one, of in zip(found, numbers, strict=True)],
+            "checks": [{**asdict(one), "sentence": one.sentence} for one in found],
             "gains": {
-                table.id: [
-                    {**asdict(gain), "tolerance": gain.tolerance and float(gain.tolerance.points)} for gain in gains(table)
-                ]
+                table.id: [{**asdict(gain), "tolerance": gain.tolerance and gain.tolerance.points} for gain in gains(table)]
                 for table in published.tables
                 if table.difference
             },
@@ -203,12 +202,3 @@ def _tree(published: Paper, found: list[Check]) -> dict[str, Any]:
         "absent": list(published.absent),
         "sources": {name: source.model_dump() for name, source in published.sources.items()},
     }
-
-
-def _rounded(tree: Any) -> Any:
-    """Floats to 6 decimals, so that sums in binary do not show."""
-    if isinstance(tree, dict):
-        return {key: _rounded(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_rounded(value) for value in tree]
-    return round(tree, 6) if isinstance(tree, float) else tree

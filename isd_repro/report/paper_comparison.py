@@ -20,7 +20,7 @@ from isd_repro.report.paper import MeanCheck, Paper, PaperImages, PaperRow, Pape
 from isd_repro.report.paper_checks import Gain
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
-from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
+from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.report.scores import difference_cell, mean_cell, method_cell, with_n
 from isd_repro.report.tables import one_seed
 from isd_repro.runtime.errors import ConfigError
@@ -269,7 +269,7 @@ class _Draws:
 
     def ours(self, method: int, draw: str, gain: Gain) -> Cell:
         """Our number of a method on a draw."""
-        return method_cell(self.records, self.runs[draw][method], _key(gain))
+        return method_cell(self.records, self.runs[draw][method], ("student", gain.metric, gain.group))
 
     def theirs(self, method: int, draw: str, gain: Gain) -> Cell:
         """The paper's number, printed or implied."""
@@ -285,12 +285,8 @@ class _Draws:
         return _computed(gain, float(rule.of(*values)), "implied by the printed groups")
 
 
-def _key(gain: Gain) -> Key:
-    return "student", gain.metric, gain.group
-
-
 def _computed(gain: Gain, value: float, detail: str) -> Cell:
-    return Cell("computed", (), *_key(gain), value, detail=detail)
+    return Cell("computed", (), "student", gain.metric, gain.group, value, detail=detail)
 
 
 def _draw_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:

@@ -105,11 +105,6 @@ def rows_of(record: AnyEvaluation) -> list[Row]:
     return [dict(summary.row(record.scores))]
 
 
-def _encoder_of(record: AnyEvaluation) -> str:
-    """The encoder that was evaluated; the last of several."""
-    return record.points[-1].encoder_sha256 if isinstance(record, CurveRecord) else record.encoder_sha256
-
-
 class _Builder:
     """Makes replays and artifacts of one profile."""
 
@@ -148,20 +143,19 @@ class _Builder:
     def evaluations(self, name: str, found: Sequence[AnyEvaluation]) -> Iterator[Replay]:
         """Features, and the scores of every evaluation."""
         own = [record for record in found if isinstance(record, EvaluationRecord) and record.features_sha256]
+        features = [self._file(name, "features", self.layout.features(name), one.features_sha256 or "") for one in own[:1]]
         if own:
             sha256, manifest = own[0].encoder_sha256, own[0].manifest
             config = {"encoder_sha256": sha256, "manifest": manifest.sha256}
             needs = [self._manifest(manifest), self._encoder(name, sha256)]
-            rows, made = self._log_rows(name, "extract"), self._features(name, own[0])
-            yield self._replay(name, "extract", sha256, config, rows=rows, needs=needs, makes=[made])
+            rows = self._log_rows(name, "extract")
+            yield self._replay(name, "extract", sha256, config, rows=rows, needs=needs, makes=features)
         for record in found:
-            encoder = _encoder_of(record)
-            with_features = isinstance(record, EvaluationRecord) and record.features_sha256
-            needs = [self._encoder(name, encoder), *([self._features(name, own[0])] if with_features else [])]
+            needs = [self._encoder(name, record.encoder_sha256), *(features if record in own else [])]
             yield self._replay(
                 name,
                 record.kind,
-                names.evaluation_identity(encoder, record.settings),
+                names.evaluation_identity(record.encoder_sha256, record.settings),
                 {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
                 rows=self._rows(name, record),
                 summary={"seconds": record.provenance.seconds},
@@ -214,7 +208,7 @@ class _Builder:
     def result(self, name: str, record: AnyEvaluation) -> Artifact:
         """Scores and predictions: the record itself."""
         path = self.layout.record(name, record.kind)
-        digests = {"encoder": _encoder_of(record)}
+        digests = {"encoder": record.encoder_sha256}
         if isinstance(record, EvaluationRecord) and record.features_sha256:
             digests["features"] = record.features_sha256
         texts, metadata = {path.name: path.read_bytes()}, {"scores": rows_of(record)[-1]}
@@ -226,9 +220,6 @@ class _Builder:
 
     def _encoder(self, name: str, sha256: str) -> Artifact:
         return self._file(name, "encoder", self.layout.encoder(name), sha256)
-
-    def _features(self, name: str, record: EvaluationRecord) -> Artifact:
-        return self._file(name, "features", self.layout.features(name), record.features_sha256 or "")
 
     def _file(self, name: str, kind: str, path: Path, sha256: str) -> Artifact:
         uploads = {path.name: path} if self.options.upload and path.is_file() else {}
@@ -265,7 +256,7 @@ def _tables(record: AnyEvaluation) -> dict[str, Table]:
     if isinstance(record, CurveRecord):
         return {}
     every = record.evaluations if isinstance(record, TargetsRecord) else (record,)
-    return {summary.class_key(one): Table(*summary.class_rows(one)) for one in every}
+    return {summary.class_key(one): summary.class_rows(one) for one in every}
 
 
 def _provenance(found: Provenance) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from isd_repro.config.params import Exponential, Params
+from isd_repro.config.params import Exponential, Params, Subset
 
 _DRAW = {"seed", "list", "large_classes", "halving", "part"}  # keys of a rule that tell draws of one kind apart
 
@@ -50,6 +50,12 @@ def repetitions(params: Params, runs: Sequence[str]) -> list[list[str]]:
     return found
 
 
+def _kind(config: Subset, free: set[str]) -> str:
+    """What subsets of one kind share; keys of their rule that are `free` may differ."""
+    rule = config.rule.model_dump(mode="json", exclude=free)
+    return repr((config.source.dataset, sorted(rule.items()), config.search_per_class, config.query_per_class))
+
+
 def families(params: Params) -> list[list[str]]:
     """Subsets that have runs, draws of one kind together; a list of one is a subset with tables of its own.
 
@@ -59,9 +65,7 @@ def families(params: Params) -> list[list[str]]:
     kinds: dict[str, list[str]] = {}
     for subset, config in params.subsets.items():
         if planned(params, subset):
-            rule = config.rule.model_dump(mode="json", exclude=_DRAW)
-            kind = (config.source.dataset, sorted(rule.items()), config.search_per_class, config.query_per_class)
-            kinds.setdefault(repr(kind), []).append(subset)
+            kinds.setdefault(_kind(config, _DRAW), []).append(subset)
     found = []
     for subsets in kinds.values():
         alike = [repetitions(params, planned(params, subset)) for subset in subsets]
@@ -77,9 +81,7 @@ def imbalances(params: Params) -> list[dict[str, float]]:
     kinds: dict[str, dict[str, float]] = {}
     for subset, config in params.subsets.items():
         if isinstance(config.rule, Exponential) and planned(params, subset):
-            rule = config.rule.model_dump(mode="json", exclude=_DRAW | {"imbalance"})
-            kind = (config.source.dataset, sorted(rule.items(), key=str), config.search_per_class, config.query_per_class)
-            kinds.setdefault(repr(kind), {})[subset] = config.rule.imbalance
+            kinds.setdefault(_kind(config, _DRAW | {"imbalance"}), {})[subset] = config.rule.imbalance
     return [found for found in kinds.values() if len(set(found.values())) > 1]
 
 

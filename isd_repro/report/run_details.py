@@ -15,7 +15,7 @@ from isd_repro.report.cells import Cell, Printed
 from isd_repro.report.run_records import Records, RunRecords
 from isd_repro.report.scores import score_cell
 
-DEVIATION = re.compile(r"\bDEV-\d+\b")
+DEVIATION = re.compile(r"\b(DEV-\d+)\b")
 
 
 def command(run: str, part: str, folder: str = ".") -> str:
@@ -67,7 +67,7 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord |
         "record": record_link(run, part),
         "command": command(run, part),
         **own,
-        "encoder_sha256": record.points[-1].encoder_sha256 if isinstance(record, CurveRecord) else record.encoder_sha256,
+        "encoder_sha256": record.encoder_sha256,
         "manifest_sha256": record.manifest.sha256,
         **record.provenance.model_dump(mode="json"),
     }
@@ -171,11 +171,7 @@ def _paper_facts(paper: Printed) -> list[tuple[str, str]]:
 
 def linked(note: str) -> list[tuple[str, bool]]:
     """A note cut into (text, is a deviation's id) pieces."""
-    pieces, at = [], 0
-    for found in DEVIATION.finditer(note):
-        pieces += [(note[at : found.start()], False), (found[0], True)]
-        at = found.end()
-    return [(piece, mark) for piece, mark in [*pieces, (note[at:], False)] if piece]
+    return [(piece, at % 2 == 1) for at, piece in enumerate(DEVIATION.split(note)) if piece]
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:

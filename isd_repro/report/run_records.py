@@ -7,10 +7,8 @@ goes on with what is left.
 from __future__ import annotations
 
 import binascii
-import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +45,6 @@ EXTERNAL = "external.json"
 PRETRAIN = "pretrain"
 RECOMPUTED = "recomputed from stored predictions"
 RECORDED = "recorded only"
-Part = str
-part_of = kind_of  # the evaluation that a metric belongs to
 
 
 # --- one evaluation ---------------------------------------------------------------------------------------------------
@@ -88,41 +84,56 @@ class CheckedTargets:
     sets: Mapping[str, Evaluation]
 
 
-Checked = Evaluation | CheckedTargets | CurveRecord  # a curve as it stands: `learning_curves.load` compares it with the others
+Checked = Evaluation | CheckedTargets | CurveRecord
+Wrong = Callable[..., None]  # takes key, found, expected and perhaps the score that it makes worthless
 
 
 def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Evaluation | None:
     """Recompute every score that has predictions; None where nothing can be unpacked and the tell takes that."""
+
+    def wrong(key: str, found: str, expected: str, score: Key | None = None) -> None:
+        tell(Problem(path, key, found, expected, AGAIN, (run,), score))
+
     manifest = record.manifest
     groups = {"large": manifest.large, **{f"shots.{group}": classes for group, classes in manifest.shots.items()}}
-    for where, classes in groups.items():
-        unknown = sorted(set(classes) - set(manifest.classes))
-        if unknown:
-            tell(Problem(path, f"manifest.{where}", ", ".join(unknown), "names in manifest.classes", AGAIN, (run,)))
+    for where, of_group in groups.items():
+        if unknown := sorted(set(of_group) - set(manifest.classes)):
+            wrong(f"manifest.{where}", ", ".join(unknown), "names in manifest.classes")
             return None
-    packed = {"labels": record.labels, **{f"predictions[{name!r}]": text for name, text in sorted(record.predictions.items())}}
-    wanted = None if evaluations.own_queries(record.kind) else manifest.query
-    unpacked = {key: _unpack(text, key, wanted, record, path, run, tell) for key, text in packed.items()}
-    whole = {key: values for key, values in unpacked.items() if values is not None}
-    if len(whole) < len(unpacked):
+    classes = len(manifest.classes)
+    label = _unpack(record.labels, "labels", None if evaluations.own_queries(record.kind) else manifest.query, classes, wrong)
+    if label is None:
         return None
-    label = whole["labels"]
-    predictions = {name: whole[f"predictions[{name!r}]"] for name in record.predictions}
-    for name in (name for name, values in predictions.items() if len(values) != len(label)):
-        found, expected = f"{len(predictions[name])} entries", f"{len(label)}, as many as labels"
-        tell(Problem(path, f"predictions[{name!r}]", found, expected, AGAIN, (run,)))
+    predictions: dict[str, Tensor] = {}
+    for name, packed in record.predictions.items():
+        predicted = _unpack(packed, f"predictions[{name!r}]", len(label), classes, wrong)
+        predictions |= {} if predicted is None else {name: predicted}
+    if len(predictions) < len(record.predictions):
         return None
     masks = query_groups(label, manifest)
+    scores, levels = _recompute(record, label, predictions, masks, wrong)
+    if lone := sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores}):
+        wrong(f"predictions[{lone[0]!r}]", "without a score", "a score of the same name")
+    return Evaluation(record, scores, levels, label, predictions, masks)
+
+
+def _recompute(
+    record: EvaluationRecord,
+    label: Tensor,
+    predictions: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    wrong: Wrong,
+) -> tuple[dict[Key, Score], dict[Key, str]]:
+    """Each score, and how far it was verified."""
     scores: dict[Key, Score] = {}
     levels: dict[Key, str] = {}
     for one in record.scores:
         key = (one.encoder, one.metric, one.group)
-        name = " ".join(key)
-        where = f"scores[{name}]"
+        where, given = f"scores[{' '.join(key)}]", f"{one.correct} of {one.n}"
         if key in scores:
-            tell(Problem(path, where, "stated twice", "once", AGAIN, (run,), key))
+            wrong(where, "stated twice", "once", key)
         if not 0 <= one.correct <= one.n or one.n == 0:
-            tell(Problem(path, where, f"{one.correct} of {one.n}", "a score", AGAIN, (run,), key))
+            wrong(where, given, "a score", key)
             continue
         predicted = predictions.get(f"{one.encoder}/{one.metric}")
         levels[key] = RECORDED if predicted is None else RECOMPUTED
@@ -130,43 +141,32 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
             mask = masks.get(one.group)
             correct, n = (0, 0) if mask is None else (int((predicted == label)[mask].sum()), int(mask.sum()))
             if (correct, n) != (one.correct, one.n):
-                given, gives = f"{one.correct} of {one.n}", f"{correct} of {n}"
-                tell(Problem(path, where, given, f"{gives}, from its predictions", AGAIN, (run,), key))
+                wrong(where, given, f"{correct} of {n}, from its predictions", key)
         scores[key] = one
-    lone = sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores})
-    if lone:
-        tell(Problem(path, f"predictions[{lone[0]!r}]", "without a score", "a score of the same name", AGAIN, (run,)))
-    return Evaluation(record, scores, levels, label, predictions, masks)
+    return scores, levels
 
 
-def _unpack(
-    text: str, key: str, wanted: int | None, record: EvaluationRecord, path: Path, run: str, tell: OnProblem
-) -> Tensor | None:
+def _unpack(packed: str, key: str, wanted: int | None, classes: int, wrong: Wrong) -> Tensor | None:
     """Packed classes, `wanted` of them where that is known; None where they cannot be."""
-    classes = len(record.manifest.classes)
     try:
-        values = unpack_labels(text, MAX_QUERIES if wanted is None else wanted)
+        values = unpack_labels(packed, MAX_QUERIES if wanted is None else wanted)
     except (binascii.Error, zlib.error, ValueError) as error:
-        expected = "packed labels" if wanted is None else f"{wanted} packed labels"
-        tell(Problem(path, key, f"no packed labels ({error})", expected, AGAIN, (run,)))
+        wrong(key, f"no packed labels ({error})", "packed labels" if wanted is None else f"{wanted} packed labels")
         return None
     if wanted is not None and len(values) != wanted:
-        tell(Problem(path, key, f"{len(values)} entries", f"{wanted}, the manifest's queries", AGAIN, (run,)))
+        wrong(key, f"{len(values)} entries", f"{wanted}, one for each query")
         return None
     if len(values) and int(values.max()) >= classes:
-        tell(Problem(path, key, f"class {int(values.max())}", f"0 to {classes - 1}", AGAIN, (run,)))
+        wrong(key, f"class {int(values.max())}", f"0 to {classes - 1}")
         return None
     return values
 
 
 def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> CheckedTargets:
-    """Recompute both numbers of every target set, and compare each evaluation with its record."""
-    keys = [part.manifest.subset for part in record.evaluations]
-    facts: list[tuple[str, object, object]] = [("sets", keys, record.settings.get("sets"))]
+    """Recompute both numbers of every target set."""
     checked: dict[str, Evaluation] = {}
-    for key, part in zip(keys, record.evaluations, strict=True):
-        facts += [(f"{key}: run", part.run, record.run), (f"{key}: profile", part.profile, record.profile)]
-        facts += [(f"{key}: encoder_sha256", part.encoder_sha256, record.encoder_sha256)]
+    for part in record.evaluations:
+        key = part.manifest.subset
         one = check(part, path, record.run, partial(_of_set, key, tell))
         if one is None:
             continue
@@ -175,9 +175,6 @@ def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Checke
         given = part.mean_per_class
         if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
             tell(Problem(path, f"{key}: mean_per_class", f"{given}", f"{means}, from its predictions", AGAIN, (record.run,)))
-    for fact, found, expected in facts:
-        if found != expected:
-            tell(Problem(path, fact, repr(found), repr(expected), AGAIN, (record.run,)))
     return CheckedTargets(record, checked)
 
 
@@ -245,7 +242,11 @@ class External:
 
     record: ExternalRecord
     found: RunRecords
-    label: str = ""  # of its row; the record's own, or where another row could have that, followed by the record's name
+
+    @property
+    def label(self) -> str:
+        """Of its row, which tells it from runs and from other checkpoints."""
+        return f"{self.record.label} (checkpoint {self.record.name})"
 
     @property
     def manifest(self) -> ManifestIdentity:
@@ -275,7 +276,7 @@ def load(params: Params, layout: Layout, tell: OnProblem = refuse) -> Records:
     others = [name for name in folders if name not in params.runs and not name.startswith(".")]
     files = {name: layout.records / name / EXTERNAL for name in others}
     found = (_load_external(name, path, tell) for name, path in files.items() if path.is_file())
-    externals = _told_apart(params, [external for external in found if external])
+    externals = tuple(filter(None, found))
     strays = tuple(name for name, path in files.items() if not path.is_file())
     return Records(runs=runs, strays=strays, externals=externals)
 
@@ -314,22 +315,6 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
     for kind in kinds:
         record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, tell)
         found |= {kind: record} if record else {}
-    for kind, one in found.items():
-        facts = {"kind": (one.kind, kind), "profile": (one.profile, params.profile), "run": (one.run, name)}
-        facts["manifest.subset"] = (one.manifest.subset, params.runs[name].data.subset)
-        for key, (ours, theirs) in facts.items() if not isinstance(one, CurveRecord) else ():
-            if ours != theirs:
-                tell(Problem(paths[kind], key, repr(ours), repr(theirs), AGAIN, (name,)))
-    present = {kind: one for kind, one in found.items() if not isinstance(one, CurveRecord)}
-    first = next(iter(present), "")
-    for kind, one in present.items():
-        for key, ours, theirs in (
-            ("encoder_sha256", one.encoder_sha256, present[first].encoder_sha256),
-            ("manifest.sha256", one.manifest.sha256, present[first].manifest.sha256),
-        ):
-            if ours != theirs:
-                hint = "the records come from different runs; run the later stages again"
-                tell(Problem(paths[kind], key, ours, f"{theirs}, as {paths[first].name} says", hint, (name,)))
     checked: dict[str, Checked | None] = {}
     for kind, one in found.items():
         if isinstance(one, EvaluationRecord):
@@ -338,8 +323,9 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
             checked[kind] = _check_targets(one, paths[kind], tell)
         elif isinstance(one, CurveRecord):
             checked[kind] = one
-    consistency.consistent(name, present, paths, tell)
-    consistency.plausible(name, found, paths, tell)
+    for part, key, ours, theirs, said in consistency.facts(found, params.profile, name, params.runs[name].data.subset):
+        if ours != theirs:
+            tell(Problem(paths[part], key, repr(ours), f"{theirs!r}{said}", AGAIN, (name,)))
     return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
 
 
@@ -358,21 +344,6 @@ def _load_external(name: str, path: Path, tell: OnProblem) -> External | None:
             tell(Problem(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
     checked = {part.kind: check(part, path, name, tell) for part in record.evaluations}
     return External(record, RunRecords(name, None, {kind: part for kind, part in checked.items() if part is not None}))
-
-
-def _told_apart(params: Params, externals: Sequence[External]) -> tuple[External, ...]:
-    """Rows of evaluated checkpoints under labels that no run, no mean over seeds and no other checkpoint has."""
-
-    def plain(label: str) -> str:
-        return " ".join(label.split()).casefold()
-
-    taken = Counter([plain(run.label) for run in params.runs.values()] + [plain(one.record.label) for one in externals])
-    found = []
-    for one in externals:
-        label, name = one.record.label, one.record.name
-        alike = taken[plain(label)] > 1 or re.search(r"\(checkpoint |, \d+ seeds", label)
-        found.append(replace(one, label=f"{label} (checkpoint {name})" if alike else label))
-    return tuple(found)
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:

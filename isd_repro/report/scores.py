@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from isd_repro.records import balancedness
+from isd_repro.records import Score, balancedness
 from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Kind
 from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
@@ -26,9 +26,13 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
     score = evaluation.scores.get((encoder, metric, group))
     if score is None:
         return replace(cell, kind="not run", detail=f"the {cell.part} record has no such score")
+    return scored(cell, score, evaluation.levels[encoder, metric, group])
+
+
+def scored(cell: Cell, score: Score, level: str, kind: Kind = "score") -> Cell:
+    """The cell with a score and its Wilson interval; `level` says how far it was verified."""
     low, high = intervals.wilson(score.correct, score.n)
-    level = evaluation.levels[encoder, metric, group]
-    return replace(cell, kind="score", value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
+    return replace(cell, kind=kind, value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
 
 
 def balancedness_cell(found: RunRecords, encoder: str, metric: str) -> Cell:

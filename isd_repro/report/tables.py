@@ -20,7 +20,16 @@ from isd_repro.report import intervals, text
 from isd_repro.report.cells import Cell, Column, Kind, Row, Table
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
 from isd_repro.report.run_records import RECORDED, Evaluation, External, Key, Records, RunRecords
-from isd_repro.report.scores import balancedness_cell, difference_cell, mark_best, mean_cell, method_cell, score_cell, with_n
+from isd_repro.report.scores import (
+    balancedness_cell,
+    difference_cell,
+    mark_best,
+    mean_cell,
+    method_cell,
+    score_cell,
+    scored,
+    with_n,
+)
 
 ENCODERS = ("student", "teacher")
 BALANCEDNESS = "balancedness"  # in the place of a group: the column of the standard deviation over classes
@@ -405,17 +414,16 @@ def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
     score = one.scores.get((encoder, kind, "all"))
     if score is None:
         return replace(cell, detail=f"this method has no {encoder}")
-    cell = replace(cell, n=score.n, level=one.levels[encoder, kind, "all"])
+    cell = scored(cell, score, one.levels[encoder, kind, "all"])
     if not _per_class(one):
-        low, high = intervals.wilson(score.correct, score.n)
-        return replace(cell, kind="score", value=score.top1, correct=score.correct, low=low, high=high)
+        return cell
     hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, one.label.bincount()
     mean, low, high = intervals.mean_per_class(one.label[hits].bincount(minlength=len(n)).tolist(), n.tolist())
     detail = (
         f"mean over {len(one.label.unique())} classes of the share classified correctly; {text.count(score.n)} queries;"
         f" the interval is 1.96 standard deviations of a binomial model per class; verification: {cell.level}"
     )
-    return replace(cell, kind="mean", value=mean, low=low, high=high, detail=detail)
+    return replace(cell, kind="mean", value=mean, correct=None, low=low, high=high, detail=detail)
 
 
 def _mean_of_targets(kind: str, cells: Sequence[Cell]) -> Cell:

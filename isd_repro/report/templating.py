@@ -50,7 +50,7 @@ def environment(kind: str) -> Environment:
         mdpart=text.markdown_part,
         count=text.count,
         duration=text.duration,
-        one_decimal=text.one_decimal,
+        decimal=text.decimal,
         linked=run_details.linked,
         unbroken=lambda words: re.sub(r"\b([pn]) ([=<]) ", "\\1\u00a0\\2\u00a0", words),
         listing=text.listing,

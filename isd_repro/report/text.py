@@ -32,56 +32,19 @@ _LATEX = {
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     MINUS: r"$-$",
     "\N{EN DASH}": "--",
-    "\N{EM DASH}": "---",
-    "\N{HYPHEN}": "-",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "\N{MIDDLE DOT}": r"$\cdot$",
     "\N{GREEK SMALL LETTER TAU}": r"$\tau$",
     "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
-    "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
-    "\N{DEGREE SIGN}": r"$^\circ$",
-    **dict(zip("\u2018\u2019\u201c\u201d", ("`", "'", "``", "''"), strict=True)),  # quotation marks
     "\N{DAGGER}": r"\dag{}",
     "\N{DOUBLE DAGGER}": r"\ddag{}",
-    **{
-        sign: f"\\{name}{{}}"
-        for sign, name in zip("ßæÆøØłŁœŒ§", ("ss", "ae", "AE", "o", "O", "l", "L", "oe", "OE", "S"), strict=True)
-    },
 }
-_LATEX_ACCENTS = dict(  # marks that default LaTeX puts on a letter, by their combining characters
-    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0323\u0327", "`'^~=u.\"rHvdc", strict=True)
-)
 _FORMULA = re.compile(r"((?:^|;)[\s\"']*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~^$])")
 _MARKDOWN_START = re.compile(r"^(\d+(?=[.)](?:\s|$)))|^(?=[-+](?:\s|$)|--|=)")  # a list, a rule or a heading's underline
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX prints it, on one line; characters that only a Unicode engine prints stay as they are, see `latex_file`."""
-    return "".join(_latex_sign(sign) for sign in unicodedata.normalize("NFC", visible(text)))
-
-
-def _latex_sign(sign: str) -> str:
-    letter, accent = sign, ""
-    if sign not in _LATEX and len(parts := unicodedata.normalize("NFD", sign)) == 2:
-        letter, accent = parts[0], _LATEX_ACCENTS.get(parts[1], "")
-    return f"\\{accent}{{{letter}}}" if accent and letter.isascii() else _LATEX.get(sign, sign)
-
-
-def latex_file(content: str) -> str:
-    """A LaTeX file that says what it needs, and stops pdfLaTeX with that message, where it has characters beyond Latin.
-
-    pdfLaTeX's own error names one character and no remedy; LuaLaTeX and XeLaTeX print what their fonts have.
-    """
-    signs = sorted({sign for sign in content if not sign.isascii()})
-    if not signs:
-        return content
-    needs = "table.tex has characters that pdfLaTeX cannot print; use LuaLaTeX or XeLaTeX with fonts that have them"
-    shown = " ".join(f"U+{ord(sign):04X}" for sign in signs[:8])
-    return (
-        f"% Characters beyond Latin ({shown}): use LuaLaTeX or XeLaTeX, and select fonts that have them (fontspec, babel).\n"
-        f"\\ifdefined\\XeTeXversion\\else\\ifdefined\\directlua\\else\\errmessage{{{needs}}}\\fi\\fi\n{content}"
-    )
+    """Text as LaTeX prints it, on one line. Letters stay as they are: LaTeX reads UTF-8, and names what its fonts lack."""
+    return "".join(_LATEX.get(sign, sign) for sign in unicodedata.normalize("NFC", visible(text)))
 
 
 def markdown(text: str) -> str:
@@ -109,15 +72,10 @@ def csv_cell(text: str) -> str:
     return _FORMULA.sub(r"\1'", visible(text))
 
 
-def decimal(value: float, places: int) -> str:
-    """84.10; a negative value has a true minus sign, and no value is printed as minus zero."""
+def decimal(value: float, places: int = 1) -> str:
+    """84.1; a negative value has a true minus sign, and no value is printed as minus zero."""
     text = f"{value:.{places}f}"
     return (text if text.strip("-0.") else text.removeprefix("-")).replace("-", MINUS)
-
-
-def one_decimal(value: float) -> str:
-    """84.1, in the form of `decimal`."""
-    return decimal(value, 1)
 
 
 def signed(value: float, places: int = 1) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isd_repro.runtime.errors import UserError
-from isd_repro.tracking.replay import Artifact, Replay, Table
+from isd_repro.tracking.replay import Artifact, Replay
 
 REMOVED = "[removed]"
 DROPPED = frozenset({"commit", "dirty", "written", "command", "host", "hostname", "user", "username", "email", "remote"})  # keys
@@ -32,17 +32,15 @@ def secrets(root: Path) -> list[str]:
     except (KeyError, OSError):
         account = ""
     found |= {account, *(os.environ.get(name, "") for name in _ACCOUNT)} - _NOBODY
-    asked = (["git", "remote", "-v"], ["git", "config", "user.email"], ["git", "config", "user.name"])
-    for command in asked:
-        try:
-            text = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=10).stdout
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if command[1] == "remote":
-            remotes = {line.split()[1] for line in text.splitlines() if len(line.split()) > 1}
-            found |= remotes | {"/".join(re.split("[/:]", remote.removesuffix(".git"))[-2:]) for remote in remotes}
-        else:
-            found.add(text.strip())
+    command = ["git", "config", "--get-regexp", r"^(remote\..*url|user\.(name|email))$"]
+    try:
+        lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        lines = []
+    for key, _, value in (line.partition(" ") for line in lines):
+        found.add(value)
+        if key.startswith("remote."):
+            found.add("/".join(re.split("[/:]", value.removesuffix(".git"))[-2:]))
     trivial = {"", "/", "localhost", "localhost.localdomain", os.sep}
     return sorted(found - trivial, key=lambda word: (-len(word), word))
 
@@ -71,13 +69,12 @@ class Scrubber:
 
     def artifact(self, one: Artifact) -> Artifact:
         """An artifact without them."""
-        texts = {name: self._file(name, content.decode()).encode() for name, content in one.texts.items()}
+        texts = {}
+        for name, content in one.texts.items():
+            tree = self.value(json.loads(content)) if name.endswith(".json") else None
+            kept = self.text(content.decode()) if tree is None else json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
+            texts[name] = kept.encode()
         return replace(one, texts=texts, metadata=self.value(one.metadata))
-
-    def _file(self, name: str, content: str) -> str:
-        if name.endswith(".json"):
-            return json.dumps(self.value(json.loads(content)), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        return self.text(content)
 
     def replay(self, replay: Replay) -> Replay:
         """A stage without them; of pictures the captions are looked at, and W&B gets their pixels alone.
@@ -90,13 +87,12 @@ class Scrubber:
             if self.text(name) != name:
                 hint = "rename it in params.yaml, or publish from another account and machine"
                 raise UserError(f"{run.title}: the name {name!r} reveals who or where you are", hint)
-        tables = {key: Table(self.value(table.columns), self.value(table.rows)) for key, table in replay.tables.items()}
         return replace(
             replay,
             run=replace(run, config=self.value(run.config)),
             rows=self.value(replay.rows),
             summary=self.value(replay.summary),
-            tables=tables,
+            tables={key: (self.value(columns), self.value(rows)) for key, (columns, rows) in replay.tables.items()},
             pictures=[replace(picture, caption=self.text(picture.caption)) for picture in replay.pictures],
             needs=[self.artifact(one) for one in replay.needs],
             makes=[self.artifact(one) for one in replay.makes],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CAPTION = "Description"  # PNG's own keyword
-_KEY = re.compile(r"[a-z0-9-]+")
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,10 @@ def save(folder: Path, key: str, pixels: Tensor, caption: str = "") -> Picture:
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: `key` or the tensor is not what is described here.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    if not _KEY.fullmatch(key) or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ValueError(f"no picture: key {key!r}, shape {tuple(pixels.shape)}")
     array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     info = PngInfo()

@@ -22,6 +22,7 @@ AXES = ("epoch", "step")  # what a row is a row of; its other keys are values
 
 Row = dict[str, Any]
 _NOT_FINITE = "not_finite"
+_ANEW = "delete the file and run its stage again"
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -43,7 +44,7 @@ def truncate_metrics(path: Path, keep: Callable[[Row], bool]) -> None:
     try:
         kept = "".join(line(row) for row in _rows(path) if keep(row))
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: a row has no epoch or step ({error})", "delete the file and run its stage again") from error
+        raise DataError(f"{path}: a row has no epoch or step ({error})", _ANEW) from error
     files.write_atomic(path, kept.encode())
 
 
@@ -51,19 +52,16 @@ def _rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise DataError(f"{path}: no such file", "run the `pretrain` stage of this run")
     *complete, _torn = path.read_text("utf-8", errors="replace").split("\n")
-    return [_parse(path, number, text) for number, text in enumerate(complete, start=1)]
-
-
-def _parse(path: Path, number: int, text: str) -> Row:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not JSON ({error})", "delete the file and run its stage again") from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{path}:{number}: expected an object, found {type(row).__name__}", "delete the file and run its stage again"
-        )
-    return row
+    rows = []
+    for number, text in enumerate(complete, start=1):
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})", _ANEW) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected an object, found {type(row).__name__}", _ANEW)
+        rows.append(row)
+    return rows
 
 
 def line(row: Mapping[str, Any]) -> str:

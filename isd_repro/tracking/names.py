@@ -58,7 +58,7 @@ def describe(params: Params, layout: Layout, name: str, stage: str, *, identity:
     tags, own = [f"profile:{params.profile}", f"stage:{stage}"], {}
     if run is not None:
         tags += [f"method:{run.method.name}", f"subset:{run.data.subset}"]
-        trained = _read_json(layout.record(name, "pretrain"))
+        trained = read_json(layout.record(name, "pretrain"))
         fingerprint = identity if stage == "pretrain" else trained.get("fingerprint")
         own = {**run.model_dump(mode="json", include=set(RUN_CONFIG)), **trained.get("config", {})}
         own |= {"label": run.label, "subset": run.data.subset, "fingerprint": fingerprint}
@@ -66,8 +66,8 @@ def describe(params: Params, layout: Layout, name: str, stage: str, *, identity:
     return StageRun(identifier, title, group, stage, tuple(tag[:64] for tag in tags), {**own, **config})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A record as plain JSON; a missing or damaged one says nothing here, and the stage that needs it reports it."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A note or a record as plain JSON; one that is missing or torn says nothing here, and who needs a record reports it."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

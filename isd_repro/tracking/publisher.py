@@ -96,7 +96,7 @@ class Publisher:
         """
         title, note, digest = replay.run.title, self.notes / replay.run.id, replay.digest()
         with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: it is already being published"):
-            noted = read_note(note)
+            noted = names.read_json(note)
             if noted.get(PUBLISHED) == digest:
                 return "known"
             try:
@@ -106,7 +106,8 @@ class Publisher:
                 hint = "run the same command again; it continues where it stopped"
                 raise UserError(f"{title}: W&B did not accept it ({brief(error)})", hint) from error
             # an offline run cannot be asked later: `wandb clean` removes it once it is sent
-            write_note(note, {PUBLISHED: digest, "rows": list(replay.rows), "media": _media(replay)})
+            media = [*(names.image(picture.key) for picture in replay.pictures), *map(names.table, replay.tables)]
+            write_note(note, {PUBLISHED: digest, "rows": list(replay.rows), "media": media})
         return "sent" if sent else "known"
 
     def _send(self, replay: Replay, digest: str, noted: Mapping[str, Any]) -> bool:
@@ -119,7 +120,9 @@ class Publisher:
             there.media |= set(noted.get("media", ()))
         if there.digest == digest:
             return False
-        stage = replace(replay.run, config={**replay.run.config, "artifacts": _lineage(replay)})
+        sides = {"in": replay.needs, "out": replay.makes}  # an offline run has no other way to say what it needs
+        lineage = {side: {one.name: one.type for one in each} for side, each in sides.items()}
+        stage = replace(replay.run, config={**replay.run.config, "artifacts": lineage})
         run = session.start(self.mode, stage, self._tracking, self._folder, **self._settings)
         if self.mode == "online":
             there = history.on_server(run)
@@ -155,7 +158,7 @@ class Publisher:
                 run.log({names.image(picture.key): wandb_image(picture)})
         for key, table in replay.tables.items():
             if missing or names.table(key) not in there.media:
-                run.log({names.table(key): wandb_table(table.columns, table.rows)})
+                run.log({names.table(key): wandb_table(*table)})
 
     def _artifacts(self, run: Any, replay: Replay) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -168,20 +171,11 @@ class Publisher:
                     logged.wait(timeout=int(session.FINISH_TIMEOUT))
 
 
-def _media(replay: Replay) -> list[str]:
-    return [*(names.image(picture.key) for picture in replay.pictures), *map(names.table, replay.tables)]
-
-
 def _final(rows: Sequence[Row]) -> Row:
     """What a summary says of the rows: the last one's values, and of some keys the least of all, as `define_metrics` asks for."""
     found = finite(rows[-1]) if rows else {}
     values = {key: [row[key] for row in rows if row.get(key) is not None] for key in MINIMA}
     return found | {key: {"min": min(given), "last": given[-1]} for key, given in values.items() if given}
-
-
-def _lineage(replay: Replay) -> dict[str, Any]:
-    """What goes in and out by name: an offline run has no other way to say what it needs."""
-    return {side: {one.name: one.type for one in each} for side, each in (("in", replay.needs), ("out", replay.makes))}
 
 
 def _artifact(one: Artifact, folder: Path) -> Any:
@@ -212,15 +206,6 @@ def notes_folder(folder: Path, tracking: Tracking, mode: Attempt) -> Path:
     entity = tracking.entity or os.environ.get("WANDB_ENTITY")
     target = names.digest({"server": server, "entity": entity, "project": tracking.project})
     return folder / "wandb" / "published" / target[:16]
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """A note; one that is torn says nothing."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_note(path: Path, values: Mapping[str, Any]) -> None:

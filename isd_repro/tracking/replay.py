@@ -35,12 +35,7 @@ class Artifact:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns and rows
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from isd_repro.config.params import Tracking
 from isd_repro.runtime.errors import UserError
-from isd_repro.tracking import session
-from isd_repro.tracking.publisher import mode_of, notes_folder, read_note, write_note
+from isd_repro.tracking import names, session
+from isd_repro.tracking.publisher import mode_of, notes_folder, write_note
 from isd_repro.tracking.session import brief
 
 _COLUMNS, _HEIGHT = 24, 8  # of W&B's grid, and of a panel
@@ -48,7 +48,7 @@ def save(views: Mapping[str, Any], tracking: Tracking, root: Path) -> list[str]:
 
     title = views["workspace"]["name"]
     note = notes_folder(folder, tracking, "online") / "views.json"
-    noted = read_note(note)
+    noted = names.read_json(note)
     try:
         entity = tracking.entity or wandb.Api(timeout=int(session.INIT_TIMEOUT)).default_entity
         place = {"entity": entity, "project": tracking.project}

@@ -10,8 +10,8 @@ from typing import Any
 
 from isd_repro.evaluations import kind_of
 from isd_repro.report import cards, dvc_files, numbers, page
+from isd_repro.report.consistency import LAST
 from isd_repro.report.export import CELLS, Place, by_place
-from isd_repro.report.learning_curves import LAST
 from isd_repro.report.problems import Key, Problem
 from isd_repro.report.run_records import RECORDED, Records, RunRecords
 from isd_repro.report.stamp import STAMP, cause
@@ -45,7 +45,7 @@ class Number:
 def check_rendered(state: Verification, records: Records) -> list[Number]:
     """Compare the report on the disk with a fresh one, byte by byte; a verdict for every number that either shows."""
     layout, edited = state.layout, dict[Place, Problem]()
-    report = page.assemble(state.params, records, layout, state.problems.append)
+    report = page.assemble(state.params, records, layout)
     damaged = {run for problem in state.problems for run in problem.runs}
     files = page.render(report)
     fresh = by_place(json.loads(files[CELLS])["cells"])

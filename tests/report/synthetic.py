@@ -113,6 +113,37 @@ def masks(label: torch.Tensor, large: Iterable[str], shots: Mapping[Any, Iterabl
     return found | {group: of(classes) for group, classes in (shots or {}).items()}
 
 
+def evaluation(
+    params: Params,
+    run: str,
+    kind: str,
+    given: Mapping[str, torch.Tensor],
+    *,
+    protocol: str = "paper",
+    settings: Mapping[str, Any] | None = None,
+    stored: bool = True,
+) -> EvaluationRecord:
+    """A record of the predictions `given` by "<encoder>/<metric>" for queries whose classes take turns."""
+    queries = len(next(iter(given.values())))
+    identity = manifest(params, params.runs[run].data.subset, queries)
+    label = torch.arange(queries) % len(CLASSES)
+    groups = masks(label, identity.large, identity.shots)
+    return EvaluationRecord(
+        kind=kind,
+        profile=params.profile,
+        run=run,
+        protocol="1-NN, 20-NN exact float32, ties by lowest label" if kind == "knn" else protocol,
+        settings={"k": [1, 20]} if kind == "knn" else dict(settings or {"epochs": 40}),
+        manifest=identity,
+        encoder_sha256=sha("encoder", run),
+        features_sha256=sha("features", run),
+        scores=tuple(score for key, found in given.items() for score in score_groups(key, found, label, groups)),
+        labels=pack_labels(label),
+        predictions={key: pack_labels(found) for key, found in given.items()} if stored else {},
+        provenance=provenance(4.2),
+    )
+
+
 def write_run(
     where: Layout,
     params: Params,
@@ -126,50 +157,33 @@ def write_run(
     loss: float = 5.0,
 ) -> None:
     """Write the parts of one run's record; student accuracy as given, teacher's a little lower."""
-    subset = params.runs[run].data.subset
-    identity = manifest(params, subset, queries)
-    label = torch.arange(queries) % len(CLASSES)
-    common: dict[str, Any] = {"profile": params.profile, "run": run, "manifest": identity, "encoder_sha256": sha("encoder", run)}
-    epochs = params.runs[run].optim.epochs
+    label, epochs = torch.arange(queries) % len(CLASSES), params.runs[run].optim.epochs
     for part in parts:
-        path = where.record(run, part)
         if part == "pretrain":
-            curve = tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1))
             groups_of_run = params.runs[run].model_dump(mode="json", exclude={"label", "notes"})
             record: Any = PretrainRecord(
-                **common,
+                profile=params.profile,
+                run=run,
+                manifest=manifest(params, params.runs[run].data.subset, queries),
+                encoder_sha256=sha("encoder", run),
                 label=params.runs[run].label,
                 notes=params.runs[run].notes,
                 config=groups_of_run,
                 fingerprint=fingerprint(groups_of_run),
                 encoders=encoders,
                 steps=16 * epochs,
-                curve=curve,
+                curve=tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1)),
                 sources=(sha("source"),),
                 provenance=provenance(),
             )
         else:
-            names = ("1-NN", "20-NN") if part == "knn" else ("linear-last", "linear-best")
             given = {}
             for encoder in encoders if part == "knn" else encoders[:1]:
-                for at, metric in enumerate(names):
+                for at, metric in enumerate(("1-NN", "20-NN") if part == "knn" else ("linear-last", "linear-best")):
                     lower = encoder == "teacher"
-                    given[encoder, metric] = predictions(label, accuracy - 0.05 * lower, seed + 17 * at + lower)
-            groups = masks(label, identity.large, identity.shots)
-            record = EvaluationRecord(
-                **common,
-                kind=part,
-                protocol="1-NN, 20-NN exact float32, ties by lowest label" if part == "knn" else "paper",
-                settings={"k": [1, 20]} if part == "knn" else {"epochs": 40},
-                features_sha256=sha("features", run),
-                scores=tuple(
-                    score for key, found in given.items() for score in score_groups("/".join(key), found, label, groups)
-                ),
-                labels=pack_labels(label),
-                predictions={"/".join(key): pack_labels(found) for key, found in given.items()},
-                provenance=provenance(4.2),
-            )
-        write_record(path, record)
+                    given[f"{encoder}/{metric}"] = predictions(label, accuracy - 0.05 * lower, seed + 17 * at + lower)
+            record = evaluation(params, run, part, given)
+        write_record(where.record(run, part), record)
 
 
 def write_counts(
@@ -180,7 +194,6 @@ def write_counts(
     *,
     queries: int = 100,
     metric: str = "1-NN",
-    encoders: tuple[Encoder, ...] = ("student",),
     stored: bool = True,
 ) -> None:
     """A record in which so many queries of a group or class are answered rightly, and no others."""
@@ -191,22 +204,8 @@ def write_counts(
     for name, hits in right.items():
         places = (groups[name] if name in groups else label == CLASSES.index(name)).nonzero().flatten()[:hits]
         predicted[places] = label[places]
-    linear = metric.startswith("linear")
-    record = EvaluationRecord(
-        kind="linear" if linear else "knn",
-        profile=params.profile,
-        run=run,
-        protocol="paper" if linear else "1-NN, 20-NN exact float32, ties by lowest label",
-        settings={"k": [1, 20]},
-        manifest=identity,
-        encoder_sha256=sha(run),
-        features_sha256=None,
-        scores=tuple(score for encoder in encoders for score in score_groups(f"{encoder}/{metric}", predicted, label, groups)),
-        labels=pack_labels(label),
-        predictions={f"{encoder}/{metric}": pack_labels(predicted) for encoder in encoders} if stored else {},
-        provenance=provenance(),
-    )
-    write_record(where.record(run, record.kind), record)
+    kind = "linear" if metric.startswith("linear") else "knn"
+    write_record(where.record(run, kind), evaluation(params, run, kind, {f"student/{metric}": predicted}, stored=stored))
 
 
 def with_k(params: Params, *k: int) -> Params:

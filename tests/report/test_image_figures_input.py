@@ -54,7 +54,7 @@ def test_one_panel_for_each_snapshot_in_the_order_of_epochs(world: World) -> Non
     similar = (rows @ rows.T).fill_diagonal_(-1)
     label = torch.from_numpy(world.manifest.labels)[query]
     assert panels[0]["neighbours"] == pytest.approx(100 * float((label[similar.argmax(dim=1)] == label).double().mean()))
-    assert len({panel["input_sha256"] for panel in panels}) == 7
+    assert len({panel["sha256"] for panel in panels}) == 7
     svg = world.files("isd")["tsne.svg"].decode()
     assert svg.index(">Epoch 20: ") < svg.index(">Epoch 100: ") < svg.index(">Final encoder: ")
 
@@ -72,17 +72,11 @@ def test_a_snapshot_of_another_run_is_refused(world: World, change: dict[str, st
 # --- bad input ----------------------------------------------------------------------------------------------------------
 
 
-def test_features_that_are_missing_or_of_another_encoder_are_refused(world: World) -> None:
+def test_features_of_another_encoder_are_refused(world: World) -> None:
     path = world.layout.features("isd")
     path.write_bytes(world.layout.features("moco").read_bytes())
     write_encoder(world.layout.encoder("isd"), NARROW, ("student", "teacher"), world.manifest.sha256, seed=9)
     with pytest.raises(DataError, match="made by encoder file"):
-        world.draw("isd")
-    path.unlink()
-    with pytest.raises(DataError, match=r"features\.safetensors: no such file"):
-        world.draw("isd")
-    world.layout.encoder("isd").unlink()
-    with pytest.raises(DataError, match=r"encoder\.safetensors: no such file"):
         world.draw("isd")
 
 
@@ -131,9 +125,6 @@ def test_the_command_line(world: World, command: Callable[..., tuple[int, str]])
     [
         (("ids",), 3, "did you mean 'isd'"),
         (("isd", "--k", "26"), 3, "26 clusters of 25 images"),
-        (("isd", "--clusters", "0"), 2, "--clusters"),
-        (("isd", "--seed", "4294967296"), 2, "--seed"),
-        ((), 2, "Missing argument"),
     ],
 )
 def test_bad_arguments(command: Callable[..., tuple[int, str]], arguments: tuple[str, ...], code: int, words: str) -> None:

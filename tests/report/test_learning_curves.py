@@ -53,7 +53,7 @@ def save(profile: Profile, found: CurveRecord) -> None:
 
 def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
     save(profile, record(profile))
-    found = learning_curves.load(profile.params, profile.layout, profile.records())
+    found = learning_curves.of_runs(profile.records())
     assert list(found) == ["isd"]
     drawn = figures.trajectories(profile.params, found, "small")
     assert drawn is not None
@@ -66,7 +66,7 @@ def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
 
 
 def test_no_record_is_no_figure(profile: Profile) -> None:
-    found = learning_curves.load(profile.params, profile.layout, profile.records())
+    found = learning_curves.of_runs(profile.records())
     assert found == {}
     assert figures.trajectories(profile.params, found, "small") is None
 
@@ -83,13 +83,16 @@ def changed(found: CurveRecord, at: int, **update: object) -> CurveRecord:
         (lambda r: r.model_copy(update={"run": "moco"}), "run is 'moco', expected 'isd'"),
         (lambda r: r.model_copy(update={"profile": "demo"}), "profile is 'demo'"),
         (lambda r: r.model_copy(update={"manifest": r.manifest.model_copy(update={"sha256": "0"})}), "manifest.sha256 is '0'"),
-        (lambda r: r.model_copy(update={"points": r.points[::-1]}), "epochs is [10, 6, 2], expected [2, 6, 10]"),
-        (lambda r: r.model_copy(update={"points": r.points[:2]}), "last point's encoder_sha256"),
+        (
+            lambda r: r.model_copy(update={"points": (r.points[1], r.points[0], r.points[2])}),
+            "epochs is [6, 2, 10], expected [2, 6, 10]",
+        ),
+        (lambda r: r.model_copy(update={"points": r.points[:2]}), "encoder_sha256 is"),
         (lambda r: changed(r, 2, epoch=11), "last epoch is 11, expected 10"),
         (lambda r: changed(r, 2, scores=r.points[1].scores), "last point's scores"),
         (
             lambda r: changed(r, 0, scores=(r.points[0].scores[0].model_copy(update={"correct": 501}),)),
-            "scores of epoch 2 out of range is ['1-NN']",
+            "epoch 2: scores out of range is ['1-NN']",
         ),
     ],
 )
@@ -97,7 +100,7 @@ def test_a_record_that_disagrees_is_refused(profile: Profile, change: Callable[[
     found = change(record(profile))
     write_record(profile.layout.record("isd", "trajectory"), found)
     with pytest.raises(DataError) as caught:
-        learning_curves.load(profile.params, profile.layout, profile.records())
+        profile.records()
     assert words in caught.value.message
     assert str(profile.layout.record("isd", "trajectory")) in caught.value.message
 

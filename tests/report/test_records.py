@@ -98,7 +98,7 @@ def test_a_score_without_predictions_is_recorded_only(profile: Profile) -> None:
 def test_parts_of_different_runs_are_refused(profile: Profile, key: str, of: tuple[str, str]) -> None:
     path, other = profile.layout.record("isd", "knn"), synthetic.sha("other")
     edit(path, lambda tree: (tree["manifest"] if "." in key else tree).update({key.removeprefix("manifest."): other}))
-    assert refused(profile) == f"{path}: {key} is {other}, expected {synthetic.sha(*of)}, as pretrain.json says"
+    assert refused(profile) == f"{path}: {key} is '{other}', expected '{synthetic.sha(*of)}', as pretrain.json says"
 
 
 def test_rows_of_one_table_must_share_their_images(profile: Profile) -> None:
@@ -163,10 +163,10 @@ FIVE = "1-NN, 5-NN exact float32, ties by lowest label"
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
-        ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is deadbeefdeadbeef"),
+        ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is 'deadbeefdeadbeef'"),
         ("pretrain", lambda tree: tree["config"].pop("method"), "fingerprint is"),
         ("pretrain", lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint is"),
-        ("pretrain", lambda tree: tree["curve"].pop(), "curve is 9 epochs, expected 10, from its config"),
+        ("pretrain", lambda tree: tree["curve"].pop(), "curve is '9 epochs', expected '10 epochs', from its config"),
         ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "manifest.train is"),
         ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "manifest.dataset is 'ImageNet'"),
         ("knn", lambda tree: tree.update(features_sha256="0" * 64), "features_sha256 is"),

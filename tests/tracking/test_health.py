@@ -67,12 +67,6 @@ def test_purity_is_the_slow_count(known: int) -> None:
     assert float(purity(rows, label, newest)) == pytest.approx(slow, rel=1e-12)
 
 
-def test_purity_without_older_images_is_no_number() -> None:
-    label = torch.full((8,), -1)
-    label[:4] = 0
-    assert math.isnan(float(purity(unit_rows(8, 3), label, torch.arange(4))))
-
-
 class Recorded:
     """Labels by step, without images."""
 

@@ -119,7 +119,7 @@ def test_scores_and_lengths(protocols: Profile) -> None:
     )
     answer = protocols.verify("--quick")
     one = answer.caught(DENSE, "predictions['teacher/5-NN-dense']")
-    assert (one["found"], one["expected"]) == (f"{queries - 1} entries", f"{queries}, as many as labels")
+    assert (one["found"], one["expected"]) == (f"{queries - 1} entries", f"{queries}, one for each query")
     answer.caught(TRANSFER, "cifar10-folder: scores[student transfer all]")
     assert answer.verdicts(run="isd", metric="transfer-cifar10-folder", encoder="student") == {"failed"}
     assert answer.verdicts(run="moco", metric="transfer-cifar10-folder") == {"recomputed"}

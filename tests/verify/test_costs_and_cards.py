@@ -57,12 +57,6 @@ def test_failed_and_killed_attempts_count(profile: Profile) -> None:
     assert {len(row) for row in shown.rows} == {len(shown.heads)}
 
 
-def test_seconds_are_summed_alike_by_every_python() -> None:
-    """From 3.12 on `sum` rounds floats otherwise, and a page must have the same bytes."""
-    one = costs.Cost("ISD", "knn", "finished", "cpu", 1, 0.1, on_gpu=False)
-    assert costs.total_seconds([one] * 10) == 1.0  # one after the other they are 0.9999999999999999
-
-
 # --- cards --------------------------------------------------------------------------------------------------------------
 
 

@@ -436,5 +436,5 @@ def test_an_evaluated_checkpoint(profile: Profile) -> None:
         answer = profile.verify("--quick")
         for key in changes:
             answer.caught(file, key)
-        assert answer.verdicts(row="Theirs") == ({"failed", "recomputed"} if "scores" in key else {"failed"})
+        assert answer.verdicts(row="Theirs (checkpoint theirs)") == ({"failed", "recomputed"} if "scores" in key else {"failed"})
         assert answer.verdicts(run="isd", metric="1-NN") == {"recomputed"}
