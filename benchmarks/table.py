@@ -28,7 +28,7 @@ CPU: dict[str, dict[str, Target]] = {
     "step-64": {"fast": Target(1.25), "fast, bf16": Target(1.25)},
     "knn": {knn.ONE: Target(1.6)},
     "linear": {"50 settings": Target(1 / 1.3)},
-    **{f"evaluate-{images}": {"evaluate": Target(1 / 1.3)} for images in (2, 24, 300)},
+    **{f"evaluate-{images}": {"evaluate": Target(1 / 1.3)} for images in ("2", "24", "300", "12mp")},
     # a file of an earlier form names each pair
     "loader": {f"{store}{end}": Target(4.0) for store in ("jpeg", "raw") for end in ("", " over pipeline", " over crops")},
 }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isd_repro.interfaces import Backbone
-from isd_repro.nn.backbones import NarrowResNet
+from isd_repro.nn.backbones import NarrowResNet, ResidualBlock
 from isd_repro.runtime.errors import ConfigError, DataError
 
 AUTO = "auto"
@@ -119,15 +119,10 @@ def _pad_as_same(kernel: int, stride: int, _: nn.Module, inputs: tuple[Tensor]) 
 
 
 def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
-    block = Bottleneck if arch.bottleneck else BasicBlock
-    outputs = planes * (4 if arch.bottleneck else 1)
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    first = block(inputs, planes, stride, shortcut, base_width=64 * arch.inner)
-    return nn.Sequential(first, *(block(outputs, planes, base_width=64 * arch.inner) for _ in range(blocks - 1)))
+    inner, outputs = (planes * arch.inner, 4 * planes) if arch.bottleneck else (planes, planes)
+    first = ResidualBlock(inputs, inner, outputs, stride, bottleneck=arch.bottleneck)
+    others = (ResidualBlock(outputs, inner, outputs, 1, bottleneck=arch.bottleneck) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)
 
 
 def infer(shapes: Shapes, where: str) -> Architecture:

@@ -38,9 +38,7 @@ def load(path: Path) -> tuple[Params, Layout]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run the command in a folder with a params.yaml, or give one with --params")
     try:
-        text = path.read_text("utf-8")
-        tree = YAML(typ="rt").load(text)
-        plain = YAML(typ="safe", pure=True).load(text)
+        tree = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "fix the syntax") from error
@@ -51,16 +49,16 @@ def load(path: Path) -> tuple[Params, Layout]:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}:1: expected a mapping of groups, found {type(tree).__name__}", "see docs/params.md")
     try:
-        params = Params.model_validate(plain)
+        params = Params.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(describe(error, path, tree), "fix the keys named above; docs/params.md explains each") from error
+        raise ConfigError(describe(error, path), "fix the keys named above; docs/params.md explains each") from error
     folder = path.resolve().parent
     return params, Layout(folder, (folder / params.root).resolve(), params.profile, path.name)
 
 
-def describe(error: ValidationError, path: Path, tree: Any = None, prefix: Location = ()) -> str:
+def describe(error: ValidationError, path: Path, prefix: Location = ()) -> str:
     """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
-    tree = YAML(typ="rt").load(path.read_text("utf-8")) if tree is None else tree
+    tree = YAML(typ="rt").load(path.read_text("utf-8"))  # which knows the lines, and takes longer than everything else
     return listed(path, tree, problems(error.errors(), tree, prefix))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 
 from rich.console import Console
 
@@ -21,10 +23,16 @@ def row(scores: Iterable[Score]) -> dict[str, float]:
     return {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in scores}
 
 
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion, in percent: the formula, as `import scipy.stats` takes a second."""
+    share, z = correct / n, NormalDist().inv_cdf(0.975)
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = (100 * (centre + side) / (1 + z * z / n) for side in (-half, half))
+    return max(0.0, low), min(100.0, high)
+
+
 def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
     """A row for each encoder and metric, a column for each group, in percent, with 95 % Wilson intervals."""
-    from scipy.stats import binomtest
-
     sizes = {score.group: score.n for score in scores}
     found: dict[tuple[str, str, str], Score] = {(score.encoder, score.metric, score.group): score for score in scores}
 
@@ -32,8 +40,8 @@ def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
         score = found.get((encoder, metric, group))
         if score is None:
             return ""
-        interval = binomtest(score.correct, score.n).proportion_ci(method="wilson")
-        return f"{score.top1:.2f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        low, high = wilson(score.correct, score.n)
+        return f"{score.top1:.2f} [{low:.1f}, {high:.1f}]"
 
     rows = [
         [encoder, evaluations.head(metric), *(cell(encoder, metric, group) for group in sizes)]

@@ -1,15 +1,15 @@
 """Encoders without heads: torchvision's ResNets, a narrow ResNet for CPUs, and raw pixels as a reference.
 
-torchvision is imported where a ResNet is built: it brings torch's compiler along, which takes longer to import than torch, and
-most commands build none.
+torchvision is imported where one of its ResNets is built for training: it brings torch's compiler along, which takes longer to
+import than torch. So residual blocks are written out here, for the narrow ResNet and for encoders that are read from a file.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
@@ -59,10 +59,10 @@ class NarrowResNet(Backbone):
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, 1)
-        self.layer2 = _stage(width, 2 * width, 2)
-        self.layer3 = _stage(2 * width, 4 * width, 2)
-        self.layer4 = _stage(4 * width, 8 * width, 2)
+        self.layer1 = nn.Sequential(ResidualBlock(width, width, width, 1))
+        self.layer2 = nn.Sequential(ResidualBlock(width, 2 * width, 2 * width, 2))
+        self.layer3 = nn.Sequential(ResidualBlock(2 * width, 4 * width, 4 * width, 2))
+        self.layer4 = nn.Sequential(ResidualBlock(4 * width, 8 * width, 8 * width, 2))
         self.pool = nn.AdaptiveAvgPool2d(pool)
         self.features = 8 * width * pool * pool
         self.apply(_init)
@@ -97,17 +97,40 @@ class _FewChannels(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         """B x C x H x W -> B x outputs x H/stride x W/stride."""
         rows, columns = self.stride
-        return F.conv2d(images[:, :, ::rows, ::columns], self.weight)
+        return functional.conv2d(images[:, :, ::rows, ::columns], self.weight)
 
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock
+class ResidualBlock(nn.Module):
+    """A block of torchvision's ResNet, basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1): the same tensors and the same operations.
 
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        kind = nn.Conv2d if inputs >= 8 else _FewChannels
-        shortcut = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut))
+    Args:
+        inputs, inner, outputs: channels before the block, between its convolutions and behind it.
+        stride: of the first 3x3 convolution.
+        bottleneck: which of the two.
+    """
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, *, bottleneck: bool = False) -> None:
+        super().__init__()
+        basic = [(inputs, inner, 3, stride), (inner, outputs, 3, 1)]
+        convolutions = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)] if bottleneck else basic
+        self.depth = len(convolutions)
+        for at, (before, after, kernel, step) in enumerate(convolutions, start=1):
+            self.add_module(f"conv{at}", nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{at}", nn.BatchNorm2d(after))
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            kind = nn.Conv2d if inputs >= 8 else _FewChannels
+            self.downsample = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x inputs x H x W -> B x outputs x ceil(H / stride) x ceil(W / stride)."""
+        hidden = images
+        for at in range(1, self.depth + 1):
+            hidden = getattr(self, f"bn{at}")(getattr(self, f"conv{at}")(hidden))
+            if at < self.depth:
+                hidden = functional.relu_(hidden)
+        hidden += images if self.downsample is None else self.downsample(images)
+        return functional.relu_(hidden)
 
 
 def _init(module: nn.Module) -> None:

@@ -144,4 +144,4 @@ def _show(account: Mapping[str, Any]) -> None:
         say(f"note: {note}", "dim")
     counts = ((verdict, account["counts"][verdict]) for verdict in reversed(Verdict))
     each = ", ".join(f"{count} {verdict}" for verdict, count in counts if count) or "none"
-    say(f"{len(account['numbers']):,} numbers: {each}; {_failed(account)}; {text.duration(account['seconds'])}")
+    say(f"{len(account['numbers']):,} numbers: {each}; {_failed(account)}; verified in {text.duration(account['seconds'])}")
