@@ -33,7 +33,7 @@ from isd_repro import methods
 from isd_repro.config.params import Numerics
 from isd_repro.nn import engine
 from isd_repro.train import checkpoint
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 
 ROOT = Path(__file__).parents[1]
 SMALL = training_step.Sizes(stem="small", batch=64, side=64, bank=8192, steps=10)
@@ -167,7 +167,7 @@ def resume(context: Context) -> None:
                     return {key: value.clone() for key, value in trainer.method.state_dict().items()}
 
                 def point(trainer: Trainer = trainer) -> bytes:
-                    return checkpoint.dump("it", trainer.method, trainer.optimizer, Progress())
+                    return checkpoint.dump("it", trainer.method, trainer.optimizer, RunProgress())
 
                 def back(content: bytes, trainer: Trainer = trainer) -> None:
                     checkpoint.take(content, "it", trainer.method, trainer.optimizer, device)

@@ -160,8 +160,8 @@ def _pack(folder: Path, files: Sequence[Path], quality: int | None, threads: int
         return Store(folder, writer.finish(), threads)
 
 
-def _settings(quality: int | None) -> params.Store:
-    return params.Store(resize="short-side", side=SHORT_SIDE, jpeg_quality=quality)
+def _settings(quality: int | None) -> params.StoreSettings:
+    return params.StoreSettings(resize="short-side", side=SHORT_SIDE, jpeg_quality=quality)
 
 
 # --- variants -------------------------------------------------------------------------------------------------------------

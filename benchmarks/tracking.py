@@ -29,7 +29,7 @@ from isd_repro.runtime.errors import ConfigError, UserError
 from isd_repro.tracking import open_tracker, session
 from isd_repro.tracking.names import StageRun
 from isd_repro.train import loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from isd_repro.train.monitor import Monitor
 
 
@@ -93,7 +93,7 @@ def _train(name: str, sizes: Sizes, source: _Source, folder: Path, losses: dict[
         setting = Setting(classes=10, images=sizes.batch, batch_size=sizes.batch, steps=1)
         method = isd.Method(options, lambda: backbones.build(backbone, sizes.side), setting)
     method = method.to(device=source.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress, bare = Progress(), name == "bare"
+    progress, bare = RunProgress(), name == "bare"
     run = StageRun(f"bench-{time.monotonic_ns()}", "bench", "bench", "pretrain", (), {})
     tracking = Tracking(wandb="off" if bare or name.endswith("off") else "offline", project="isd-repro-bench")
     tracker = open_tracker(folder / "metrics.jsonl", run, tracking=tracking, root=folder)

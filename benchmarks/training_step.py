@@ -42,7 +42,7 @@ from isd_repro.nn import backbones, engine, products
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.runtime.errors import ConfigError
 from isd_repro.train import loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 
 FAST, HALF = Numerics(engine="fast"), Numerics(engine="fast", precision="bf16")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -266,7 +266,7 @@ class Trainer:
 
     def train(self, steps: int, make: Callable[[], Batch]) -> float:
         """Make the steps through the training loop; the mean loss."""
-        source, progress = _Source(steps, make), Progress()
+        source, progress = _Source(steps, make), RunProgress()
         hooks = loop.Hooks(save=_nothing, epoch=_nothing, tick=_nothing, stopped=lambda: False)
         efficiency = Efficiency(log_every=50)
         loop.train(self.method, self.optimizer, source, self.optim, self.variant.numerics, efficiency, progress, hooks)

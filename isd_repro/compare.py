@@ -75,7 +75,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResultComparison:
     """Everything that the command says."""
 
     profile: str
@@ -153,7 +153,7 @@ def _parsed(where: str, content: bytes) -> Tree:
     raise DataError(f"{where}: expected cells of format {FORMAT}, found {found}", "render that report with this version")
 
 
-def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
+def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
     """Both sides' cells, circumstances and conclusions, from the trees of `cells.json`."""
     mine, other = _cells(ours), _cells(theirs)
     halves = _score_halves(ours), _score_halves(theirs)
@@ -175,7 +175,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> Comparison:
     for lead in verdicts[0].keys() & verdicts[1].keys():
         if verdicts[0][lead] != verdicts[1][lead]:
             conclusions.insert(0, Change(lead, verdicts[0][lead], verdicts[1][lead]))
-    return Comparison(ours["profile"], name, tuple(numbers), tuple(_circumstances(ours, theirs)), tuple(conclusions))
+    return ResultComparison(ours["profile"], name, tuple(numbers), tuple(_circumstances(ours, theirs)), tuple(conclusions))
 
 
 # --- numbers and what they say ----------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _facts(run: Tree) -> dict[str, str]:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def _print(found: Comparison) -> None:
+def _print(found: ResultComparison) -> None:
     """Circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
     out = Console(file=sys.stdout, highlight=False)
     if not out.is_terminal:
@@ -310,7 +310,7 @@ def _print(found: Comparison) -> None:
     say(f"{text.count(len(found.numbers))} numbers: {', '.join(states)}; {_conclusions(found)}")
 
 
-def _conclusions(found: Comparison) -> str:
+def _conclusions(found: ResultComparison) -> str:
     count = len(found.conclusions)
     return "1 conclusion changes" if count == 1 else f"{count or 'no'} conclusions change"
 
@@ -320,7 +320,7 @@ def _shown(value: float | None, interval: tuple[float, float] | None) -> str:
     return "" if value is None else f"{text.decimal(value, 2)}{between}"
 
 
-def _print_json(found: Comparison) -> None:
+def _print_json(found: ResultComparison) -> None:
     counts = Counter(pair.state for pair in found.numbers)
     tree = {
         "profile": found.profile,

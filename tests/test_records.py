@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,11 @@ PROFILES = sorted({path.parents[2].name for path in FILES})
 
 def assert_scores(record: EvaluationRecord) -> None:
     label, manifest = unpack_labels(record.labels), record.manifest
-    names = {
+    names: dict[str, Collection[str]] = {
         "all": manifest.classes,
         "large": manifest.large,
         "rare": set(manifest.classes) - set(manifest.large),
-        **manifest.shots,
+        **{str(group): classes for group, classes in manifest.shots.items()},
     }
     for score in record.scores:
         predicted = unpack_labels(record.predictions[f"{score.encoder}/{score.metric}"])

@@ -42,7 +42,7 @@ _SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Layout:
+class TrainerLayout:
     """A trainer whose files are known.
 
     Attributes:
@@ -62,28 +62,28 @@ class Layout:
 
 
 _Q, _PREDICT, _QUEUE = r"^encoder_q\.", r"^predict_q\.", r"^queue$"
-OURS = Layout("isd-repro encoder")
+OURS = TrainerLayout("isd-repro encoder")
 LAYOUTS = (
-    Layout(
+    TrainerLayout(
         "isd-repro resume",
         keys=("fingerprint", "method", "optimizer", "progress"),
         note="a training checkpoint does not record how its images were prepared",
     ),
-    Layout("msf", (_Q, r"^encoder_t\.")),
-    Layout("isd-plus", (r"^encoder_q\.fc\.", _PREDICT, _QUEUE)),
-    Layout("isd", (_Q, _PREDICT, _QUEUE)),
-    Layout(
+    TrainerLayout("msf", (_Q, r"^encoder_t\.")),
+    TrainerLayout("isd-plus", (r"^encoder_q\.fc\.", _PREDICT, _QUEUE)),
+    TrainerLayout("isd", (_Q, _PREDICT, _QUEUE)),
+    TrainerLayout(
         "byol, converted from JAX",
         (_Q, _PREDICT),
         absent="num_batches_tracked$",
         padding="same",
         note="weights converted from JAX: convolutions and max-pool with a stride are padded as TensorFlow's SAME",
     ),
-    Layout("byol", (_Q, _PREDICT)),
-    Layout("moco-v2", (r"^encoder_q\.fc\.[02]\.",)),
-    Layout("moco", (_Q,)),
-    Layout("moco-v3", (r"^base_encoder\.", r"^momentum_encoder\.")),
-    Layout(
+    TrainerLayout("byol", (_Q, _PREDICT)),
+    TrainerLayout("moco-v2", (r"^encoder_q\.fc\.[02]\.",)),
+    TrainerLayout("moco", (_Q,)),
+    TrainerLayout("moco-v3", (r"^base_encoder\.", r"^momentum_encoder\.")),
+    TrainerLayout(
         "solo-learn",
         (r"^(?:backbone|encoder)\.", r"^classifier\.weight$", r"^(?:projector|momentum_\w+)\."),
         keys=("pytorch-lightning_version",),
@@ -158,7 +158,7 @@ class Entry:
 class Parsed:
     """A file's tensors, sorted by what they are: `encoders` holds entries by encoder and by torchvision's name."""
 
-    layout: Layout
+    layout: TrainerLayout
     entries: tuple[Entry, ...]
     encoders: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)  # by encoder, for messages
@@ -313,12 +313,12 @@ def _listed(places: Sequence[Place]) -> str:
     return shown + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
 
 
-def _layout(raw: Raw, names: Mapping[str, object], places: Mapping[str, Place]) -> Layout:
+def _layout(raw: Raw, names: Mapping[str, object], places: Mapping[str, Place]) -> TrainerLayout:
     for layout in LAYOUTS:
         marked = all(any(re.search(mark, name) for name in names) for mark in layout.marks)
         if marked and set(layout.keys) <= raw.tree.keys() and not any(re.search(layout.absent, name) for name in names):
             return layout
-    return Layout(next(iter(places.values())).naming, note=_BARE)
+    return TrainerLayout(next(iter(places.values())).naming, note=_BARE)
 
 
 def _sort(places: Mapping[str, Place], others: Sequence[Place], container: str, name: str, entry: Entry, drop: bool) -> Entry:

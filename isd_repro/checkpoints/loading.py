@@ -32,7 +32,7 @@ _RESNET = re.compile(r"[a-z]*resne[stx]\w*?\d\w*")
 _PLAIN = re.compile(r"resnet\d+(?:x\d)?(?:_\w+)?")
 
 
-class Header(Frozen):
+class EncoderHeader(Frozen):
     """The keys in our encoder files' headers that loading needs; other keys are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -216,11 +216,11 @@ class _Misfit(DataError):
         self.found = found
 
 
-def _header(raw: read.Raw) -> Header | None:
+def _header(raw: read.Raw) -> EncoderHeader | None:
     if raw.header is None:
         return None
     try:
-        return Header.model_validate(raw.header)
+        return EncoderHeader.model_validate(raw.header)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise DataError(f"{raw.path}: its header is not that of an encoder: {problems}", "run `pretrain` again") from error
@@ -250,7 +250,7 @@ def _is_statistic(name: str) -> bool:
 
 
 def _blueprint(
-    parsed: Parsed, tensors: Mapping[str, Entry], header: Header | None, arch: str, padding: Padding | None, where: str
+    parsed: Parsed, tensors: Mapping[str, Entry], header: EncoderHeader | None, arch: str, padding: Padding | None, where: str
 ) -> _Blueprint:
     if header is not None:
         return _own(header, tensors, arch, where)
@@ -275,7 +275,7 @@ def _blueprint(
     return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
 
 
-def _own(header: Header, tensors: Mapping[str, Entry], arch: str, where: str) -> _Blueprint:
+def _own(header: EncoderHeader, tensors: Mapping[str, Entry], arch: str, where: str) -> _Blueprint:
     """Our file says what it holds; `--arch` can only agree."""
     config = header.backbone
     with torch.device("meta"):

@@ -257,7 +257,7 @@ class Shots(Frozen):
         return self
 
 
-class Store(Frozen):
+class StoreSettings(Frozen):
     """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect, `none` packs as they are.
 
     `side` was called `size`, a name that DVC leaves out when it asks its run cache whether a stage has run with the same
@@ -285,7 +285,7 @@ class Store(Frozen):
         return {"size" if key == "side" else key: value for key, value in default(self).items()}
 
     @model_validator(mode="after")
-    def _side_goes_with_resize(self) -> Store:
+    def _side_goes_with_resize(self) -> StoreSettings:
         if (self.side is None) != (self.resize == "none"):
             raise ValueError("side must be given with resize square or short-side, and only then")
         return self
@@ -299,7 +299,7 @@ class Subset(Frozen):
     search_per_class: Count | None = None  # balanced labelled search set from train images; none means all of them
     query_per_class: Count | None = None  # balanced validation queries; none means all of them
     corrupt_share: Unit = 0.0  # share of unreadable images above which `prepare` fails
-    store: Store = Store()
+    store: StoreSettings = StoreSettings()
     # Go on where more than 1 % of the queries have the bytes of a training or search image.
     allow_shared_images: Annotated[bool, _unwritten(False)] = False
     unlabelled: Annotated[bool, _unwritten(False)] = False  # train on images without labels, too

@@ -98,7 +98,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """All sets; and of the authors' lists their contents, every pair, and how many different classes they have together."""
 
     sets: tuple[Sizes, ...]
@@ -124,7 +124,7 @@ def _has_images(folder: Path) -> bool:
     return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet has .txt files beside it
 
 
-def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Report:
+def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> AuditReport:
     """The class sizes of each set; of the authors' lists also what each holds and what each two share.
 
     Args:
@@ -140,7 +140,7 @@ def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Re
     lists = tuple(_audit(path, found, words or {}) for path, found in read.items())
     biggest = max((max(_sizes(found).values()) for found in read.values()), default=0)
     pairs = itertools.combinations(read.items(), 2)
-    return Report(
+    return AuditReport(
         sets=tuple(_describe(path.name or str(path), counts) for path, counts in counted.items()),
         lists=lists,
         overlaps=tuple(_overlap((one.name, a), (two.name, b), biggest) for (one, a), (two, b) in pairs),
@@ -262,7 +262,7 @@ the chance beside them is of so many large animals or more. A low chance means t
 than size."""
 
 
-def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> Report:
+def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> AuditReport:
     """Print the class sizes of each set; of the authors' lists also the overlap of each pair and what "large" is confounded with.
 
     Returns:
@@ -288,7 +288,7 @@ def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> Report
     return report
 
 
-def _show_lists(out: Console, report: Report) -> None:
+def _show_lists(out: Console, report: AuditReport) -> None:
     rows = []
     for one in report.lists:
         counts = [one.images, one.classes, len(one.large), _span(one.large.values()), one.rare_classes, _span(one.rare)]

@@ -56,7 +56,7 @@ class FileReader:
         """Each of the images comes with the sha256 of its bytes."""
         self.sizes, self.channels = sizes, channels
         self._listing, self._images = listing, images
-        self._settings = params.Store.model_validate({"channels": channels})
+        self._settings = params.StoreSettings.model_validate({"channels": channels})
         self._decoded = Ahead(self._decode, pool)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def open_folder(
         manifest = _manifest(root, located, digests, chosen, train, listed)
         reader = FileReader(listing, list(zip(located, digests, strict=True)), sizes, channels, pool)
         prepared = Prepared(manifest=manifest, store=cast("Store", reader))  # nothing but pixels is read of it
-        pixels = params.Store.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
+        pixels = params.StoreSettings.model_validate({"channels": channels}).model_dump(mode="json", exclude={"external"})
         yield ImageSet(prepared, reader, pixels, (*listing.notes, *notes))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from isd_repro.config import params
 from isd_repro.data.manifests import Named
 from isd_repro.data.sources import Listing, Located, UnreadableError
-from isd_repro.data.store import INDEX, Row, StoreInfo, StoreWriter, convert, describe, encode, file_of
+from isd_repro.data.store import INDEX, StoredImage, StoreInfo, StoreWriter, convert, describe, encode, file_of
 from isd_repro.runtime import files
 
 JOURNAL = "journal.jsonl"
@@ -37,14 +37,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Entry(NamedTuple):
+class PackedImage(NamedTuple):
     """One packed image."""
 
     sha256: str  # of the source's bytes
-    row: Row
+    row: StoredImage
 
 
-Outcome = Entry | str  # a string says why the image could not be read
+Outcome = PackedImage | str  # a string says why the image could not be read
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Packer:
 
     listing: Listing
     images: Sequence[Located]
-    store: params.Store
+    store: params.StoreSettings
     threads: int
     say: Callable[[str], None]
     advance: Callable[[int], None]
@@ -105,7 +105,7 @@ class Packer:
             noted = len(done)
             for outcome, content in in_order(self._read, self.images[noted:], self.threads):
                 self.look(len(done), outcome)
-                if isinstance(outcome, Entry):
+                if isinstance(outcome, PackedImage):
                     writer.add(content, outcome.row)
                 done.append(outcome)
                 if journal is not None and (len(done) - noted == BLOCK or len(done) == len(self.images)):
@@ -134,7 +134,7 @@ class Packer:
     def _changed(self, done: Sequence[Outcome]) -> str:
         """Which image has other bytes than were packed; "" where none has."""
         for at, (outcome, found) in enumerate(zip(done, in_order(self.sha256, self.images, self.threads), strict=True)):
-            if isinstance(outcome, Entry) and outcome.sha256 != found:
+            if isinstance(outcome, PackedImage) and outcome.sha256 != found:
                 self.advance(-at)
                 return f"{name_of(self.images[at])} has changed since it was packed"
             self.advance(1)
@@ -147,7 +147,7 @@ class Packer:
         except UnreadableError as error:
             return str(error), b""
         content, row = encode(pixels, self.store)
-        return Entry(hashlib.sha256(payload).hexdigest(), row), content
+        return PackedImage(hashlib.sha256(payload).hexdigest(), row), content
 
     def sha256(self, image: Located) -> str:
         """Of an image's bytes; "" where they cannot be read."""
@@ -171,7 +171,7 @@ class Packer:
                 failed = [
                     image for image, one in zip(self.images[len(found.done) :], block, strict=False) if isinstance(one, str)
                 ]
-                if not block or any(isinstance(self._read(image)[0], Entry) for image in failed):
+                if not block or any(isinstance(self._read(image)[0], PackedImage) for image in failed):
                     break
                 found.done, sha256, found.journal_bytes = found.done + block, after, journal.tell()
         with files.naming(path):
@@ -201,8 +201,8 @@ def name_of(image: Named) -> str:
     return "/".join(image.key)
 
 
-def _rows(done: Iterable[Outcome]) -> list[Row]:
-    return [outcome.row for outcome in done if isinstance(outcome, Entry)]
+def _rows(done: Iterable[Outcome]) -> list[StoredImage]:
+    return [outcome.row for outcome in done if isinstance(outcome, PackedImage)]
 
 
 def _head(key: str) -> bytes:
@@ -220,4 +220,6 @@ def _parse_line(line: bytes) -> tuple[list[Outcome], str]:
         found = json.loads(line)
     except ValueError:
         return [], ""
-    return [one if isinstance(one, str) else Entry(one[0], Row(*one[1:])) for one in found["images"]], found["sha256"]
+    return [one if isinstance(one, str) else PackedImage(one[0], StoredImage(*one[1:])) for one in found["images"]], found[
+        "sha256"
+    ]

@@ -68,7 +68,7 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
         selection = subsets.select(listing.images, subset, name)
         for note in (*listing.notes, *selection.notes):
             say(note)
-        drawn = _Drawn.of(name, subset, selection, listing.images)
+        drawn = _DrawnSubset.of(name, subset, selection, listing.images)
         with progress.task(f"prepare {name}") as task:
             task.begin(len(drawn.images))
             packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, task.advance)
@@ -107,12 +107,12 @@ def _list_of(subset: Subset) -> dict[str, object]:
     return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
 
 
-def _settings(store: parameters.Store) -> dict[str, object]:
+def _settings(store: parameters.StoreSettings) -> dict[str, object]:
     return store.model_dump(mode="json", exclude={"external"})
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnSubset:
     """What a rule drew of a source: the images that have a role, in manifest order, and their positions by role, ascending."""
 
     name: str
@@ -122,7 +122,7 @@ class _Drawn:
     roles: dict[str, list[int]]
 
     @classmethod
-    def of(cls, name: str, subset: Subset, selection: Selection, listed: Sequence[Located]) -> _Drawn:
+    def of(cls, name: str, subset: Subset, selection: Selection, listed: Sequence[Located]) -> _DrawnSubset:
         given = {role: getattr(selection, role).tolist() for role in manifests.ROLES.values()}
         used = sorted({*chain(*given.values())}, key=lambda at: listed[at].key)
         place = {at: position for position, at in enumerate(used)}
@@ -197,7 +197,7 @@ class _Drawn:
         return manifest, dropped
 
 
-def _write(folder: Path, drawn: _Drawn, packer: Packer) -> Manifest:
+def _write(folder: Path, drawn: _DrawnSubset, packer: Packer) -> Manifest:
     """Pack the images and write the subset's folder, replacing an older one.
 
     Raises:

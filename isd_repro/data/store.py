@@ -44,7 +44,7 @@ _AGAIN = "run `prepare` for this subset again"
 class StoreInfo(Frozen):
     """A store as its manifest describes it, so that it can be recognised and checked for damage."""
 
-    settings: params.Store
+    settings: params.StoreSettings
     images: int
     bytes: int  # length of store.u8 or store.jpegs
     sha256: str  # of that file
@@ -57,7 +57,7 @@ class StoreInfo(Frozen):
         return f"{manifest_sha256}-{self.settings.resize}{side}-c{self.settings.channels}{jpeg}"
 
 
-def file_of(settings: params.Store) -> str:
+def file_of(settings: params.StoreSettings) -> str:
     """Name of the file that holds the images."""
     return PIXELS if settings.jpeg_quality is None else JPEGS
 
@@ -72,7 +72,7 @@ def usable_cores() -> int:
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
-def convert(image: Image.Image, settings: params.Store) -> Pixels:
+def convert(image: Image.Image, settings: params.StoreSettings) -> Pixels:
     """One decoded image as the store keeps it.
 
     Args:
@@ -96,7 +96,7 @@ def convert(image: Image.Image, settings: params.Store) -> Pixels:
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-class Row(NamedTuple):
+class StoredImage(NamedTuple):
     """One image of a store."""
 
     height: int
@@ -105,7 +105,7 @@ class Row(NamedTuple):
     length: int  # bytes in the store's file
 
 
-def encode(pixels: Pixels, settings: params.Store) -> tuple[bytes, Row]:
+def encode(pixels: Pixels, settings: params.StoreSettings) -> tuple[bytes, StoredImage]:
     """The bytes that a store keeps of one image, uint8 channels x height x width, and its row."""
     channels, height, width = pixels.shape
     if settings.jpeg_quality is None:
@@ -115,7 +115,7 @@ def encode(pixels: Pixels, settings: params.Store) -> tuple[bytes, Row]:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
         content = buffer.getvalue()
-    return content, Row(height, width, channels, len(content))
+    return content, StoredImage(height, width, channels, len(content))
 
 
 def _decode_into(content: bytes, out: Pixels) -> None:
@@ -139,7 +139,9 @@ class StoreWriter:
     `rows` say what the file holds already and `digest` is the sha256 object over these bytes; what follows them is cut off.
     """
 
-    def __init__(self, folder: Path, settings: params.Store, rows: Iterable[Row] = (), digest: Any = None) -> None:
+    def __init__(
+        self, folder: Path, settings: params.StoreSettings, rows: Iterable[StoredImage] = (), digest: Any = None
+    ) -> None:
         self._folder = folder
         self._settings = settings
         self._rows = list(rows)
@@ -148,7 +150,7 @@ class StoreWriter:
         self._file.truncate(sum(row.length for row in self._rows))
         self._file.seek(0, os.SEEK_END)
 
-    def add(self, content: bytes, row: Row) -> None:
+    def add(self, content: bytes, row: StoredImage) -> None:
         """Add one image as `encode` gave it."""
         self._file.write(content)
         self._digest.update(content)
@@ -176,7 +178,7 @@ class StoreWriter:
         self._file.close()
 
 
-def describe(rows: Iterable[Row], settings: params.Store, sha256: str) -> tuple[StoreInfo, bytes]:
+def describe(rows: Iterable[StoredImage], settings: params.StoreSettings, sha256: str) -> tuple[StoreInfo, bytes]:
     """What a manifest says of a store whose file has this hash, and the content of the store's index."""
     table = np.array([[0, *row] for row in rows], dtype="<i8").reshape(-1, 5)
     ends = table[:, 4].cumsum()
@@ -189,7 +191,7 @@ def describe(rows: Iterable[Row], settings: params.Store, sha256: str) -> tuple[
     return StoreInfo(settings=settings, images=len(table), bytes=size, sha256=sha256, index_sha256=digest), index
 
 
-def _columns(settings: params.Store) -> int:
+def _columns(settings: params.StoreSettings) -> int:
     """Of the index: only JPEGs need a length."""
     return 4 if settings.jpeg_quality is None else 5
 

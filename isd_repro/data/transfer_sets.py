@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isd_repro.config.params import Store as StoreSettings
+from isd_repro.config.params import StoreSettings
 from isd_repro.data import augment
 from isd_repro.data.eval_loader import Ahead, Frame
 from isd_repro.data.loader import generator_of

@@ -66,7 +66,7 @@ def stream(
     with ExitStack() as stack:
         folders = {name: stack.enter_context(_folder(root, identity)) for name, identity in identities.items()}
         for split, (images, count) in splits.items():
-            kept = {name: _Rows(folder, split, count) for name, folder in folders.items()}
+            kept = {name: _CachedRows(folder, split, count) for name, folder in folders.items()}
             for shard in range(0, max(count, 1), SHARD):
                 missing = {name: encoders[name] for name, rows in kept.items() if not rows.has(shard // SHARD)}
                 size = min(SHARD, count - shard)
@@ -100,7 +100,7 @@ def _shifted(images: Images, first: int, position: Tensor) -> Tensor:
     return images(first + position)
 
 
-class _Rows:
+class _CachedRows:
     """One split's rows of one encoder."""
 
     def __init__(self, folder: Path, split: str, count: int) -> None:

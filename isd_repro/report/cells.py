@@ -201,7 +201,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Statement:
     """One sentence on what the tables show; `lead` is its subject, printed with more weight."""
 
     lead: str

@@ -11,7 +11,7 @@ from typing import Literal
 
 from isd_repro.config.params import Hypothesis, Params
 from isd_repro.report import intervals, text
-from isd_repro.report.cells import Cell, Column, Finding, Row, Table
+from isd_repro.report.cells import Cell, Column, Row, Statement, Table
 from isd_repro.report.intervals import Paired
 from isd_repro.report.repetitions import families, methods, under_test
 from isd_repro.report.run_records import Key, Records
@@ -275,13 +275,13 @@ def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
     return "contradicted" if high < asked.contradicted_below else "undecided"
 
 
-def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
+def finding(params: Params, records: Records, asked: Hypothesis) -> Statement:
     """The verdict in a sentence, with the numbers that the rule looks at and the reading that the profile gives it."""
     key: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
     lead = f"{asked.first} above {asked.second} on {asked.group} queries ({key[1]}, {asked.encoder})"
     done, subsets = compared(params, records, asked, key), _sides(params, asked)[0]
     if done is None:
-        return Finding(lead, f"unknown: none of the {len(subsets)} draws has runs of both methods.")
+        return Statement(lead, f"unknown: none of the {len(subsets)} draws has runs of both methods.")
     verdict, values = outcome(asked, done.values), done.values
     said = f"{text.signed(fmean(values), 2)} points on average over {len(values)} of {len(subsets)} draws"
     if interval := intervals.student_interval(values):
@@ -289,11 +289,11 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Finding:
     if interval := done.over_classes:
         said += f" and {_range(interval)} over {len(done.classes)} classes"
     if asked.contradicted_below is None:
-        return Finding(lead, f"{said}. A secondary outcome, without a verdict.")
+        return Statement(lead, f"{said}. A secondary outcome, without a verdict.")
     if verdict == "no verdict":
-        return Finding(lead, f"no verdict: {said}; the rule requires {asked.draws} draws or more.")
+        return Statement(lead, f"no verdict: {said}; the rule requires {asked.draws} draws or more.")
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
-    return Finding(
+    return Statement(
         lead,
         f"{verdict}: {said}.{reading} {_registered(records, asked, done.runs)}: supported if the interval over draws lies"
         f" above 0, contradicted if its upper end is below {text.signed(asked.contradicted_below)}, undecided otherwise.",

@@ -25,7 +25,7 @@ from isd_repro.report import (
 )
 from isd_repro.report import paper as papers
 from isd_repro.report import tables as ours
-from isd_repro.report.cells import Finding, Table
+from isd_repro.report.cells import Statement, Table
 from isd_repro.report.figures import Figure
 from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
@@ -44,7 +44,7 @@ class Block:
 
     title: str
     tables: tuple[Table, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Statement, ...] = ()
     figures: tuple[Figure, ...] = ()
 
 

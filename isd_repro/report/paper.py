@@ -27,7 +27,7 @@ Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Confidence = Literal["high", "medium", "low"]
 
 
-class Source(Frozen):
+class Publication(Frozen):
     """Where numbers were read; `name` is the short one."""
 
     name: str
@@ -227,7 +227,7 @@ class Disagreement(Frozen):
 class Paper(Frozen):
     """The whole file."""
 
-    sources: dict[Key, Source]
+    sources: dict[Key, Publication]
     images: dict[Key, PaperImages]
     tables: Many[PaperTable]
     disagreements: Many[Disagreement]

@@ -14,7 +14,7 @@ from isd_repro.config.params import ListFile, PaperRows, Params, Run
 from isd_repro.data.lists import LIST_SHA256
 from isd_repro.evaluations import kind_of
 from isd_repro.report import paper_checks, text
-from isd_repro.report.cells import Cell, Column, Finding, Printed, Row, Table, Verdict
+from isd_repro.report.cells import Cell, Column, Printed, Row, Statement, Table, Verdict
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
 from isd_repro.report.paper import MeanCheck, Paper, PaperImages, PaperRow, PaperTable, Tolerance, Value
 from isd_repro.report.paper_checks import Gain
@@ -53,13 +53,13 @@ def comparison_tables(params: Params, records: Records, paper: Paper, table: Pap
     return _row_tables(params, records, paper, table, wanted)
 
 
-def findings(paper: Paper, table: PaperTable) -> list[Finding]:
+def findings(paper: Paper, table: PaperTable) -> list[Statement]:
     """Which of a table's printed numbers do not add up, and on what its sources disagree."""
     wrong = [check for check in paper_checks.checks(paper) if check.table == table.id and check.outcome != "adds up"]
     disagreements = [item for item in paper.disagreements if table.id in item.tables]
     return [
-        *(Finding("The paper's numbers", f"{check.sentence}.") for check in wrong),
-        *(Finding("Sources disagree", f"{item.about}: {item.verdict}.") for item in disagreements),
+        *(Statement("The paper's numbers", f"{check.sentence}.") for check in wrong),
+        *(Statement("Sources disagree", f"{item.about}: {item.verdict}.") for item in disagreements),
     ]
 
 

@@ -29,7 +29,7 @@ from isd_repro.tracking import media, names, read_metrics, session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.metrics import Row
 from isd_repro.tracking.publisher import Publisher, project_of
-from isd_repro.tracking.replay import Artifact, Replay, Table
+from isd_repro.tracking.replay import Artifact, LoggedTable, Replay
 
 REPORT_FILES = ("cells.csv", "cells.json", "index.html", "table.md", "table.tex")
 ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show commits and commands
@@ -252,7 +252,7 @@ def _curve(path: Path, record: PretrainRecord) -> list[Row]:
     return rows if same else curve
 
 
-def _tables(record: AnyEvaluation) -> dict[str, Table]:
+def _tables(record: AnyEvaluation) -> dict[str, LoggedTable]:
     if isinstance(record, CurveRecord):
         return {}
     every = record.evaluations if isinstance(record, TargetsRecord) else (record,)

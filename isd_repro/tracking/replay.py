@@ -35,7 +35,7 @@ class Artifact:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns and rows
+LoggedTable = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns and rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Replay:
     run: StageRun
     rows: Sequence[Row] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, LoggedTable] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     needs: Sequence[Artifact] = ()
     makes: Sequence[Artifact] = ()

@@ -37,7 +37,7 @@ Say = Callable[[str], object]
 # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
 _KEYS = {"fingerprint", "method", "optimizer", "progress"}
-_FIRST_FIELDS = {"step", "sums", "curve", "sources", "seconds"}  # of `Progress`; later versions added the others
+_FIRST_FIELDS = {"step", "sums", "curve", "sources", "seconds"}  # of `RunProgress`; later versions added the others
 
 
 def _scalar(value: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _scalar(value: Tensor) -> Tensor:
 
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
-class Progress:
+class RunProgress:
     """The progress of a run."""
 
     step: Natural = 0
@@ -68,12 +68,12 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+def save(path: Path, fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: RunProgress) -> None:
     """Write a checkpoint and keep the one before it; a reader never sees a part of it."""
     write_atomic(path, dump(fingerprint, method, optimizer, progress), keep=previous(path))
 
 
-def dump(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress) -> bytes:
+def dump(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: RunProgress) -> bytes:
     """The content of a checkpoint."""
     buffer = io.BytesIO()
     state = {
@@ -93,8 +93,8 @@ def load(
     optimizer: Optimizer,
     device: torch.device,
     say: Say = lambda line: None,
-) -> Progress:
-    """Restore the newest usable checkpoint in place and return its progress; a fresh `Progress` where there is none.
+) -> RunProgress:
+    """Restore the newest usable checkpoint in place and return its progress; a fresh `RunProgress` where there is none.
 
     Args:
         path: the newest; the one before it is beside it.
@@ -122,10 +122,10 @@ def load(
         return progress
     if damaged:
         raise DataError("; ".join(damaged), f"delete {'them' if len(damaged) > 1 else 'it'} to restart this run")
-    return Progress()
+    return RunProgress()
 
 
-def take(source: Path | bytes, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> Progress:
+def take(source: Path | bytes, fingerprint: str, method: nn.Module, optimizer: Optimizer, device: torch.device) -> RunProgress:
     """Restore a file that `save` wrote, or what `dump` gave.
 
     Raises:
@@ -173,11 +173,11 @@ def _read(source: Path | bytes) -> Any:
         raise Damaged(str(error) or type(error).__name__) from error
 
 
-def _progress(raw: Any, device: torch.device) -> Progress:
+def _progress(raw: Any, device: torch.device) -> RunProgress:
     if not isinstance(raw, dict) or not set(raw) >= _FIRST_FIELDS:
         found = ", ".join(sorted(map(str, raw))) if isinstance(raw, dict) else type(raw).__name__
         raise Damaged(f"progress holds {found}")
-    progress = Progress(**raw)
+    progress = RunProgress(**raw)
     progress.sums = {name: value.to(device) for name, value in progress.sums.items()}
     return progress
 
@@ -191,7 +191,9 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                     raise Damaged(f"optimizer: {name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
 
 
-def share(fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: Progress, now: Mapping[str, str]) -> Progress:
+def share(
+    fingerprint: str, method: nn.Module, optimizer: Optimizer, progress: RunProgress, now: Mapping[str, str]
+) -> RunProgress:
     """Give every rank rank 0's state, and return its progress.
 
     Args:
@@ -246,7 +248,7 @@ def arithmetic() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def take_over(progress: Progress, now: Mapping[str, str], state: Path) -> None:
+def take_over(progress: RunProgress, now: Mapping[str, str], state: Path) -> None:
     """Note the code and arithmetic that train from here on.
 
     Raises:
@@ -286,7 +288,7 @@ class Attempts:
     Until a process says how it ended it counts as killed, at its last checkpoint.
     """
 
-    def __init__(self, path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> None:
+    def __init__(self, path: Path, progress: RunProgress, device: str, say: Say = lambda line: None) -> None:
         """Begin this process's attempt; `device` is what it computes on, in words.
 
         A file that cannot be read is put aside: `say` takes a line, and the progress a remark for the record.
@@ -319,7 +321,7 @@ class Attempts:
 
 
 @contextmanager
-def attempt(path: Path, progress: Progress, device: str, say: Say = lambda line: None) -> Iterator[Attempts]:
+def attempt(path: Path, progress: RunProgress, device: str, say: Say = lambda line: None) -> Iterator[Attempts]:
     """Within the block this process is the run's newest attempt; how the block ends is how the attempt ends."""
     attempts = Attempts(path, progress, device, say)
     try:

@@ -18,7 +18,7 @@ from isd_repro.nn.batchnorm import statistics
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import Preempted
 from isd_repro.train import monitor
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from isd_repro.train.lars import LARS
 from isd_repro.train.schedule import lr_at
 
@@ -37,7 +37,7 @@ class BatchSource(Protocol):
 class Hooks:
     """What the loop calls; all of it may be slow, none of it changes a number."""
 
-    save: Callable[[Progress], None]  # write a checkpoint
+    save: Callable[[RunProgress], None]  # write a checkpoint
     epoch: Callable[[dict[str, float]], None]  # an epoch's row of the curve
     tick: Callable[[int, float], None]  # step and loss, every log interval
     stopped: Callable[[], bool]  # has a signal asked to stop?
@@ -78,7 +78,7 @@ def train(
     optim: Optim,
     numerics: Numerics,
     efficiency: Efficiency,
-    progress: Progress,
+    progress: RunProgress,
     hooks: Hooks,
 ) -> None:
     """Train from `progress.step` to the end, updating `progress` in place; with several ranks, all of them together.
@@ -121,7 +121,7 @@ def train(
                 raise Preempted(f"stopped after step {progress.step}; the state is saved", "run the same command again to resume")
 
 
-def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, before: int, *, whole: bool) -> None:
+def _check(method: nn.Module, loss: float, progress: RunProgress, epoch: int, before: int, *, whole: bool) -> None:
     """Stop where a number is not finite. Loss and gradient are cheap; weights and buffers are read only where `whole`."""
     total = float(progress.sums["loss"])
     all_finite = math.isfinite(loss) and math.isfinite(total) and math.isfinite(monitor.gradient_norm(method))
@@ -133,7 +133,7 @@ def _check(method: nn.Module, loss: float, progress: Progress, epoch: int, befor
     )
 
 
-def _end_epoch(progress: Progress, epoch: int, optim: Optim, steps: int, report: Callable[[dict[str, float]], None]) -> None:
+def _end_epoch(progress: RunProgress, epoch: int, optim: Optim, steps: int, report: Callable[[dict[str, float]], None]) -> None:
     means = {name: float(total) / steps for name, total in progress.sums.items()}
     row = {"epoch": float(epoch), "lr": lr_at(epoch, optim), **means}
     progress.sums = {}

@@ -37,7 +37,7 @@ from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserErro
 from isd_repro.tensor_files import save_tensors
 from isd_repro.tracking import RunTracker, open_stage, read_metrics, truncate_metrics
 from isd_repro.train import checkpoint, loop, monitor
-from isd_repro.train.checkpoint import Attempts, Progress
+from isd_repro.train.checkpoint import Attempts, RunProgress
 from isd_repro.train.display import Display
 
 SNAPSHOTS = "snapshots"  # in the state folder
@@ -209,11 +209,11 @@ class _Work:
         owner = {"profile": self.params.profile, "run": self.plan.name, "config": self.plan.config}
         return json.dumps(owner, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
-    def resume(self) -> Progress:
+    def resume(self) -> RunProgress:
         """Restore the run's state and return its progress."""
         if self.optimizer is None:
             self.rows.touch()
-            return Progress(sources=[provenance.source_hash()])
+            return RunProgress(sources=[provenance.source_hash()])
         plan = self.plan
         progress = checkpoint.load(self.checkpoint, plan.fingerprint, plan.method, self.optimizer, plan.device, self.say)
         self.saved = progress.step
@@ -233,7 +233,7 @@ class _Work:
             self.say(f"{said}, and its rows are rewritten from the checkpoint")
         return checkpoint.share(plan.fingerprint, plan.method, self.optimizer, progress, self.code)
 
-    def equipment(self, progress: Progress) -> str:
+    def equipment(self, progress: RunProgress) -> str:
         """The device in words, after its kernels and compiler were chosen on the next batch, if there is one."""
         plan, numerics = self.plan, self.plan.run.numerics
         on_cpu = plan.device.type == "cpu"
@@ -250,11 +250,11 @@ class _Work:
         """The work of every rank but 0: receive rank 0's state and train; rank 0 does the rest."""
         if self.optimizer is None:
             return
-        progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, Progress(), self.code)
+        progress = checkpoint.share(self.plan.fingerprint, self.plan.method, self.optimizer, RunProgress(), self.code)
         nothing = lambda *_: None  # noqa: E731
         self._loop(progress, loop.Hooks(save=nothing, epoch=nothing, tick=nothing, stopped=stop))
 
-    def train(self, progress: Progress, log: Attempts, stop: signals.StopRequest) -> None:
+    def train(self, progress: RunProgress, log: Attempts, stop: signals.StopRequest) -> None:
         """Train to the end of the last epoch."""
         if self.optimizer is None:
             return
@@ -283,12 +283,12 @@ class _Work:
             except (monitor.Diverged, ranks.RankLost) as error:
                 raise self._naming_checkpoint(error) from error
 
-    def _loop(self, progress: Progress, hooks: loop.Hooks) -> None:
+    def _loop(self, progress: RunProgress, hooks: loop.Hooks) -> None:
         assert self.optimizer is not None
         run, mine = self.plan.run, self.batches.part(ranks.rank(), ranks.world())
         loop.train(self.plan.method, self.optimizer, mine, run.optim, run.numerics, self.params.efficiency, progress, hooks)
 
-    def export(self, progress: Progress, log: Attempts) -> None:
+    def export(self, progress: RunProgress, log: Attempts) -> None:
         """Write encoders, metrics and record, the record last."""
         plan, layout = self.plan, self.layout
         try:
@@ -338,18 +338,18 @@ class _Work:
         tensors = {f"{which}.{key}": value for which, net in self.encoders.items() for key, value in net.state_dict().items()}
         save_tensors(path, "encoder", tensors, identity)
 
-    def _save(self, progress: Progress, log: Attempts) -> None:
+    def _save(self, progress: RunProgress, log: Attempts) -> None:
         assert self.optimizer is not None
         checkpoint.save(self.checkpoint, self.plan.fingerprint, self.plan.method, self.optimizer, progress)
         self.saved = progress.step
         log.note()
 
-    def _lost(self, progress: Progress) -> list[dict[str, float]]:
+    def _lost(self, progress: RunProgress) -> list[dict[str, float]]:
         """Epochs of the checkpoint that the rows lack: a power cut can lose the end of a file that was only appended to."""
         there = {row["epoch"] for row in read_metrics(self.rows)} if self.rows.is_file() else set()
         return [row for row in progress.curve if row["epoch"] not in there]
 
-    def _reporter(self, progress: Progress, tracker: RunTracker) -> Callable[[dict[str, float]], None]:
+    def _reporter(self, progress: RunProgress, tracker: RunTracker) -> Callable[[dict[str, float]], None]:
         name, epochs, every = self.plan.name, self.plan.run.optim.epochs, self.params.efficiency.snapshot_every
         watch = monitor.Monitor(self.plan.method, self.batches, progress.step)
 
@@ -371,7 +371,7 @@ class _Work:
 
         return epoch
 
-    def _ask_for_resume(self, progress: Progress) -> None:
+    def _ask_for_resume(self, progress: RunProgress) -> None:
         """Leave a file `resume-me` for job scripts, since DVC's exit code hides a preemption."""
         command = shlex.join(["isd-repro", "pretrain", self.plan.name, "--params", str(self.layout.file)])
         text = f"run: {self.plan.name}\nstep: {progress.step} of {self.total}\ncommand: {command}\n"

@@ -24,8 +24,8 @@ from isd_repro.runtime.errors import DataError
 from isd_repro.tracking.metrics import read_metrics
 from isd_repro.train.monitor import collapse
 from isd_repro.train.schedule import lr_at
+from isd_repro.verify.commits import check_commits
 from isd_repro.verify.findings import Answer, State, Unproved, Verification, Wrong
-from isd_repro.verify.history import check_commits
 
 _SLACK = 1.0  # seconds between two clocks read one after the other
 _COLLAPSE = "embeddings collapsed in "  # how `monitor.collapse` begins

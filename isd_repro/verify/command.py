@@ -28,8 +28,8 @@ from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.progress import Progress
 from isd_repro.verify.again import check_files, check_flips
 from isd_repro.verify.claims import check_parameters, check_records
+from isd_repro.verify.commits import check_lock, check_rule
 from isd_repro.verify.findings import State, Verdict, Verification, VerifyOptions
-from isd_repro.verify.history import check_lock, check_rule
 from isd_repro.verify.images import check_images
 from isd_repro.verify.rendered import Number, check_rendered
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isd_repro import provenance
 from isd_repro.records import pack_labels, score_groups, unpack_labels
-from isd_repro.verify import history
+from isd_repro.verify import commits
 from tests.verify.world import RECORDS, Profile, forge, write_lock
 
 
@@ -110,14 +110,14 @@ def test_the_source_at_a_commit_is_hashed_as_a_run_does_it() -> None:
     """The checkout's own package, where nothing has been changed since its commit."""
     origin = provenance.describe(0.0)
     assert origin.commit
-    source = history.source_of(origin.commit)
+    source = commits.source_of(origin.commit)
     assert source == origin.source or origin.dirty, "a clean checkout is its commit"
     assert source is not None
-    assert history.source_of("0" * 40) is None
+    assert commits.source_of("0" * 40) is None
 
 
 def test_where_git_cannot_tell_that_is_said(clean: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "has_git", lambda: False)
+    monkeypatch.setattr(commits, "has_git", lambda: False)
     answer = clean.verify("--quick")
     assert answer.code == 0
     assert answer.tree["checks"]["commit and source"]["not checked"] == 3

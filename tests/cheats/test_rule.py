@@ -13,7 +13,7 @@ from isd_repro.config import reader as config
 from isd_repro.config.params import Hypothesis
 from isd_repro.report import run_records
 from isd_repro.runtime.progress import Progress
-from isd_repro.verify import history
+from isd_repro.verify import commits
 from isd_repro.verify.findings import State, Verification, VerifyOptions
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def finding(**change: object) -> tuple[State, str]:
     changed = Hypothesis.model_validate({**asked.model_dump(mode="json"), **change})
     params = params.model_copy(update={"report": params.report.model_copy(update={"hypothesis": changed})})
     state = Verification(params, layout, VerifyOptions(), Progress(Console(quiet=True)))
-    history.check_rule(state, records)
+    commits.check_rule(state, records)
     (one,) = state.findings
     assert bool(state.problems) == (one.state is State.FAILED)
     return one.state, one.why
@@ -55,5 +55,5 @@ def test_another_commit_than_the_first_is_refused() -> None:
 def test_outside_git_that_is_said(tmp_path: Path) -> None:
     params, layout = config.load(FILE)
     state = Verification(params, replace(layout, root=tmp_path), VerifyOptions(), Progress(Console(quiet=True)))
-    history.check_rule(state, run_records.load(params, layout))
+    commits.check_rule(state, run_records.load(params, layout))
     assert [(one.state, "no checkout" in one.why) for one in state.findings] == [(State.NOT_CHECKED, True)]

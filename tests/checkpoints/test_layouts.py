@@ -19,7 +19,7 @@ from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import save_tensors
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from isd_repro.train.checkpoint import save as save_resume
 from tests.checkpoints.conftest import Write
 from tests.checkpoints.foreign import WRITERS, State, authors, backbone, features, mlp, randomise, solo, under
@@ -187,7 +187,7 @@ def test_our_resume_file_infers_its_backbone(pool: int, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     # training keeps channels_last; reading has to undo it
     kept = method.to(memory_format=torch.channels_last)
-    save_resume(path, "f", kept, torch.optim.SGD(method.student.parameters(), 0.1, 0.9), Progress(step=3))
+    save_resume(path, "f", kept, torch.optim.SGD(method.student.parameters(), 0.1, 0.9), RunProgress(step=3))
     found = checkpoints.load(path, "both", arch="auto" if pool == 1 else "resnet-narrow:2")
     images = torch.randn(2, 1, 12, 12)
     native = build(config, 12).eval()

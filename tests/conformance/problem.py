@@ -21,7 +21,7 @@ from isd_repro.nn import backbones, engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.runtime.errors import Preempted
 from isd_repro.train import checkpoint, loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 
 ROOT = Path(__file__).parents[2]
 BATCH, CLASSES, SIDE, STEPS_PER_EPOCH, EPOCHS = 8, 4, 8, 4, 3
@@ -150,16 +150,16 @@ def nothing(*_: object) -> None:
 def train(
     method: nn.Module,
     optimizer: Optimizer | None = None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
     *,
     seed: int = 0,
     efficiency: Efficiency | None = None,
-    save: Callable[[Progress], None] = nothing,
+    save: Callable[[RunProgress], None] = nothing,
     stop_after: int | None = None,
     device: str = "cpu",
-) -> Progress:
+) -> RunProgress:
     """Through the real loop, to the end or until it is asked to stop after a step."""
-    progress = progress or Progress()
+    progress = progress or RunProgress()
     hooks = loop.Hooks(
         save=save, epoch=nothing, tick=nothing, stopped=lambda: stop_after is not None and progress.step >= stop_after
     )

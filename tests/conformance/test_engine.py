@@ -18,7 +18,7 @@ from isd_repro.nn import ema, engine
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
 from isd_repro.train import checkpoint
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from tests.conformance import problem
 from tests.conformance.problem import Noise, build, losses
 
@@ -182,7 +182,7 @@ def test_compiled_encoders_train_as_eager_ones_and_are_resumed_by_them(
     assert all(parameter.grad is None for parameter in method.parameters())
     optimizer = problem.optimizer_of(method)
     found = losses(method, 0, 2, optimizer)
-    checkpoint.save(path, "0", method, optimizer, Progress(step=2))
+    checkpoint.save(path, "0", method, optimizer, RunProgress(step=2))
     optimizer = problem.optimizer_of(eager)
     assert checkpoint.load(path, "0", eager, optimizer, CPU).step == 2
     problem.assert_equal_states(eager, method)

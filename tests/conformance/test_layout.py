@@ -19,7 +19,7 @@ from isd_repro.config.params import BackboneConfig
 from isd_repro.nn import backbones
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.train import checkpoint
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from tests.conformance.problem import build, losses, optimizer_of
 
 LAST = torch.channels_last
@@ -79,7 +79,7 @@ def test_what_is_updated_together_lies_alike_after_a_resume_too(name: str, tmp_p
     one, other = (build(name).to(memory_format=LAST) for _ in range(2))
     trained = optimizer_of(one)
     losses(one, 0, 2, trained)
-    checkpoint.save(path, "a run", one, trained, Progress(step=2))
+    checkpoint.save(path, "a run", one, trained, RunProgress(step=2))
     resumed = optimizer_of(other)
     checkpoint.load(path, "a run", other, resumed, torch.device("cpu"))
     losses(other, 2, 3, resumed)

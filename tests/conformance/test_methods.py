@@ -177,7 +177,7 @@ def test_logging_and_saving_change_nothing(name: str, tmp_path: Path) -> None:
     optimizer = optimizer_of(busy)
     saved: list[int] = []
 
-    def save(now: checkpoint.Progress) -> None:
+    def save(now: checkpoint.RunProgress) -> None:
         saved.append(now.step)
         checkpoint.save(tmp_path / "checkpoint.pt", "0123", busy, optimizer, now)
 

@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from isd_repro import methods
-from isd_repro.config.params import Data, Efficiency, Numerics, Store
+from isd_repro.config.params import Data, Efficiency, Numerics, StoreSettings
 from isd_repro.data import augment
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store as Images
 from isd_repro.interfaces import Batch
 from isd_repro.train import loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from tests.conformance import problem
 from tests.conformance.problem import BATCH, CLASSES, OPTIM, SIDE, STEPS, STEPS_PER_EPOCH, Noise, build
 from tests.conformance.test_cuda import STRONG
@@ -103,7 +103,7 @@ def batches(tmp_path: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> 
     index = torch.arange(BATCH * STEPS_PER_EPOCH + 3)
     shapes = [(1, SIDE, SIDE + at % 4) for at in index.tolist()]
     pixels = [torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy() for shape in shapes]
-    images = Images(tmp_path, trees.packed(tmp_path, pixels, Store(channels=1, resize="short-side", side=SIDE)))
+    images = Images(tmp_path, trees.packed(tmp_path, pixels, StoreSettings(channels=1, resize="short-side", side=SIDE)))
     data = Data(subset="s", image_size=SIDE, mean=(0.4,), std=(0.2,), view_student=STRONG, view_teacher=STRONG)
     found = Batches(images, Split(index, index % CLASSES), data, BATCH, 0, META)
     reading = found._prefetch.at
@@ -158,7 +158,7 @@ def test_views_step_and_loop_wait_for_nothing(
     optimizer, every = loop.optimizer_of(method, OPTIM, numerics), Efficiency(log_every=100)
     source = Given(batches if (name, engine) == ("isd", "reference") else None)
     with pytest.raises(Enough), copies:
-        loop.train(method, optimizer, source, OPTIM, numerics, every, Progress(), HOOKS)
+        loop.train(method, optimizer, source, OPTIM, numerics, every, RunProgress(), HOOKS)
     assert copies.found == []
 
 
@@ -214,5 +214,5 @@ def test_values_are_read_at_log_lines_and_at_the_ends_of_epochs(every: int) -> N
     method = build("isd")
     with watch:
         efficiency = Efficiency(log_every=every)
-        loop.train(method, loop.optimizer_of(method, OPTIM), Watched(watch), OPTIM, Numerics(), efficiency, Progress(), HOOKS)
+        loop.train(method, loop.optimizer_of(method, OPTIM), Watched(watch), OPTIM, Numerics(), efficiency, RunProgress(), HOOKS)
     assert watch.seen - {0} == {step for step in range(1, STEPS + 1) if step % every == 0 or step % STEPS_PER_EPOCH == 0}

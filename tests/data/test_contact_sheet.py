@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from isd_repro.config.params import Store as Settings
+from isd_repro.config.params import StoreSettings
 from isd_repro.data import contact_sheet
 from isd_repro.data.store import Store
 from tests.data import trees
@@ -22,7 +22,7 @@ SIZES = [(6, 9), (6, 9), (40, 20), (4, 4)]  # height, width
 def packed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, list[np.ndarray]]:
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (request.param, *size), dtype=np.uint8) for size in SIZES]
-    return Store(tmp_path, trees.packed(tmp_path, images, Settings(channels=request.param))), images
+    return Store(tmp_path, trees.packed(tmp_path, images, StoreSettings(channels=request.param))), images
 
 
 def decoded(content: bytes) -> np.ndarray:

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from isd_repro.config.params import Data, Jitter, View
-from isd_repro.config.params import Store as Packing
+from isd_repro.config.params import Data, Jitter, StoreSettings, View
 from isd_repro.data import augment
 from isd_repro.data.loader import Batches, Prefetch, generator_of
 from isd_repro.data.manifests import Split
@@ -41,7 +40,7 @@ WHOLE = DATA.model_copy(update={"view_student": View(crop_min=1.0, flip=0.0), "v
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     pixels = torch.randint(256, (IMAGES, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Store(tmp_path, trees.packed(tmp_path, pixels.numpy(), Packing(channels=1)))
+    return Store(tmp_path, trees.packed(tmp_path, pixels.numpy(), StoreSettings(channels=1)))
 
 
 def make(store: Store, seed: int = 0, data: Data = DATA) -> Batches:
@@ -132,7 +131,7 @@ def test_a_split_smaller_than_a_batch_is_refused(store: Store) -> None:
 # --- JPEGs, read ahead ---
 
 PHOTOS = 26
-SETTINGS = Packing(resize="short-side", side=32, jpeg_quality=90)
+SETTINGS = StoreSettings(resize="short-side", side=32, jpeg_quality=90)
 STRONG = View(crop_min=0.2, jitter=Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8), grayscale=0.2)
 COLOUR = Data(subset="toy", image_size=24, view_student=STRONG, view_teacher=View(crop_min=0.2))
 

@@ -137,7 +137,7 @@ def test_a_changed_header_is_refused(key: str, value: object, tmp_path: Path) ->
 
 
 def test_a_store_that_is_not_packed_as_the_rule_says_is_refused(tmp_path: Path) -> None:
-    said, made = params.Store(), params.Store(channels=1)
+    said, made = params.StoreSettings(), params.StoreSettings(channels=1)
     info = StoreInfo(settings=made, images=8, bytes=8, sha256="", index_sha256="")
     for settings in (made, said):
         rule = {"store": settings.model_dump(mode="json", exclude={"external"})}

@@ -33,7 +33,7 @@ def saved(image: Image.Image, form: str, **settings: object) -> bytes:
 
 def pixels(payload: bytes, channels: int = 3) -> np.ndarray:
     """As a store keeps them, height x width x channels."""
-    return convert(decode_file(payload), params.Store.model_validate({"channels": channels})).transpose(1, 2, 0)
+    return convert(decode_file(payload), params.StoreSettings.model_validate({"channels": channels})).transpose(1, 2, 0)
 
 
 def rotated() -> bytes:
@@ -174,7 +174,7 @@ def test_an_image_that_cannot_be_decoded_is_unreadable(kind: str) -> None:
 @pytest.mark.parametrize("store", [{}, {"resize": "square", "side": 8}, {"resize": "short-side", "side": 8}])
 def test_sides_of_one_pixel_are_resized_as_others(size: tuple[int, int], store: dict[str, object]) -> None:
     payload = saved(Image.new("RGB", size, (200, 100, 40)), "PNG")
-    found = convert(decode_file(payload), params.Store.model_validate(store))
+    found = convert(decode_file(payload), params.StoreSettings.model_validate(store))
     short = 8 if store else 1
     assert min(found.shape[1:]) == short
     assert np.array_equal(found, np.broadcast_to(np.array([[[200]], [[100]], [[40]]], np.uint8), found.shape))

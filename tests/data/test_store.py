@@ -26,14 +26,14 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def pack(folder: Path, images: list[Image.Image], settings: params.Store) -> StoreInfo:
+def pack(folder: Path, images: list[Image.Image], settings: params.StoreSettings) -> StoreInfo:
     return trees.packed(folder, [convert(image, settings) for image in images], settings)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equal_sizes_read_back_pixel_by_pixel(channels: int, tmp_path: Path) -> None:
     images = [noise(5, 8, seed) for seed in range(4)]
-    settings = params.Store.model_validate({"channels": channels})
+    settings = params.StoreSettings.model_validate({"channels": channels})
     store = Store(tmp_path, pack(tmp_path, images, settings))
     pixels, sizes = store.read(torch.tensor([2, 0, 2]))
     assert pixels.dtype == torch.uint8
@@ -48,7 +48,7 @@ def test_equal_sizes_read_back_pixel_by_pixel(channels: int, tmp_path: Path) -> 
 
 def test_ragged_images_are_padded_at_the_bottom_and_right(tmp_path: Path) -> None:
     images = [noise(5, 8, 0), noise(7, 3, 1), noise(4, 4, 2)]
-    store = Store(tmp_path, pack(tmp_path, images, params.Store()))
+    store = Store(tmp_path, pack(tmp_path, images, params.StoreSettings()))
     pixels, sizes = store.read(torch.tensor([1, 0]))
     assert pixels.shape == (2, 3, 7, 8)
     assert sizes.tolist() == [[7, 3], [5, 8]]
@@ -62,7 +62,7 @@ def test_ragged_images_are_padded_at_the_bottom_and_right(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_positions_outside_are_refused_and_none_is_fine(ragged: bool, tmp_path: Path) -> None:
-    store = Store(tmp_path, pack(tmp_path, [noise(4, 4), noise(4, 5 if ragged else 4)], params.Store()))
+    store = Store(tmp_path, pack(tmp_path, [noise(4, 4), noise(4, 5 if ragged else 4)], params.StoreSettings()))
     for wrong in (-1, 2):
         with pytest.raises(IndexError, match=r"0\.\.1"):
             store.read(torch.tensor([0, wrong]))
@@ -71,7 +71,7 @@ def test_positions_outside_are_refused_and_none_is_fine(ragged: bool, tmp_path: 
 
 def test_square_is_antialiased_bilinear() -> None:
     image = noise(40, 60)
-    found = convert(image, params.Store(resize="square", side=10))
+    found = convert(image, params.StoreSettings(resize="square", side=10))
     wanted = F.resize(image, [10, 10], InterpolationMode.BILINEAR, antialias=True)
     assert found.shape == (3, 10, 10)
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
@@ -80,7 +80,7 @@ def test_square_is_antialiased_bilinear() -> None:
 @pytest.mark.parametrize(("height", "width"), [(41, 60), (60, 41), (30, 30), (5, 9), (16, 33)])
 def test_short_side_is_torchvisions_resize(height: int, width: int) -> None:
     image = noise(height, width)
-    found = convert(image, params.Store(resize="short-side", side=16))
+    found = convert(image, params.StoreSettings(resize="short-side", side=16))
     wanted = F.resize(image, [16], InterpolationMode.BILINEAR, antialias=True)
     assert min(found.shape[1:]) == 16
     assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
@@ -97,7 +97,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # the f
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_store_is_refused(kind: str, tmp_path: Path) -> None:
-    info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.Store())
+    info = pack(tmp_path, [noise(4, 4), noise(4, 5)], params.StoreSettings())
     file, change, message = DAMAGE[kind]
     content = (tmp_path / file).read_bytes()
     (tmp_path / file).unlink() if change is None else (tmp_path / file).write_bytes(change(content))
@@ -106,7 +106,7 @@ def test_a_damaged_store_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_verify_hashes_every_byte(tmp_path: Path) -> None:
-    store = Store(tmp_path, pack(tmp_path, [noise(4, 4)], params.Store()))
+    store = Store(tmp_path, pack(tmp_path, [noise(4, 4)], params.StoreSettings()))
     store.verify()
     content = bytearray((tmp_path / PIXELS).read_bytes())
     content[5] ^= 1
@@ -125,11 +125,11 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def pack_jpegs(folder: Path, settings: params.Store, count: int = len(SHAPES)) -> StoreInfo:
+def pack_jpegs(folder: Path, settings: params.StoreSettings, count: int = len(SHAPES)) -> StoreInfo:
     return pack(folder, [picture(*shape, seed) for seed, shape in enumerate(SHAPES[:count])], settings)
 
 
-def expected(seed: int, settings: params.Store) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def expected(seed: int, settings: params.StoreSettings) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """By Pillow alone: resized, written as JPEG, read again; channels x height x width."""
     image = picture(*SHAPES[seed], seed).convert("RGB" if settings.channels == 3 else "L")
     if settings.side is not None:
@@ -144,7 +144,7 @@ def expected(seed: int, settings: params.Store) -> np.ndarray[tuple[int, ...], n
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_number_of_workers_reads_what_pillow_reads(channels: int, workers: int, tmp_path: Path) -> None:
-    settings = params.Store.model_validate({"resize": "short-side", "size": 32, "channels": channels, "jpeg_quality": 85})
+    settings = params.StoreSettings.model_validate({"resize": "short-side", "size": 32, "channels": channels, "jpeg_quality": 85})
     store = Store(tmp_path, pack_jpegs(tmp_path, settings), workers)
     order = torch.tensor([3, 0, 1, 4, 2, 0])
     pixels, sizes = store.read(order)
@@ -161,7 +161,7 @@ def test_every_number_of_workers_reads_what_pillow_reads(channels: int, workers:
 
 
 def test_a_flipped_byte_is_found_by_its_hash_and_a_broken_jpeg_is_named(tmp_path: Path) -> None:
-    settings = params.Store(jpeg_quality=90)
+    settings = params.StoreSettings(jpeg_quality=90)
     info = pack_jpegs(tmp_path, settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == [JPEGS, INDEX]
     content = bytearray((tmp_path / JPEGS).read_bytes())
@@ -180,7 +180,7 @@ def test_a_flipped_byte_is_found_by_its_hash_and_a_broken_jpeg_is_named(tmp_path
 
 
 def test_a_jpeg_of_another_size_is_refused(tmp_path: Path) -> None:
-    settings = params.Store(jpeg_quality=90)
+    settings = params.StoreSettings(jpeg_quality=90)
     info = pack_jpegs(tmp_path, settings, 2)
     content = (tmp_path / JPEGS).read_bytes()
     first, _ = encode(convert(picture(*SHAPES[0], 0), settings), settings)
@@ -192,19 +192,19 @@ def test_a_jpeg_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_said_of_stores_of_pixels_is_as_before() -> None:
     """Manifests and fingerprints from before there were JPEGs must stay what they are."""
-    plain = params.Store(resize="short-side", side=256, external=True)
+    plain = params.StoreSettings(resize="short-side", side=256, external=True)
     before = {"resize": "short-side", "size": 256, "channels": 3, "external": True}
     assert plain.model_dump(mode="json") == json.loads(plain.model_dump_json()) == before
     assert plain.model_dump(mode="json", exclude={"external"}) == {key: before[key] for key in ("resize", "size", "channels")}
-    assert params.Store.model_validate(before) == plain, "the old name of side is still read"
+    assert params.StoreSettings.model_validate(before) == plain, "the old name of side is still read"
     with pytest.raises(ValidationError, match="give only side"):
-        params.Store.model_validate({**before, "side": 256})
+        params.StoreSettings.model_validate({**before, "side": 256})
     jpeg = plain.model_copy(update={"jpeg_quality": 90})
     assert jpeg.model_dump(mode="json") == {**before, "jpeg_quality": 90}
     info = StoreInfo(settings=plain, images=1, bytes=1, sha256="", index_sha256="")
     assert json.loads(info.model_dump_json())["settings"] == before
     assert StoreInfo.model_validate_json(info.model_dump_json()) == info
-    keys = {info.model_copy(update={"settings": one}).key("abc") for one in (plain, jpeg, params.Store(jpeg_quality=80))}
+    keys = {info.model_copy(update={"settings": one}).key("abc") for one in (plain, jpeg, params.StoreSettings(jpeg_quality=80))}
     assert keys == {"abc-short-side-256-c3", "abc-short-side-256-c3-q90", "abc-none-c3-q80"}
     assert (stores.file_of(plain), stores.file_of(jpeg)) == (PIXELS, JPEGS)
 

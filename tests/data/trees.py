@@ -93,7 +93,7 @@ def content(listing: Listing) -> Files:
     return {image.key: listing.fetch(image) for image in listing.images}
 
 
-def packed(folder: Path, images: Iterable[Pixels], settings: params.Store) -> StoreInfo:
+def packed(folder: Path, images: Iterable[Pixels], settings: params.StoreSettings) -> StoreInfo:
     """A store of images, uint8 channels x height x width."""
     with StoreWriter(folder, settings) as writer:
         for image in images:
@@ -108,7 +108,7 @@ def subset(
     query: int | None = None,
     source: str = "image-folder",
     corrupt_share: float = 0.0,
-    store: params.Store | None = None,
+    store: params.StoreSettings | None = None,
     shots: params.Shots | None = None,
 ) -> params.Subset:
     """A subset's parameters; its images are where ISD_TEST_ROOT says."""
@@ -118,6 +118,6 @@ def subset(
         search_per_class=search,
         query_per_class=query,
         corrupt_share=corrupt_share,
-        store=store or params.Store(),
+        store=store or params.StoreSettings(),
         shots=shots,
     )

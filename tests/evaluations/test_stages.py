@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import BackboneConfig, Params, Store
+from isd_repro.config.params import BackboneConfig, Params, StoreSettings
 from isd_repro.data import manifests
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.evaluations.encoders import load_encoders
@@ -91,7 +91,7 @@ def make_manifest() -> Manifest:
 
 def write_prepared(folder: Path, manifest: Manifest, pixels: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    manifests.write(folder, manifest, store=trees.packed(folder, pixels.numpy(), Store(channels=1)))
+    manifests.write(folder, manifest, store=trees.packed(folder, pixels.numpy(), StoreSettings(channels=1)))
 
 
 def make_params() -> Params:

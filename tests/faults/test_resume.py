@@ -59,7 +59,7 @@ class Reader:
         self.path.write_bytes(self.whole)
         checkpoint.previous(self.path).write_bytes((state / "checkpoint.previous.pt").read_bytes())
 
-    def load(self) -> checkpoint.Progress:
+    def load(self) -> checkpoint.RunProgress:
         return checkpoint.load(self.path, self.plan.fingerprint, self.plan.method, self.optimizer, CPU, self.said.append)
 
 

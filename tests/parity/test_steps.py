@@ -14,7 +14,7 @@ from isd_repro.interfaces import Batch, Setting
 from isd_repro.nn import engine
 from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.train import loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from tests.parity.by_hand import Backbone, Hand, frozen
 
 BATCH, CLASSES, STEPS = 8, 3, 3
@@ -105,7 +105,7 @@ def test_three_steps_are_those_of_the_hand(chosen: Literal["reference", "fast"],
     start = {name: value.clone() for name, value in state.items()}
     options = {key: value for key, value in METHODS[kind].items() if type(value) in (int, float)}
     hand = Hand(state, kind, options, groups)
-    batches, progress = Fixed(), Progress()
+    batches, progress = Fixed(), RunProgress()
     for step, lr in enumerate(RATES):
         hand.step(batches.at(step), lr, OPTIM.sgd_momentum, OPTIM.weight_decay)
 

@@ -19,8 +19,8 @@ from tests.data import trees
 from tests.pipeline.test_prepare import Bench, fail_at
 
 FILES = trees.images({"n01": 14, "n02": 15, "n03": 13}, val=3, ragged=True)
-RAW = params.Store(resize="short-side", side=6, external=True)
-JPEG = params.Store(resize="short-side", side=6, external=True, jpeg_quality=85)
+RAW = params.StoreSettings(resize="short-side", side=6, external=True)
+JPEG = params.StoreSettings(resize="short-side", side=6, external=True, jpeg_quality=85)
 BOTH = pytest.mark.parametrize("store", [RAW, JPEG], ids=["raw", "jpeg"])
 
 
@@ -43,7 +43,7 @@ def run(folder: Path, subset: params.Subset, threads: int = 1) -> Bench:
 
 
 @BOTH
-def test_any_number_of_threads_writes_the_same_bytes(store: params.Store, packs: Path, tmp_path: Path) -> None:
+def test_any_number_of_threads_writes_the_same_bytes(store: params.StoreSettings, packs: Path, tmp_path: Path) -> None:
     subset = trees.subset(store=store, search=4)
     first = run(tmp_path / "one", subset)
     want = bytes_of(packs)
@@ -61,7 +61,7 @@ def test_any_number_of_threads_writes_the_same_bytes(store: params.Store, packs:
 @BOTH
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["stopped", "full"])
 def test_an_interrupted_pack_is_gone_on_with(
-    store: params.Store, error: BaseException, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: params.StoreSettings, error: BaseException, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subset = trees.subset(store=store)
     run(tmp_path / "one", subset)

@@ -18,7 +18,7 @@ from isd_repro.config.layout import Layout
 from isd_repro.data import manifests
 from isd_repro.data.manifests import open_prepared
 from isd_repro.data.prepare import prepare
-from isd_repro.data.store import Row, StoreWriter
+from isd_repro.data.store import StoredImage, StoreWriter
 from isd_repro.runtime.errors import DataError
 from tests.data import trees
 from tests.faults import chain
@@ -164,7 +164,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, image: int, error: BaseException) -
     """Let the store's writer fail at this image, counted from 1."""
     add, written = StoreWriter.add, [0]
 
-    def failing(self: StoreWriter, content: bytes, row: Row) -> None:
+    def failing(self: StoreWriter, content: bytes, row: StoredImage) -> None:
         written[0] += 1
         if written[0] == image:
             raise error
@@ -253,7 +253,7 @@ def test_copies_end_the_work_at_the_image_that_is_one_too_many(
 def test_an_external_store_is_found_through_the_environment(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subset = trees.subset(RULE, store=params.Store(resize="square", side=6, external=True))
+    subset = trees.subset(RULE, store=params.StoreSettings(resize="square", side=6, external=True))
     monkeypatch.delenv(manifests.PACK_ROOT, raising=False)
     with pytest.raises(DataError, match="ISD_PACK_ROOT is not set"):
         bench.run(subset)

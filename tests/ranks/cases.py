@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from isd_repro import methods
-from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Numerics, Optim, View
-from isd_repro.config.params import Store as Packing
+from isd_repro.config.params import BackboneConfig, Blur, Cosine, Data, Efficiency, Jitter, Numerics, Optim, StoreSettings, View
 from isd_repro.data import eval_loader
 from isd_repro.data.loader import Batches
 from isd_repro.data.manifests import Split
@@ -26,7 +25,7 @@ from isd_repro.nn.batchnorm import set_bn_groups
 from isd_repro.runtime import launcher, ranks
 from isd_repro.runtime.ranks import joined
 from isd_repro.train import checkpoint, loop
-from isd_repro.train.checkpoint import Progress
+from isd_repro.train.checkpoint import RunProgress
 from tests.conformance.problem import profile_options
 from tests.data import trees
 
@@ -54,7 +53,7 @@ def write_store(folder: Path) -> Store:
     folder.mkdir()
     shapes = [(3, 9 + 5 * image % 17, 10 + 7 * image % 13) for image in range(IMAGES)]
     images = [torch.randint(256, shape, generator=draws, dtype=torch.uint8).numpy() for shape in shapes]
-    info = trees.packed(folder, images, Packing())
+    info = trees.packed(folder, images, StoreSettings())
     (folder / "info.json").write_text(info.model_dump_json(), "utf-8")
     return Store(folder, info)
 
@@ -90,15 +89,15 @@ def build(name: str, groups: int) -> nn.Module:
     return method.double()
 
 
-def train(name: str, groups: int, batches: Batches, half: Path, start: Progress | None = None) -> dict[str, Any]:
+def train(name: str, groups: int, batches: Batches, half: Path, start: RunProgress | None = None) -> dict[str, Any]:
     """All steps, or those after a checkpoint; on four ranks a checkpoint is left on the way."""
     method = build(name, groups)
     optimizer = loop.optimizer_of(method, OPTIM)
-    progress = Progress()
+    progress = RunProgress()
     if start is not None:
         progress = checkpoint.load(half, "0", method, optimizer, CPU)
 
-    def save(now: Progress) -> None:
+    def save(now: RunProgress) -> None:
         if ranks.rank() == 0 and now.step == HALF and start is None and ranks.world() == 4:
             checkpoint.save(half, "0", method, optimizer, now)
 
@@ -161,7 +160,7 @@ def main(_words: tuple[str, ...]) -> None:
             half = folder / f"half-{name}-{groups}.pt"
             found[f"{name}-{groups}"] = train(name, groups, batches, half)
             if groups == 2 and ranks.world() != 4:
-                found[f"{name}-resumed"] = train(name, groups, batches, half, Progress())
+                found[f"{name}-resumed"] = train(name, groups, batches, half, RunProgress())
         found["features"] = features()
         found["linear"] = linear_heads(batches.store)
         torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")
