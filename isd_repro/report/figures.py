@@ -171,7 +171,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
     def draw() -> Canvas:
         room = max(len(_shorten(name, 34)) for name, *_ in rows) * 6.6 + 16
-        height = min(22 * len(rows), 300)  # px: the first table stays on the first screen
+        height = min(22 * len(rows), 284)  # px: the first table stays on the first screen
         figure, axes = canvas(len(groups), height + 74, left=room)
         for at, (ax, group) in enumerate(zip(axes, groups, strict=True)):
             for row, (_, mark, known) in enumerate(rows):
