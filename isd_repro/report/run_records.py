@@ -325,7 +325,9 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
             checked[kind] = one
     for part, key, ours, theirs, said in consistency.facts(found, params.profile, name, params.runs[name].data.subset):
         if ours != theirs:
-            tell(Problem(paths[part], key, repr(ours), f"{theirs!r}{said}", AGAIN, (name,)))
+            other_run = key in ("encoder_sha256", "manifest.sha256")
+            hint = "the records come from different runs; run the later stages again" if other_run else AGAIN
+            tell(Problem(paths[part], key, repr(ours), f"{theirs!r}{said}", hint, (name,)))
     return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
 
 

@@ -115,7 +115,7 @@ SEEDS = range(4)
 def test_float32_is_as_exact_as_the_plain_formula(taus: tuple[float, float]) -> None:
     """Largest error over some problems, of gradient and of loss.
 
-    Half as much again is the luck of the draw; without AVX-512 the gradient's was seen at twice the plain formula's (4.9e-6).
+    Half as much again is the luck of the draw; with AVX2 alone the gradient's is twice the plain formula's (4.9e-6).
     """
     errors: dict[str, list[float]] = {"plain": [], "ours": [], "plain loss": [], "ours loss": []}
     for seed in SEEDS:
@@ -125,7 +125,8 @@ def test_float32_is_as_exact_as_the_plain_formula(taus: tuple[float, float]) -> 
         for name, function in (("plain", isd_loss), ("ours", attended_isd_loss)):
             errors[name].append(relative(gradient_of(lambda q, k, x: function(q, k, x, *taus), student, teacher, bank), gradient))  # noqa: B023
             errors[f"{name} loss"].append(abs(float(function(student, teacher, bank, *taus)) - loss))
-    assert max(errors["ours"]) <= 2.5 * max(errors["plain"]), errors
+    room = 2.5 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 1.5
+    assert max(errors["ours"]) <= room * max(errors["plain"]), errors
     # a loss is a difference of logits of up to 1 / tau: it is known to their last bits
     room = 2 * torch.finfo(torch.float32).eps / min(taus)
     assert max(errors["ours loss"]) <= max(1.5 * max(errors["plain loss"]), room), errors

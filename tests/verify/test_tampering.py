@@ -81,7 +81,7 @@ def test_a_record_copied_from_another_run(clean: Profile) -> None:
     shutil.copy(clean.record("moco", "knn"), clean.record("isd", "knn"))
     answer = clean.verify()
     assert answer.caught(f"{RECORDS}/isd/knn.json", "run")["found"] == "'moco'"
-    answer.caught(f"{RECORDS}/isd/knn.json", "encoder_sha256")
+    answer.caught(f"{RECORDS}/isd/knn.json", "encoder_sha256", "the records come from different runs")
     answer.caught(f"{RECORDS}/isd/linear.json", "features_sha256")
     assert answer.verdicts(run="isd") == {"failed"}, "knn and linear name different features: which is right is not known"
     assert answer.verdicts(run="moco", kind="score") == {"recomputed"}
