@@ -140,5 +140,5 @@ def test_a_disturbed_stage_can_be_repeated(line: dict[str, Station], tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_can_be_disturbed_at_any_moment(line: dict[str, Station], tmp_path: Path, stage: str) -> None:
-    found = [disturb_and_repeat(line[stage], tmp_path / str(turn), f"{stage} slow {turn}") for turn in range(12)]
-    assert sum(-9 in codes for codes in found) >= 6
+    found = [disturb_and_repeat(line[stage], tmp_path / str(turn), f"{stage} slow {turn}") for turn in range(4)]
+    assert sum(-9 in codes for codes in found) >= 2
