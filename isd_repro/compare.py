@@ -1,7 +1,7 @@
 """Command `compare`: a profile's numbers and those of another commit, checkout or machine, cell by cell.
 
 Ours are computed from the records as they are now; theirs are read from the `cells.json` that a report writes beside its page.
-Two numbers agree if they differ by at most their spread: the root of the sum of squares of the half-widths of both intervals.
+Two numbers agree if they differ by at most their margin: the root of the sum of squares of the half-widths of both intervals.
 The intervals of single runs are over queries and do not include the variation between trainings.
 """
 
@@ -31,21 +31,21 @@ from isd_repro.report.hypothesis import Outcome
 from isd_repro.runtime.errors import DataError, UserError, printable
 
 SAME = 1e-4  # points: cells.json rounds to four decimals
-State = Literal["equal", "within", "outside", "no spread stated", "only ours", "only theirs"]
+State = Literal["equal", "within", "outside", "no interval", "only ours", "only theirs"]
 Tree = Mapping[str, Any]
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One number on both sides; values in percent or points, `spread` in points."""
+    """One number on both sides; values in percent or points, `margin` in points."""
 
     where: str
     ours: float | None
     theirs: float | None
     ours_interval: tuple[float, float] | None
     theirs_interval: tuple[float, float] | None
-    spread: float | None
+    margin: float | None
 
     @property
     def difference(self) -> float | None:
@@ -59,9 +59,9 @@ class Pair:
             return "only ours" if self.theirs is None else "only theirs"
         if abs(self.difference) <= SAME:
             return "equal"
-        if self.spread is None:
-            return "no spread stated"
-        return "within" if abs(self.difference) <= self.spread else "outside"
+        if self.margin is None:
+            return "no interval"
+        return "within" if abs(self.difference) <= self.margin else "outside"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ResultComparison:
 
     @property
     def agree(self) -> bool:
-        """Whether no number lies outside its spread and every conclusion is the same."""
+        """Whether no number lies outside its margin and every conclusion is the same."""
         return not self.conclusions and all(pair.state != "outside" for pair in self.numbers)
 
 
@@ -112,7 +112,7 @@ def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> Non
     _print_json(found) if as_json else _print(found)
     if not found.agree:
         outside = sum(pair.state == "outside" for pair in found.numbers)
-        said = [f"{outside} of {len(found.numbers)} numbers differ by more than their spread"] if outside else []
+        said = [f"{outside} of {len(found.numbers)} numbers differ by more than their margin"] if outside else []
         said += [_conclusions(found)] if found.conclusions else []
         raise DataError(f"{params.profile}: {text.listing(said)}", "docs/compare.md says what may cause this")
 
@@ -164,10 +164,10 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
         if values == [None, None]:
             continue
         half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
-        spread = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
+        margin = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
         bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
         where = ", ".join(part for part in key if part)
-        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], spread))
+        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], margin))
         said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
             conclusions.append(Change(where, said[0], said[1]))
@@ -294,13 +294,13 @@ def _print(found: ResultComparison) -> None:
     if not found.circumstances:
         say("  the same machine, threads, code and parameters")
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("Number", "Ours", "Theirs", "Difference", "Spread", ""):
+    for head in ("Number", "Ours", "Theirs", "Difference", "Margin", ""):
         grid.add_column(head, justify="left" if head in ("Number", "") else "right", overflow="fold")
     differing = [pair for pair in found.numbers if pair.state not in ("equal", "only ours", "only theirs")]
-    for pair in sorted(differing, key=lambda one: -abs(one.difference or 0) / (one.spread or math.inf)):
-        spread = "" if pair.spread is None else f"\N{PLUS-MINUS SIGN} {text.decimal(pair.spread, 1)}"
+    for pair in sorted(differing, key=lambda one: -abs(one.difference or 0) / (one.margin or math.inf)):
+        margin = "" if pair.margin is None else f"\N{PLUS-MINUS SIGN} {text.decimal(pair.margin, 1)}"
         shown = [_shown(pair.ours, pair.ours_interval), _shown(pair.theirs, pair.theirs_interval)]
-        grid.add_row(printable(pair.where), *shown, text.signed(pair.difference or 0, 2), spread, pair.state)
+        grid.add_row(printable(pair.where), *shown, text.signed(pair.difference or 0, 2), margin, pair.state)
     if differing:
         out.print(grid, markup=False)
     for change in found.conclusions:
