@@ -29,7 +29,7 @@ from torch import Tensor
 
 from isd_repro.config.fields import Frozen
 from isd_repro.data.store import Store, StoreInfo
-from isd_repro.records import ManifestIdentity, Shot, query_groups
+from isd_repro.records import Labels, ManifestIdentity, Mask, Shot, query_groups
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -296,8 +296,8 @@ class Prepared:
         positions = {"train": self.manifest.train, "search": self.manifest.search, "query": self.manifest.query}[name]
         return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
 
-    def groups(self, label: Tensor) -> dict[str, Tensor]:
-        """Masks over labelled images (int64, n) by group, see `query_groups`."""
+    def groups(self, label: Labels) -> dict[str, Mask]:
+        """Masks over labelled images by group, see `query_groups`."""
         return query_groups(label, self.identity)
 
 

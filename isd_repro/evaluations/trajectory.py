@@ -50,9 +50,9 @@ def evaluate(subject: Subject, config: Config) -> Curve:
         one = opened()
 
         def score(epoch: int = epoch, one: Subject = one) -> CurvePoint:
-            label = one.split("query").label
+            label = one.split("query").label.numpy()
             groups = one.prepared.groups(label)
-            found = knn.evaluate(one, search).predictions
+            found = knn.evaluate(one, search).arrays
             scores = [s for key, rows in found.items() for s in score_groups(key, rows, label, groups)]
             return CurvePoint(epoch=epoch, encoder_sha256=one.sha256, scores=tuple(scores))
 

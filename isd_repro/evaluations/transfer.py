@@ -36,7 +36,7 @@ from isd_repro.evaluations.features import features, require_finite
 from isd_repro.evaluations.linear_head import standardise
 from isd_repro.evaluations.subject import Subject, Targets
 from isd_repro.provenance import describe
-from isd_repro.records import TargetEvaluation, mean_per_class, pack_labels, score_groups
+from isd_repro.records import Labels, TargetEvaluation, mean_per_class, pack_labels, score_groups
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 TITLE = "Transfer"
@@ -47,7 +47,7 @@ OWN_TABLE = True
 PROTOCOL = "logistic regression on L2-normalised, standardised features; C chosen on validation images, retrained with them"
 HISTORY = 10  # pairs that L-BFGS keeps
 
-Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
+Score = Callable[[Labels, Labels], float]  # predicted, label -> percent
 
 
 class Config(Frozen):
@@ -187,7 +187,7 @@ def choose(
     for c in values:
         found = fit(z, label, classes, c, settings, found)
         unsolved += found.gradient > settings.tolerance
-        scores.append(score(found.predict(held).cpu(), val[1]))
+        scores.append(score(found.predict(held).cpu().numpy(), val[1].numpy()))
     return Choice(values[scores.index(max(scores))], tuple(scores), unsolved)
 
 
@@ -260,9 +260,9 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             bar.begin(len(images))
             found = features(subject.encoders, images, len(images), subject.device, bar.advance)
     division = transfer_sets.divide(key, opened.part, images.label, settings.seed)
-    label = images.label[division.test]
-    everything = {"all": torch.ones_like(label) > 0}
-    predictions: dict[str, Tensor] = {}
+    label = images.label[division.test].numpy()
+    everything = {"all": label >= 0}
+    predictions: dict[str, Labels] = {}
     chosen: dict[str, Any] = {}
     for encoder, rows in found.items():
         result = answer(
@@ -274,7 +274,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             settings,
             subject.device,
         )
-        predictions[f"{encoder}/{METRIC}"] = result.predicted
+        predictions[f"{encoder}/{METRIC}"] = result.predicted.numpy()
         chosen[encoder] = _facts(result)
     return TargetEvaluation(
         kind="transfer",
@@ -327,5 +327,5 @@ def _lines(one: TargetEvaluation) -> list[str]:
     return lines
 
 
-def _top1(predicted: Tensor, label: Tensor) -> float:
-    return 100.0 * float((predicted == label).double().mean())
+def _top1(predicted: Labels, label: Labels) -> float:
+    return 100.0 * float((predicted == label).mean())

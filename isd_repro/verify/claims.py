@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isd_repro import evaluations, methods
 from isd_repro.config.fields import Frozen
 from isd_repro.config.params import Halves, Run, Subset, Unbalanced
@@ -96,7 +98,7 @@ def queries_of_classes(case: Case) -> Iterator[Answer]:
         yield Unproved("the rule takes every validation image of the source", State.RECORDED)
         return
     for kind, one in case.found.own.items():
-        sizes = () if evaluations.own_queries(kind) else one.label.bincount(minlength=len(classes)).tolist()
+        sizes = () if evaluations.own_queries(kind) else np.bincount(one.label, minlength=len(classes)).tolist()
         for name, found in zip(classes, sizes, strict=False):
             if not count - case.lost <= found <= count:
                 yield Wrong(kind, f"labels: {name}", f"{found} queries", f"{count}, by the rule")

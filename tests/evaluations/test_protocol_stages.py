@@ -78,8 +78,8 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
             train_batches=pictures.augmented(StoreReader(prepared.store), part, frame, settings, CPU),
         )
         for name, out in linear_head.train(encoders, task, settings, CPU).items():
-            assert unpack_labels(record.predictions[f"{name}/few-{share}pct-last"]).equal(out.last)
-            assert unpack_labels(record.predictions[f"{name}/few-{share}pct-best"]).equal(out.best)
+            assert unpack_labels(record.predictions[f"{name}/few-{share}pct-last"]).tolist() == out.last.tolist()
+            assert unpack_labels(record.predictions[f"{name}/few-{share}pct-best"]).tolist() == out.best.tolist()
             hits = int((out.last5 == features.query_label[:, None]).any(dim=1).sum())
             stated = {f"{s.encoder} {s.metric} {s.group}": (s.correct, s.n) for s in record.scores}
             assert stated[f"{name} few-{share}pct-last-top5 all"] == (hits, 15)
