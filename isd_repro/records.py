@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from isd_repro.runtime.files import write_atomic
 MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
 _LARGEST_CLASS = 65_535
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
+MAX_SHARED = 0.01  # share of queries that may be copies of training or search images, unless the user allows more
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
 Shot = Literal["many", "medium", "few"]  # groups of classes by their number of training images
 SHOTS: tuple[Shot, ...] = get_args(Shot)
@@ -79,6 +81,11 @@ class Score(Frozen):
     def top1(self) -> float:
         """Percent, 0-100."""
         return 100.0 * self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval of `top1`, in percent."""
+        return wilson(self.correct, self.n)
 
 
 class Attempt(Frozen):
@@ -299,6 +306,14 @@ def _class_accuracies(predicted: Labels, label: Labels) -> np.ndarray:
     right = np.bincount(label[predicted == label], minlength=len(size))
     asked = size > 0
     return right[asked] / size[asked]
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion, in percent: the formula, as `import scipy.stats` takes a second."""
+    share, z = correct / n, 1.959963984540054  # the 97.5 % quantile of the normal distribution
+    centre, whole = 2 * n * share + z**2, 2 * (n + z**2)
+    half = z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
+    return 100 * (centre / whole - half if correct else 0.0), 100 * (centre / whole + half if correct < n else 1.0)
 
 
 def write_record(path: Path, record: Frozen) -> None:

@@ -20,9 +20,9 @@ from isd_repro.records import (
     mean_per_class,
     pack_labels,
     score_groups,
+    wilson,
     write_record,
 )
-from isd_repro.report import intervals
 from isd_repro.report.run_records import RECOMPUTED
 from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
@@ -146,7 +146,7 @@ def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None
             top5 = [hit or number % 3 == 0 for number, hit in enumerate(hits)]
             for cell, right in ((row.cells[place], sum(hits)), (row.cells[place + 1], sum(top5))):
                 assert (cell.correct, cell.n, cell.value) == (right, 500, right / 5)
-                assert (cell.low, cell.high) == intervals.wilson(right, 500)
+                assert (cell.low, cell.high) == wilson(right, 500)
                 assert (cell.level, cell.part) == (RECOMPUTED, "few_label")
     assert "few-label-small-teacher" not in [one.id for one in both.report().tables]
 
