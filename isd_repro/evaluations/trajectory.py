@@ -5,12 +5,14 @@ Nearest neighbours of student and teacher over training: the paper's second figu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isd_repro.config.fields import Frozen
 from isd_repro.evaluations import knn
-from isd_repro.evaluations.subject import Curve, Subject
 from isd_repro.records import CurvePoint, score_groups
+
+if TYPE_CHECKING:
+    from isd_repro.evaluations.subject import Curve, Subject
 
 TITLE = "Over training"
 METRICS = r"(?!)"  # those of `knn`
@@ -43,6 +45,8 @@ def evaluate(subject: Subject, config: Config) -> Curve:
     Raises:
         DataError: no snapshot was kept, or one is missing, damaged, of another run, or made from other images.
     """
+    from isd_repro.evaluations.subject import Curve
+
     search = subject.config(knn.Config)
     identity = {"trajectory": subject.sha256, "manifest": subject.manifest.sha256, "k": list(search.k)}
     points = []

@@ -21,23 +21,22 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Natural, Positive
 from isd_repro.data import transfer_sets
 from isd_repro.data.transfer_sets import TransferImages, TransferName
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.features import features, require_finite
-from isd_repro.evaluations.linear_head import standardise
-from isd_repro.evaluations.subject import Subject, Targets
 from isd_repro.provenance import describe
 from isd_repro.records import Labels, TargetEvaluation, mean_per_class, pack_labels, score_groups
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Subject, Targets
 
 TITLE = "Transfer"
 METRIC = "transfer"
@@ -79,6 +78,8 @@ def evaluate(subject: Subject, config: Config) -> Targets:
         ConfigError: no target sets.
         DataError: a target set is missing or damaged.
     """
+    from isd_repro.evaluations.subject import Targets
+
     if not config.sets:
         raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
     for key in config.sets:  # all of them, before the first is worked on
@@ -105,6 +106,8 @@ class Fit:
 
     def predict(self, z: Tensor) -> Tensor:
         """Class of the largest logit of each row of z (Q x D, float64), int64, Q; the lowest of equals."""
+        import torch
+
         return torch.addmm(self.bias, z, self.weight.T).argmax(dim=1)
 
 
@@ -129,6 +132,8 @@ class Answer:
 
 def grid(settings: Config) -> list[float]:
     """Values of C, ascending."""
+    import torch
+
     ends = torch.tensor([settings.c_min, settings.c_max], dtype=torch.float64).log10()
     values: list[float] = torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist()
     return values
@@ -145,6 +150,9 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
         settings: when to stop.
         start: another solution to start from; zero without.
     """
+    import torch
+    from torch.nn import functional
+
     weight = z.new_zeros(classes, z.shape[1]) if start is None else start.weight.clone()
     bias = z.new_zeros(classes) if start is None else start.bias.clone()
     decay = 1.0 / (c * len(z))
@@ -179,6 +187,10 @@ def choose(
     train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Config, device: torch.device
 ) -> Choice:
     """Take the C whose classifier, learnt from `train`, scores best on `val`; both (features N x D, classes N)."""
+    import torch
+
+    from isd_repro.evaluations.linear_head import standardise
+
     standardised = standardise(train[0])
     z, held = (standardised(features).to(device, torch.float64) for features in (train[0], val[0]))
     label = train[1].to(device)
@@ -214,6 +226,12 @@ def answer(
     Raises:
         DataError: features that are not finite, or fewer than two images to learn from.
     """
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+    from isd_repro.evaluations.features import require_finite
+    from isd_repro.evaluations.linear_head import standardise
+
     for name, rows in (("train", train[0]), ("validation", val[0]), ("test", test)):
         require_finite(rows, f"{name} features")
         if not len(rows):
@@ -252,6 +270,8 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
 
 def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEvaluation:
     """One target set: every image is read once for all encoders."""
+    from isd_repro.evaluations.features import features
+
     started = time.monotonic()
     opened = transfer_sets.open_set(key)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:

@@ -167,9 +167,7 @@ def test_predictions_are_those_of_the_encoders_own_features(world: World, target
     parts: Any = ["train"] * 60 + ["test"] * 24
     division = transfer_sets.divide("cifar10-folder", parts, torch.cat([label, truth]), 0)
     train, val = ((known[rows], label[rows]) for rows in (division.train, division.val))
-    answer = solver.answer(
-        train, val, asked, 3, lambda a, b: float((a == b).double().mean()), world.params.evaluation.transfer, CPU
-    )
+    answer = solver.answer(train, val, asked, 3, lambda a, b: float((a == b).mean()), world.params.evaluation.transfer, CPU)
     assert unpack_labels(one.predictions["student/transfer"]).tolist() == answer.predicted.tolist()
     assert one.settings["chosen"]["student"]["c"] == answer.choice.c
 
