@@ -1,7 +1,7 @@
-"""Command `compare`: a profile's numbers and those of another commit, checkout or machine, cell by cell.
+"""Command `compare`: compares a profile's numbers with those of another commit, checkout or machine, cell by cell.
 
-Ours are computed from the records as they are now; theirs are read from the `cells.json` that a report writes beside its page.
-Two numbers agree if they differ by at most their spread: the root of the sum of squares of the half-widths of both intervals.
+Our numbers are computed from the records; theirs are read from the `cells.json` that a report writes next to its page.
+Two numbers agree if they differ by at most their margin: the root of the sum of squares of the half-widths of both intervals.
 The intervals of single runs are over queries and do not include the variation between trainings.
 """
 
@@ -31,21 +31,21 @@ from isd_repro.report.hypothesis import Outcome
 from isd_repro.runtime.errors import DataError, UserError, printable
 
 SAME = 1e-4  # points: cells.json rounds to four decimals
-State = Literal["equal", "within", "outside", "no spread stated", "only ours", "only theirs"]
+State = Literal["equal", "within", "outside", "no interval", "only ours", "only theirs"]
 Tree = Mapping[str, Any]
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One number on both sides; values in percent or points, `spread` in points."""
+    """One number on both sides; values in percent or points, `margin` in points."""
 
     where: str
     ours: float | None
     theirs: float | None
     ours_interval: tuple[float, float] | None
     theirs_interval: tuple[float, float] | None
-    spread: float | None
+    margin: float | None
 
     @property
     def difference(self) -> float | None:
@@ -59,9 +59,9 @@ class Pair:
             return "only ours" if self.theirs is None else "only theirs"
         if abs(self.difference) <= SAME:
             return "equal"
-        if self.spread is None:
-            return "no spread stated"
-        return "within" if abs(self.difference) <= self.spread else "outside"
+        if self.margin is None:
+            return "no interval"
+        return "within" if abs(self.difference) <= self.margin else "outside"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ResultComparison:
-    """Everything that the command says."""
+    """The complete result of the command."""
 
     profile: str
     theirs: str
@@ -86,7 +86,7 @@ class ResultComparison:
 
     @property
     def agree(self) -> bool:
-        """Whether no number lies outside its spread and every conclusion is the same."""
+        """Whether no number lies outside its margin and every conclusion is the same."""
         return not self.conclusions and all(pair.state != "outside" for pair in self.numbers)
 
 
@@ -112,13 +112,13 @@ def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> Non
     _print_json(found) if as_json else _print(found)
     if not found.agree:
         outside = sum(pair.state == "outside" for pair in found.numbers)
-        said = [f"{outside} of {len(found.numbers)} numbers differ by more than their spread"] if outside else []
+        said = [f"{outside} of {len(found.numbers)} numbers differ by more than their margin"] if outside else []
         said += [_conclusions(found)] if found.conclusions else []
         raise DataError(f"{params.profile}: {text.listing(said)}", "docs/compare.md says what may cause this")
 
 
 def _read(other: str, layout: Layout) -> tuple[str, Tree]:
-    """A name for the other side, and its cells."""
+    """A name for the other side, and the content of its `cells.json`."""
     folder = Path(other)
     if folder.exists():
         inside = ("", CELLS, f"tables/{CELLS}", f"reports/{layout.profile}/tables/{CELLS}")
@@ -164,10 +164,10 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
         if values == [None, None]:
             continue
         half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
-        spread = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
+        margin = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
         bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
         where = ", ".join(part for part in key if part)
-        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], spread))
+        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], margin))
         said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
             conclusions.append(Change(where, said[0], said[1]))
@@ -182,7 +182,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
 
 
 def _cells(tree: Tree) -> dict[Place, Mapping[str, Any]]:
-    """The cells by their place, without the numbers of queries in headings; the paper's numbers are the same on both sides."""
+    """The cells by their place, without numbers of queries in headings and without the paper's numbers, which are fixed."""
     own = (cell for cell in tree["cells"] if cell["kind"] not in ("paper", "computed"))
     return by_place({**cell, "span": re.sub(r" \(n = [\d,]+\)$", "", cell["span"])} for cell in own)
 
@@ -197,9 +197,10 @@ def _score_halves(tree: Tree) -> dict[Key, float]:
 
 
 def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
-    """Half-width of the interval that the page states for a number; None where it states none.
+    """Half-width of the interval that the page states for a number; None if it states none.
 
-    A mean has Student's interval over its seeds or draws. The difference of two runs has that of two independent scores.
+    A mean has Student's t interval over its seeds or draws. The difference of two runs has the interval of two independent
+    scores.
     """
     if cell["kind"] == "statistic":
         return None
@@ -214,7 +215,7 @@ def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
 
 
 def _said(cell: Mapping[str, Any], half: float | None) -> str:
-    """What a cell concludes: the verdict beside a number of the paper, or on which side of 0 a difference lies."""
+    """The conclusion of a cell: the verdict on a number of the paper, or the side of 0 on which a difference lies."""
     if cell["verdict"]:
         return str(cell["verdict"])
     if cell["kind"] != "difference" or cell["value"] is None or half is None:
@@ -224,7 +225,7 @@ def _said(cell: Mapping[str, Any], half: float | None) -> str:
 
 
 def _verdicts(tree: Tree) -> dict[str, str]:
-    """Verdicts on the stated hypotheses, by the hypothesis."""
+    """Verdicts by hypothesis."""
     found = {}
     for finding in tree["findings"]:
         lead, _, body = finding.partition(": ")
@@ -238,7 +239,7 @@ def _verdicts(tree: Tree) -> dict[str, str]:
 
 
 def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
-    """What else differs between runs that both sides have; equal changes of several runs are one."""
+    """Other differences between runs that both sides have; equal differences of several runs are one item."""
     changes: dict[tuple[str, str, str], list[str]] = {}
     for run in ours["runs"]:
         if run in theirs["runs"]:
@@ -253,7 +254,7 @@ def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
 
 
 def _facts(run: Tree) -> dict[str, str]:
-    """Machine, threads, code, packages, images, encoder and parameters behind a run, in words."""
+    """Machine, threads, code, packages, images, encoder and parameters of a run, as text."""
     found: dict[str, set[str]] = {}
 
     def add(what: str, said: object) -> None:
@@ -279,7 +280,7 @@ def _facts(run: Tree) -> dict[str, str]:
 
 
 def _print(found: ResultComparison) -> None:
-    """Circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
+    """Print circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
     out = Console(file=sys.stdout, highlight=False)
     if not out.is_terminal:
         out.width = 10_000
@@ -294,13 +295,13 @@ def _print(found: ResultComparison) -> None:
     if not found.circumstances:
         say("  the same machine, threads, code and parameters")
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("Number", "Ours", "Theirs", "Difference", "Spread", ""):
+    for head in ("Number", "Ours", "Theirs", "Difference", "Margin", ""):
         grid.add_column(head, justify="left" if head in ("Number", "") else "right", overflow="fold")
     differing = [pair for pair in found.numbers if pair.state not in ("equal", "only ours", "only theirs")]
-    for pair in sorted(differing, key=lambda one: -abs(one.difference or 0) / (one.spread or math.inf)):
-        spread = "" if pair.spread is None else f"\N{PLUS-MINUS SIGN} {text.decimal(pair.spread, 1)}"
+    for pair in sorted(differing, key=lambda one: -abs(one.difference or 0) / (one.margin or math.inf)):
+        margin = "" if pair.margin is None else f"\N{PLUS-MINUS SIGN} {text.decimal(pair.margin, 1)}"
         shown = [_shown(pair.ours, pair.ours_interval), _shown(pair.theirs, pair.theirs_interval)]
-        grid.add_row(printable(pair.where), *shown, text.signed(pair.difference or 0, 2), spread, pair.state)
+        grid.add_row(printable(pair.where), *shown, text.signed(pair.difference or 0, 2), margin, pair.state)
     if differing:
         out.print(grid, markup=False)
     for change in found.conclusions:

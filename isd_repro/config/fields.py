@@ -41,6 +41,6 @@ Words = Annotated[str, AfterValidator(_words)]  # of a reader's language, for ta
 
 
 class Frozen(BaseModel):
-    """Base of every parameter block: immutable, an unknown key is an error, and so is `"5"` or `true` for a number."""
+    """Base of every parameter block: immutable; an unknown key is an error, and so are `"5"` and `true` in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)

@@ -1,18 +1,18 @@
 """Evaluate runs by nearest-neighbour classification.
 
-Classification by one exact cosine search in float32 (the paper's NN and 20-NN).
+The search is exact, by cosine similarity in float32 (the paper's NN and 20-NN).
 
 Neighbours are ordered by (similarity descending, label ascending, position ascending), so that permuting the bank changes no
-prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04
+prediction even if copies of one image have different labels. The vote is unweighted; the lowest label wins a tie.  # DEV-04
 
-Every product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on how many
-queries or bank images there are.
+Every matrix product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on the
+number of queries or bank images.
 
-Memory. Neither the bank nor the queries are ever copied whole: both may be memory-mapped files larger than memory. Beside
-them stand 16 N bytes for the order of the bank, 8 Q k bytes of neighbours, the normalised queries of one pass (at most
-QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read
-once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers. On a CUDA device a pass takes up to
-CUDA_QUERY_BYTES, so that it crosses to the device once; no bit depends on the number of passes.
+Memory. Neither the bank nor the queries are copied as a whole: both may be memory-mapped files larger than memory. In addition
+the search needs 16 N bytes for the order of the bank, 8 Q k bytes for neighbours, the normalised queries of one pass (at most
+QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read once
+for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers. On a CUDA device a pass takes up to
+CUDA_QUERY_BYTES of queries, so that the bank is copied to the device only once; no bit depends on the number of passes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Config(Frozen):
 
 
 def protocol(evaluation: Any) -> str:
-    """How neighbours are found and vote, as tables print it."""
+    """How neighbours are found and how they vote, as tables print it."""
     return f"{', '.join(columns(evaluation.knn))} exact float32, ties by lowest label"
 
 
@@ -80,7 +80,7 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
 
 
 def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]:
-    """Some queries, spread over the classes, each in a row with its nearest search images."""
+    """A picture of some queries of different classes, each in a row with its nearest search images."""
     import torch
 
     from isd_repro.data import contact_sheet
@@ -98,9 +98,9 @@ def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]
 
 
 def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
-    """Positions in the bank of each query's k nearest, int64, Q x k, nearest first.
+    """Positions in the bank of each query's k nearest neighbours by cosine similarity, int64, Q x k, nearest first.
 
-    Cosine similarity; a zero vector has similarity 0 to everything, and where every vector is one there is nothing to search.
+    A zero vector has similarity 0 to everything; it is an error if all queries or all bank rows are zero.
 
     Args:
         bank: labelled features, N x D; need not be normalised.
@@ -110,8 +110,8 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
         device: where the search runs.
 
     Raises:
-        ConfigError: k below 1 or above N.
-        DataError: features that are not finite, or sizes that do not fit.
+        ConfigError: k is below 1 or above N.
+        DataError: features are not finite, all of them are zero, or sizes do not match.
     """
     import torch
 
@@ -124,7 +124,7 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
         raise DataError(f"features do not fit each other: {shapes}", "run `extract` again")
     require_finite(query, "query features")
     if len(query) and not any(bool((torch.linalg.vector_norm(part, dim=1) > _ZERO).any()) for part in query.split(QUERY_ROWS)):
-        raise DataError("query features: every one is zero", UNUSABLE)
+        raise DataError("query features: all of them are zero", UNUSABLE)
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
     room = CUDA_QUERY_BYTES if device.type == "cuda" else QUERY_BYTES
     rows = max(1, room // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
@@ -155,12 +155,12 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
             similarity[:, len(part) :] = -torch.inf
             best[at] = _merged(best[at], similarity[: len(best[at])], start, k)
     if longest <= _ZERO:
-        raise DataError("search features: every one is zero", UNUSABLE)
+        raise DataError("search features: all of them are zero", UNUSABLE)
     return torch.cat(best)
 
 
 def vote(labels: Tensor) -> Tensor:
-    """Most frequent class of each row (int64, Q x k -> Q); the lowest of those that draw."""
+    """Most frequent class of each row (int64, Q x k -> Q); the lowest class wins a tie."""
     import torch
 
     if not len(labels):

@@ -1,7 +1,7 @@
 """Evaluate runs by nearest neighbours on more queries of rare classes.
 
-The queries are the validation images and, of every rare class, the train images that no compared run trains on (dense queries). A
-dense query is answered by the search set without itself. Otherwise neighbours are found and vote as in `knn`.
+The queries are the validation images and, for every rare class, the train images on which no compared run trains (dense queries).
+A dense query is classified by the search set without the query itself. Otherwise neighbours are found and vote as in `knn`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the validation images, then the dense queries in the search set's order, for every k and encoder.
 
     Raises:
-        ConfigError: as `dense_queries` says, or more neighbours than there are images.
+        ConfigError: as for `dense_queries`, or k is larger than the number of images.
     """
     import torch
 
@@ -79,11 +79,11 @@ def dense_queries(manifest: Manifest, trained: int | None) -> Tensor:
 
     Args:
         manifest: of the images.
-        trained: as in `Config`. A draw of 135 images holds every smaller one by the same seed, so with 135 a set with 38 images
-            a rare class and its balanced control with 135 have the same queries.
+        trained: as in `Config`. A draw of 135 images contains every smaller draw with the same seed, so with `trained: 135` a set
+            with 38 images of each rare class and its balanced control with 135 have the same queries.
 
     Raises:
-        ConfigError: the run trains on others than the first `trained` images of a rare class.
+        ConfigError: the run trains on images of a rare class that are not among the first `trained` ones.
     """
     import torch
 
@@ -109,7 +109,7 @@ def dense_queries(manifest: Manifest, trained: int | None) -> Tensor:
 
 
 def without_itself(near: Tensor, itself: Tensor) -> Tensor:
-    """Neighbours without the query, which is an image of the bank; its copies remain.
+    """Neighbours without the query itself, which is an image of the bank; copies of it remain.
 
     Args:
         near: positions of the k + 1 nearest, int64, Q x (k + 1), nearest first.

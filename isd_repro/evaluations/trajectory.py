@@ -1,6 +1,7 @@
 """Evaluate the encoders saved during training, epoch by epoch.
 
-Nearest neighbours of student and teacher over training: the paper's second figure. The settings are those of `knn`.
+This gives the nearest-neighbour accuracy of student and teacher over training, the paper's second figure. The settings are those
+of `knn`.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ OWN_TABLE = True
 
 
 class Config(Frozen):
-    """No settings of its own."""
+    """No keys: the settings are those of `knn`."""
 
 
 def protocol(evaluation: Any) -> str:
-    """That of `knn`."""
+    """The protocol of `knn`."""
     return knn.protocol(evaluation)
 
 
 def columns(config: Config) -> list[str]:
-    """No column: the scores are those of `knn`, by epoch."""
+    """No columns: the scores are the metrics of `knn` by epoch."""
     return []
 
 
 def settings(evaluation: Any) -> dict[str, Any]:
-    """Those of `knn`."""
+    """The settings of `knn`, as the record states them."""
     found: dict[str, Any] = evaluation.knn.model_dump(mode="json")
     return found
 
 
 def evaluate(subject: Subject, config: Config) -> Curve:
-    """Score every snapshot of a run, and its final encoders, by their nearest neighbours.
+    """Score every snapshot of a run and its final encoders by nearest neighbours.
 
     Raises:
-        DataError: no snapshot was kept, or one is missing, damaged, of another run, or made from other images.
+        DataError: there is no snapshot, or one is missing, damaged, of another run, or made from other images.
     """
     from isd_repro.evaluations.subject import Curve
 

@@ -1,16 +1,16 @@
 """Evaluate runs by transfer: linear classifiers on their features of other data sets.
 
-Logistic regression on frozen features, its one setting chosen on validation images, as the paper's transfer table needs it.
+This is logistic regression on frozen features; its only hyper-parameter, C, is chosen on validation images (the paper's Table 2).
 
-Features become z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the images learnt from.
-Weights W and intercepts b minimise
+Features are transformed to z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the training
+images. Weights W and intercepts b minimise
 
     mean over images of cross-entropy(z W' + b, class) + |W|^2 / (2 C N)
 
-which is sklearn's objective with the same C, and strictly convex in W: the solution is unique whatever the solver's path, so
-neither rate nor start is a hyper-parameter. L-BFGS in float64 follows the grid of C from strong to weak regularisation, each
-solution the start of the next. The C with the best validation images is taken, the strongest of equals; the classifier is then
-fitted anew, from zero, on train and validation images together, and answers the test images once.  # DEV-19
+which is sklearn's objective with the same C. It is strictly convex in W, so the solution is unique and neither a learning rate
+nor the initialisation is a hyper-parameter. L-BFGS in float64 follows the grid of C from strong to weak regularisation and starts
+from the previous solution each time. The C with the best validation score is chosen, among equals the smallest; the classifier is
+then fitted from zero on train and validation images together, and classifies the test images once.  # DEV-19
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Config(Frozen):
 
 
 def protocol(evaluation: Any) -> str:
-    """The same for every setting."""
+    """The protocol as tables print it; it does not depend on the settings."""
     return PROTOCOL
 
 
@@ -75,7 +75,7 @@ def evaluate(subject: Subject, config: Config) -> Targets:
     """Score every encoder on every target set.
 
     Raises:
-        ConfigError: no target sets.
+        ConfigError: the settings name no target set.
         DataError: a target set is missing or damaged.
     """
     from isd_repro.evaluations.subject import Targets
@@ -113,7 +113,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation images chose."""
+    """The choice of C on the validation images."""
 
     c: float  # the value taken
     validation: tuple[float, ...]  # the score of each value of the grid, percent
@@ -122,7 +122,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predicted class of every test image, int64 on the CPU, Q; the choice behind it, and the last fit's state."""
+    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; how many iterations the last fit took."""
 
     predicted: Tensor
     choice: Choice
@@ -148,7 +148,7 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
         classes: C.
         c: inverse strength of the regularisation.
         settings: when to stop.
-        start: another solution to start from; zero without.
+        start: a solution to start from; None starts from zero.
     """
     import torch
     from torch.nn import functional
@@ -186,7 +186,7 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
 def choose(
     train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Config, device: torch.device
 ) -> Choice:
-    """Take the C whose classifier, learnt from `train`, scores best on `val`; both (features N x D, classes N)."""
+    """Choose the C whose classifier, trained on `train`, scores best on `val`; both are (features N x D, classes N)."""
     import torch
 
     from isd_repro.evaluations.linear_head import standardise
@@ -212,19 +212,19 @@ def answer(
     settings: Config,
     device: torch.device,
 ) -> Answer:
-    """Choose, learn from both, and answer.
+    """Choose C, train on train and validation images, and classify the test images.
 
     Args:
-        train: features N x D and their classes, int64, N; not normalised.
-        val: the same of the validation images.
-        test: features to classify, Q x D; their classes are not looked at.
+        train: features N x D, not normalised, and their classes, int64, N.
+        val: the same for the validation images.
+        test: features to classify, Q x D.
         classes: number of classes.
-        score: what the choice maximises.
+        score: the score that the choice of C maximises.
         settings: grid, iterations and tolerance.
         device: where the solver runs.
 
     Raises:
-        DataError: features that are not finite, or fewer than two images to learn from.
+        DataError: features are not finite, or there are too few images.
     """
     import torch
 
@@ -246,7 +246,7 @@ def answer(
 
 
 def absent(key: TransferName) -> str:
-    """Why a target set cannot be opened here; "" where it can."""
+    """A message that says why a target set cannot be opened; "" if it can."""
     try:
         transfer_sets.open_set(key)
     except UserError as error:
@@ -255,7 +255,7 @@ def absent(key: TransferName) -> str:
 
 
 def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, object]]:
-    """What a record says of a target set and what this project's list of sets says: key, found, expected."""
+    """Facts about a target set as (key, the record's value, the value in this project's table of sets)."""
     spec = transfer_sets.SETS.get(cast("TransferName", record.manifest.subset))
     if spec is None:
         return []  # a set that the settings do not name, which is a problem of its own
@@ -269,7 +269,7 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
 
 
 def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEvaluation:
-    """One target set: every image is read once for all encoders."""
+    """Evaluate all encoders on one target set; every image is read only once."""
     from isd_repro.evaluations.features import features
 
     started = time.monotonic()
@@ -315,7 +315,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
-    """A choice as the record keeps it; `edge` says that the grid may have been too narrow."""
+    """A choice in the form of the record; `edge` means that the best C is at an end of the grid, which may be too narrow."""
     scores = answer.choice.validation
     return {
         "c": answer.choice.c,
@@ -328,7 +328,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
 
 
 def _digest(found: Mapping[str, Tensor]) -> str:
-    """Sha256 over the features of all images by encoder."""
+    """The sha256 over the features of all images under every encoder."""
     hasher = hashlib.sha256()
     for encoder, rows in sorted(found.items()):
         hasher.update(f"{encoder}\n".encode() + rows.contiguous().numpy().tobytes())
@@ -336,7 +336,7 @@ def _digest(found: Mapping[str, Tensor]) -> str:
 
 
 def _lines(one: TargetEvaluation) -> list[str]:
-    """One plain line for each encoder: both numbers, and the choice."""
+    """One line of text for each encoder: both accuracies and the chosen C."""
     lines = []
     for score in one.scores:
         chosen = one.settings["chosen"][score.encoder]

@@ -273,7 +273,7 @@ ROWS = {  # how a row of its table begins: the layouts above or the tests below 
     "`ILSVRC2012_img_train.tar`": ["the tar files", "tar files of classes"],
     "parquet, Arrow": ["parquet", "Arrow", "TFRecord", "shards", "an archive beside nothing", "an archive itself"],
     "`cifar-10-*`": ["CIFAR-10", "CIFAR-100", "STL-10"],
-    "several readings": ["two data sets", "two readings of val", "two cases of train"],
+    "ambiguous folders": ["two data sets", "two readings of val", "two cases of train"],
 }
 PRINTED = {  # layouts whose messages the page shows, and how its data set differs from the one here
     "flat val without classes": ("/data/imagenet", "4 images", "50000 images"),

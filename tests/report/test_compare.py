@@ -1,4 +1,4 @@
-"""`compare`: every number of two results, the spread that it is judged by, and what else differs."""
+"""`compare`: every number of two results, the margin that it is judged by, and what else differs."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_every_number_is_judged_by_the_stated_intervals(profile: Profile) -> Non
         for side in (ours, theirs)
     ]
     halves = [wilson(cell["correct"], cell["n"]) for cell in cells]
-    assert pair.spread == pytest.approx(math.hypot(*halves), abs=1e-3)
+    assert pair.margin == pytest.approx(math.hypot(*halves), abs=1e-3)
     assert pair.difference == pytest.approx(100 * (cells[0]["correct"] / 500 - cells[1]["correct"] / 500), abs=1e-3)
-    assert pair.state == ("within" if abs(pair.difference or 0) <= (pair.spread or 0) else "outside")
+    assert pair.state == ("within" if abs(pair.difference or 0) <= (pair.margin or 0) else "outside")
     assert found["small-student, MoCo v2, All, 1-NN"].state == "equal"
 
 
@@ -87,7 +87,7 @@ def test_means_are_judged_over_their_seeds(profile: Profile) -> None:
     ours["cells"].append({**mean, "value": 70.0, "deviation": 1.0})
     theirs["cells"].append({**mean, "value": 73.0, "deviation": 0.5})
     pair = next(one for one in compare.compared("before", ours, theirs).numbers if "3 seeds" in one.where)
-    assert pair.spread == pytest.approx(4.302653 * math.hypot(1.0, 0.5) / math.sqrt(3), abs=1e-3)
+    assert pair.margin == pytest.approx(4.302653 * math.hypot(1.0, 0.5) / math.sqrt(3), abs=1e-3)
     assert pair.state == "outside"
 
 
@@ -121,7 +121,7 @@ def test_the_command_takes_a_commit_or_a_folder(tmp_path: Path, capsys: pytest.C
         compare.compare(other, profile.params, profile.layout, as_json=False)
         assert "the same machine, threads, code and parameters" in capsys.readouterr().out
     moved(profile, 0.95)
-    with pytest.raises(DataError, match=r"numbers differ by more than their spread and \d+ conclusions? changes?"):
+    with pytest.raises(DataError, match=r"numbers differ by more than their margin and \d+ conclusions? changes?"):
         compare.compare("HEAD", profile.params, profile.layout, as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert not said["agree"]
