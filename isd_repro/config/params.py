@@ -322,6 +322,18 @@ class Subset(Frozen):
             )
         return self
 
+    def stated(self) -> dict[str, object]:
+        """All settings that determine which images a subset has and how they are packed, as a manifest states its rule."""
+        return {
+            "source": self.source.name,
+            **self.rule.model_dump(mode="json"),
+            "search_per_class": self.search_per_class,
+            "query_per_class": self.query_per_class,
+            "store": self.store.model_dump(mode="json", exclude={"external"}),
+            **({"unlabelled": True} if self.unlabelled else {}),
+            **({"shots": self.shots.model_dump(mode="json")} if self.shots else {}),
+        }
+
 
 # --- what a run is ------------------------------------------------------------------------------------------------
 

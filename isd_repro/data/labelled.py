@@ -12,14 +12,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from isd_repro.data.loader import generator_of
-from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.data.manifests import Prepared, Split
 
 ORIGIN = (
     "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"
@@ -59,6 +60,10 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
     Raises:
         DataError: the folder or its list is missing, or the list names images that the search set lacks or omits a class.
     """
+    import torch
+
+    from isd_repro.data.manifests import Split
+
     search = prepared.split("search")
     images = [prepared.manifest.images[at] for at in search.index.tolist()]
     list_sha256 = None
@@ -79,6 +84,10 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
 
 def drawn(label: Tensor, fraction: float, seed: int) -> list[int]:
     """Positions of round(fraction x images) images of each class, at least one, ascending; `label` is int64, N."""
+    import torch
+
+    from isd_repro.data.loader import generator_of
+
     found: list[int] = []
     for cls in label.unique().tolist():
         members = (label == cls).nonzero().squeeze(1)

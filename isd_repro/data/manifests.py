@@ -29,7 +29,7 @@ from torch import Tensor
 
 from isd_repro.config.fields import Frozen
 from isd_repro.data.store import Store, StoreInfo
-from isd_repro.records import ManifestIdentity, Shot, query_groups
+from isd_repro.records import MAX_SHARED, Labels, ManifestIdentity, Mask, Shot, query_groups
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -41,7 +41,6 @@ UNLABELLED = "unlabelled"  # split of images that have no class and can only be 
 PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
 _OF_SPLIT = {"train": "ts", UNLABELLED: "t", "val": "q"}  # roles that an image of a split may have
-MAX_SHARED = 0.01  # share of queries that may be copies of training or search images, unless the user allows more
 _AGAIN = "run `prepare` for this subset again"
 Positions = npt.NDArray[np.int64]
 
@@ -296,8 +295,8 @@ class Prepared:
         positions = {"train": self.manifest.train, "search": self.manifest.search, "query": self.manifest.query}[name]
         return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
 
-    def groups(self, label: Tensor) -> dict[str, Tensor]:
-        """Masks over labelled images (int64, n) by group, see `query_groups`."""
+    def groups(self, label: Labels) -> dict[str, Mask]:
+        """Masks over labelled images by group, see `query_groups`."""
         return query_groups(label, self.identity)
 
 

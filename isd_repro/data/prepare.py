@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
@@ -86,29 +85,12 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
 
 
-def rule_of(subset: Subset) -> dict[str, object]:
-    """All settings that determine which images a subset has and how they are packed, for provenance."""
-    return {
-        "source": subset.source.name,
-        **subset.rule.model_dump(mode="json"),
-        "search_per_class": subset.search_per_class,
-        "query_per_class": subset.query_per_class,
-        "store": _settings(subset.store),
-        **({"unlabelled": True} if subset.unlabelled else {}),
-        **({"shots": subset.shots.model_dump(mode="json")} if subset.shots else {}),
-    }
-
-
 def _list_of(subset: Subset) -> dict[str, object]:
     """The sha256 of the list that was read; the list's name does not determine its content."""
     rule = subset.rule
     if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
         return {}
     return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
-
-
-def _settings(store: parameters.StoreSettings) -> dict[str, object]:
-    return store.model_dump(mode="json", exclude={"external"})
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ class _DrawnSubset:
 
     def key(self) -> str:
         """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
-        facts = [_settings(self.subset.store), self.subset.source.dataset, sorted(self.selection.large)]
+        facts = [self.subset.stated()["store"], self.subset.source.dataset, sorted(self.selection.large)]
         facts += [self.selection.shots] if self.selection.shots else []
         digest = hashlib.sha256(json.dumps(facts).encode())
         for role in (range(len(self.images)), *self.roles.values()):
@@ -180,7 +162,7 @@ class _DrawnSubset:
         manifest = Manifest(
             dataset=self.subset.source.dataset,
             subset=self.name,
-            rule=rule_of(self.subset) | _list_of(self.subset),
+            rule=self.subset.stated() | _list_of(self.subset),
             classes=self.selection.classes,
             large=self.selection.large,
             images=tuple(kept),

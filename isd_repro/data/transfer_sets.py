@@ -16,20 +16,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from isd_repro.config.params import StoreSettings
-from isd_repro.data import augment
-from isd_repro.data.eval_loader import Ahead, Frame
-from isd_repro.data.loader import generator_of
-from isd_repro.data.store import convert
 from isd_repro.records import ManifestIdentity
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from isd_repro.data.eval_loader import Frame
 
 TransferName = Literal[
     "food101", "cifar10", "cifar100", "sun397", "cars", "dtd", "pets", "caltech101", "flowers102", "aircraft", "cifar10-folder"
@@ -227,6 +225,8 @@ def divide(name: TransferName, part: Sequence[Part], label: Tensor, seed: int) -
     Raises:
         DataError: a class has too few images to draw from, or a part is empty.
     """
+    import torch
+
     spec = SETS[name]
     where = {key: torch.tensor([at for at, found in enumerate(part) if found == key], dtype=torch.int64) for key in set(part)}
     none = torch.empty(0, dtype=torch.int64)
@@ -245,6 +245,10 @@ def _drawn(
     name: TransferName, among: Tensor, label: Tensor, count: Callable[[int], int], seed: int, purpose: str
 ) -> tuple[Tensor, Tensor]:
     """Draw `count(images)` positions of each class; returns these and the others, both ascending."""
+    import torch
+
+    from isd_repro.data.loader import generator_of
+
     chosen = []
     for cls in label[among].unique().tolist():
         members = among[label[among] == cls]
@@ -263,9 +267,6 @@ def _drawn(
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-_Read = tuple[Tensor, int, str]  # view, label, sha256
-
-
 class TransferImages:
     """A function from positions in the data set's order to normalised views, B x C x S x S; images are decoded one block ahead.
 
@@ -275,6 +276,10 @@ class TransferImages:
     """
 
     def __init__(self, opened: Opened, frame: Frame, channels: int, pool: ThreadPoolExecutor) -> None:
+        import torch
+
+        from isd_repro.data.eval_loader import Ahead
+
         count = len(opened.part)
         self.label = torch.full((count,), -1, dtype=torch.int64)
         self.digest = [""] * count
@@ -287,6 +292,10 @@ class TransferImages:
 
     def __call__(self, position: Tensor) -> Tensor:
         """Views of the images at these positions, on the CPU."""
+        import torch
+
+        from isd_repro.data import augment
+
         wanted = position.tolist()
         self._made.begin([*wanted, *range(wanted[-1] + 1, min(wanted[-1] + 1 + len(wanted), len(self)))])
         found = self._made.take(wanted)
@@ -294,7 +303,13 @@ class TransferImages:
             self.label[at], self.digest[at] = label, digest
         return augment.normalise(torch.stack([found[at][0] for at in wanted]), self._frame.mean, self._frame.std)
 
-    def _read(self, at: int) -> _Read:
+    def _read(self, at: int) -> tuple[Tensor, int, str]:
+        """View, label and sha256 of one image."""
+        import torch
+
+        from isd_repro.data import augment
+        from isd_repro.data.store import convert
+
         spec = self._opened.spec
         where = f"{spec.title}: image {at} (counted from 0, {self._opened.part[at]} part)"
         try:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from isd_repro.config.fields import Distinct, Frozen, Natural, Words
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.linear import among_five, probe
-from isd_repro.evaluations.subject import Outcome, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Few labels"
 TRAINS = True  # `verify` repeats it where it is asked to
@@ -105,6 +108,8 @@ def notes(stated: Mapping[str, Any]) -> list[str]:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Train and score a linear head on every encoder, once for each share of labelled images."""
+    from isd_repro.evaluations.subject import Outcome
+
     head_settings, label = subject.config(linear.Config), subject.split("query").label
     predictions: dict[str, Tensor] = {}
     best: dict[str, dict[str, int]] = {}

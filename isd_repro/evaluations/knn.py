@@ -17,19 +17,18 @@ CUDA_QUERY_BYTES of queries, so that the bank is copied to the device only once;
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen
-from isd_repro.data import contact_sheet
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.features import UNUSABLE, require_finite
-from isd_repro.evaluations.subject import Outcome, Pictures, Subject
 from isd_repro.runtime.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Outcome, Pictures, Subject
 
 TITLE = "Nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN"
@@ -67,6 +66,8 @@ def columns(config: Config) -> list[str]:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the queries by their nearest search images, for every k and encoder."""
+    from isd_repro.evaluations.subject import Outcome
+
     _check_k(max(config.k), subject.manifest.search)
     search, query, label = subject.features["search"], subject.features["query"], subject.split("search").label
     near = {name: nearest(bank, label, query[name], max(config.k), subject.device) for name, bank in search.items()}
@@ -80,6 +81,10 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
 
 def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]:
     """A picture of some queries of different classes, each in a row with its nearest search images."""
+    import torch
+
+    from isd_repro.data import contact_sheet
+
     query, search = subject.split("query"), subject.split("search")
     count = min(QUERIES, len(near))
     rows = torch.arange(count) * len(near) // count
@@ -108,6 +113,11 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
         ConfigError: k is below 1 or above N.
         DataError: features are not finite, all of them are zero, or sizes do not match.
     """
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+    from isd_repro.evaluations.features import UNUSABLE, require_finite
+
     _check_k(k, len(bank))
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1] or len(label) != len(bank):
         shapes = f"bank {tuple(bank.shape)}, label {tuple(label.shape)}, query {tuple(query.shape)}"
@@ -127,6 +137,10 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
 
 def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
     """Keys of each query's k nearest, int64, Q x k, descending; one pass over the bank."""
+    import torch
+
+    from isd_repro.evaluations.features import UNUSABLE
+
     parts = query.split(QUERY_ROWS)
     blocks = [_filled(part, QUERY_ROWS, device) for part in parts]
     best = [torch.full((len(part), k), torch.iinfo(torch.int64).min, device=device) for part in parts]
@@ -147,6 +161,8 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
 
 def vote(labels: Tensor) -> Tensor:
     """Most frequent class of each row (int64, Q x k -> Q); the lowest class wins a tie."""
+    import torch
+
     if not len(labels):
         return torch.empty(0, dtype=torch.int64)
     classes = int(labels.max()) + 1
@@ -168,12 +184,19 @@ def _check_k(k: int, images: int) -> None:
 
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """L2-normalised rows in float32 on `device`, followed by zero rows up to `size`."""
+    import torch
+    from torch.nn import functional
+
     unit = functional.normalize(rows.to(device, torch.float32), dim=1)
     return functional.pad(unit, (0, 0, 0, size - len(unit)))
 
 
 def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> float:
     """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them; the greatest length."""
+    import torch
+
+    from isd_repro.evaluations.features import require_finite
+
     first, count = int(part[0]), len(part)
     follow = int(part[-1]) - first == count - 1 and bool((part.diff() == 1).all())  # as in a bank sorted by class
     lengths = chunk.new_empty(count, 1)
@@ -195,6 +218,8 @@ def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
     Once k are known, only columns at least as similar as the k-th can matter, and in most blocks these are few. The largest
     value of every GROUPS-th column tells in one pass where they can be; they are gathered and ranked by key, ties included.
     """
+    import torch
+
     columns = similarity.shape[1]
     if start < k or columns % GROUPS:
         return torch.cat([best, _best_keys(similarity, start, k)], dim=1).topk(k).values
@@ -219,6 +244,8 @@ def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
 
 def _similarity(keys: Tensor) -> Tensor:
     """The similarity that a key was made of; float32."""
+    import torch
+
     ordered = (keys >> 32).to(torch.int32)
     return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
 
@@ -229,6 +256,9 @@ def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
     `topk` picks freely among equal values. That matters only where the k-th and the next are equal: such rows, and only
     they, are ranked by key over all columns.
     """
+    import torch
+    from torch.nn import functional
+
     columns = similarity.shape[1]
     value, column = similarity.topk(min(k + 1, columns))
     keys = _keys(value[:, :k], column[:, :k] + start)
@@ -242,6 +272,8 @@ def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
 
 def _keys(similarity: Tensor, rank: Tensor) -> Tensor:
     """One integer per entry that orders by (similarity ascending, rank descending): float bits above, reversed rank below."""
+    import torch
+
     bits = (similarity + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (ordered.to(torch.int64) << 32) | (_LOW - rank)

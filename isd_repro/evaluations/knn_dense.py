@@ -6,19 +6,20 @@ A dense query is classified by the search set without the query itself. Otherwis
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from isd_repro.config.fields import Count, Distinct, Frozen
-from isd_repro.data.manifests import Manifest
-from isd_repro.data.subsets import rare_order
 from isd_repro.evaluations.knn import nearest, vote
-from isd_repro.evaluations.subject import Outcome, Subject
 from isd_repro.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.data.manifests import Manifest
+    from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Nearest neighbours, dense queries"
 METRICS = r"[1-9][0-9]*-NN-dense"
@@ -58,8 +59,13 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
     Raises:
         ConfigError: as for `dense_queries`, or k is larger than the number of images.
     """
+    import torch
+
+    from isd_repro.evaluations.subject import Outcome
+
     dense, most = dense_queries(subject.prepared.manifest, config.trained), max(config.k)
-    label, predictions = subject.split("search").label, dict[str, Tensor]()
+    label = subject.split("search").label
+    predictions: dict[str, Tensor] = {}
     for name, bank in subject.features["search"].items():
         near = nearest(bank, label, subject.features["query"][name], most, subject.device)
         others = without_itself(nearest(bank, label, bank[dense], most + 1, subject.device), dense)
@@ -79,6 +85,10 @@ def dense_queries(manifest: Manifest, trained: int | None) -> Tensor:
     Raises:
         ConfigError: the run trains on images of a rare class that are not among the first `trained` ones.
     """
+    import torch
+
+    from isd_repro.data.subsets import rare_order
+
     label, seen = manifest.labels[manifest.search], np.isin(manifest.search, manifest.train)
     free = ~seen
     for at, name in enumerate(manifest.classes):

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from isd_repro.config.fields import Count, Frozen, Many, Natural, Positive, Unit, Words
-from isd_repro.data import eval_loader
-from isd_repro.data.manifests import Split
-from isd_repro.evaluations import linear_head
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
-from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
-from isd_repro.evaluations.subject import Outcome, Subject, Views
 from isd_repro.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from isd_repro.data.manifests import Split
+    from isd_repro.evaluations.linear_clean import CleanProbe
+    from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
+    from isd_repro.evaluations.subject import Outcome, Subject, Views
 
 TITLE = "Linear"
 NOTE = "The best linear epoch is chosen on the queries that it is scored on, so it is optimistic."
@@ -75,6 +75,11 @@ def head(metric: str) -> str:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Train and score a linear head on every encoder; several ranks share the views and the forward passes."""
+    from isd_repro.data import eval_loader
+    from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
+    from isd_repro.evaluations.linear_head import PaperHead
+    from isd_repro.evaluations.subject import Outcome
+
     split, label = subject.split("search"), subject.split("query").label
     further: dict[tuple[str, int], PaperHead] = {}
     clean: dict[str, CleanProbe] = {}
@@ -138,6 +143,9 @@ def probe(
         on_row: called with the losses and scores of every epoch.
         riders: makes further heads that are trained in the same pass.
     """
+    from isd_repro.evaluations import linear_head
+    from isd_repro.evaluations.linear_head import LinearTask
+
     check_protocol(config)
     views = subject.augmented(split, config)
     seconds = pace(subject.encoders, views, subject.device) * config.epochs * len(split)
@@ -187,11 +195,17 @@ def among_five(first: Tensor, among: Tensor, label: Tensor) -> Tensor:
 
     In this form top-5 accuracy can be recomputed from one stored class per query, as top-1 accuracy can.
     """
+    import torch
+
     return torch.where((among == label[:, None]).any(dim=1), label, first)
 
 
 def pace(encoders: Mapping[str, nn.Module], views: Views, device: torch.device) -> float:
     """Estimated seconds per image of the protocol, measured on one batch of views and the forward passes of some of them."""
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+
     started = time.perf_counter()
     batch, label = next(iter(views(0)))
     viewed = (time.perf_counter() - started) / len(label)

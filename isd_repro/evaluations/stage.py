@@ -82,9 +82,8 @@ def record_of(
     if isinstance(outcome, Targets):
         about["provenance"] = describe(sum(one.provenance.seconds for one in outcome.evaluations))
         return TargetsRecord(**about, settings=asked, evaluations=outcome.evaluations)
-    label = subject.split("query").label if outcome.label is None else outcome.label
-    groups = subject.prepared.groups(label)
-    found = outcome.predictions.items()
+    label = (subject.split("query").label if outcome.label is None else outcome.label).cpu().numpy()
+    groups, found = subject.prepared.groups(label), outcome.arrays.items()
     return EvaluationRecord(
         **about,
         settings={**asked, **outcome.chosen},

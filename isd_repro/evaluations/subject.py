@@ -23,7 +23,7 @@ from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evaluations.features import features, load_features
 from isd_repro.provenance import source_hash
-from isd_repro.records import CurvePoint, ManifestIdentity, PretrainRecord, TargetEvaluation, read_record, write_record
+from isd_repro.records import CurvePoint, Labels, ManifestIdentity, PretrainRecord, TargetEvaluation, read_record, write_record
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file
@@ -56,6 +56,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
     pictures: Callable[[], Pictures] = dict
     label: Tensor | None = None
+
+    @property
+    def arrays(self) -> dict[str, Labels]:
+        """The predictions as records take them."""
+        return {key: rows.cpu().numpy() for key, rows in self.predictions.items()}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ of `knn`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isd_repro.config.fields import Frozen
 from isd_repro.evaluations import knn
-from isd_repro.evaluations.subject import Curve, Subject
 from isd_repro.records import CurvePoint, score_groups
+
+if TYPE_CHECKING:
+    from isd_repro.evaluations.subject import Curve, Subject
 
 TITLE = "Over training"
 METRICS = r"(?!)"  # those of `knn`
@@ -44,6 +46,8 @@ def evaluate(subject: Subject, config: Config) -> Curve:
     Raises:
         DataError: there is no snapshot, or one is missing, damaged, of another run, or made from other images.
     """
+    from isd_repro.evaluations.subject import Curve
+
     search = subject.config(knn.Config)
     identity = {"trajectory": subject.sha256, "manifest": subject.manifest.sha256, "k": list(search.k)}
     points = []
@@ -51,9 +55,9 @@ def evaluate(subject: Subject, config: Config) -> Curve:
         one = opened()
 
         def score(epoch: int = epoch, one: Subject = one) -> CurvePoint:
-            label = one.split("query").label
+            label = one.split("query").label.numpy()
             groups = one.prepared.groups(label)
-            found = knn.evaluate(one, search).predictions
+            found = knn.evaluate(one, search).arrays
             scores = [s for key, rows in found.items() for s in score_groups(key, rows, label, groups)]
             return CurvePoint(epoch=epoch, encoder_sha256=one.sha256, scores=tuple(scores))
 

@@ -21,23 +21,22 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Natural, Positive
 from isd_repro.data import transfer_sets
 from isd_repro.data.transfer_sets import TransferImages, TransferName
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.features import features, require_finite
-from isd_repro.evaluations.linear_head import standardise
-from isd_repro.evaluations.subject import Subject, Targets
 from isd_repro.provenance import describe
-from isd_repro.records import TargetEvaluation, mean_per_class, pack_labels, score_groups
+from isd_repro.records import Labels, TargetEvaluation, mean_per_class, pack_labels, score_groups
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Subject, Targets
 
 TITLE = "Transfer"
 METRIC = "transfer"
@@ -47,7 +46,7 @@ OWN_TABLE = True
 PROTOCOL = "logistic regression on L2-normalised, standardised features; C chosen on validation images, retrained with them"
 HISTORY = 10  # pairs that L-BFGS keeps
 
-Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
+Score = Callable[[Labels, Labels], float]  # predicted, label -> percent
 
 
 class Config(Frozen):
@@ -79,6 +78,8 @@ def evaluate(subject: Subject, config: Config) -> Targets:
         ConfigError: the settings name no target set.
         DataError: a target set is missing or damaged.
     """
+    from isd_repro.evaluations.subject import Targets
+
     if not config.sets:
         raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
     for key in config.sets:  # all of them, before the first is worked on
@@ -105,6 +106,8 @@ class Fit:
 
     def predict(self, z: Tensor) -> Tensor:
         """Class of the largest logit of each row of z (Q x D, float64), int64, Q; the lowest of equals."""
+        import torch
+
         return torch.addmm(self.bias, z, self.weight.T).argmax(dim=1)
 
 
@@ -129,6 +132,8 @@ class Answer:
 
 def grid(settings: Config) -> list[float]:
     """Values of C, ascending."""
+    import torch
+
     ends = torch.tensor([settings.c_min, settings.c_max], dtype=torch.float64).log10()
     values: list[float] = torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist()
     return values
@@ -145,6 +150,9 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
         settings: when to stop.
         start: a solution to start from; None starts from zero.
     """
+    import torch
+    from torch.nn import functional
+
     weight = z.new_zeros(classes, z.shape[1]) if start is None else start.weight.clone()
     bias = z.new_zeros(classes) if start is None else start.bias.clone()
     decay = 1.0 / (c * len(z))
@@ -179,6 +187,10 @@ def choose(
     train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Config, device: torch.device
 ) -> Choice:
     """Choose the C whose classifier, trained on `train`, scores best on `val`; both are (features N x D, classes N)."""
+    import torch
+
+    from isd_repro.evaluations.linear_head import standardise
+
     standardised = standardise(train[0])
     z, held = (standardised(features).to(device, torch.float64) for features in (train[0], val[0]))
     label = train[1].to(device)
@@ -187,7 +199,7 @@ def choose(
     for c in values:
         found = fit(z, label, classes, c, settings, found)
         unsolved += found.gradient > settings.tolerance
-        scores.append(score(found.predict(held).cpu(), val[1]))
+        scores.append(score(found.predict(held).cpu().numpy(), val[1].numpy()))
     return Choice(values[scores.index(max(scores))], tuple(scores), unsolved)
 
 
@@ -214,6 +226,12 @@ def answer(
     Raises:
         DataError: features are not finite, or there are too few images.
     """
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+    from isd_repro.evaluations.features import require_finite
+    from isd_repro.evaluations.linear_head import standardise
+
     for name, rows in (("train", train[0]), ("validation", val[0]), ("test", test)):
         require_finite(rows, f"{name} features")
         if not len(rows):
@@ -252,6 +270,8 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
 
 def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEvaluation:
     """Evaluate all encoders on one target set; every image is read only once."""
+    from isd_repro.evaluations.features import features
+
     started = time.monotonic()
     opened = transfer_sets.open_set(key)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -260,9 +280,9 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             bar.begin(len(images))
             found = features(subject.encoders, images, len(images), subject.device, bar.advance)
     division = transfer_sets.divide(key, opened.part, images.label, settings.seed)
-    label = images.label[division.test]
-    everything = {"all": torch.ones_like(label) > 0}
-    predictions: dict[str, Tensor] = {}
+    label = images.label[division.test].numpy()
+    everything = {"all": label >= 0}
+    predictions: dict[str, Labels] = {}
     chosen: dict[str, Any] = {}
     for encoder, rows in found.items():
         result = answer(
@@ -274,7 +294,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             settings,
             subject.device,
         )
-        predictions[f"{encoder}/{METRIC}"] = result.predicted
+        predictions[f"{encoder}/{METRIC}"] = result.predicted.numpy()
         chosen[encoder] = _facts(result)
     return TargetEvaluation(
         kind="transfer",
@@ -327,5 +347,5 @@ def _lines(one: TargetEvaluation) -> list[str]:
     return lines
 
 
-def _top1(predicted: Tensor, label: Tensor) -> float:
-    return 100.0 * float((predicted == label).double().mean())
+def _top1(predicted: Labels, label: Labels) -> float:
+    return 100.0 * float((predicted == label).mean())

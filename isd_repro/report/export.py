@@ -69,12 +69,12 @@ def by_place(cells: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any
     return found
 
 
-def as_csv(tables: Sequence[Table], parts: Mapping[str, Any]) -> str:
-    """The cells as CSV without provenance, one line per cell."""
+def as_csv(cells: Iterable[Mapping[str, Any]]) -> str:
+    """Flat cells as CSV without provenance, one line per cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(PLAIN)
-    for cell in flat(tables, parts):
+    for cell in cells:
         paper = cell["paper"] or {}
         row = {**cell, "runs": " ".join(cell["runs"])}
         row |= {"paper_printed": paper.get("printed"), "paper_corrected": paper.get("corrected")}

@@ -136,7 +136,7 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
         for at, name in enumerate(found.record.manifest.classes):
             of_class = hits[labels == at]
             if len(of_class):
-                shares[name].append(100 * float(of_class.double().mean()))
+                shares[name].append(100 * float(of_class.mean()))
     return {name: fmean(values) for name, values in shares.items()}
 
 

@@ -188,8 +188,8 @@ def render(report: Report) -> dict[str, bytes]:
     templates = {"table.md": "markdown", "table.tex": "latex", "index.html": "html"}
     files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
     files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
-    files[export.CELLS] = export.as_json(cells(report))
-    files["cells.csv"] = export.as_csv(report.tables, report.runs)
+    tree = cells(report)
+    files |= {export.CELLS: export.as_json(tree), "cells.csv": export.as_csv(tree["cells"])}
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
 

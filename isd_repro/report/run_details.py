@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 from isd_repro.config.layout import Layout
@@ -31,7 +30,7 @@ def working_folder(layout: Layout) -> str:
 
 def record_link(run: str, part: str) -> str:
     """A record's path relative to the report's folder."""
-    return (Path("..") / "records" / run / f"{part}.json").as_posix()
+    return f"../records/{run}/{part}.json"
 
 
 def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
 
 def scored(cell: Cell, score: Score, level: str, kind: Kind = "score") -> Cell:
     """The cell with a score and its Wilson interval; `level` states how far the score was verified."""
-    low, high = intervals.wilson(score.correct, score.n)
+    low, high = score.interval
     return replace(cell, kind=kind, value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
 
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from isd_repro import evaluations
 from isd_repro.config.fields import GROUPS
 from isd_repro.config.params import Halves, ListFile, Params, Unbalanced
@@ -418,10 +420,10 @@ def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
     cell = scored(cell, score, one.levels[encoder, kind, "all"])
     if not _per_class(one):
         return cell
-    hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, one.label.bincount()
-    mean, low, high = intervals.mean_per_class(one.label[hits].bincount(minlength=len(n)).tolist(), n.tolist())
+    hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, np.bincount(one.label)
+    mean, low, high = intervals.mean_per_class(np.bincount(one.label[hits], minlength=len(n)).tolist(), n.tolist())
     detail = (
-        f"mean over {len(one.label.unique())} classes of the share classified correctly; {text.count(score.n)} queries;"
+        f"mean over {len(np.unique(one.label))} classes of the share classified correctly; {text.count(score.n)} queries;"
         f" the interval is 1.96 standard deviations of a binomial model per class; verification: {cell.level}"
     )
     return replace(cell, kind="mean", value=mean, correct=None, low=low, high=high, detail=detail)

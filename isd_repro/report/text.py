@@ -64,7 +64,7 @@ def visible(text: str) -> str:
 
 
 def _unseen(text: str) -> str:
-    return "".join(sign if is_visible(sign) else " " for sign in text)
+    return text if text.isprintable() else "".join(sign if is_visible(sign) else " " for sign in text)
 
 
 def csv_cell(text: str) -> str:
