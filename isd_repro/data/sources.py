@@ -278,7 +278,7 @@ def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
     """The folders of both splits in `base`, which has at least one folder `train`."""
     folders = _folders_of(tree, base)
     train, val, test = ([name for name in folders if name.lower() in names] for names in (("train",), _VAL, ("test",)))
-    val = val or test  # a test beside val often has no labels
+    val = val or test  # if val exists, test often has no labels
     for readings in (train, val):
         if len(readings) > 1:
             found = f"{root / base}: has the folders {' and '.join(readings)}, and only one of them can be meant"
@@ -427,7 +427,7 @@ def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
     try:
         rows = scipy.loadmat(io.BytesIO(tree.read(file)), squeeze_me=True)["synsets"]
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
-    except Exception as error:  # scipy raises errors of its own for a damaged file
+    except Exception as error:  # scipy raises various errors for a damaged file
         raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the development kit again") from error
 
 

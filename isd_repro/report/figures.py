@@ -69,7 +69,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
-STYLE = (  # the font stands here once, because a chart with many labels would repeat it for each
+STYLE = (  # the font is set once here, because a chart with many labels would repeat it for each
     f"svg{{font-family:{FONTS}}}"
     "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
 )

@@ -41,7 +41,7 @@ from isd_repro.runtime.files import sha256_file, write_atomic
 from isd_repro.tensor_files import load_tensors
 from isd_repro.tracking import names, open_stage
 
-BANK = 4096  # anchors where the method has no bank of its own
+BANK = 4096  # anchors if the method has no bank
 TOP = 10  # anchors shown of each query, as in the paper
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
 
@@ -134,7 +134,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     folder = layout.encoder(name).parent / "figures"
     files = image_pages.render(facts, thumbs)
     facts["files"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    files[".gitignore"] = b"*\n"  # wherever the profile lies
+    files[".gitignore"] = b"*\n"  # so that git ignores the folder in every profile
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
