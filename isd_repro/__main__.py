@@ -1,4 +1,4 @@
-"""`python -m isd_repro` is `isd-repro`: torchrun starts modules."""
+"""`python -m isd_repro` runs the command `isd-repro`; torchrun needs a module to start."""
 
 from isd_repro.cli import main
 

@@ -1,7 +1,7 @@
 """Command `check`: finds mistakes in a `params.yaml` that would stop or mislead a later stage, without training anything.
 
-What a stage computes from the parameters alone is computed here: the module of every run is built on the meta device, and the
-report is assembled without records.
+Everything that a stage computes only from the parameters is also computed here: the module of every run is built on the meta
+device, and the report is assembled without records.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> 
     Args:
         file: a `params.yaml`, or a profile's folder.
         images: also draw every subset from its images, which takes as long as listing them.
-        say: takes the lines for the user.
+        say: called with lines for the user.
 
     Raises:
-        ConfigError: it names every mistake once, with its line.
-        DataError: with `images`, they are missing or do not satisfy a rule.
+        ConfigError: there are mistakes; the message names each of them with its line.
+        DataError: with `images`, images are missing or do not satisfy a rule.
     """
     params, layout = reader.load(file)
     written = file / layout.name if file.is_dir() else file
@@ -118,7 +118,7 @@ def _subsets(params: Params) -> Iterator[Problem]:
 
 
 def _evaluations(params: Params) -> Iterator[Problem]:
-    """A protocol that has the paper's name, but not its values."""
+    """Protocols that have the paper's name but not its values."""
     for kind in evaluations.names():
         own = getattr(evaluations.load(kind), "check_protocol", None)
         try:
@@ -129,7 +129,7 @@ def _evaluations(params: Params) -> Iterator[Problem]:
 
 
 def _report(params: Params, layout: Layout) -> Iterator[Problem]:
-    """What the report would refuse, and scores or groups of queries that no run will have."""
+    """Mistakes that the report would refuse, and scores or query groups that no run will have."""
     report, groups = params.report, {"all"}
     for subset in params.subsets.values():
         groups |= {"rare", "large"} if subset.rule.name in ("unbalanced", "halves", "list") else set()
@@ -159,7 +159,7 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
 
 
 def _draw(params: Params, say: Callable[[str], object]) -> Iterator[Problem]:
-    """Draw every subset, and compare its size with the batches and neighbours that are asked for."""
+    """Draw every subset, and compare its size with the batch sizes and numbers of neighbours of the runs."""
     metrics = [metric for kind in evaluations.names() for metric in evaluations.columns(params.evaluation, kind)]
     neighbours = {
         int(number[1]): evaluations.kind_of(number[0]) for number in (re.fullmatch(r"(\d+)-NN", one) for one in metrics) if number

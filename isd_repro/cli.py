@@ -44,9 +44,9 @@ def _group(name: str, help_: str) -> typer.Typer:
 
 data = _group("data", "Inspect data sets and lists of unbalanced subsets.")
 wandb = _group("wandb", "Publish runs to Weights & Biases and build its dashboard.")
-paper = _group("paper", "Check the numbers that the paper prints.")
+paper = _group("paper", "Check the numbers that the paper publishes.")
 run = _group("run", "Import, rename and remove runs of a profile.")
-checkpoint = _group("checkpoint", "Inspect checkpoints of any origin.")
+checkpoint = _group("checkpoint", "Inspect checkpoints of this and other projects.")
 
 ParamsFile = Annotated[Path, typer.Option("--params", "-p", help="The params.yaml of a profile, or its folder.")]
 SubsetNames = Annotated[list[str], typer.Argument(help="Names of subsets in params.yaml.")]
@@ -77,7 +77,7 @@ def _console() -> Console:
 
 
 def _profile(file: Path) -> tuple[Params, Layout, Console]:
-    """The parameters, layout and console of a profile; of a stage that DVC started, `dvc.lock` is copied first."""
+    """Parameters, layout and console of a profile. If DVC started this process, `dvc.lock` is copied first."""
     from isd_repro.config import reader
 
     params, layout = reader.load(file)
@@ -144,7 +144,7 @@ def _stage(stage: str, names: list[str], file: Path, **options: int | None) -> N
 
 
 def _check_sources(runs: list[str], params: Params, layout: Layout) -> None:
-    """Refuse to go on where a variable names other images than the runs' subsets were prepared from."""
+    """Raise `DataError` if an environment variable names other images than those from which the runs' subsets were prepared."""
     from isd_repro.config.reader import find_run
     from isd_repro.data.source_check import check_source
 
@@ -204,7 +204,7 @@ def report(params: ParamsFile = DEFAULT) -> None:
 def show(
     params: ParamsFile = DEFAULT,
     metric: Annotated[str, typer.Option(help="The score to show, such as 20-NN; by default the first.")] = "",
-    wide: Annotated[bool, typer.Option("--wide", help="Print every main table with all scores, each seed in a row.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Print every main table with all scores and one row per seed.")] = False,
 ) -> None:
     """Print a profile's result, its main table and the address of its HTML page."""
     from isd_repro.report.output import show as print_table
@@ -252,9 +252,9 @@ def compare(
 @app.command(rich_help_panel=RESULTS)
 def check(
     files: Annotated[list[Path], typer.Argument(help="params.yaml files, or folders of profiles.")],
-    images: Annotated[bool, typer.Option("--images", help="Also draw each subset from its images, and check its sizes.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Also draw each subset from its images and check its sizes.")] = False,
 ) -> None:
-    """Find in parameter files what a later stage would fail on; needs no data unless --images is given."""
+    """Find mistakes in parameter files that would make a later stage fail; needs no images unless --images is given."""
     from isd_repro.check import check as find_mistakes
 
     failed: list[UserError] = []
@@ -270,7 +270,7 @@ def check(
 
 @app.command(rich_help_panel=RESULTS)
 def rescue(params: ParamsFile = DEFAULT) -> None:
-    """Restore a dvc.lock that is empty or cut off because DVC was stopped while it wrote it. Nothing is trained."""
+    """Restore a dvc.lock that is empty or cut off because DVC was stopped while writing it. Nothing is trained."""
     loaded, layout, _ = _profile(params)
     _dvc_lock(loaded, layout).rescue(typer.echo)
 
@@ -287,7 +287,8 @@ def evaluate(
         typer.Option("--list", help="A list of training images (D1 to D10, ImageNet-LT): use its classes and its groups."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="Evaluation to run, by its name, or all: the paper's. Long ones print a time estimate first.")
+        str,
+        typer.Option(help="Name of an evaluation, or all for the paper's (knn, linear). Long ones print a time estimate first."),
     ] = "knn",
     which: Annotated[
         Literal["student", "teacher", "both"], typer.Option(help="Which encoder of the file to evaluate.")
@@ -295,21 +296,21 @@ def evaluate(
     arch: Annotated[str, typer.Option(help="Architecture, if the tensor shapes do not determine it.")] = "auto",
     teacher_bn: Annotated[Literal["own", "student"], typer.Option(help="BatchNorm statistics used for the teacher.")] = "own",
     key: Annotated[
-        str | None, typer.Option(help="Container of the encoder in the file, as state_dict_ema; default: found.")
+        str | None, typer.Option(help="Container of the encoder in the file, such as state_dict_ema; default: detected.")
     ] = None,
     prefix: Annotated[
-        str | None, typer.Option(help="Prefix of the encoder's tensors, as module.backbone.; default: found.")
+        str | None, typer.Option(help="Prefix of the encoder's tensors, such as module.backbone.; default: detected.")
     ] = None,
     padding: Annotated[
         Literal["1", "2", "same"] | None,
-        typer.Option(help="Padding of a 3x3 stem, or TensorFlow's SAME; default: by the file's layout."),
+        typer.Option(help="Padding of a 3x3 stem, or TensorFlow's SAME; default: that of the file's layout."),
     ] = None,
     drop_unknown: Annotated[
-        bool, typer.Option("--drop-unknown", help="Leave out modules beside the ResNet that are no known head.")
+        bool, typer.Option("--drop-unknown", help="Ignore modules that are neither part of the ResNet nor a known head.")
     ] = False,
     image_size: Annotated[int | None, typer.Option(help="Image size in pixels; default: from the file, else 224.")] = None,
     crop_ratio: Annotated[
-        float | None, typer.Option(help="Center crop size / resized short side; default: from the file, else 0.875.")
+        float | None, typer.Option(help="Size of the central crop / resized short side; default: from the file, else 0.875.")
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean per channel; default: from the file, else 0.485,0.456,0.406.")] = None,
     std: Annotated[str | None, typer.Option(help="Std per channel; default: from the file, else 0.229,0.224,0.225.")] = None,
@@ -321,10 +322,11 @@ def evaluate(
     ] = None,
     linear_epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of the linear probe; default: 40 as in the paper. The record states any other number."),
+        typer.Option(help="Epochs of the linear probe; default: 40, as in the paper."),
     ] = None,
     allow_shared_images: Annotated[
-        bool, typer.Option("--allow-shared-images", help="Go on where over 1 % of the queries are copies of training images.")
+        bool,
+        typer.Option("--allow-shared-images", help="Continue even if over 1 % of the queries are copies of training images."),
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; does not change results.")] = None,
     cache: Annotated[bool, typer.Option(help="Cache features in .state/features for the next evaluation.")] = True,
@@ -393,15 +395,17 @@ def figures(
 
 @app.command(rich_help_panel=RESULTS)
 def variant(
-    name: Annotated[str, typer.Argument(help="Name of the new run; several get numbers or seeds appended.")],
+    name: Annotated[str, typer.Argument(help="Name of the new run; if there are several, numbers or seeds are appended.")],
     source: Annotated[str, typer.Option("--from", help="The run to copy.")],
     params: ParamsFile = DEFAULT,
     changes: Annotated[list[str] | None, typer.Option("--set", "-S", help="key=value of the run; can be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each setting that differ in the seed alone.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each setting, which differ only in the seed.")] = 1,
     grid: Annotated[list[str] | None, typer.Option(help="key=v1,v2,...; can be repeated; every combination is a run.")] = None,
     sobol: Annotated[int, typer.Option(min=0, help="Number of points of a Sobol sequence over the ranges.")] = 0,
     ranges: Annotated[list[str] | None, typer.Option("--range", help="key=low..high; can be repeated; for --sobol.")] = None,
-    trials: Annotated[bool, typer.Option("--trials", help="The report chooses the best run of each method.")] = False,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="The new runs are trials, of which the report chooses the best of each method.")
+    ] = False,
 ) -> None:
     """Write new runs into params.yaml: copies of a run with changed values, with several seeds, a grid or a Sobol design."""
     from isd_repro.profiles import variant as write
@@ -425,7 +429,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Name of the profile, and of its folder under pipelines/.")],
     source: Annotated[Path, typer.Option("--from", help="Folder or params.yaml of the profile to copy.")],
     images: Annotated[
-        str, typer.Option(help="Environment variable that names a folder with train/<class>/ and val/<class>/.")
+        str, typer.Option(help="Environment variable that names your folder with train/<class>/ and val/<class>/.")
     ] = "",
     dataset: Annotated[str, typer.Option(help="Public name of these images.")] = "",
     changes: Annotated[list[str] | None, typer.Option("--set", "-S", help="key=value of params.yaml; can be repeated.")] = None,
@@ -466,7 +470,7 @@ def run_import(
     params: ParamsFile = DEFAULT,
     force: Annotated[bool, typer.Option("--force", help="Replace a result of this run.")] = False,
 ) -> None:
-    """Check a run that was trained elsewhere, and take it into the profile and dvc.lock, so that it is not trained again."""
+    """Check a run that was trained elsewhere and import it into the profile and dvc.lock, so that it is not trained again."""
     from isd_repro.import_run import import_run
 
     import_run(folder, params, typer.echo, force=force)
@@ -482,7 +486,7 @@ def data_audit(
     plot: Annotated[Path | None, typer.Option(help="Also draw the class sizes of all sets to this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Report the class sizes of sets; of the authors' lists also overlaps and what being large is confounded with."""
+    """Report the class sizes of data sets; for the authors' lists also overlaps and what class size is confounded with."""
     from isd_repro.data.audit import audit
 
     found = audit(sets, words, as_json=as_json)
@@ -496,8 +500,8 @@ def data_audit(
 @checkpoint.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A torch or safetensors checkpoint from this or another project.")],
-    key: Annotated[str | None, typer.Option(help="Look only into this container of the file.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Look only for an encoder under this prefix.")] = None,
+    key: Annotated[str | None, typer.Option(help="Search only this container of the file.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Search only for an encoder under this prefix.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every tensor of a checkpoint and how it is used; exit with code 4 if the file cannot be loaded."""
@@ -602,7 +606,7 @@ def _leave(code: str | int | None) -> Never:
     try:
         sys.stdout.flush()
     except OSError as error:
-        streams.drop(1)  # or Python would try again, and end with a code of its own
+        streams.drop(1)  # otherwise Python would try again and exit with another code
         if not code:
             _say(f"standard output: {error.strerror}", "check free disk space; files already written are complete")
         code = code or EXIT_FAILURE

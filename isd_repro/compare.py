@@ -1,6 +1,6 @@
-"""Command `compare`: a profile's numbers and those of another commit, checkout or machine, cell by cell.
+"""Command `compare`: compares a profile's numbers with those of another commit, checkout or machine, cell by cell.
 
-Ours are computed from the records as they are now; theirs are read from the `cells.json` that a report writes beside its page.
+Our numbers are computed from the records; theirs are read from the `cells.json` that a report writes next to its page.
 Two numbers agree if they differ by at most their margin: the root of the sum of squares of the half-widths of both intervals.
 The intervals of single runs are over queries and do not include the variation between trainings.
 """
@@ -76,7 +76,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ResultComparison:
-    """Everything that the command says."""
+    """The complete result of the command."""
 
     profile: str
     theirs: str
@@ -118,7 +118,7 @@ def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> Non
 
 
 def _read(other: str, layout: Layout) -> tuple[str, Tree]:
-    """A name for the other side, and its cells."""
+    """A name for the other side, and the content of its `cells.json`."""
     folder = Path(other)
     if folder.exists():
         inside = ("", CELLS, f"tables/{CELLS}", f"reports/{layout.profile}/tables/{CELLS}")
@@ -182,7 +182,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
 
 
 def _cells(tree: Tree) -> dict[Place, Mapping[str, Any]]:
-    """The cells by their place, without the numbers of queries in headings; the paper's numbers are the same on both sides."""
+    """The cells by their place, without numbers of queries in headings and without the paper's numbers, which are fixed."""
     own = (cell for cell in tree["cells"] if cell["kind"] not in ("paper", "computed"))
     return by_place({**cell, "span": re.sub(r" \(n = [\d,]+\)$", "", cell["span"])} for cell in own)
 
@@ -197,9 +197,10 @@ def _score_halves(tree: Tree) -> dict[Key, float]:
 
 
 def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
-    """Half-width of the interval that the page states for a number; None where it states none.
+    """Half-width of the interval that the page states for a number; None if it states none.
 
-    A mean has Student's interval over its seeds or draws. The difference of two runs has that of two independent scores.
+    A mean has Student's t interval over its seeds or draws. The difference of two runs has the interval of two independent
+    scores.
     """
     if cell["kind"] == "statistic":
         return None
@@ -214,7 +215,7 @@ def _half(cell: Mapping[str, Any], scores: Mapping[Key, float]) -> float | None:
 
 
 def _said(cell: Mapping[str, Any], half: float | None) -> str:
-    """What a cell concludes: the verdict beside a number of the paper, or on which side of 0 a difference lies."""
+    """The conclusion of a cell: the verdict on a number of the paper, or the side of 0 on which a difference lies."""
     if cell["verdict"]:
         return str(cell["verdict"])
     if cell["kind"] != "difference" or cell["value"] is None or half is None:
@@ -224,7 +225,7 @@ def _said(cell: Mapping[str, Any], half: float | None) -> str:
 
 
 def _verdicts(tree: Tree) -> dict[str, str]:
-    """Verdicts on the stated hypotheses, by the hypothesis."""
+    """Verdicts by hypothesis."""
     found = {}
     for finding in tree["findings"]:
         lead, _, body = finding.partition(": ")
@@ -238,7 +239,7 @@ def _verdicts(tree: Tree) -> dict[str, str]:
 
 
 def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
-    """What else differs between runs that both sides have; equal changes of several runs are one."""
+    """Other differences between runs that both sides have; equal differences of several runs are one item."""
     changes: dict[tuple[str, str, str], list[str]] = {}
     for run in ours["runs"]:
         if run in theirs["runs"]:
@@ -253,7 +254,7 @@ def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
 
 
 def _facts(run: Tree) -> dict[str, str]:
-    """Machine, threads, code, packages, images, encoder and parameters behind a run, in words."""
+    """Machine, threads, code, packages, images, encoder and parameters of a run, as text."""
     found: dict[str, set[str]] = {}
 
     def add(what: str, said: object) -> None:
@@ -279,7 +280,7 @@ def _facts(run: Tree) -> dict[str, str]:
 
 
 def _print(found: ResultComparison) -> None:
-    """Circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
+    """Print circumstances, the numbers that differ (the largest difference first), conclusions, and counts."""
     out = Console(file=sys.stdout, highlight=False)
     if not out.is_terminal:
         out.width = 10_000

@@ -1,4 +1,4 @@
-"""Command `run import`: takes a run that was trained elsewhere into a profile and its lock, after checking it."""
+"""Command `run import`: checks a run that was trained elsewhere and adds it to a profile and its lock."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ FILES = ("pretrain.json", "encoder.safetensors", "metrics.jsonl")
 
 
 def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force: bool) -> None:
-    """Check a run and put it where `pretrain` would have, then record it in dvc.lock, so that `dvc repro` does not train it.
+    """Check a run, copy it to where `pretrain` writes, and record it in dvc.lock, so that `dvc repro` does not train it.
 
     Args:
-        folder: holds `pretrain.json`, `encoder.safetensors`, `metrics.jsonl` and perhaps `snapshots/`; or a checkout that has
-            trained exactly one run of this profile.
+        folder: a folder with `pretrain.json`, `encoder.safetensors`, `metrics.jsonl` and possibly `snapshots/`; or a checkout
+            that has trained exactly one run of this profile.
         file: the profile's parameters.
-        say: takes the lines for the user.
+        say: called with lines for the user.
         force: replace an existing result of this run.
 
     Raises:
         ConfigError: the profile has no such run.
-        DataError: a file is missing or damaged; the run's parameters or images are not the profile's; encoder or metrics are not
-            the record's; or the profile has another result of this run.
-        UserError: DVC is missing or refuses.
+        DataError: a file is missing or damaged; the run's parameters or images differ from the profile's; encoder or metrics do
+        not
+            belong to the record; or the profile has another result of this run.
+        UserError: DVC is not installed or reports an error.
     """
     params, layout = reader.load(file)
     found = _found(folder, layout)

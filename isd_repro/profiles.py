@@ -52,16 +52,16 @@ def variant(
     """Write new runs into a profile, each complete: a copy of `source` with some values changed.
 
     Args:
-        name: of the run; several get the number of the setting and the seed appended.
+        name: of the run; if there are several, the number of the setting and the seed are appended.
         source: the run to copy.
         file: the profile's parameters.
-        say: takes the lines for the user.
+        say: called with lines for the user.
         changes: `key=value`, the same in every new run; keys below the run, values in YAML.
-        seeds: runs of each setting, which differ in `numerics.seed` alone: from the one in `changes`, else from the source's own,
-            or, where nothing else is changed, from the first after those of the source's repetitions.
+        seeds: number of runs of each setting, which differ only in `numerics.seed`. Seeds count up from the one in `changes`,
+            otherwise from the source's own or, if nothing else is changed, from the first one after the source's repetitions.
         grid: `key=v1,v2,...`; every combination is a run.
         sobol: number of points of a Sobol sequence over `ranges`.
-        ranges: `key=low..high`; logarithmic where the ends are positive and a factor of 10 or more apart.
+        ranges: `key=low..high`; on a logarithmic scale if both ends are positive and differ by a factor of 10 or more.
         trials: whether the runs are trials, of which the report takes the best of each method; their labels are numbered.
 
     Raises:
@@ -106,7 +106,7 @@ def variant(
 
 
 def _settings(run: Run) -> tuple[object, ...]:
-    """What repetitions of a run have in common."""
+    """The settings that repetitions of a run have in common."""
     return run.backbone, run.method, run.optim, run.data
 
 
@@ -121,7 +121,7 @@ def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
 
 
 def _set(tree: Any, key: str, value: Any) -> None:
-    """Give a dotted key a value; groups that are not there yet are made."""
+    """Set the value of a dotted key; missing groups are created."""
     *above, last = key.split(".")
     for part in above:
         tree = tree.setdefault(part, {})
@@ -139,7 +139,7 @@ def _label(label: str, settings: Settings) -> str:
 
 
 def _trial_label(runs: Any, source: str) -> str:
-    """The source's label with the next number: for the report, labels that differ only in it are trials of one method."""
+    """The source's label with the next trial number; labels that differ only in this number are trials of one method."""
     method = re.sub(r",? (seed|trial) \d+$", "", str(runs[source]["label"]))
     found = [re.fullmatch(rf"{re.escape(method)},? trial (\d+)", str(run["label"])) for run in runs.values()]
     return f"{method}, trial {max((int(match[1]) for match in found if match), default=0) + 1}"
@@ -153,7 +153,7 @@ def _check_new(what: str, name: str, taken: Collection[str]) -> None:
 
 
 def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) -> None:
-    """New runs are evaluated as their source is."""
+    """Add new runs to the evaluations of their source."""
     for place, run in params.named_runs():
         group, *_ = place.rsplit(".", 1)
         if run == source and (group.endswith("_runs") or group == "report.exploratory"):
@@ -217,7 +217,7 @@ def _split(given: str) -> tuple[str, str]:
 
 def _value(given: str, whole: str) -> Any:
     try:
-        return YAML(typ="safe", pure=True).load(given)
+        return YAML(typ="safe").load(given)
     except YAMLError as error:
         raise ConfigError(f"{whole}: its value is not YAML", "quote it for the shell, such as 'label=\"ISD, new\"'") from error
 
@@ -229,7 +229,7 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
     """Remove runs from a profile: parameters, lock entries, and with `force` also records, encoders, logs and resume state.
 
     Raises:
-        ConfigError: there is no such run, or what is left does not pass `check`.
+        ConfigError: there is no such run, or the remaining parameters do not pass `check`.
         DataError: a run has results and `force` is not given; nothing is changed.
     """
     params, layout = reader.load(file)
@@ -249,12 +249,13 @@ def remove(names: Sequence[str], file: Path, say: Say, *, force: bool) -> None:
 
 
 def rename(old: str, new: str, file: Path, say: Say) -> None:
-    """Give a run without results another name.
+    """Rename a run that has no results.
 
-    With results it keeps its name: the encoder's file carries it, and records, lock and published copies hold that file's hash.
+    A run with results cannot be renamed: its encoder file contains the name, and records, lock and published copies contain the
+    file's hash.
 
     Raises:
-        ConfigError: there is no run `old`, or there is one called `new`, or that is not a valid name.
+        ConfigError: there is no run `old`, there already is a run `new`, or `new` is not a valid name.
         DataError: the run has results.
     """
     params, layout = reader.load(file)
@@ -275,7 +276,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
 
 
 def _replace(tree: Any, old: str, new: str | None) -> None:
-    """Write another name, or none, wherever the profile names a run outside `runs`."""
+    """Replace or remove a run's name wherever the profile names it outside `runs`."""
     report = tree["report"]
     for listed in [*(tree[key] for key in tree if key.endswith("_runs")), report.get("exploratory", [])]:
         while old in listed:
@@ -297,7 +298,7 @@ def _replace(tree: Any, old: str, new: str | None) -> None:
 
 
 def _results(run: str, layout: Layout) -> Iterator[Path]:
-    """Everything that stages have left of a run."""
+    """All files that stages have written for a run."""
     places = [layout.records / run, layout.encoder(run).parent, layout.cards / f"{run}.md"]
     places += sorted((layout.folder / "runs" / ".log").glob(f"*/{run}"))
     yield from (place for place in places if place.exists())
@@ -322,7 +323,7 @@ def new(name: str, source: Path, images: str, dataset: str, changes: Sequence[st
         images: environment variable that names a folder with `train/<class>/` and `val/<class>/`; empty keeps the source's.
         dataset: public name of these images.
         changes: `key=value`; keys from the top of the file, values in YAML.
-        say: takes the lines for the user.
+        say: called with lines for the user.
 
     Raises:
         ConfigError: an option cannot be read, the name is taken or not valid, or the new parameters do not pass `check`.
@@ -380,7 +381,7 @@ def _write(layout: Layout, tree: Any) -> None:
 
 
 def _shown(layout: Layout) -> str:
-    """The parameter file as seen from where the user is."""
+    """The path of the parameter file relative to the current folder."""
     return os.path.relpath(layout.file)
 
 

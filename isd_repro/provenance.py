@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from isd_repro.config.fields import Frozen
@@ -22,7 +21,9 @@ from isd_repro.config.fields import Frozen
 class Machine(Frozen):
     """The machine that computed a result."""
 
-    cpu: str  # model, and the vector units that torch uses; records made before 2026-12 lack the latter
+    # `AMD EPYC (AVX2)`: model, and the vector units that torch uses, which make a difference in the last bits of a sum; records
+    # made before 2026-12 lack the latter.
+    cpu: str
     cores: int
     threads: int
     gpu: str | None
@@ -43,6 +44,8 @@ class Provenance(Frozen):
 
 def describe(seconds: float) -> Provenance:
     """This process's code, packages and machine."""
+    import torch
+
     commit, dirty = _git()
     return Provenance(
         commit=commit,
@@ -53,7 +56,7 @@ def describe(seconds: float) -> Provenance:
             **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
         },
         machine=Machine(
-            cpu=_cpu_name(),
+            cpu=f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})",
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -119,11 +122,6 @@ def git_complaint() -> str:
     except OSError as error:
         return f"git cannot be started ({error.strerror})"
     return " ".join(asked.stderr.split())
-
-
-def _cpu_name() -> str:
-    """`AMD EPYC (AVX2)`: processors of one name differ in their vector units, and with them in the last bits of a sum."""
-    return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _model_name() -> str:

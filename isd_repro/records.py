@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from pydantic import Field, ValidationError
-from torch import Tensor
 
 from isd_repro.config.fields import GROUPS, Frozen, Group, Many, Words
 from isd_repro.provenance import Provenance
@@ -26,12 +25,16 @@ from isd_repro.runtime.files import write_atomic
 MAX_RECORD = 64 * 2**20  # bytes of a record that is read; one of ImageNet's 50,000 queries has under 1 MB
 _LARGEST_CLASS = 65_535
 MAX_QUERIES = 10_000_000  # of a manifest, so that packed predictions unpack to 20 MB at most
+MAX_SHARED = 0.01  # share of queries that may be copies of training or search images, unless the user allows more
 KIND = r"^[a-z][a-z0-9_]{0,60}$"  # the file in isd_repro/evaluations/ that made a record
 Shot = Literal["many", "medium", "few"]  # groups of classes by their number of training images
 SHOTS: tuple[Shot, ...] = get_args(Shot)
 CHOSEN = ("best_epoch", "chosen", "correct_by_seed")  # keys of a record's settings that say what was chosen on the way
 METRIC = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,60}$"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a record's folder, as runs are named
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]  # class of every query, Q
+Mask = np.ndarray[Any, np.dtype[np.bool_]]  # queries of a group, Q
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # a float holds it exactly
 Measured = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences and squares of such values stay finite
@@ -78,6 +81,11 @@ class Score(Frozen):
     def top1(self) -> float:
         """Percent, 0-100."""
         return 100.0 * self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval of `top1`, in percent."""
+        return wilson(self.correct, self.n)
 
 
 class Attempt(Frozen):
@@ -223,18 +231,18 @@ Record = TypeVar("Record", bound=Frozen)
 AnyEvaluation = EvaluationRecord | TargetsRecord | CurveRecord
 
 
-def pack_labels(values: Tensor) -> str:
+def pack_labels(values: Labels) -> str:
     """Class indices as text: little-endian uint16, zlib, base64; `DataError` where one is below 0 or above 65,535."""
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= _LARGEST_CLASS:
         raise DataError(
             f"class indices from {int(values.min())} to {int(values.max())}: a record holds 0 to {_LARGEST_CLASS}",
             "evaluate at most 65,536 classes at once",
         )
-    raw = values.cpu().numpy().astype("<u2").tobytes()
+    raw = values.astype("<u2").tobytes()
     return base64.b64encode(zlib.compress(raw, 9)).decode()
 
 
-def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
+def unpack_labels(text: str, most: int = MAX_QUERIES) -> Labels:
     """Inverse of `pack_labels`, as int64; `ValueError` where the text is damaged or more than `most`, which are not unpacked."""
     packed = zlib.decompressobj()
     raw = packed.decompress(base64.b64decode(text), 2 * most + 1)
@@ -242,10 +250,10 @@ def unpack_labels(text: str, most: int = MAX_QUERIES) -> Tensor:
         raise ValueError(f"more than {most} entries")
     if not packed.eof:
         raise ValueError("cut short")
-    return torch.from_numpy(np.frombuffer(raw, dtype="<u2").astype(np.int64))
+    return np.frombuffer(raw, dtype="<u2").astype(np.int64)
 
 
-def query_groups(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]:
+def query_groups(label: Labels, manifest: ManifestIdentity) -> dict[str, Mask]:
     """Masks over queries: `all`; `rare` and `large` where some class is large; `many`, `medium` and `few` where it has these.
 
     Args:
@@ -256,11 +264,10 @@ def query_groups(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]
         boolean masks, Q each; groups without a query have none.
     """
 
-    def of(classes: Iterable[str]) -> Tensor:
-        named = torch.tensor([manifest.classes.index(name) for name in classes], dtype=torch.int64, device=label.device)
-        return torch.isin(label, named)
+    def of(classes: Iterable[str]) -> Mask:
+        return np.isin(label, [manifest.classes.index(name) for name in classes])
 
-    masks = {"all": torch.ones_like(label, dtype=torch.bool)}
+    masks = {"all": np.ones(len(label), dtype=np.bool_)}
     if manifest.large:
         large = of(manifest.large)
         masks |= {"rare": ~large, "large": large}
@@ -268,7 +275,7 @@ def query_groups(label: Tensor, manifest: ManifestIdentity) -> dict[str, Tensor]
     return {group: mask for group, mask in masks.items() if bool(mask.any())}
 
 
-def score_groups(key: str, predicted: Tensor, label: Tensor, groups: Mapping[str, Tensor]) -> list[Score]:
+def score_groups(key: str, predicted: Labels, label: Labels, groups: Mapping[str, Mask]) -> list[Score]:
     """Scores of `<encoder>/<metric>` in every group that has queries; `groups` maps a name to a boolean mask over the queries."""
     encoder, metric = key.split("/")
     hit = predicted == label
@@ -283,22 +290,30 @@ def score_groups(key: str, predicted: Tensor, label: Tensor, groups: Mapping[str
     return rows
 
 
-def mean_per_class(predicted: Tensor, label: Tensor) -> float:
+def mean_per_class(predicted: Labels, label: Labels) -> float:
     """Mean over the classes that have queries of the share classified correctly, in percent; both int64, Q."""
     return 100.0 * float(_class_accuracies(predicted, label).mean())
 
 
-def balancedness(predicted: Tensor, label: Tensor) -> float:
+def balancedness(predicted: Labels, label: Labels) -> float:
     """Standard deviation over classes of the accuracy, in points; both int64, Q. Source: SDCLR, Jiang et al., ICML 2021."""
-    return 100.0 * float(_class_accuracies(predicted, label).std(correction=0))
+    return 100.0 * float(_class_accuracies(predicted, label).std())
 
 
-def _class_accuracies(predicted: Tensor, label: Tensor) -> Tensor:
+def _class_accuracies(predicted: Labels, label: Labels) -> np.ndarray:
     """Share of its queries that is classified correctly, of each class that has any; float64."""
-    size = torch.bincount(label)
-    right = torch.bincount(label[predicted == label], minlength=len(size))
+    size = np.bincount(label)
+    right = np.bincount(label[predicted == label], minlength=len(size))
     asked = size > 0
-    return right[asked].double() / size[asked].double()
+    return right[asked] / size[asked]
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion, in percent: the formula, as `import scipy.stats` takes a second."""
+    share, z = correct / n, 1.959963984540054  # the 97.5 % quantile of the normal distribution
+    centre, whole = 2 * n * share + z**2, 2 * (n + z**2)
+    half = z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
+    return 100 * (centre / whole - half if correct else 0.0), 100 * (centre / whole + half if correct < n else 1.0)
 
 
 def write_record(path: Path, record: Frozen) -> None:

@@ -1,6 +1,6 @@
-"""Encoder and feature files: safetensors with a JSON identity in the header, written whole or not at all.
+"""Encoder and feature files: safetensors with a JSON identity in the header, written atomically.
 
-They hold no time and no machine, so equal results are equal bytes.
+They contain no time and no machine, so equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def load_tensors(path: Path, kind: Literal["encoder", "features"]) -> tuple[dict
 def identified(
     path: Path, kind: Literal["encoder", "features"], metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The identity in a file's metadata; `DataError` as `load_tensors` where it is none or the tensors are not its own."""
+    """The identity in a file's metadata; `DataError` if it is missing or does not belong to the tensors."""
     try:
         identity = json.loads(metadata.get(KEY) or "null")
     except (ValueError, TypeError, RecursionError) as error:

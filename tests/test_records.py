@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from isd_repro.records import (
     CurveRecord,
@@ -46,16 +46,16 @@ def assert_scores(record: EvaluationRecord) -> None:
 
 def test_balancedness_by_hand() -> None:
     """Classes 0, 1 and 3 have 1 of 2, 2 of 2 and 0 of 1 right: the deviation of 50, 100 and 0 from their mean of 50."""
-    predicted, label = torch.tensor([0, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 3])
+    predicted, label = np.array([0, 1, 1, 1, 0]), np.array([0, 0, 1, 1, 3])
     assert balancedness(predicted, label) == pytest.approx((5000 / 3) ** 0.5)
     assert mean_per_class(predicted, label) == pytest.approx(50)
 
 
 @pytest.mark.parametrize("wrong", [70_000, 65_536, -1])
 def test_a_class_that_no_record_holds_is_refused(wrong: int) -> None:
-    assert unpack_labels(pack_labels(torch.tensor([0, 65_535]))).tolist() == [0, 65_535]
+    assert unpack_labels(pack_labels(np.array([0, 65_535]))).tolist() == [0, 65_535]
     with pytest.raises(DataError, match=f"class indices from .*{wrong}"):
-        pack_labels(torch.tensor([0, wrong]))
+        pack_labels(np.array([0, wrong]))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

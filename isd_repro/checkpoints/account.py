@@ -31,7 +31,7 @@ class TensorUse:
     """How one tensor is used.
 
     Attributes:
-        key: its name in the file, or the name that it should have.
+        key: its name in the file, or the expected name.
         use: "used", "other encoder", "head dropped", "dropped", "bank", "counter", "optimizer" or "not used"; in an
             inspection also "missing", "surplus" and "other shape".
         encoder: "student", "teacher" or "".
@@ -46,7 +46,7 @@ class TensorUse:
 
 @dataclass(frozen=True)
 class Differences:
-    """Where the tensors of one encoder and of its architecture differ: a sentence, a hint, and uses by key for an inspection."""
+    """How the tensors of an encoder differ from its architecture: a sentence, a hint, and uses by key for an inspection."""
 
     words: str
     hint: str
@@ -55,7 +55,7 @@ class Differences:
 
 
 def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor], encoder: str, prefix: str) -> Differences | None:
-    """Tensors of a file against those of an architecture; BatchNorm's counters may be absent. `prefix` is the file's."""
+    """Compare a file's tensors with those of an architecture; BatchNorm's counters may be absent. `prefix` is the file's."""
     have = {name: tuple(entry.tensor.shape) for name, entry in found.items()}
     want = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     missing = {name: shape for name, shape in want.items() if name not in have and not name.endswith(_COUNTER)}
@@ -86,11 +86,11 @@ def compare(found: Mapping[str, Entry], expected: Mapping[str, Tensor], encoder:
 
 
 def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
-    """Weights as dense float32 of their own memory, counters as int64.
+    """Copy weights to dense float32 tensors, and counters to int64.
 
     Raises:
-        DataError: a weight is not float16, bfloat16, float32 or float64, has values that are not finite, or is a negative
-            variance.
+        DataError: a weight is not float16, bfloat16, float32 or float64, has values that are not finite, or is a variance with
+            negative values.
     """
     result = {}
     for name, entry in tensors.items():
@@ -116,7 +116,7 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
 
 
 def conversions(parsed: Parsed, used: Mapping[str, Collection[str]]) -> list[str]:
-    """Notes on the weights used: precisions other than float32, and values that processors are slow with."""
+    """Notes on the weights that are used: precisions other than float32, and denormal values, which make processors slow."""
     mine = [entry for entry in parsed.entries if entry.use == "backbone" and entry.name in used.get(entry.encoder, ())]
     taken = [entry.tensor for entry in mine if entry.tensor.dtype in _DTYPES]
     kinds = {_dtype(tensor) for tensor in taken} - {"float32"}
@@ -132,7 +132,7 @@ def _subnormal(tensor: Tensor) -> int:
 
 
 def uses(parsed: Parsed, wanted: Collection[str], used: Mapping[str, Collection[str]]) -> list[TensorUse]:
-    """What became of every tensor, for the encoders wanted; `used` holds torchvision's names by the encoder they stand under."""
+    """The use of every tensor for the requested encoders; `used` holds the torchvision names that each encoder uses."""
     rows = []
     for entry in parsed.entries:
         use = entry.use

@@ -1,11 +1,12 @@
-"""Which ResNet a set of tensors is, from their names and shapes alone, and that ResNet without its head.
+"""Infers a ResNet from the names and shapes of its tensors, and builds it without its head.
 
-Names: `resnet18`, `resnet34`, `resnet50`, `resnet101`; `wide_resnet50_2` where only the bottlenecks' inner width is multiplied
-(torchvision, timm); `resnet50x2` where every channel is (SimCLR, BYOL); `-small` where the stem is 3x3; `resnet-narrow:2` is
-this project's narrow ResNet with a 2 x 2 pooling grid.
+Names: `resnet18`, `resnet34`, `resnet50`, `resnet101`; `wide_resnet50_2` if only the inner width of bottlenecks is multiplied
+(torchvision, timm); `resnet50x2` if the number of all channels is (SimCLR, BYOL); `-small` if the stem is 3x3; `resnet-narrow:2`
+is this project's narrow ResNet with a 2 x 2 pooling grid.
 
-Shapes do not show strides, paddings, activations or pooling. A 7x7 stem is taken to be torchvision's (stride 2, padding 3,
-max-pool), a 3x3 stem the small one (stride 1, no max-pool), and a bottleneck has its stride in the 3x3 convolution.
+Shapes do not determine strides, paddings, activations or pooling. A 7x7 stem is assumed to be torchvision's (stride 2, padding 3,
+max-pool), a 3x3 stem the small one (stride 1, no max-pool), and a bottleneck is assumed to have its stride in the 3x3
+convolution.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _HINT = "supported: ResNet-18, 34, 50 and 101 of torchvision and timm with the s
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that the forward pass depends on."""
+    """Everything on which the forward pass depends."""
 
     family: str
     layers: Shape  # blocks of each stage
@@ -61,7 +62,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """As `--arch` takes it."""
+        """The name that `--arch` accepts."""
         if self.family == "resnet-narrow":
             return self.family + (f":{self.pool}" if self.pool > 1 else "")
         name = f"wide_{self.family}_{self.inner}" if self.inner > 1 else self.family
@@ -110,7 +111,7 @@ class ResNet(Backbone):
 
 
 def _pad_as_same(kernel: int, stride: int, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """Pad as TensorFlow's SAME: ceil(side / stride) outputs, an odd pixel to the right and below; 0 is low behind a ReLU."""
+    """Pad with zeros as TensorFlow's SAME: ceil(side / stride) outputs, an odd pixel right and below."""
     sides = []
     for length in (inputs[0].shape[3], inputs[0].shape[2]):
         total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
@@ -126,14 +127,14 @@ def _stage(arch: Architecture, inputs: int, planes: int, blocks: int, stride: in
 
 
 def infer(shapes: Shapes, where: str) -> Architecture:
-    """The architecture whose tensors these are, or nearly: what differs is for the caller to say.
+    """The architecture that matches these tensors best; the caller reports the differences.
 
     Args:
-        shapes: torchvision's name -> shape, heads left out.
+        shapes: shape by torchvision's name, without heads.
         where: file and encoder, for messages.
 
     Raises:
-        DataError: no supported architecture is near.
+        DataError: no supported architecture is similar.
     """
     _refuse_variants(shapes, where)
     if not any(name.endswith(".running_mean") for name in shapes):
@@ -165,11 +166,11 @@ def infer(shapes: Shapes, where: str) -> Architecture:
 
 
 def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bool) -> Architecture:
-    """What `--arch` makes of it: a check of the name, and the pooling grid where the file does not say.
+    """Apply `--arch`: check the name, and take the pooling grid from it if the file does not state one.
 
     Raises:
         ConfigError: no architecture has this name.
-        DataError: the shapes say another one.
+        DataError: the shapes belong to another architecture.
     """
     if given == AUTO:
         return found
@@ -205,7 +206,7 @@ def _blocks(shapes: Shapes, stage: int) -> int:
 
 
 def _width(shapes: Shapes, bottleneck: bool, where: str) -> int:
-    """Channels of the first stage as most stages have it, so that one odd tensor does not decide."""
+    """Number of channels of the first stage, by the majority of the stages, so that one wrong tensor does not decide."""
     last, expansion = ("bn3", 4) if bottleneck else ("bn2", 1)
     votes: Counter[int] = Counter(_size(shapes, f"bn1.{part}") for part in ("weight", "bias"))
     for stage in (1, 2, 3, 4):

@@ -20,10 +20,10 @@ _STYLES = {"used": "green", "missing": "bold red", "surplus": "bold red", "other
 
 
 def show(path: Path, key: str | None = None, prefix: str | None = None, *, as_json: bool = False) -> None:
-    """Print the account of a checkpoint on standard output; it needs neither data nor a pipeline.
+    """Print the account of a checkpoint on standard output; neither images nor a pipeline are needed.
 
     Raises:
-        DataError: the file cannot be read, or, after the account, no encoder in it could be evaluated as it is.
+        DataError: the file cannot be read; or, after the account is printed, no encoder in it can be evaluated.
     """
     found = checkpoints.inspect(path, key, prefix)
     if as_json:

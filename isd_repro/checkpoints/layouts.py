@@ -1,12 +1,12 @@
 """Finds the ResNets of a checkpoint and sorts its tensors.
 
-One rule reads most files: a ResNet stands wherever one prefix, in any container of the file, owns the names of a ResNet.
-Names are compared after the wrappers of DataParallel, torch.compile, FSDP and activation checkpointing are taken out. Where
-several prefixes own a ResNet, one of them may be a teacher by its name; equal weights under two names are one ResNet; anything
-else is for the user to choose. What is left of the names is torchvision's naming, which is also timm's, or one of two others
-that map to it one to one.
+One rule reads most files: a ResNet is found wherever, in any container of the file, tensors with a common prefix have the names
+of a ResNet. Names are compared after the wrappers of DataParallel, torch.compile, FSDP and activation checkpointing are removed.
+If several prefixes have a ResNet, one of them may be a teacher by its name; equal weights under two names are one ResNet;
+otherwise the user has to choose. The rest of the names follows torchvision's naming scheme, which timm also uses, or one of two
+others that map to it one to one.
 
-`LAYOUTS` names the trainers whose files are known, and says what their names and shapes do not show.
+`LAYOUTS` lists the trainers whose files are known, with the facts that names and shapes do not show.
 
 Sources: UMBCvision/ISD at 4bdd603 (train_isd.py, train_isd_plus.py, train_byol.py, convert_everything.py), UMBCvision/MSF
 (train_msf.py), facebookresearch/moco (moco/builder.py), facebookresearch/moco-v3 (moco/builder.py), vturrisi/solo-learn
@@ -46,11 +46,11 @@ class TrainerLayout:
     """A trainer whose files are known.
 
     Attributes:
-        marks: regular expressions, each found in some name beside the student's weights.
-        keys: of the file's top level.
-        absent: a regular expression found in no name.
-        padding: of a 3x3 stem, or "same" where every convolution with a stride pads as TensorFlow's SAME.
-        note: what is assumed of it.
+        marks: regular expressions, each of which must match some name besides the student's weights.
+        keys: keys that must exist at the file's top level.
+        absent: a regular expression that must match no name.
+        padding: of a 3x3 stem, or "same" if every convolution with a stride pads as TensorFlow's SAME.
+        note: what is assumed about such a file.
     """
 
     name: str
@@ -126,7 +126,7 @@ _NAMINGS: dict[str, tuple[re.Pattern[str], Callable[[str], str]]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a ResNet stands: a container ("" is the top level; "a/b" is b in a), a prefix of bare names, and a naming."""
+    """The place of a ResNet: a container ("" is the top level; "a/b" is b in a), a prefix of names, and a naming scheme."""
 
     container: str
     prefix: str
@@ -156,7 +156,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file's tensors, sorted by what they are: `encoders` holds entries by encoder and by torchvision's name."""
+    """A file's tensors, sorted by their use; `encoders` holds entries by encoder and by torchvision's name."""
 
     layout: TrainerLayout
     entries: tuple[Entry, ...]
@@ -173,12 +173,13 @@ def parse(raw: Raw, key: str | None = None, prefix: str | None = None, *, drop_u
 
     Args:
         raw: the file's content.
-        key: read only this container and what is in it.
+        key: read only this container and its content.
         prefix: read only the ResNet under this prefix.
-        drop_unknown: leave out modules beside the ResNet's own that are no known head.
+        drop_unknown: ignore modules that are neither part of the ResNet nor a known head.
 
     Raises:
-        DataError: no ResNet, or several that are not a student and its teacher; two names are the same without wrappers.
+        DataError: there is no ResNet, or there are several that are not a student and its teacher; or two names are equal
+            without their wrappers.
     """
     states = _states(raw)
     notes: list[str] = []
@@ -221,7 +222,7 @@ def parse(raw: Raw, key: str | None = None, prefix: str | None = None, *, drop_u
 
 
 def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
-    """Every container that holds tensors, the optimizer's aside, with bare names."""
+    """Every container with tensors, except the optimizer's; names are without wrappers."""
     found: dict[str, dict[str, tuple[str, Tensor]]] = {"": {}}
     stack: list[tuple[str, Mapping[Any, Any]]] = [("", raw.tree)]
     while stack:
@@ -243,7 +244,7 @@ def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
 
 
 def _places(states: States) -> Iterator[Place]:
-    """Every ResNet of the file, or what begins like one."""
+    """Every place with a ResNet or with the beginning of one."""
     seen = set()
     for container, names in states.items():
         for name in names:
@@ -255,7 +256,7 @@ def _places(states: States) -> Iterator[Place]:
 
 
 def _asked(raw: Raw, found: Sequence[Place], key: str | None, prefix: str | None) -> list[Place]:
-    """Those of the container and prefix that were asked for."""
+    """The places in the requested container and under the requested prefix."""
     kept = [place for place in found if key is None or place.container == key or place.container.startswith(f"{key}/")]
     kept = [place for place in kept if prefix is None or place.prefix.rstrip(".") == _WRAPPERS.sub("", f"{prefix}.").rstrip(".")]
     if kept:
@@ -286,7 +287,7 @@ def _chosen(raw: Raw, states: States, places: list[Place], notes: list[str]) -> 
 
 
 def _distinct(places: list[Place], states: States) -> list[Place]:
-    """The same weights under several names are one ResNet."""
+    """The places without repetitions of the same weights."""
     found: list[tuple[Place, dict[str, Tensor]]] = []
     for place in places:
         names = states[place.container]
@@ -342,7 +343,7 @@ def _sort(places: Mapping[str, Place], others: Sequence[Place], container: str, 
 
 
 def _unknown(raw: Raw) -> DataError:
-    """No ResNet in the file: what was seen instead."""
+    """The error for a file without a ResNet, which says what was found instead."""
     names = [place for place, _ in tensors_in(raw.tree)]
     if not names:
         held = f"found {one_line(', '.join(list(raw.tree)[:_SHOWN]))}" if raw.tree else "the file is empty"

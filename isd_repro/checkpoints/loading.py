@@ -33,7 +33,7 @@ _PLAIN = re.compile(r"resnet\d+(?:x\d)?(?:_\w+)?")
 
 
 class EncoderHeader(Frozen):
-    """The keys in our encoder files' headers that loading needs; other keys are allowed."""
+    """The keys of our encoder files' headers that loading needs; other keys are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -47,17 +47,17 @@ class EncoderHeader(Frozen):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Encoders of a file, and what became of each of its tensors.
+    """The encoders of a file, and the use of each of its tensors.
 
     Attributes:
         sha256: of the file's bytes.
-        layout: the rule that fitted.
-        arch: as `--arch` takes it.
-        channels: of the images that the encoders take.
-        encoders: by name, in eval mode, float32, on the CPU, with an int attribute `features`.
-        image_size: pixels; None, like the next three, where the file does not say.
-        identity: our encoder files' header.
-        notes: what was assumed because the file does not show it.
+        layout: name of the layout.
+        arch: name of the architecture, as for `--arch`.
+        channels: number of image channels that the encoders take.
+        encoders: modules B x C x H x W -> B x `features` by name, in eval mode, float32, on the CPU.
+        image_size: pixels; like the next three it is None if the file does not state it.
+        identity: the header of this project's encoder files.
+        notes: assumptions about what the file does not show.
     """
 
     path: Path
@@ -77,7 +77,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The account of a file whose encoders need not be whole; `problems` is empty where `load` would succeed."""
+    """The account of a file, whose encoders may be incomplete; `problems` is empty if `load` would succeed."""
 
     path: Path
     sha256: str
@@ -117,19 +117,18 @@ def load(
     Args:
         path: the file.
         which: the encoders to build.
-        arch: a name to check against the shapes; for a training checkpoint of `resnet-narrow` also the pooling grid (":2"). Where
-            the file calls itself a variant that has a plain ResNet's tensors, the plain ResNet's name says that it is meant.
-        teacher_bn: "own" running statistics, or with "student" the released evaluation's mix of the teacher's weights with
-            the student's statistics (as the released code does).
-        key: the container of the encoder, where the file has several.
-        prefix: the same for the prefix of its tensors.
-        padding: of a 3x3 stem, or "same" for TensorFlow's; None takes the layout's.
-        drop_unknown: leave out modules beside the ResNet's own that are no known head.
+        arch: a name to compare with the shapes; for a training checkpoint of `resnet-narrow` also the pooling grid (":2"). If the
+            file names a variant whose tensors are those of a plain ResNet, the plain ResNet's name overrides it.
+        teacher_bn: "own": the teacher's running statistics; "student": the student's, as in the released evaluation code.
+        key: the container of the encoder, if the file has several.
+        prefix: the prefix of the encoder's tensors, if the file has several encoders.
+        padding: of a 3x3 stem, or "same" for TensorFlow's; None means the layout's.
+        drop_unknown: ignore modules that are neither part of the ResNet nor a known head.
 
     Raises:
-        ConfigError: an unknown `arch`, or `teacher_bn` without a teacher asked for.
-        DataError: the file cannot be read, has no ResNet or several, the encoder asked for is not in it, or its tensors are not
-            exactly those of its architecture: each one missing, surplus, misshapen or not finite is named.
+        ConfigError: `arch` is unknown, or `teacher_bn` is given but no teacher is requested.
+        DataError: the file cannot be read, has no ResNet or several, lacks the requested encoder, or its tensors are not exactly
+            those of its architecture; the message names each tensor that is missing, unexpected, of another shape or not finite.
     """
     if teacher_bn == "student" and which == "student":
         raise ConfigError("--teacher-bn student: no teacher is evaluated", "add --which teacher or --which both")
@@ -166,7 +165,7 @@ def load(
 
 
 def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> Inspection:
-    """The account of a file, whether or not its encoders are whole; of a pickle that is refused, names and shapes.
+    """The account of a file, even if its encoders are incomplete; for a pickle that is refused, names and shapes.
 
     Raises:
         DataError: the file cannot be read.
@@ -209,7 +208,7 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
 
 
 class _Misfit(DataError):
-    """An encoder that is not its architecture."""
+    """An encoder differs from its architecture."""
 
     def __init__(self, message: str, found: account.Differences) -> None:
         super().__init__(message, found.hint)
@@ -227,7 +226,7 @@ def _header(raw: read.Raw) -> EncoderHeader | None:
 
 
 def _names(parsed: Parsed, raw: read.Raw) -> tuple[str, ...]:
-    """Encoders of the file; raw pixels are an encoder without tensors, so our header has the say."""
+    """Names of the file's encoders, by the header if there is one, because raw pixels are an encoder without tensors."""
     return tuple(raw.header.get("encoders", ())) if raw.header else tuple(parsed.encoders)
 
 
@@ -276,7 +275,7 @@ def _blueprint(
 
 
 def _own(header: EncoderHeader, tensors: Mapping[str, Entry], arch: str, where: str) -> _Blueprint:
-    """Our file says what it holds; `--arch` can only agree."""
+    """The blueprint of one of this project's files, whose header states the architecture; `--arch` must agree with it."""
     config = header.backbone
     with torch.device("meta"):
         network = backbones.build(config, header.image_size)
@@ -293,7 +292,7 @@ def _own(header: EncoderHeader, tensors: Mapping[str, Entry], arch: str, where: 
 
 
 def _filled(plan: _Blueprint, parsed: Parsed, tensors: Mapping[str, Entry], encoder: str, path: Path) -> nn.Module:
-    """The network with the weights, whose names and shapes must be its own; counters that the file lacks are 0."""
+    """Fill the network with weights of exactly its names and shapes; counters that the file lacks are 0."""
     expected, where = plan.network.state_dict(), f"{path}: {encoder}"
     if differences := account.compare(tensors, expected, encoder, parsed.prefixes.get(encoder, "")):
         raise _Misfit(f"{where}, {plan.arch}: {differences.words}", differences)
@@ -304,10 +303,10 @@ def _filled(plan: _Blueprint, parsed: Parsed, tensors: Mapping[str, Entry], enco
 
 
 def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:
-    """Notes on names of ResNets in the file, at its top or among saved arguments, that are not what its shapes say.
+    """Notes on architecture names in the file, at its top level or among saved arguments, that differ from what its shapes say.
 
     Raises:
-        DataError: the file calls itself a variant, which may have a plain ResNet's tensors, and no `given` overrules it.
+        DataError: the file names a variant that may have a plain ResNet's tensors, and `given` does not override it.
     """
     notes: dict[str, None] = {}
     plain = {_spelled(arch) for arch in archs}
@@ -327,6 +326,6 @@ def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:
 
 
 def _spelled(name: str) -> str:
-    """The name of an architecture in one spelling, without the hub's folder, timm's tag and what is said elsewhere."""
+    """The name of an architecture in a normalised spelling, without the hub's folder and timm's tag."""
     name = re.sub(r"(?<=resnet)[-_ ](?=\d)", "", name.lower().rpartition("/")[2].partition(".")[0].partition(":")[0])
     return re.sub(r"(?<=\d)w(?=\d)", "x", name.removesuffix("-small"))

@@ -1,8 +1,8 @@
-"""What a pickle asks for and what it holds, found without executing anything: every class and function is a stand-in.
+"""Finds out what a pickle imports and contains without executing anything: every class and function is replaced by a stand-in.
 
-The pickle is read by the unpickler of Python's library that is written in Python, whose memory is bounded by the file's size;
-it has no real object to call. `torch.load` runs only afterwards, and only where nothing was asked for beyond tensors, plain
-values and the harmless classes below, for which it gets stand-ins, too.
+The pickle is read by the pure-Python unpickler of the standard library, whose memory is bounded by the file's size; there is no
+real object that it could call. `torch.load` runs only afterwards, and only if the pickle imports nothing but tensors, plain
+values and the harmless classes below, for which it also gets stand-ins.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TORCH = re.compile(  # what `torch.load(weights_only=True)` knows itself, and a
     r"|torch\.\w+|torch\.(?:storage|cuda)\.\w+|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
 )
-_HARMLESS = re.compile(  # classes of plain values that trainers save beside their weights
+_HARMLESS = re.compile(  # classes of plain values that trainers save with the weights
     r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)|pathlib\.\w+|datetime\.\w+"
     r"|builtins\.(?:dict|list|tuple|int|float|str|bool)|typing\.\w+|omegaconf\.[\w.]+|(?:pytorch_)?lightning[\w.]+|" + _FILLED
 )
@@ -44,7 +44,7 @@ class Shaped(NamedTuple):
 
 
 class Stand(dict[Any, Any]):
-    """Stands for a class or function of a pickle, and for whatever calling it would give."""
+    """A stand-in for a class or function of a pickle, and for the result of calling it."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
     state: Any = None
@@ -56,26 +56,26 @@ class Stand(dict[Any, Any]):
         self.state = state
 
     def append(self, items: Any) -> None:
-        """What subclasses of list are filled by; nobody needs it."""
+        """Ignore an item; subclasses of list are filled by this method."""
 
     extend = append
 
 
 class _AsDict:
-    """Gives a dict that torch may fill."""
+    """Creates a dict that torch may fill."""
 
     def __new__(cls, *_args: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
 
 
 def _shaped(storage: Any, _: Any, shape: Any, *_rest: Any) -> Shaped:
-    """The tensor of a storage from `persistent_load`; other values are not printed, because they may repeat themselves."""
+    """The tensor of a storage from `persistent_load`; other values are not printed, because they may be recursive."""
     sides = tuple(side for side in shape if isinstance(side, int))
     return Shaped(sides, storage if isinstance(storage, str) else "")
 
 
 def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The operation that makes a tuple, and then measures it: hashing one that holds itself twice at each level has no end."""
+    """The operation that makes a tuple, followed by `weigh`; hashing deeply nested tuples could take exponential time."""
 
     def load_and_weigh(unpickler: Any) -> None:
         load(unpickler)
@@ -99,7 +99,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
     }
 
     def __init__(self, payload: bytes, size: int) -> None:
-        """`payload` begins with a pickle; `size` is that of the whole file in bytes."""
+        """Take `payload`, which begins with a pickle; `size` is the size of the whole file in bytes."""
         self._size = size
         self._stands: dict[str, Any] = {}
         self._weights: dict[int, tuple[int, tuple[Any, ...]]] = {}  # id of a tuple -> values at all its levels, the tuple
@@ -116,12 +116,12 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
 
     @property
     def stands(self) -> list[Any]:
-        """Stand-ins for all that torch does not know, as `torch.serialization.safe_globals` takes them."""
+        """Stand-ins for everything that torch does not know, in the form that `torch.serialization.safe_globals` accepts."""
         mine = {name: stand for name, stand in self._stands.items() if not _TORCH.fullmatch(name)}
         return [(_AsDict if re.fullmatch(_FILLED, name) else stand, name) for name, stand in mine.items()]
 
     def tensors(self) -> Iterator[tuple[str, Shaped]]:
-        """Every tensor with its place, as far as it can be told."""
+        """Every tensor with its place in the content, if it can be determined."""
         stack, seen = [("", self.content)], set[int]()
         while stack and len(seen) < _MOST:
             place, value = stack.pop()
@@ -134,14 +134,14 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
                 stack += reversed([*inside, (place, value.state)] if isinstance(value, Stand) else inside)
 
     def weigh(self, made: tuple[Any, ...]) -> None:
-        """Count the values of a new tuple at all its levels; `UnpicklingError` where no checkpoint has so many."""
+        """Count the values of a new tuple at all levels; `UnpicklingError` if there are more than any checkpoint has."""
         weight = sum(self._weights[id(item)][0] if id(item) in self._weights else 1 for item in made)
         if weight > _MOST:
             raise pickle.UnpicklingError(f"a tuple of more than {_MOST:,} values")
         self._weights[id(made)] = weight, made
 
     def find_class(self, module: str, name: str) -> Any:
-        """A stand-in; what may be loaded is only written down."""
+        """Return a stand-in and note whether the object may be loaded."""
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's names
         full = f"{module}.{name}"
         if full in self._stands:
@@ -159,7 +159,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
         return stand
 
     def persistent_load(self, pid: Any) -> str:
-        """A storage: its type in one word."""
+        """Represent a storage by the name of its type."""
         words = list(pid) if isinstance(pid, tuple) else []
         if len(words) > 4 and isinstance(words[4], int) and words[4] > self._size:
             self.problem = self.problem or f"it announces {words[4]:,} values in a file of {self._size:,} bytes"
@@ -167,7 +167,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
         return str(getattr(torch, kind.removesuffix("Storage").lower(), kind)).removeprefix("torch.")
 
     def _called(self, full: str, cls: type[Stand], args: tuple[Any, ...]) -> Stand:
-        """The result of a call; those that take more memory or time than their bytes are a problem."""
+        """The stand-in for the result of a call; calls that could take much memory or time are noted as a problem."""
         codec = full in {"_codecs.encode", "builtins.bytearray"} and len(args) > 1 and args[1] not in {"latin1", "latin-1"}
         sized = full == "builtins.bytearray" and len(args) == 1 and isinstance(args[0], int)
         if codec or sized or re.fullmatch(r"torch\.(?:\w+\.)?\w*(?:Storage|Tensor)", full):

@@ -1,6 +1,6 @@
 """Safe reading: recognises a file by its bytes and reads its tensors. No code in a file is ever run.
 
-A pickle is looked at first (`outline`): what it asks for beyond tensors and plain values is refused. Only then does torch's
+A pickle is examined first (`outline`) and refused if it contains more than tensors and plain values. Only then does torch's
 restricted unpickler (`weights_only=True`) load it.
 """
 
@@ -72,7 +72,7 @@ class Raw:
 
 
 class Refused(DataError):
-    """A pickle that is not loaded; `outline` says what it holds, and `sha256` and `size` are of its file."""
+    """A pickle was not loaded; `outline` describes its content, and `sha256` and `size` are those of its file."""
 
     def __init__(self, message: str, outline: Outline) -> None:
         super().__init__(message, CONVERT)
@@ -83,8 +83,8 @@ def read(path: Path) -> Raw:
     """Read a file of any supported form.
 
     Raises:
-        Refused: opening it needs code.
-        DataError: there is no such file, it is none of the supported forms, damaged, or absurdly large inside.
+        Refused: opening the file would run code.
+        DataError: there is no such file, its format is not supported, it is damaged, or its content is implausibly large.
     """
     content, metadata = b"", dict[str, str]()
     try:
@@ -110,7 +110,7 @@ def read(path: Path) -> Raw:
 
 
 def _content(path: Path) -> bytes:
-    """All bytes, read once: what is hashed is what is parsed, whatever becomes of the file meanwhile."""
+    """All bytes of the file, read once, so that the hashed bytes are the parsed ones even if the file changes meanwhile."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:  # noqa: PTH123 - a pipe must not block
             before = os.fstat(file.fileno())
@@ -223,7 +223,7 @@ def _torch_archive(content: bytes) -> dict[str, Any]:
 
 
 def _other_zip(names: list[str]) -> DataError:
-    """A zip archive that `torch.save` did not write: what it is, or what lies in it."""
+    """Describe a zip archive that `torch.save` did not write: its format, or its content."""
     if any(name.endswith(".npy") for name in names):
         return DataError("a NumPy archive (.npz)", _EXPORT)
     if any(re.search(r"(?:^|/)(?:serialized_exported_program\.json|archive_format)$", name) for name in names):
@@ -235,7 +235,7 @@ def _other_zip(names: list[str]) -> DataError:
 
 
 def _torch_load(content: bytes, payload: bytes) -> dict[str, Any]:
-    """`payload` is the part of the file that begins with a pickle; what it asks for is looked at before anything is loaded."""
+    """Load `payload`, the part of the file that begins with a pickle, after examining what the pickle imports."""
     outline, found = None, None
     try:
         outline = Outline(payload, len(content))

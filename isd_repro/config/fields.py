@@ -28,7 +28,7 @@ def _none_twice(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
     return items
 
 
-Distinct = Annotated[Many[_Item], AfterValidator(_none_twice)]  # each item makes a stage, a column or a row of its own
+Distinct = Annotated[Many[_Item], AfterValidator(_none_twice)]  # each item becomes a stage, a column or a row
 
 
 def _words(text: str) -> str:
@@ -41,6 +41,6 @@ Words = Annotated[str, AfterValidator(_words)]  # of a reader's language, for ta
 
 
 class Frozen(BaseModel):
-    """Base of every parameter block: immutable, an unknown key is an error, and so is `"5"` or `true` for a number."""
+    """Base of every parameter block: immutable; an unknown key is an error, and so are `"5"` and `true` in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)

@@ -12,7 +12,7 @@ from isd_repro.runtime.files import named_path
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a profile keeps its files; `dvc.yaml` names the same paths and a test compares them."""
+    """Paths of a profile's files; `dvc.yaml` names the same paths, and a test compares them."""
 
     folder: Path  # holds params.yaml
     root: Path  # the repository
@@ -21,7 +21,7 @@ class Layout:
 
     @property
     def file(self) -> Path:
-        """The parameters themselves."""
+        """The parameter file."""
         return self.folder / self.name
 
     def prepared(self, subset: str) -> Path:
@@ -33,7 +33,7 @@ class Layout:
         return self.folder / "runs" / run / "encoder.safetensors"
 
     def snapshots(self, run: str) -> Path:
-        """Encoders kept during a run's training: one file every `efficiency.snapshot_every` epochs."""
+        """Encoders saved during a run's training: one file every `efficiency.snapshot_every` epochs."""
         return self.folder / "runs" / run / "snapshots"
 
     def metrics(self, run: str) -> Path:
@@ -41,7 +41,7 @@ class Layout:
         return self.folder / "runs" / run / "metrics.jsonl"
 
     def log(self, name: str, stage: str) -> Path:
-        """Rows and pictures of one stage of a run or subset; no output of DVC's, and no run's name begins with a dot."""
+        """Rows and pictures of one stage of a run or subset; not a DVC output. No run's name begins with a dot."""
         return self.folder / "runs" / ".log" / stage / name
 
     def features(self, run: str) -> Path:
@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def results(self) -> Path:
-        """Everything that is committed of the profile's results."""
+        """The profile's committed results."""
         return self.root / "reports" / self.profile
 
     @property
@@ -64,17 +64,17 @@ class Layout:
 
     @property
     def report(self) -> Path:
-        """What `report` writes."""
+        """The tables and the page that `report` writes."""
         return self.results / "tables"
 
     @property
     def verified(self) -> Path:
-        """Memory of hashed stores."""
+        """Remembered hashes of stores."""
         return self.state("verified")
 
     @property
     def cards(self) -> Path:
-        """Model cards, which `report` writes too."""
+        """The model cards that `report` writes."""
         return self.results / "cards"
 
     def state(self, fingerprint: str) -> Path:
@@ -83,17 +83,17 @@ class Layout:
 
 
 def state_root(usual: Path = Path()) -> Path:
-    """The folder `.state`; `usual` holds it where no environment variable says otherwise."""
+    """The folder `.state`, in the folder that ISD_STATE_ROOT names or otherwise in `usual`."""
     named = named_path("ISD_STATE_ROOT", "") if os.environ.get("ISD_STATE_ROOT") else None
     return (named or Path(os.environ.get("DVC_ROOT") or usual)) / ".state"
 
 
 def snapshot_name(epoch: int) -> str:
-    """File of the encoders after an epoch; names sort as epochs do."""
+    """File name of the encoders after an epoch; names sort in the order of epochs."""
     return f"epoch-{epoch:05d}.safetensors"
 
 
 def snapshots_in(folder: Path) -> dict[int, Path]:
-    """Files of that kind by epoch, in order; none where the folder is absent. Other files there are left alone."""
+    """Snapshot files by epoch, in order; empty if the folder does not exist. Other files are ignored."""
     named = [(re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("*")]
     return dict(sorted((int(match[1]), path) for match, path in named if match))

@@ -1,7 +1,7 @@
 """Typed parameters of a profile: every key that a `params.yaml` may have, with its range.
 
-The groups `backbone`, `method`, `optim`, `data` and `numerics` of a run change its results: they are DVC parameters and
-enter the fingerprint. `efficiency` and `tracking` change no number and enter neither.
+The groups `backbone`, `method`, `optim`, `data` and `numerics` of a run change its results: they are DVC parameters and part of
+the fingerprint. `efficiency` and `tracking` change no number and are part of neither.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10, "tiny-ima
 
 
 def _unwritten(default: object) -> Any:
-    """A key that came after the first records, which lack it: it is written only where it is not the default."""
+    """A key that the first records lack; it is written only if its value is not the default, so that older hashes stay valid."""
     return Field(exclude_if=lambda value: value == default)
 
 
@@ -90,7 +90,7 @@ PerClass = Annotated[Count | None, _unwritten(None)]
 
 
 class Unbalanced(Frozen):
-    """`large` classes in full, the other chosen classes cut to `rare_images` (paper, unbalanced section)."""
+    """All images of `large` classes, and `rare_images` of each other chosen class (paper, unbalanced section)."""
 
     name: Literal["unbalanced"]
     classes: Count | None = None
@@ -113,7 +113,7 @@ class Unbalanced(Frozen):
 
 
 class Halves(Frozen):
-    """`Unbalanced` on a part of the classes: some are set aside for tuning, the others are halved, again for each `halving`."""
+    """`Unbalanced` on a part of the classes: some are set aside for tuning; the others are split into halves by `halving`."""
 
     name: Literal["halves"]
     tuning: Natural  # classes set aside, drawn once by the seed
@@ -191,7 +191,7 @@ class Pareto(Frozen):
 
 
 class ImageList(Frozen):
-    """The images of a published list of `class/file label` lines, as of ImageNet-LT and ImageNet-100-LT."""
+    """The images of a published list of `class/file label` lines, such as those of ImageNet-LT and ImageNet-100-LT."""
 
     name: Literal["file"]
     path: Words  # of the list, inside the folder that the variable names
@@ -209,7 +209,7 @@ class ImageList(Frozen):
 
 
 class NamedClasses(Frozen):
-    """Classes by name, such as the 100 of ImageNet-100: every training image of them, or the same number of each."""
+    """Classes by name, such as the 100 of ImageNet-100: all of their training images, or the same number of each."""
 
     name: Literal["classes"]
     classes: Distinct[Words] | None = None
@@ -258,10 +258,10 @@ class Shots(Frozen):
 
 
 class StoreSettings(Frozen):
-    """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect, `none` packs as they are.
+    """How images are packed: `square` resizes to side x side, `short-side` keeps the aspect ratio, `none` keeps the size.
 
-    `side` was called `size`, a name that DVC leaves out when it asks its run cache whether a stage has run with the same
-    parameters. The old name is still read, and manifests, fingerprints and records still say it.
+    `side` was once called `size`, a name that DVC ignores when it looks in its run cache for a stage with the same parameters.
+    The old name is still read, and manifests, fingerprints and records still contain it.
     """
 
     resize: Literal["none", "square", "short-side"] = "none"
@@ -292,7 +292,7 @@ class StoreSettings(Frozen):
 
 
 class Subset(Frozen):
-    """One data set as a run sees it: what is trained on, and what its evaluation searches and asks."""
+    """The images of a run: the training images, and the search set and the queries of its evaluations."""
 
     source: Source
     rule: Rule
@@ -307,7 +307,7 @@ class Subset(Frozen):
 
     @model_validator(mode="after")
     def _classes_suffice(self) -> Subset:
-        """What can be said without the images; `prepare` says the rest."""
+        """Check what can be checked without the images; `prepare` checks the rest."""
         rule, most = self.rule, _CLASSES.get(self.source.name)
         asked = getattr(rule, "classes", None)
         asked = len(asked) if isinstance(asked, tuple) else asked
@@ -321,6 +321,18 @@ class Subset(Frozen):
                 f"rule.large: {large} large classes of {classes} leave no rare one; lower large or raise the number of classes"
             )
         return self
+
+    def stated(self) -> dict[str, object]:
+        """All settings that determine which images a subset has and how they are packed, as a manifest states its rule."""
+        return {
+            "source": self.source.name,
+            **self.rule.model_dump(mode="json"),
+            "search_per_class": self.search_per_class,
+            "query_per_class": self.query_per_class,
+            "store": self.store.model_dump(mode="json", exclude={"external"}),
+            **({"unlabelled": True} if self.unlabelled else {}),
+            **({"shots": self.shots.model_dump(mode="json")} if self.shots else {}),
+        }
 
 
 # --- what a run is ------------------------------------------------------------------------------------------------
@@ -468,7 +480,7 @@ class Run(Frozen):
     """One pretraining run."""
 
     label: Words  # the row's name in tables; changes no number
-    notes: Many[Words] = ()  # DEVIATIONS ids and remarks shown beside the row
+    notes: Many[Words] = ()  # DEVIATIONS ids and remarks that are shown with the row
     backbone: BackboneConfig
     method: MethodBlock
     optim: Optim
@@ -493,14 +505,14 @@ class Run(Frozen):
 
 
 class PaperRows(Frozen):
-    """A table of the paper that runs of this profile stand beside, because they follow its protocol."""
+    """A table of the paper with which runs of this profile are compared, because they follow its protocol."""
 
     table: Words  # an id of isd_repro/report/paper.yaml
     rows: dict[Name, Words]  # run -> row of that table; runs of one row are its repetitions
 
 
 class Hypothesis(Frozen):
-    """The comparison that a profile exists to make, stated before its runs: one method less another, over draws of a subset."""
+    """The comparison for which a profile exists, stated before its runs: one method minus another, over draws of a subset."""
 
     first: Words  # methods, by the names that the tables give them
     second: Words
@@ -524,7 +536,7 @@ class Power(Frozen):
 
 
 class Trials(Frozen):
-    """A profile whose runs are trials: the best of each method is taken, and what that says of the comparison to come."""
+    """The runs of the profile are trials, of which the best of each method is taken; `power` plans the later comparison."""
 
     group: Group = "all"  # queries that choose
     k: Count = 1
@@ -585,7 +597,7 @@ class Params(Frozen):
     @field_validator("evaluation", mode="before")
     @classmethod
     def _of_the_files(cls, blocks: Any) -> Any:
-        """The evaluations know what they take; their package is above this one, and is imported when a profile is read."""
+        """Each evaluation validates its own block; the package is imported here because it is in a higher layer."""
         return blocks if isinstance(blocks, Frozen) else import_module("isd_repro.evaluations").settings(blocks or {})
 
     @model_validator(mode="after")
@@ -612,7 +624,7 @@ class Params(Frozen):
         return self
 
     def named_runs(self) -> Iterator[tuple[str, str]]:
-        """Every place outside `runs` that names a run, as `<key>` or `<key>.<position>`, and the run that it names."""
+        """Pairs of a place outside `runs` that names a run, as `<key>` or `<key>.<position>`, and the run that it names."""
         for field in type(self).model_fields:
             if field.endswith("_runs"):
                 yield from ((f"{field}.{at}", run) for at, run in enumerate(getattr(self, field)))

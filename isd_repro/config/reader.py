@@ -21,7 +21,7 @@ from isd_repro.config.params import MethodBlock, Params, Run, Subset
 from isd_repro.runtime.errors import ConfigError
 
 Location = tuple[str | int, ...]  # keys from the top of the file
-Problem = tuple[Location, str]  # where it stands, and what is wrong
+Problem = tuple[Location, str]  # its location, and what is wrong
 
 _Found = TypeVar("_Found")
 _SHOWN = 200  # characters of a value in a message
@@ -32,13 +32,13 @@ def load(path: Path) -> tuple[Params, Layout]:
     """Read and check a `params.yaml`, or the one in a profile's folder.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or breaks a rule; every broken rule is named at once, with its line.
+        ConfigError: the file is missing, is not YAML, or breaks a rule; the message names every broken rule with its line.
     """
     path = path / "params.yaml" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run the command in a folder with a params.yaml, or give one with --params")
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        tree = YAML(typ="safe").load(path.read_text("utf-8"))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "fix the syntax") from error
@@ -57,16 +57,16 @@ def load(path: Path) -> tuple[Params, Layout]:
 
 
 def describe(error: ValidationError, path: Path, prefix: Location = ()) -> str:
-    """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` a line."""
+    """All problems of a validation error, one `file:line key: message (got x; did you mean y?)` per line."""
     tree = YAML(typ="rt").load(path.read_text("utf-8"))  # which knows the lines, and takes longer than everything else
     return listed(path, tree, problems(error.errors(), tree, prefix))
 
 
 def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
-    """One line for each mistake with its place; the same mistake of several runs that share a line by an anchor is one line."""
+    """One line for each mistake, with its place; a mistake that several runs share through a YAML anchor is one line."""
     found: dict[tuple[int, object, str], list[Location]] = {}
     for location, message in problems:
-        block = _at(tree, location)  # one object wherever an alias stands for it
+        block = _at(tree, location)  # one object, shared by all of its aliases
         place = (id(block), None) if block else (_line(tree, location), location[-1:])
         found.setdefault((*place, message), []).append(location)
     lines = []
@@ -79,7 +79,7 @@ def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
 
 @contextmanager
 def naming(path: Path, run: str) -> Iterator[None]:
-    """Complete a `ConfigError` of the block that begins with a key of the run: with file, line and the whole key."""
+    """Complete a `ConfigError` whose message begins with a key of the run: add the file, the line and the full key."""
     try:
         yield
     except ConfigError as error:
@@ -94,7 +94,7 @@ def keyed(prefix: Location, message: str) -> Problem:
 
 
 def problems(found: Sequence[ErrorDetails], tree: Any, prefix: Location) -> Iterator[Problem]:
-    """What a validation error says, with the keys of the file; a misspelt required key is one problem, not two."""
+    """The problems of a validation error, with the keys of the file; a misspelt required key is one problem, not two."""
     places = [_keys(tree, (*prefix, *item["loc"])) for item in found]
     absent = {place for place, item in zip(places, found, strict=True) if item["type"] == "missing"}
     meant: dict[Location, str] = {}
@@ -118,7 +118,7 @@ def problems(found: Sequence[ErrorDetails], tree: Any, prefix: Location) -> Iter
 
 
 def _keys(tree: Any, location: Location) -> Location:
-    """The keys of the file in a location, without the tags that pydantic adds: the `name` of a block that has several forms."""
+    """The keys of the file in a location, without the tags that pydantic adds (the `name` of a block that has several forms)."""
     node, keys, tag = tree, list[str | int](), None
     for part in location:
         if isinstance(node, Mapping) and tag is None and node.get("name") == part:
@@ -144,7 +144,7 @@ def _at(tree: Any, location: Location) -> Any:
 
 
 def _brief(value: object) -> str:
-    """A value for a message, at most a line of it."""
+    """A value for a message, at most one line."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -176,7 +176,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _known() -> set[str]:
-    """The keys of all models, also of methods and evaluations that are imported."""
+    """The keys of all models, including those of imported methods and evaluations."""
     names, stack = set(MethodBlock.model_fields), list[type[BaseModel]]([Frozen])
     while stack:
         for child in stack.pop().__subclasses__():
@@ -186,12 +186,12 @@ def _known() -> set[str]:
 
 
 def find_run(params: Params, name: str) -> Run:
-    """The run of this name; `ConfigError` with the nearest names where there is none."""
+    """The run of this name; `ConfigError` with similar names if there is none."""
     return _find("run", name, params.runs, params.profile)
 
 
 def find_subset(params: Params, name: str) -> Subset:
-    """The subset of this name; `ConfigError` with the nearest names where there is none."""
+    """The subset of this name; `ConfigError` with similar names if there is none."""
     return _find("subset", name, params.subsets, params.profile)
 
 

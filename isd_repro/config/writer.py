@@ -1,4 +1,4 @@
-"""How a `params.yaml` is written: without anchors, and as DVC writes it, so that `dvc exp run -S key=value` changes one line."""
+"""Writes a `params.yaml` without anchors and as DVC would write it, so that `dvc exp run -S key=value` changes one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def dump(tree: Any) -> str:
 
 
 def styled(value: Any, indent: int = 0, before: int = 0) -> Any:
-    """A copy of plain values in which a mapping is written on one line where a line holds it, else as a block.
+    """A copy of plain values in which a mapping is written on one line if it fits, otherwise as a block.
 
     Args:
         value: mappings, lists and scalars.
-        indent: columns of the keys that a block's lines begin with.
-        before: columns of the line that the value's key takes, with the indent.
+        indent: number of columns by which a block's lines are indented.
+        before: number of columns that the value's key takes on its line, with the indent.
     """
     if isinstance(value, str):
         return _folded(value, indent) if before + len(value) > _WIDTH else value
@@ -60,7 +60,7 @@ def _flowing(value: Any) -> Any:
 
 
 def _folded(text: str, indent: int) -> Any:
-    """The text as a `>-` block whose lines DVC leaves as they are."""
+    """The text as a `>-` block whose line breaks DVC keeps."""
     lines = textwrap.wrap(text, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
     if " ".join(lines) != text:  # spaces or line breaks that folding would lose
         return text

@@ -1,9 +1,9 @@
-"""Command `data audit`: class sizes of any set, confounds of the authors' lists, and whether they are the published ones.
+"""Command `data audit`: class sizes of any set, confounders in the authors' lists, and whether the lists are the published ones.
 
-Two confounds are looked for. The place of the large classes among the sorted class names: the chance that as many classes
-drawn at random all lie among the first names. And, where names are WordNet ids, animals: WordNet 3.0 numbers its nouns by
-topic, so that an id says whether it is one. The animal kingdom itself is n01313093; of ImageNet's 1,000 classes the 398 from
-n01440764 to n02655020 are animals, and the next, n02666196, is the abacus.
+Two confounders are examined. The first is the position of the large classes among the sorted class names: it gives the
+probability that as many classes drawn at random would all be among the first names. The second, if names are WordNet ids, is
+whether a class is an animal: WordNet 3.0 numbers its nouns by topic, so the id tells. The animal kingdom itself is n01313093; of
+ImageNet's 1,000 classes the 398 from n01440764 to n02655020 are animals, and the next, n02666196, is the abacus.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Sizes:
     smallest: int
     median: float
     imbalance: float  # the largest over the smallest
-    gini: float  # Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has nearly every image
+    gini: float  # Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has nearly all images
     shots: dict[Shot, int]  # classes with `many`, `medium` and `few` images, by ImageNet-LT's thresholds
     counts: dict[str, int]  # images by class
 
 
 @dataclass(frozen=True)
 class Animals:
-    """Animals among the classes; `chance` is of so many or more among the large ones if these were drawn at random."""
+    """Animals among the classes; `chance` is the probability of at least as many large ones if these were drawn at random."""
 
     large: int
     rare: int
@@ -78,14 +78,14 @@ class Audit:
     rare_classes: int
     rare_images: int
     last_large: int  # place of the last large class among the sorted class names, counted from 1
-    chance: float  # that as many classes drawn at random all lie among the first `last_large`
+    chance: float  # probability that as many classes drawn at random are all among the first `last_large`
     animals: Animals | None  # None where a class is no WordNet id
     names: dict[str, str]  # of the large classes, where a file of words is given
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two lists share."""
+    """The classes and images that two lists share."""
 
     first: str
     second: str
@@ -99,7 +99,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All sets; and of the authors' lists their contents, every pair, and how many different classes they have together."""
+    """All sets; for the authors' lists also their contents, the overlap of every pair, and the number of distinct classes."""
 
     sets: tuple[Sizes, ...]
     lists: tuple[Audit, ...]
@@ -109,7 +109,7 @@ class AuditReport:
 
 
 def find_sets(paths: Sequence[Path]) -> list[Path]:
-    """Paths as given, but of a folder of lists its files called *.txt, D2 before D10; `DataError` where one does not exist."""
+    """The given paths, a folder of lists replaced by its *.txt files (D2 before D10); `DataError` if a path does not exist."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -121,15 +121,15 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
 
 def _has_images(folder: Path) -> bool:
     top = {inside.name.lower() for inside in folder.iterdir() if inside.is_dir()}
-    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet has .txt files beside it
+    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet also has .txt files
 
 
 def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> AuditReport:
-    """The class sizes of each set; of the authors' lists also what each holds and what each two share.
+    """The class sizes of each set; for the authors' lists also their contents and the overlap of each pair.
 
     Args:
         paths: lists in the authors' format or of `path label` lines, prepared subsets, folders or zips of images.
-        words: names of classes.
+        words: names of classes by WordNet id.
 
     Raises:
         DataError: a file is none of these.
@@ -150,7 +150,7 @@ def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Au
 
 
 def read_words(path: Path) -> dict[str, str]:
-    """Class -> name, from one `<class><tab><name>` a line as in Tiny-ImageNet's words.txt; `DataError` for another file."""
+    """Read class names from lines `<class><tab><name>`, as in Tiny-ImageNet's words.txt; `DataError` for another format."""
     hint = "Tiny-ImageNet ships a words.txt"
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint)
@@ -263,13 +263,13 @@ than size."""
 
 
 def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> AuditReport:
-    """Print the class sizes of each set; of the authors' lists also the overlap of each pair and what "large" is confounded with.
+    """Print the class sizes of each set; for the authors' lists also the overlap of each pair and the confounders of class size.
 
     Returns:
-        what was printed.
+        the values that were printed.
 
     Raises:
-        DataError: a file is missing or no set of images.
+        DataError: a file is missing or is not a set of images.
     """
     report = inspect(find_sets(paths), read_words(words) if words else None)
     if as_json:

@@ -1,8 +1,8 @@
-"""Views of a whole batch at once, on any device, each image by the distribution of torchvision's transforms.
+"""Augmented views of a whole batch at once, on any device, with the distribution of torchvision's transforms for each image.
 
 Crop, resize and flip are two batched matrix products with per-image antialiased triangle weights; the colour operations
-act on floats in 0..1. All draws come from one explicit CPU generator, so that a view depends on the seed and the step and
-on nothing else. The released code works on PIL images of 8 bits instead.  # DEV-01
+act on floats in 0..1. All random numbers come from one explicit CPU generator, so that a view depends only on the seed and the
+step. The released code works on 8-bit PIL images instead.  # DEV-01
 
 Shapes: B batch, C channels, H W padded source size, S side of the view, T blur taps.
 """
@@ -27,10 +27,10 @@ _GRAY = (0.2989, 0.587, 0.114)
 
 
 class _Rows:
-    """Mixin of what is drawn for a batch: every field has one row an image, or is such a mixin itself, or is None."""
+    """Base of the random values of a batch: every field has one row per image, or is another such object, or is None."""
 
     def at(self, rows: Tensor) -> Self:
-        """What was drawn for these images alone."""
+        """The random values of these images only."""
         values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
         return type(self)(
             *(None if value is None else value.at(rows) if isinstance(value, _Rows) else value[rows] for value in values)
@@ -39,7 +39,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Crop(_Rows):
-    """Windows of a batch in source pixels, each a float tensor of B values."""
+    """Crop windows of a batch in source pixels; each field is a float tensor of B values."""
 
     top: Tensor
     left: Tensor
@@ -50,7 +50,7 @@ class Crop(_Rows):
 
 @dataclass(frozen=True)
 class Colours(_Rows):
-    """What `jitter` does."""
+    """Random values for `jitter`."""
 
     chosen: Tensor  # bool, B
     order: Tensor  # int64, B x 4: the operations, first to last
@@ -59,7 +59,7 @@ class Colours(_Rows):
 
 @dataclass(frozen=True)
 class Softness(_Rows):
-    """What `blur` does."""
+    """Random values for `blur`."""
 
     chosen: Tensor  # bool, B
     sigma: Tensor  # pixels, B
@@ -67,7 +67,7 @@ class Softness(_Rows):
 
 @dataclass(frozen=True)
 class Drawn(_Rows):
-    """Everything random of one view of a batch; None where the settings have no such part."""
+    """All random values of one view of a batch; None for operations that the settings do not have."""
 
     crop: Crop
     colours: Colours | None
@@ -82,7 +82,7 @@ def view(pixels: Tensor, sizes: Tensor, settings: View, size: int, generator: Ge
     Args:
         pixels: uint8, B x C x H x W, padded at the bottom and right.
         sizes: int64, B x 2, true height and width of each image.
-        settings: what to draw.
+        settings: the augmentation.
         size: side of the view in pixels.
         generator: a CPU generator, advanced by the same amount whatever the images show.
 
@@ -93,7 +93,13 @@ def view(pixels: Tensor, sizes: Tensor, settings: View, size: int, generator: Ge
 
 
 def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
-    """Draw a view of a batch (sizes: int64, B x 2); what one image gets depends on its place and on its own size alone."""
+    """Draw the random values of a view of a batch; those of one image depend only on its position and its size.
+
+    Args:
+        sizes: int64, B x 2, height and width of each image in pixels.
+        settings: the augmentation.
+        generator: a CPU generator.
+    """
     count = len(sizes)
     crop = draw_crop(sizes.cpu(), settings, generator)
     colours = None if settings.jitter is None else _draw_colours(count, settings.jitter, generator)
@@ -104,7 +110,7 @@ def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
 
 
 def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
-    """Make a view of images as it was drawn for them; types and shapes as `view`, `changes` as `CHANGES`, the default."""
+    """Compute the view that was drawn for these images; types and shapes as for `view`, `changes` as `CHANGES`, the default."""
     images = resample(pixels, drawn.crop, size)
     if drawn.colours is not None:
         images = _recolour(images, drawn.colours, changes or CHANGES)
@@ -119,7 +125,7 @@ def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tupl
 
 
 def draw_crop(sizes: Tensor, settings: View, generator: Generator) -> Crop:
-    """As torchvision's RandomResizedCrop: up to ten draws of area and aspect, else the largest central window; and a flip."""
+    """Draw crops like torchvision's RandomResizedCrop (ten tries of area and aspect, else the largest central one), and flips."""
     count = len(sizes)
     height, width = sizes[:, :1].double(), sizes[:, 1:].double()
     share = settings.crop_min + (settings.crop_max - settings.crop_min) * torch.rand(
@@ -145,7 +151,7 @@ def draw_crop(sizes: Tensor, settings: View, generator: Generator) -> Crop:
 
 
 def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
-    """Cut the windows out and resize them, bilinear with antialiasing: B x C x size x size in 0..1."""
+    """Cut out the windows and resize them, bilinear with antialiasing; returns float32 in 0..1, B x C x size x size."""
     count, channels, height, width = pixels.shape
     top, left, tall, wide, flip = (
         to_device(each, pixels.device) for each in (crop.top, crop.left, crop.height, crop.width, crop.flip)
@@ -159,9 +165,10 @@ def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
 
 
 def _aligned(matrices: Tensor) -> Tensor:
-    """The same float matrices, each beginning at a multiple of 64 bytes: where one lies otherwise, BLAS may round otherwise.
+    """The same float matrices, each starting at a multiple of 64 bytes, because BLAS may round differently for other addresses.
 
-    With that, an image's view does not depend on its place in the batch. Where sides are multiples of 16 nothing is copied.
+    With this alignment an image's view does not depend on its position in the batch. If sides are multiples of 16, nothing is
+    copied.
     """
     size = matrices[0].numel()
     if size % _LINE == 0:
@@ -171,9 +178,9 @@ def _aligned(matrices: Tensor) -> Tensor:
 
 
 def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tensor:
-    """The evaluation's view: short side to size / crop_ratio, antialiased, then the central size x size window.
+    """The evaluation view: the central size x size window after an antialiased resize of the short side to size / crop_ratio.
 
-    Resize 256 and CenterCrop 224 of the paper are size 224 and crop_ratio 0.875. Same shapes as `view`.
+    The paper's Resize 256 and CenterCrop 224 are size 224 and crop_ratio 0.875. Shapes are those of `view`.
     """
     sizes = sizes.cpu()
     short = sizes.amin(dim=1, keepdim=True).double()
@@ -193,22 +200,22 @@ def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tenso
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(images - mean) / std per channel."""
+    """Normalise images, B x C x H x W: (images - mean) / std per channel."""
     return (images - _by_channel(images, mean)) / _by_channel(images, std)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The same values there; to a CUDA device through page-locked memory, so that the host does not wait for the device."""
+    """Copy a tensor to a device; for a CUDA device through page-locked memory, so that the host does not wait for the copy."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _by_channel(images: Tensor, values: tuple[float, ...]) -> Tensor:
-    """1 x C x 1 x 1, filled on the device: a tensor made of a list would be copied to it, and the host would wait."""
+    """A 1 x C x 1 x 1 tensor filled on the device; a tensor made from a list would be copied there, and the host would wait."""
     return torch.cat([images.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
 
 def jitter(images: Tensor, settings: Jitter, generator: Generator) -> Tensor:
-    """As torchvision's ColorJitter: the four operations in a drawn order, on a share `settings.p` of the images."""
+    """Apply torchvision's ColorJitter, its four operations in random order, to each image with probability `settings.p`."""
     return _recolour(images, _draw_colours(len(images), settings, generator), CHANGES)
 
 
@@ -233,7 +240,7 @@ def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Te
 
 
 def blur(images: Tensor, settings: Blur, generator: Generator) -> Tensor:
-    """Gaussian blur of a share `settings.p` of the images, reflected at the border, cut at three sigma_max."""
+    """Blur each image with probability `settings.p`: a Gaussian, truncated at three sigma_max, with reflection at the border."""
     return _soften(images, _draw_softness(len(images), settings, generator), settings)
 
 
@@ -260,7 +267,7 @@ def _soften(images: Tensor, drawn: Softness, settings: Blur) -> Tensor:
 
 
 def radius_of(sigma_max: float, size: int) -> int:
-    """Taps on each side of the blur: three sigma, and no more than reflection allows."""
+    """Number of taps on each side of the blur: three sigma, but no more than reflection allows."""
     return min(math.ceil(3 * sigma_max), size - 1)
 
 

@@ -24,7 +24,7 @@ _LEAST = 64  # pixels; a smaller image is enlarged by a whole factor
 
 
 def pixels_of(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised float images, B x C x H x W, as uint8 RGB, B x 3 x H x W, on the CPU."""
+    """Convert normalised float images, B x C x H x W, to uint8 RGB, B x 3 x H x W, on the CPU."""
     shape = (1, len(mean), 1, 1)
     restored = images.detach().float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
     return (restored * 255).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
@@ -66,7 +66,7 @@ def sheet(rows: Sequence[Tensor], marks: Tensor | None = None) -> Tensor:
 
 
 def picture(store: Store, position: int, side: int = SIDE) -> Image.Image:
-    """One image of the store, made smaller where its longer side is above `side`, never larger."""
+    """One image of the store, reduced so that its longer side is at most `side` pixels; it is never enlarged."""
     pixels, _ = store.read(torch.tensor([position]))
     array = pixels[0].numpy()
     image = Image.fromarray(array[0]) if len(array) == 1 else Image.fromarray(array.transpose(1, 2, 0))
@@ -75,7 +75,7 @@ def picture(store: Store, position: int, side: int = SIDE) -> Image.Image:
 
 
 def data_uris(store: Store, positions: Iterable[int], side: int = SIDE) -> dict[int, str]:
-    """Images as `data:` addresses of PNG files, by position."""
+    """Images as `data:` URIs of PNG files, by position."""
     found = {}
     for position in sorted(set(positions)):
         buffer = io.BytesIO()

@@ -1,10 +1,11 @@
 """Images for an encoder under evaluation: normalised float batches from a packed store or from a folder of files.
 
-Both readers give the same pixels for the same images, and so the same bits.
-Images of one batch are padded to a common size. Where that would take more than `PADDED` bytes, which no packed profile
-does, the batch is computed in parts; where it is cut depends on its images alone. On a CPU large images, and images of
-different sizes, are read and resized one by one for the evaluation's view, without padding: that is faster, no image's bits
-depend on its neighbours, and progress moves with every image.
+Both readers give the same pixels for the same images, and therefore the same bits.
+
+Images of one batch are padded to a common size. If that would take more than `PADDED` bytes, which happens for no packed profile,
+the batch is computed in parts, whose boundaries depend only on its images. On a CPU, large images and images of different sizes
+are read and resized one by one for the evaluation view, without padding: this is faster, no image's bits depend on the other
+images, and the progress bar moves with every image.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ Images = Callable[[Tensor], Tensor]  # positions in a split, int64, B -> B x C x
 
 
 class Reader(Protocol):
-    """Images by position.
+    """Reads images by position.
 
     Attributes:
         sizes: height and width of every image, int64, N x 2.
-        channels: 1 or 3, of every batch that `read` gives.
+        channels: 1 or 3; number of channels of every batch that `read` returns.
     """
 
     sizes: Tensor
@@ -85,7 +86,7 @@ class StoreReader:
         self._store = store
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Store.read`, with the channels asked for."""
+        """As `Store.read`, with this reader's number of channels."""
         pixels, sizes = self._store.read(index)
         return as_channels(pixels, self.channels), sizes
 
@@ -94,32 +95,32 @@ class StoreReader:
 
 
 class Ahead(Generic[T]):
-    """Work on positions by threads, begun before its results are asked for."""
+    """Work on positions in threads, started before its results are requested."""
 
     def __init__(self, work: Callable[[int], T], pool: ThreadPoolExecutor) -> None:
         self._work, self._pool = work, pool
         self._waiting: dict[int, Future[T]] = {}
 
     def begin(self, positions: Iterable[int]) -> None:
-        """Start what is not under way."""
+        """Start the work on positions that is not yet under way."""
         for at in positions:
             if at not in self._waiting:
                 self._waiting[at] = self._pool.submit(self._work, at)
 
     def keep(self, positions: Collection[int]) -> None:
-        """Let everything else go."""
+        """Drop the results of all other positions."""
         for at in self._waiting.keys() - set(positions):
             self._waiting.pop(at).cancel()
 
     def take(self, positions: Iterable[int]) -> dict[int, T]:
-        """The results, by position; they are not kept."""
+        """Return the results by position, and drop them."""
         wanted = dict.fromkeys(positions)  # the last block may repeat its last image
         self.begin(wanted)
         return {at: self._waiting.pop(at).result() for at in wanted}
 
 
 def as_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Grey repeated as RGB, or RGB as grey, exactly as PIL converts (ITU-R 601 luma in integers).
+    """Convert grey to RGB by repetition, or RGB to grey exactly as PIL does (ITU-R 601 luma in integers).
 
     Args:
         pixels: uint8, B x 1 or 3 x H x W.
@@ -135,11 +136,11 @@ def as_channels(pixels: Tensor, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """How an encoder sees an image in evaluation (the released Resize 256 and CenterCrop 224 are 224 and 0.875).
+    """Size, crop and normalisation of images in evaluation (the released Resize 256 and CenterCrop 224 are 224 and 0.875).
 
     Attributes:
-        size: side of the window in pixels.
-        crop_ratio: the short side is resized to size / crop_ratio first.
+        size: side of the square window in pixels.
+        crop_ratio: the short side is first resized to size / crop_ratio.
         mean, std: of each channel, on the scale 0..1.
     """
 
@@ -150,7 +151,7 @@ class Frame:
 
     @property
     def short_side(self) -> int:
-        """Pixels that the short side is resized to, up or down."""
+        """Length in pixels to which the short side is resized, up or down."""
         return max(self.size, round(self.size / self.crop_ratio))
 
 
@@ -161,14 +162,14 @@ def centred(
     device: torch.device,
     on_views: Callable[[int], object] = lambda images: None,
 ) -> Images:
-    """Positions in a split -> the evaluation's view of those images, normalised.
+    """A function from positions in a split to the normalised evaluation views of these images.
 
     Args:
-        reader: where pixels come from.
+        reader: reads the pixels.
         index: the split's positions in the reader, int64, n.
-        frame: what the encoder expects.
-        device: where the views are made.
-        on_views: called with a number of images whose views are made; large images take more time here than in the encoder.
+        frame: size, crop and normalisation.
+        device: where the views are computed.
+        on_views: called with the number of images whose views are finished; large images take more time here than in the encoder.
     """
     sizes = reader.sizes[index]
     alone = device.type == "cpu" and bool((sizes.prod(dim=1) >= LARGE).any() or (sizes != sizes[:1]).any())
@@ -193,7 +194,7 @@ def centred(
 
 
 def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
-    """`augment.centre` of one image (uint8, 1 x C x H x W) by torch's own resize in float32, which multiplies by no zeros."""
+    """`augment.centre` of one image (uint8, 1 x C x H x W) with torch's own float32 resize, which does not multiply by zeros."""
     short = min(pixels.shape[2:])
     resized = [frame.short_side if side == short else int(frame.short_side * side / short) for side in pixels.shape[2:]]
     images = functional.interpolate(pixels.float().div_(255), resized, mode="bilinear", antialias=True)
@@ -202,7 +203,7 @@ def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
 
 
 def order(count: int, settings: ViewSettings, epoch: int) -> Sequence[Tensor]:
-    """Positions of each batch of one epoch of the linear protocol: all of them once, a function of (seed, epoch)."""
+    """Positions of each batch of one epoch of the linear protocol: every position once, a function of (seed, epoch)."""
     shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
     return list(shuffled.split(settings.batch_size))
 
@@ -212,7 +213,8 @@ def augmented(
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
     """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch).
 
-    Each of several ranks makes the views of its own `ranks.rows` of a batch, the same bits as alone, and has all labels.
+    With several ranks, each computes the views of its own `ranks.rows` of a batch, with the same bits as alone, and has all
+    labels.
     """
     crop_and_flip = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
 
@@ -255,7 +257,7 @@ def _padded(pixels: Tensor, sizes: Tensor) -> Tensor:
 
 
 def parts(sizes: Tensor, channels: int) -> list[slice]:
-    """Consecutive runs of a batch whose padded form takes at most `PADDED` bytes; an image above that stands alone.
+    """Split a batch into consecutive parts whose padded form takes at most `PADDED` bytes; a larger image is a part of its own.
 
     Args:
         sizes: height and width of each image, int64, B x 2.

@@ -1,8 +1,8 @@
 """Images of a folder or zip that was not packed by `prepare`: hashed once, and decoded whenever they are needed.
 
-The manifest is the one that `prepare` would make of all these images, so its hash is the same; the pixels are those of a
-store packed with resize `none`. Any image that PIL decodes is converted as the store does it: to RGB for an encoder of
-three channels (grey is repeated, CMYK and palettes are converted, transparency is dropped), to grey for one of one.
+The manifest and its hash are those that `prepare` would make from all these images; the pixels are those of a store that is
+packed with resize `none`. Any image that PIL decodes is converted as for the store: to RGB for an encoder with three channels
+(grey is repeated, CMYK and palettes are converted, transparency is dropped), or to grey for an encoder with one channel.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class ImageSet:
 
 
 class FileReader:
-    """Decodes files by position, several at a time and up to one batch ahead; stands in for a store of unchanged sizes."""
+    """Decodes files by position, several at a time and up to one batch ahead; used like a store with unchanged image sizes."""
 
     def __init__(
         self, listing: Listing, images: Sequence[tuple[Located, str]], sizes: Tensor, channels: int, pool: ThreadPoolExecutor
     ) -> None:
-        """Each of the images comes with the sha256 of its bytes."""
+        """Take the images, each with the sha256 of its bytes."""
         self.sizes, self.channels = sizes, channels
         self._listing, self._images = listing, images
         self._settings = params.StoreSettings.model_validate({"channels": channels})
         self._decoded = Ahead(self._decode, pool)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Store.read`; `DataError` names an image that cannot be decoded, or whose bytes are not those of the manifest."""
+        """As `Store.read`; `DataError` if an image cannot be decoded or its bytes have changed since it was hashed."""
         found = self._decoded.take(index.tolist())
         sizes = self.sizes[index]
         if len(index) == 1:
@@ -73,7 +73,7 @@ class FileReader:
         return torch.from_numpy(batch), sizes
 
     def ahead(self, index: Tensor) -> None:
-        """Start decoding the first of these positions, at most `PADDED` bytes; other waiting ones are let go."""
+        """Start decoding the first of these positions, at most `PADDED` bytes; other waiting positions are dropped."""
         room = (self.channels * self.sizes[index].prod(dim=1)).cumsum(0) <= PADDED
         self._decoded.keep(index.tolist())
         self._decoded.begin(index[room].tolist())
@@ -103,16 +103,16 @@ def open_folder(
     """List and hash all images under `root`; they stay readable inside the block.
 
     Args:
-        root: a folder with train/<class>/ and val/<class>/, or whatever the source `tiny-imagenet` reads.
-        channels: 1 or 3, as the encoder wants them.
-        workers: threads that hash and decode; no result depends on it.
-        listed: a list of training images: only its classes are used. The groups `rare` and `large` follow one of the authors'
-            lists (D1 to D10), the groups `many`, `medium` and `few` another one, by ImageNet-LT's thresholds.
+        root: a folder or zip in one of the layouts of `sources.open_images`.
+        channels: 1 or 3, as the encoder expects.
+        workers: threads that hash and decode; their number changes no result.
+        listed: a list of training images, of which only the classes are used. One of the authors' lists (D1 to D10) gives the
+            groups `rare` and `large`; any other list gives `many`, `medium` and `few`, by ImageNet-LT's thresholds.
         begin: called with the number of images before the first is read.
-        advance: called with a number of images that were read.
+        advance: called with the number of images that were read.
 
     Raises:
-        DataError: there is no such folder; its classes differ between train and val; a class is empty; an image is no image.
+        DataError: there is no such folder; its classes differ between train and val; a class is empty; or a file is not an image.
     """
     root = root.expanduser()
     if not root.exists():
@@ -133,7 +133,7 @@ def open_folder(
 
 
 def open_packed(folder: Path, channels: int, memory: Path | None = None) -> ImageSet:
-    """A prepared subset of the pipeline, opened as by `open_prepared`; `DataError` where it is missing or damaged."""
+    """Open a prepared subset of the pipeline as an image set; `DataError` if it is missing or damaged."""
     prepared = open_prepared(folder, memory)
     settings = prepared.store.info.settings
     pixels = settings.model_dump(mode="json", exclude={"external"}) | {"channels": channels}

@@ -1,8 +1,8 @@
 """The labelled images of few-label evaluations: those of a published list, or a random draw per class.
 
-The published lists are SimCLR's 1 % and 10 % of ImageNet, one file name a line (`n01440764_10026.JPEG`), read from a folder
-that an environment variable names. A draw takes the same share of every class, at least one image, by a permutation that
-depends on seed and class alone: a smaller share is a part of a larger one.  # DEV-18
+The published lists are SimCLR's 1 % and 10 % of ImageNet with one file name per line (`n01440764_10026.JPEG`), in a folder that
+an environment variable names. A draw takes the same share of every class, at least one image, by a permutation that depends only
+on seed and class, so a smaller share is a subset of a larger one.  # DEV-18
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from isd_repro.data.loader import generator_of
-from isd_repro.data.manifests import Prepared, Split
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.data.manifests import Prepared, Split
 
 ORIGIN = (
     "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"
@@ -38,12 +39,12 @@ class Labelled:
     list_sha256: str | None = None  # of the list's bytes; None where drawn
 
     def facts(self) -> dict[str, str | int | None]:
-        """What the record says."""
+        """What the record states."""
         return {"images": len(self.at), "source": self.source, "sha256": self.sha256, "list_sha256": self.list_sha256}
 
 
 def percent(fraction: float) -> str:
-    """0.01 as `1`, 0.125 as `12.5`."""
+    """A fraction as text in percent: 0.01 gives `1`, 0.125 gives `12.5`."""
     return f"{round(100 * fraction, 10):g}"
 
 
@@ -53,12 +54,16 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
     Args:
         prepared: the subset.
         fraction: share of the images.
-        lists_env: the environment variable that names a folder of lists; empty or unset: drawn.
+        lists_env: the environment variable that names a folder of lists; if it is empty or not set, the images are drawn.
         seed: of the draw.
 
     Raises:
-        DataError: the folder or its list is missing, names images that the search set lacks, or leaves a class without any.
+        DataError: the folder or its list is missing, or the list names images that the search set lacks or omits a class.
     """
+    import torch
+
+    from isd_repro.data.manifests import Split
+
     search = prepared.split("search")
     images = [prepared.manifest.images[at] for at in search.index.tolist()]
     list_sha256 = None
@@ -79,6 +84,10 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
 
 def drawn(label: Tensor, fraction: float, seed: int) -> list[int]:
     """Positions of round(fraction x images) images of each class, at least one, ascending; `label` is int64, N."""
+    import torch
+
+    from isd_repro.data.loader import generator_of
+
     found: list[int] = []
     for cls in label.unique().tolist():
         members = (label == cls).nonzero().squeeze(1)

@@ -1,7 +1,8 @@
 """Lists of images and of classes: the ISD authors' ten files, lists of `path label` lines, and lists of classes.
 
 Long-tailed benchmarks are published as lists of `path label` lines: ImageNet-LT (Liu et al., CVPR 2019), ImageNet-100-LT and
-ImageNet-LT-exp (Jiang et al., ICML 2021). An image is known by the last two parts of its path, the class's folder and the file.
+ImageNet-LT-exp (Jiang et al., ICML 2021). An image is identified by the last two parts of its path, the class's folder and the
+file.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Listed:
 
 
 def is_authors(path: Path) -> bool:
-    """Whether a file begins as the authors' lists do."""
+    """Whether a file begins like one of the authors' lists."""
     with path.open("rb") as file:
         return file.read(64).lstrip().startswith(b"class names")
 
@@ -54,10 +55,13 @@ def _lines(path: Path) -> tuple[list[str], str]:
 
 
 def parse_list(path: Path) -> Listed:
-    """Read a list in the authors' format: `class names : `, one class a line, `Train Images: `, one /train/<class>/<file> a line.
+    """Read a list in the authors' format.
+
+    The format is a line `class names : `, then one class per line, a line `Train Images: `, then one /train/<class>/<file> per
+    line.
 
     Raises:
-        DataError: a line is not what the format has there.
+        DataError: a line is not of this format.
     """
     lines, sha256 = _lines(path)
     hint = f"the published lists are in {LISTS_ORIGIN}"
@@ -83,10 +87,10 @@ def parse_list(path: Path) -> Listed:
 
 
 def parse_labelled(path: Path) -> Listed:
-    """Read a list of `path label` lines, the form in which ImageNet-LT and its relatives are published.
+    """Read a list of `path label` lines, the format in which ImageNet-LT and similar benchmarks are published.
 
     Raises:
-        DataError: a line is not of that form, an image is named twice, or a folder and a label do not go together one to one.
+        DataError: a line is not of this format, an image is named twice, or folders and labels do not correspond one to one.
     """
     lines, sha256 = _lines(path)
     images: dict[tuple[str, str], int] = {}
@@ -113,17 +117,17 @@ def parse_labelled(path: Path) -> Listed:
 
 
 def read_classes(path: Path, available: Collection[str]) -> tuple[tuple[str, ...], str]:
-    """The classes that a file names, one a line, and the sha256 of its bytes.
+    """The classes that a file names, one per line, and the sha256 of its bytes.
 
-    The whole line is a class, or its first word is: lists of ImageNet-100 often have the class's words behind its WordNet id.
-    Empty lines and lines that begin with `#` are passed over. Nothing here asks whether the source has the classes.
+    A class is the whole line, or its first word, because lists of ImageNet-100 often have the class's name after its WordNet id.
+    Empty lines and lines that begin with `#` are skipped. It is not checked whether the source has the classes.
 
     Args:
         path: the file.
-        available: classes of the source, which may have spaces in their names.
+        available: classes of the source, whose names may contain spaces.
 
     Raises:
-        DataError: it names no class, or one twice.
+        DataError: the file names no class, or a class twice.
     """
     lines, sha256 = _lines(path)
     named = [line if line in available else line.split()[0] for line in lines if line and not line.startswith("#")]

@@ -1,7 +1,7 @@
-"""Training batches as a pure function of (seed, step): the same on resume, on any device, with any number of workers or ranks.
+"""Training batches as a pure function of (seed, step), whatever the device, the workers, the ranks and the interruptions.
 
-Whole images travel to the device, with their short side as it was packed. Crops are cut from them where the views are made
-(`augment`), with the windows that the step's generator draws.  # DEV-15
+Complete images are copied to the device, as they were packed. Crops are cut from them there, when the views are computed
+(`augment`), with windows drawn by the step's generator.  # DEV-15
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def generator_of(*key: object) -> Generator:
 
 
 class Batches:
-    """Training batches of one split; every epoch is a fresh permutation and its last partial batch is dropped."""
+    """Training batches of one split; every epoch has a new permutation, and an incomplete last batch is dropped."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Raises `ConfigError` where the split does not fill one batch; `changes` as of `augment.apply`."""
+        """Raise `ConfigError` if the split does not fill one batch; `changes` is as for `augment.apply`."""
         if len(split.index) < batch_size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
@@ -61,10 +61,10 @@ class Batches:
         self._prefetch = Prefetch(store, self._wanted, device)
 
     def part(self, rank: int, world: int) -> Batches:
-        """The same batches as one of `world` ranks sees them, see `interfaces.Batch`; `batch_size` is a multiple of `world`.
+        """The part of these batches that one of `world` ranks has, see `interfaces.Batch`; `batch_size` is a multiple of `world`.
 
-        Each rank draws for the whole batch and makes the views of its own rows, so that all ranks together have the same views,
-        bit for bit, as one.
+        Each rank draws the random values of the whole batch and computes the views of its own rows, so that all ranks together
+        have the same views, bit for bit, as a single process.
         """
         same = (self.store, self.split, self.data, self.batch_size, self.seed, self.device)
         return Batches(*same, changes=self._changes, rank=rank, world=world)
@@ -121,7 +121,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A batch that was read; on a CUDA device it is there when `ready` has happened."""
+    """A batch that was read; on a CUDA device it is complete after the event `ready`."""
 
     pixels: Tensor
     sizes: Tensor
@@ -129,11 +129,11 @@ class _Loaded:
 
 
 class Prefetch:
-    """The pixels of one step at a time, with the next step's batch already on its way.
+    """Reads the pixels of one step, and those of the next step in advance.
 
-    While a step computes, one thread reads the next batch (a store of JPEGs decodes with threads of its own) and a second
-    stream copies it through page-locked memory to a CUDA device. A step's pixels depend on the step alone. Pixels that need
-    no decoding are read when a CPU asks for them: that is one copy, and a thread would gain nothing.
+    While a step computes, one thread reads the next batch (a store of JPEGs has its own decoding threads), and a second stream
+    copies it through page-locked memory to a CUDA device. A step's pixels depend only on the step. On a CPU, pixels that need no
+    decoding are read when they are requested: this is one copy, and a thread would not make it faster.
     """
 
     def __init__(self, store: Store, index_of: Callable[[int], Tensor], device: torch.device) -> None:

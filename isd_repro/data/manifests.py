@@ -1,12 +1,12 @@
 """Manifests, which list a subset's images and their roles, and the prepared subset that later stages read.
 
-A manifest is two files: `images.tsv`, one row an image (split, class, file, sha256 of its bytes, roles), and
-`manifest.json`, a small header. Neither holds a path, a time or a machine: equal images and roles are equal bytes,
-whatever the folder layout they were read from.
+A manifest consists of two files: `images.tsv` with one row per image (split, class, file, sha256 of its bytes, roles), and
+`manifest.json`, a small header. Neither contains a path, a time or a machine, so equal images and roles give equal bytes,
+whatever the folder layout from which they were read.
 
-A prepared subset's folder holds both and the store. An external store lies under the folder that the environment variable
-ISD_PACK_ROOT names, in a sub-folder named after the manifest's hash and the store's settings; it is located through the
-variable whenever the subset is opened, so no file holds its path.
+The folder of a prepared subset holds both files and the store. An external store is under the folder that the environment
+variable ISD_PACK_ROOT names, in a subfolder named after the manifest's hash and the store's settings; it is found through the
+variable whenever the subset is opened, so no file contains its path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from isd_repro.config.fields import Frozen
 from isd_repro.data.store import Store, StoreInfo
-from isd_repro.records import ManifestIdentity, Shot, query_groups
+from isd_repro.records import MAX_SHARED, Labels, ManifestIdentity, Mask, Shot, query_groups
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -41,14 +41,13 @@ UNLABELLED = "unlabelled"  # split of images that have no class and can only be 
 PACK_ROOT = "ISD_PACK_ROOT"
 ROLES = {"t": "train", "s": "search", "q": "query"}
 _OF_SPLIT = {"train": "ts", UNLABELLED: "t", "val": "q"}  # roles that an image of a split may have
-MAX_SHARED = 0.01  # share of queries that may be copies of training or search images, unless the user allows more
 _AGAIN = "run `prepare` for this subset again"
 Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an image is called in every layout."""
+    """The name of an image, which is the same in every layout."""
 
     split: str  # "train", "val" or "unlabelled"
     cls: str  # "" where the split is "unlabelled"
@@ -56,7 +55,7 @@ class Named:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """By which images are sorted and found."""
+        """The key by which images are sorted and found."""
         return self.split, self.cls, self.file
 
 
@@ -78,10 +77,10 @@ class Manifest:
         classes: sorted; a label is a position in it.
         large: the classes kept in full by an unbalanced rule; empty where the subset is balanced.
         images: sorted by (split, class, file), none twice.
-        train: sorted positions in `images` that pretraining sees, int64.
-        search: sorted positions of the labelled train images that evaluation searches, int64.
+        train: sorted positions in `images` of the images for pretraining, int64.
+        search: sorted positions of the labelled train images in which evaluation searches, int64.
         query: sorted positions of the validation images that evaluation classifies, int64.
-        shots: classes with `many`, `medium` and `few` training images; empty where the subset states no thresholds.
+        shots: classes with `many`, `medium` and `few` training images; empty if the subset states no thresholds.
     """
 
     dataset: str
@@ -103,7 +102,7 @@ class Manifest:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over every (split, class, file, sha256, roles) in order, the large classes, and the groups by training images."""
+        """Sha256 over (split, class, file, sha256, roles) of every image in order, the large classes, and the groups `shots`."""
         digest = hashlib.sha256()
         for row in rows(self):
             digest.update(row.encode())
@@ -138,17 +137,17 @@ class Manifest:
 
 
 def check_shared(shared: int, queries: int, *, place: str, allow: str, allowed: bool) -> str:
-    """What to say of queries that are copies of training or search images; "" where there are none.
+    """A note on queries that are copies of training or search images; "" if there are none.
 
     Args:
-        shared: how many are.
-        queries: how many there are.
+        shared: number of queries that are copies.
+        queries: number of all queries.
         place: the images, for the message.
-        allow: how the user allows them.
-        allowed: whether they did.
+        allow: what the user can do to allow the copies, for the message.
+        allowed: whether the copies are allowed.
 
     Raises:
-        DataError: they are more than MAX_SHARED of the queries, and that is not allowed.
+        DataError: the share of copies is above MAX_SHARED, and this is not allowed.
     """
     if not shared:
         return ""
@@ -170,7 +169,7 @@ class Header(Frozen):
 
 
 def rows(manifest: Manifest) -> Iterator[str]:
-    """The body of `images.tsv`, one line an image."""
+    """The body of `images.tsv`, one line per image."""
     roles = np.zeros((len(manifest.images), len(ROLES)), dtype=bool)
     for column, name in enumerate(ROLES.values()):
         roles[getattr(manifest, name), column] = True
@@ -181,7 +180,7 @@ def rows(manifest: Manifest) -> Iterator[str]:
 
 
 def write(folder: Path, manifest: Manifest, *, store: StoreInfo | None = None, dropped: Iterable[str] = ()) -> None:
-    """Write `images.tsv`, then `manifest.json`, each whole or not at all."""
+    """Write `images.tsv`, then `manifest.json`, each of them atomically."""
     # Shared images are counted whenever the rows are read, so that equal images stay equal bytes for every version.
     identity = manifest.identity().model_copy(update={"shared": None})
     header = Header(identity=identity, images=len(manifest.images), dropped=tuple(dropped), store=store)
@@ -191,7 +190,7 @@ def write(folder: Path, manifest: Manifest, *, store: StoreInfo | None = None, d
 
 
 def read_header(folder: Path) -> Header:
-    """Read `manifest.json` alone; `DataError` where it is missing or not a manifest's header."""
+    """Read only `manifest.json`; `DataError` if it is missing or not a manifest's header."""
     path = folder / HEADER
     if not path.is_file():
         raise DataError(f"{path}: no such file", "run `prepare` for this subset; `dvc repro` runs every stage that is needed")
@@ -281,7 +280,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A prepared subset as the stages after `prepare` read it."""
+    """A prepared subset in the form in which later stages read it."""
 
     manifest: Manifest
     store: Store
@@ -296,24 +295,24 @@ class Prepared:
         positions = {"train": self.manifest.train, "search": self.manifest.search, "query": self.manifest.query}[name]
         return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
 
-    def groups(self, label: Tensor) -> dict[str, Tensor]:
-        """Masks over labelled images (int64, n) by group, see `query_groups`."""
+    def groups(self, label: Labels) -> dict[str, Mask]:
+        """Masks over labelled images by group, see `query_groups`."""
         return query_groups(label, self.identity)
 
 
 def open_prepared(
     folder: Path, memory: Path | None = None, workers: int | None = None, manifest: Manifest | None = None
 ) -> Prepared:
-    """Open a prepared subset, checking the hash of every file of it.
+    """Open a prepared subset and check the hash of each of its files.
 
     Args:
-        folder: what `prepare` wrote.
+        folder: the folder that `prepare` wrote.
         memory: a folder that keeps the store's hash for the next process, see `remembered_sha256`.
         workers: threads that decode a store of JPEGs, see `Store`.
-        manifest: what `read` has given already.
+        manifest: the manifest, if it has been read already.
 
     Raises:
-        DataError: something is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
+        DataError: a file is missing or damaged, or ISD_PACK_ROOT is not set for an external store.
     """
     header = read_header(folder)
     if header.store is None:
@@ -328,12 +327,12 @@ def open_prepared(
 
 
 def store_folder(folder: Path, manifest: Manifest, info: StoreInfo) -> Path:
-    """Where the store of a prepared subset lies."""
+    """The folder of a prepared subset's store."""
     return pack_root() / info.key(manifest.sha256) if info.settings.external else folder
 
 
 def pack_root() -> Path:
-    """The folder of external stores; `DataError` where ISD_PACK_ROOT is not set."""
+    """The folder of external stores; `DataError` if ISD_PACK_ROOT is not set."""
     return files.named_path(
         PACK_ROOT, "the store of this subset is external: set it to a folder with enough space for packed images"
     )

@@ -1,13 +1,13 @@
 """Packs images into a store with threads, and continues an external pack that was interrupted.
 
-Pillow releases Python's lock while it decodes, resizes and encodes, so threads are enough. Images come out in their order and
-a bounded number is under way: the number of threads changes no byte, and memory does not grow with the source.
+Pillow releases Python's global lock while it decodes, resizes and encodes, so threads suffice. Images are written in order, and a
+bounded number is in progress, so the number of threads does not change the result, and memory does not grow with the source.
 
-An external pack may be hours of work, so `journal.jsonl` beside its file says what it holds. After every `BLOCK` images the
-file is brought to the disk, and then the journal gets one line: what became of each image of the block, and the sha256 of the
-file so far. A pack that was interrupted is gone on with after the last whole line, and has the bytes of one that nothing
-interrupted; where the file does not have the journal's hash, it is packed from the beginning. The journal stays beside a
-finished pack, which is used again if every image of the source still has the bytes that were packed.
+An external pack may take hours, so `journal.jsonl` next to its file records its content. After every `BLOCK` images the file is
+flushed to the disk, and then one line is added to the journal: the result for each image of the block, and the sha256 of the file
+so far. An interrupted pack is continued after the last complete line and ends with the same bytes as an uninterrupted one; if the
+file does not have the journal's hash, packing starts from the beginning. The journal stays next to a finished pack, which is
+reused if every image of the source still has the bytes that were packed.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Outcome = PackedImage | str  # a string says why the image could not be read
 
 @dataclass
 class _Begun:
-    """An unfinished or finished pack, as far as its journal proves it."""
+    """The part of an unfinished or finished pack that its journal confirms."""
 
     done: list[Outcome] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)  # over the bytes of `done`
-    journal_bytes: int = 0  # 0 where there is no journal of the key
+    journal_bytes: int = 0  # 0 if there is no journal of this key
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Packer:
     """Packs the images of a source with several threads.
 
     Attributes:
-        listing: the source, open.
-        images: what to pack, in the store's order.
-        store: how.
-        threads: that read, decode and encode.
+        listing: the open source.
+        images: the images to pack, in the store's order.
+        store: the settings of the store.
+        threads: number of threads that read, decode and encode.
         say: called with a message for the user.
-        advance: called with a number of images that are done, or with a negative one: these have to be done again.
-        look: called with the number of each image and what became of it; what it raises ends the work.
+        advance: called with the number of finished images, or with a negative number of images that have to be packed again.
+        look: called with the number of each image and its result; an exception that it raises ends the packing.
     """
 
     listing: Listing
@@ -79,14 +79,15 @@ class Packer:
     look: Callable[[int, Outcome], None] = lambda at, outcome: None
 
     def pack(self, folder: Path, key: str = "") -> tuple[list[Outcome], StoreInfo]:
-        """Write the store into `folder`; what became of each image.
+        """Write the store into `folder`; returns the result for each image.
 
         Args:
-            folder: exists.
-            key: names the images and how they are packed. With one, a journal is kept, and one of the same key is gone on with.
+            folder: an existing folder.
+            key: identifies the images and the settings. If it is given, a journal is kept, and a pack with the same key is
+                continued.
 
         Raises:
-            DataError: an image is gone.
+            DataError: an image no longer exists.
         """
         begun = self._read_journal(folder, key)
         done = begun.done
@@ -116,7 +117,7 @@ class Packer:
             return done, writer.finish()
 
     def find_finished(self, root: Path, key: str) -> tuple[Path, list[Outcome], StoreInfo] | None:
-        """A finished pack under `root` that is whole and whose images are still the source's; they are hashed, not decoded."""
+        """A finished, complete pack under `root` whose images are still those of the source; they are hashed, not decoded."""
         for folder in sorted(path.parent for path in root.glob(f"[!.]*/{JOURNAL}")):
             found = self._read_journal(folder, key)
             if not found.journal_bytes:
@@ -181,7 +182,7 @@ class Packer:
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`work` of each item, by threads, in the order of the items; only a bounded number of them is under way."""
+    """Apply `work` to each item with threads; results are in the order of the items, and a bounded number is in progress."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

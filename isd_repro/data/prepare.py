@@ -1,8 +1,8 @@
 """Stage `prepare`: draw a subset from its source, pack its images, and write its manifest.
 
-Every image that a subset uses is read once, hashed, decoded and packed. Everything is written under temporary names
-(`.partial*`) beside the final ones and renamed when complete; a killed or failed `prepare` leaves nothing under a final name.
-Running it again starts over, except for an external pack, which is gone on with (`packing`).
+Every image that a subset uses is read once, hashed, decoded and packed. All files are written under temporary names (`.partial*`)
+next to the final ones and renamed when they are complete, so a killed or failed `prepare` leaves nothing under a final name.
+Running it again starts from the beginning, except for an external pack, which is continued (`packing`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from isd_repro.config import params as parameters
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import ImageList, ListFile, NamedClasses, Params, Subset
@@ -50,12 +49,12 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
         params: the whole profile.
         layout: where its files are.
         console: takes progress and warnings.
-        threads: how many read, decode and encode: by default one for each core of this process. They change no byte.
+        threads: number of threads that read, decode and encode; by default one for each core of this process. It changes no byte.
 
     Raises:
         ConfigError: there is no such subset, or its rule contradicts itself.
         DataError: images are missing, unreadable or too few.
-        UserError: the source needs a package that is not installed, or another process prepares this subset.
+        UserError: the source needs a package that is not installed, or another process is preparing this subset.
     """
     began = time.monotonic()
     subset = config.find_subset(params, name)
@@ -86,29 +85,12 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
 
 
-def rule_of(subset: Subset) -> dict[str, object]:
-    """All settings that determine which images a subset has and how they are packed, for provenance."""
-    return {
-        "source": subset.source.name,
-        **subset.rule.model_dump(mode="json"),
-        "search_per_class": subset.search_per_class,
-        "query_per_class": subset.query_per_class,
-        "store": _settings(subset.store),
-        **({"unlabelled": True} if subset.unlabelled else {}),
-        **({"shots": subset.shots.model_dump(mode="json")} if subset.shots else {}),
-    }
-
-
 def _list_of(subset: Subset) -> dict[str, object]:
-    """The sha256 of the list that was read, which its name alone does not say."""
+    """The sha256 of the list that was read; the list's name does not determine its content."""
     rule = subset.rule
     if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
         return {}
     return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
-
-
-def _settings(store: parameters.StoreSettings) -> dict[str, object]:
-    return store.model_dump(mode="json", exclude={"external"})
 
 
 @dataclass(frozen=True)
@@ -151,7 +133,7 @@ class _DrawnSubset:
 
     def key(self) -> str:
         """16 hex digits that name a pack before its images are read: of its settings, its images and their roles."""
-        facts = [_settings(self.subset.store), self.subset.source.dataset, sorted(self.selection.large)]
+        facts = [self.subset.stated()["store"], self.subset.source.dataset, sorted(self.selection.large)]
         facts += [self.selection.shots] if self.selection.shots else []
         digest = hashlib.sha256(json.dumps(facts).encode())
         for role in (range(len(self.images)), *self.roles.values()):
@@ -180,7 +162,7 @@ class _DrawnSubset:
         manifest = Manifest(
             dataset=self.subset.source.dataset,
             subset=self.name,
-            rule=rule_of(self.subset) | _list_of(self.subset),
+            rule=self.subset.stated() | _list_of(self.subset),
             classes=self.selection.classes,
             large=self.selection.large,
             images=tuple(kept),
@@ -233,7 +215,7 @@ def _write(folder: Path, drawn: _DrawnSubset, packer: Packer) -> Manifest:
 
 
 def _report_changes(folder: Path, manifest: Manifest, dropped: dict[str, str], used: int, say: Say) -> None:
-    """Say what was left out, and which images have other bytes than an older manifest of the same data set in `folder` says."""
+    """Report what was left out, and which images have changed since an older manifest of the same data set in `folder`."""
     if dropped:
         say(f"skipped {len(dropped)} of {used} images that cannot be read: {_reasons(dropped)}")
     try:
@@ -275,7 +257,7 @@ def _unfinished(root: Path, key: str) -> Iterator[Path]:
 
 
 def _install(made: Path, final: Path) -> None:
-    """Put an external store in its place. One that is there may be in use: its files are replaced, and none is ever missing."""
+    """Move an external store to its final place. An older one may be in use, so its files are replaced one by one."""
     if made == final:
         return
     try:
@@ -288,7 +270,7 @@ def _install(made: Path, final: Path) -> None:
 
 
 def _replace(made: Path, final: Path) -> None:
-    """Give a complete folder its final name; an older one of that name is removed."""
+    """Rename a complete folder to its final name; an older folder of that name is removed."""
     old = made.with_name(f"{made.name}.old")
     if final.exists():
         final.rename(old)

@@ -1,8 +1,9 @@
-"""Whether the images behind a source's variable are still those that a subset was prepared from.
+"""Checks whether the images that a source's variable names are still those from which a subset was prepared.
 
-DVC does not see a folder that an environment variable names, and after `prepare` no stage reads it. So a variable that names
-other images would go unnoticed. The check is cheap enough for the start of every stage: names of all images, and the bytes of a
-sample, against the manifest; and as long as sizes and times of folders and sample stay the same, only these.
+DVC does not track a folder that an environment variable names, and after `prepare` no stage reads it, so a variable that names
+other images would go unnoticed. The check is cheap enough for the start of every stage: it compares the names of all images, and
+the bytes of a sample, with the manifest. As long as sizes and modification times of folders and sample do not change, only these
+are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SAMPLE = 500  # images of which the bytes are compared, spread over the manifest
 
 
 def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> None:
-    """Compare a subset's source with its manifest; nothing where either is absent.
+    """Compare a subset's source with its manifest; if either is absent, nothing is checked.
 
     Args:
         name: the subset's key in params.yaml.
@@ -65,7 +66,7 @@ def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> Non
 
 
 def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
-    """How the source finds the sample's images, as paths where they are files of a folder, and what is wrong."""
+    """The references of the sample's images in the source (paths if they are files), and a message if something is wrong."""
     manifest = manifests.read(prepared)
     with sources.open_source(subset.source) as listing:
         there = {image.key: image for image in listing.images}
@@ -84,7 +85,7 @@ def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
 
 
 def _entries(root: Path) -> Iterator[Path]:
-    """The source and what is in its first two levels, relative to it: splits and classes, or archives and their parts."""
+    """Relative paths of the source and of its first two levels: splits and classes, or archives and their parts."""
     yield Path()
     for top in sorted(root.iterdir()) if root.is_dir() else []:
         yield top.relative_to(root)

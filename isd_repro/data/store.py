@@ -1,14 +1,14 @@
 """Packed images: one flat file, memory-mapped, and an index of offsets and sizes.
 
 `store.u8` holds the images one after another, each as channels x height x width of uint8; a store of JPEGs has `store.jpegs`
-in its place, one JPEG file after another. `store.npy` is an int64 table with one row an image: offset in bytes, height,
-width, channels, and for JPEGs the length in bytes. All are written under a folder that gets its final name only when
-complete, so a store that can be opened is whole.
+instead, one JPEG file after another. `store.npy` is an int64 table with one row per image: offset in bytes, height, width,
+channels, and for JPEGs the length in bytes. All files are written to a folder that gets its final name only when it is complete,
+so a store that can be opened is complete.
 
-Images are decoded with PIL, converted to grey ("L") or RGB, and resized with PIL's bilinear filter, whose support grows
-with the scale (antialiased), without `reducing_gap`. Nothing turns images by their EXIF orientation. A store of JPEGs keeps
-these pixels as written by Pillow's libjpeg-turbo, 4:2:0, at the quality that the settings name, and reads them with the same
-library: equal pixels are equal bytes wherever Pillow has the same version of it.  # DEV-23
+Images are decoded with PIL, converted to grey ("L") or RGB, and resized with PIL's bilinear filter, whose support grows with the
+scale (antialiased), without `reducing_gap`. The EXIF orientation is ignored. A store of JPEGs keeps these pixels as written by
+Pillow's libjpeg-turbo, 4:2:0, with the quality in the settings, and reads them with the same library: equal pixels give equal
+bytes if Pillow has the same version of this library.  # DEV-23
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _AGAIN = "run `prepare` for this subset again"
 
 
 class StoreInfo(Frozen):
-    """A store as its manifest describes it, so that it can be recognised and checked for damage."""
+    """The description of a store in its manifest, by which it is identified and checked for damage."""
 
     settings: params.StoreSettings
     images: int
@@ -51,7 +51,7 @@ class StoreInfo(Frozen):
     index_sha256: str  # of store.npy
 
     def key(self, manifest_sha256: str) -> str:
-        """Folder name of an external store: equal manifests and settings share one."""
+        """Folder name of an external store, which is the same for equal manifests and settings."""
         side = "" if self.settings.side is None else f"-{self.settings.side}"
         jpeg = "" if self.settings.jpeg_quality is None else f"-q{self.settings.jpeg_quality}"
         return f"{manifest_sha256}-{self.settings.resize}{side}-c{self.settings.channels}{jpeg}"
@@ -63,7 +63,7 @@ def file_of(settings: params.StoreSettings) -> str:
 
 
 def usable_cores() -> int:
-    """Cores for this process: of those that it may use, its share among the processes that `torchrun` started here."""
+    """Number of cores for this process: those that it may use, divided by the number of processes that `torchrun` started."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, cores // max(1, int(share) if share.isdecimal() else 1))
@@ -73,7 +73,7 @@ def usable_cores() -> int:
 
 
 def convert(image: Image.Image, settings: params.StoreSettings) -> Pixels:
-    """One decoded image as the store keeps it.
+    """Convert a decoded image to the form in which the store keeps it.
 
     Args:
         image: any PIL image.
@@ -106,7 +106,7 @@ class StoredImage(NamedTuple):
 
 
 def encode(pixels: Pixels, settings: params.StoreSettings) -> tuple[bytes, StoredImage]:
-    """The bytes that a store keeps of one image, uint8 channels x height x width, and its row."""
+    """The bytes that a store keeps for one image (uint8, channels x height x width), and its row of the index."""
     channels, height, width = pixels.shape
     if settings.jpeg_quality is None:
         content = pixels.tobytes()
@@ -119,7 +119,7 @@ def encode(pixels: Pixels, settings: params.StoreSettings) -> tuple[bytes, Store
 
 
 def _decode_into(content: bytes, out: Pixels) -> None:
-    """Decode a JPEG of a store into `out`, height x width x channels; `ValueError` where it is damaged or of another shape."""
+    """Decode a JPEG of a store into `out`, height x width x channels; `ValueError` if it is damaged or has another shape."""
     try:
         found = np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
     except (OSError, SyntaxError) as error:
@@ -134,9 +134,10 @@ def _decode_into(content: bytes, out: Pixels) -> None:
 
 
 class StoreWriter:
-    """Streams images into `folder`; only `finish` makes the index, without which nothing can be opened.
+    """Writes images to `folder` one by one; `finish` writes the index, without which the store cannot be opened.
 
-    `rows` say what the file holds already and `digest` is the sha256 object over these bytes; what follows them is cut off.
+    `rows` describes the images that the file already contains, and `digest` is the sha256 object over their bytes; anything after
+    them is cut off.
     """
 
     def __init__(
@@ -151,19 +152,19 @@ class StoreWriter:
         self._file.seek(0, os.SEEK_END)
 
     def add(self, content: bytes, row: StoredImage) -> None:
-        """Add one image as `encode` gave it."""
+        """Add one image in the form that `encode` returns."""
         self._file.write(content)
         self._digest.update(content)
         self._rows.append(row)
 
     def sync(self) -> str:
-        """Bring what there is to the disk; the sha256 of it."""
+        """Flush everything to the disk; returns the sha256 of the file so far."""
         sync(self._file)
         found: str = self._digest.hexdigest()
         return found
 
     def finish(self) -> StoreInfo:
-        """Flush to the disk, write the index, and describe both."""
+        """Flush to the disk, write the index, and return the description of both."""
         self.sync()
         info, content = describe(self._rows, self._settings, self._digest.hexdigest())
         with (self._folder / INDEX).open("wb") as file:
@@ -179,7 +180,7 @@ class StoreWriter:
 
 
 def describe(rows: Iterable[StoredImage], settings: params.StoreSettings, sha256: str) -> tuple[StoreInfo, bytes]:
-    """What a manifest says of a store whose file has this hash, and the content of the store's index."""
+    """The manifest's description of a store whose file has this hash, and the content of the store's index."""
     table = np.array([[0, *row] for row in rows], dtype="<i8").reshape(-1, 5)
     ends = table[:, 4].cumsum()
     table[:, 0] = ends - table[:, 4]
@@ -192,7 +193,7 @@ def describe(rows: Iterable[StoredImage], settings: params.StoreSettings, sha256
 
 
 def _columns(settings: params.StoreSettings) -> int:
-    """Of the index: only JPEGs need a length."""
+    """Number of columns of the index: only JPEGs need a length."""
     return 4 if settings.jpeg_quality is None else 5
 
 
@@ -203,7 +204,7 @@ class Store:
     """Read-only packed images.
 
     Attributes:
-        info: what the manifest says of the store.
+        info: the manifest's description of the store.
         sizes: height and width of every image, int64, N x 2.
 
     Raises:
@@ -211,7 +212,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, info: StoreInfo, workers: int | None = None) -> None:
-        """Open a store; `workers` threads decode its JPEGs, where it has any: by default `usable_cores`."""
+        """Open a store; `workers` threads decode its JPEGs, if it has any; the default is `usable_cores`."""
         self.info = info
         self.folder = folder
         self.path = folder / file_of(info.settings)
@@ -237,15 +238,15 @@ class Store:
         return self.info.settings.jpeg_quality is not None
 
     def read(self, index: Tensor, *, pinned: bool = False) -> tuple[Tensor, Tensor]:
-        """Images at the given positions; smaller ones are zero-padded at the bottom and right.
+        """Read the images at the given positions; smaller images are zero-padded at the bottom and right.
 
         Args:
-            index: positions, int64, B, in any order, repeats allowed.
-            pinned: into page-locked memory, from which a CUDA device copies by itself.
+            index: positions, int64, B, in any order, possibly repeated.
+            pinned: read into page-locked memory, from which copies to a CUDA device are asynchronous.
 
         Returns:
-            uint8 B x C x H x W, with H and W the largest of the batch, and int64 B x 2 (height, width) of each image. Of
-            JPEGs the colours of a pixel lie side by side (channels_last); the values are the same for any number of workers.
+            uint8, B x C x H x W, with H and W the largest of the batch, and int64, B x 2, (height, width) of each image. Batches
+            of JPEGs are in channels_last format; the values do not depend on the number of workers.
 
         Raises:
             IndexError: a position is outside 0..len-1.
@@ -280,7 +281,7 @@ class Store:
         return self._flat[offset : offset + (jpeg[0] if jpeg else height * width * channels)]
 
     def _decode(self, at: npt.NDArray[np.int64], batch: Pixels) -> None:
-        """Decode JPEGs into a batch, B x H x W x C, with zeros beside and below smaller ones."""
+        """Decode JPEGs into a batch, B x H x W x C, with zeros to the right of smaller images and below them."""
 
         def work(row: int) -> None:
             position = int(at[row])
@@ -300,12 +301,12 @@ class Store:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor | None:
-        """Threads that decode, made when first needed; none where one would do it."""
+        """The decoding threads, created when they are first needed; None if one thread is enough."""
         workers = usable_cores() if self._workers is None else self._workers
         return ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers > 1 else None
 
     def verify(self, memory: Path | None = None) -> None:
-        """Hash every byte, or trust the `memory` of an unchanged file; `DataError` where the manifest says another hash."""
+        """Hash every byte, or use the hash in `memory` if the file is unchanged; `DataError` if the manifest states another."""
         found = remembered_sha256(self.path, memory)
         if found != self.info.sha256:
             raise DataError(f"{self.path}: sha256 is {found}, but the manifest says {self.info.sha256}", _AGAIN)

@@ -1,11 +1,11 @@
 """Subset rules: pure functions from the image list, the rule and its seed to the images of a subset.
 
-Every draw has its own generator, seeded by (seed, purpose, class), and works on the sorted list. So the order in which a
-file system lists images changes nothing, the images that a class has in a smaller draw are a part of those in a larger one, and
-the search set and the queries stay the same whatever is trained on.
+Every draw has its own generator, seeded by (seed, purpose, class), and works on the sorted list. The order in which a file system
+lists images therefore does not matter, the images of a class in a smaller draw are a subset of those in a larger one, and the
+search set and the queries do not depend on the training images.
 
 The unbalanced rule, the search set of all train images of the chosen classes and the balanced queries are the paper's
-(unbalanced section); so are the ten lists D1 to D10. A rule is one function below, named in `_RULES`.
+(unbalanced section), and so are the ten lists D1 to D10. Each rule is one function below, registered in `_RULES`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Selection:
 
     Attributes:
         classes: sorted.
-        large: sorted; empty where the rule makes no large classes.
-        train: sorted positions in the image list, int64; likewise search and query.
-        shots: classes with `many`, `medium` and `few` training images, each sorted; empty where no thresholds are given.
+        large: sorted; empty if the rule has no large classes.
+        train: sorted positions in the image list, int64; likewise `search` and `query`.
+        shots: classes with `many`, `medium` and `few` training images, each sorted; empty if there are no thresholds.
         notes: warnings for the user.
     """
 
@@ -65,7 +65,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a rule says: classes, positions of the training images, large classes, warnings."""
+    """The result of a rule: classes, positions of the training images, large classes, warnings."""
 
     classes: tuple[str, ...]
     train: list[int]
@@ -118,7 +118,7 @@ def _positions(values: Sequence[int]) -> Positions:
 
 
 def group_by_size(sizes: Mapping[str, int], thresholds: params.Shots | None) -> dict[Shot, tuple[str, ...]]:
-    """Classes by their number of training images, as ImageNet-LT groups them."""
+    """Group classes by their number of training images, as ImageNet-LT does."""
     if thresholds is None:
         return {}
     many = [cls for cls, size in sizes.items() if size > thresholds.many_above]
@@ -137,7 +137,7 @@ def _whole(pool: _Pool, rule: params.AllClasses | params.Balanced) -> _Drawn:
 
 
 def _large_and_rare(pool: _Pool, rule: params.Unbalanced | params.Halves) -> _Drawn:
-    """The large classes in full and the others cut, or the balanced control: the same number of each."""
+    """All images of the large classes and a few of each other class; or, for the balanced control, equally many of each class."""
     classes, large = _part(pool, rule) if isinstance(rule, params.Halves) else _unbalanced_classes(pool, rule)
     rare = [cls for cls in classes if cls not in large]
     if not rare:
@@ -151,7 +151,7 @@ def _large_and_rare(pool: _Pool, rule: params.Unbalanced | params.Halves) -> _Dr
 
 
 def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
-    """One of the authors' lists, with a warning where it is not the published one."""
+    """One of the authors' lists, with a warning if it is not the published one."""
     hint = f"set {rule.root_env} to a folder with {rule.listed}; the published lists are in {LISTS_ORIGIN}"
     path = _listed_file(rule.root_env, rule.listed, hint)
     authors = parse_list(path)
@@ -172,7 +172,7 @@ def _file(pool: _Pool, rule: params.ImageList) -> _Drawn:
 
 
 def _classes(pool: _Pool, rule: params.NamedClasses) -> _Drawn:
-    """Classes that are named in the params or in a file."""
+    """Classes named in the parameters or in a file."""
     named: tuple[str, ...] = rule.classes or ()
     notes: tuple[str, ...] = ()
     if rule.file is not None:
@@ -211,7 +211,7 @@ _RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
 
 
 def exponential_sizes(classes: int, most: int, imbalance: float) -> list[int]:
-    """Images of each class, largest first: most * imbalance ** -(i / (classes - 1)) for i = 0, 1, ..., rounded down, at least 1.
+    """Class sizes, largest first: most * imbalance ** -(i / (classes - 1)) for i = 0, 1, ..., rounded down, at least 1.
 
     Source: CIFAR-LT of Cao et al. (NeurIPS 2019), repository kaidic/LDAM-DRW.
     """
@@ -220,11 +220,11 @@ def exponential_sizes(classes: int, most: int, imbalance: float) -> list[int]:
 
 
 def pareto_sizes(classes: int, most: int, fewest: int, alpha: float) -> list[int]:
-    """Images of each class, largest first: quantiles of a Pareto distribution, scaled to lie between `fewest` and `most`.
+    """Class sizes, largest first: quantiles of a Pareto distribution, scaled to lie between `fewest` and `most`.
 
-    The class of rank i of C, counted from 1, stands at the quantile (C / i) ** (1 / alpha) - 1. ImageNet-LT (Liu et al., CVPR
-    2019) states alpha = 6, 1,280 and 5, and is one random sample of such sizes. Quantiles are the same in every draw, and the
-    seed says which class has which size. For ImageNet-LT itself use its published list.
+    The class of rank i of C, counted from 1, is at the quantile (C / i) ** (1 / alpha) - 1. ImageNet-LT (Liu et al., CVPR 2019)
+    states alpha = 6 and sizes from 1,280 to 5, and is one random sample of such sizes. The quantiles are the same in every draw,
+    and the seed determines which class has which size. For ImageNet-LT itself use its published list.
     """
     quantiles = [(classes / rank) ** (1 / alpha) for rank in range(1, classes + 1)]
     span = quantiles[0] - quantiles[-1] or 1.0
@@ -232,10 +232,10 @@ def pareto_sizes(classes: int, most: int, fewest: int, alpha: float) -> list[int
 
 
 def _sized(pool: _Pool, rule: params.Exponential | params.Pareto, classes: tuple[str, ...], sizes: Sequence[int]) -> _Drawn:
-    """These sizes, largest first, given to the classes in their order by name or in a drawn one.
+    """Assign sizes, largest first, to the classes in the order of their names or in a random order.
 
-    A size that is more than the next class has goes to the first class after it that has enough, so that ImageNet's classes of
-    732 to 1,300 images can be used.
+    If the next class has fewer images than a size, the size goes to the first class after it that has enough, so that ImageNet's
+    classes of 732 to 1,300 images can be used.
     """
     waiting = list(classes)
     if rule.order == "draw":
@@ -255,19 +255,19 @@ def _sized(pool: _Pool, rule: params.Exponential | params.Pareto, classes: tuple
 
 
 def _permutation(n: int, seed: int, *purpose: str) -> list[int]:
-    """A permutation of range(n) that depends on nothing but its arguments."""
+    """A permutation of range(n) that depends only on the arguments."""
     digest = hashlib.sha256("/".join((str(seed), *purpose)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return [int(value) for value in torch.randperm(n, generator=generator)]
 
 
 def rare_order(images: int, seed: int, cls: str) -> list[int]:
-    """The order in which a rare class's images, sorted by file name, are drawn: the first n are trained on."""
+    """The order in which the images of a rare class, sorted by file name, are drawn: the first n are the training images."""
     return _permutation(images, seed, "rare", cls)
 
 
 def _draw(pool: _Pool, split: str, classes: Sequence[str], per_class: int | None, seed: int, purpose: str) -> list[int]:
-    """`per_class` images of each class, or all of them; a smaller draw is a part of a larger one."""
+    """`per_class` images of each class, or all of them; a smaller draw is a subset of a larger one."""
     drawn: list[int] = []
     for cls in classes:
         members = pool.groups.get((split, cls), [])
@@ -282,7 +282,7 @@ def _draw(pool: _Pool, split: str, classes: Sequence[str], per_class: int | None
 
 
 def _chosen(pool: _Pool, wanted: int | tuple[str, ...] | None, seed: int) -> tuple[str, ...]:
-    """The named classes, or `wanted` drawn ones, sorted; all of them where nothing is said."""
+    """The named classes, or `wanted` classes drawn at random, or all classes if `wanted` is None; sorted."""
     if isinstance(wanted, tuple):
         return _named(pool, wanted)
     if wanted is None:
@@ -292,7 +292,7 @@ def _chosen(pool: _Pool, wanted: int | tuple[str, ...] | None, seed: int) -> tup
 
 
 def _named(pool: _Pool, named: Sequence[str]) -> tuple[str, ...]:
-    """These classes, sorted; `DataError` where the source lacks some."""
+    """These classes, sorted; `DataError` if the source lacks some of them."""
     if absent := sorted(set(named) - set(pool.classes)):
         found = f"{len(absent)} of the {len(named)} classes named are not in the source; the first is {absent[0]!r}"
         close = difflib.get_close_matches(absent[0], pool.classes, n=1)
@@ -308,7 +308,7 @@ def _enough(pool: _Pool, wanted: int) -> None:
 
 
 def _unbalanced_classes(pool: _Pool, rule: params.Unbalanced) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Chosen classes and the large ones among them, both sorted."""
+    """The chosen classes and the large ones among them, both sorted."""
     if rule.large_classes is None:
         classes = _chosen(pool, rule.classes, rule.seed)
         order = _permutation(len(classes), rule.seed, "large")
@@ -322,7 +322,7 @@ def _unbalanced_classes(pool: _Pool, rule: params.Unbalanced) -> tuple[tuple[str
 
 
 def _part(pool: _Pool, rule: params.Halves) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Classes of one part and the large ones among them, both sorted."""
+    """The classes of one part and the large ones among them, both sorted."""
     order = [pool.classes[at] for at in _permutation(len(pool.classes), rule.seed, "tuning")]
     classes, rest = sorted(order[: rule.tuning]), sorted(order[rule.tuning :])
     if rule.part != "tuning":
@@ -339,7 +339,7 @@ def _part(pool: _Pool, rule: params.Halves) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _listed_file(variable: str, name: str, hint: str = "") -> Path:
-    """A file of the folder that an environment variable names; `DataError` where there is none."""
+    """A file in the folder that an environment variable names; `DataError` if it does not exist."""
     hint = hint or f"set {variable} to the folder of the list {name}"
     path = files.named_path(variable, hint) / name
     if not path.is_file():
@@ -348,7 +348,7 @@ def _listed_file(variable: str, name: str, hint: str = "") -> Path:
 
 
 def _same_file(path: Path, sha256: str, expected: str | None) -> tuple[str, ...]:
-    """A note with the hash of a file that may be any; `DataError` where it is not the expected one."""
+    """A note with the hash of a file if none is expected; `DataError` if the file does not have the expected hash."""
     if expected is None:
         return (f"{path.name}: sha256 {sha256}; state it in the rule so that no other file is taken",)
     if sha256 != expected:
@@ -358,7 +358,7 @@ def _same_file(path: Path, sha256: str, expected: str | None) -> tuple[str, ...]
 
 
 def _find_listed(pool: _Pool, listed: Sequence[tuple[str, str]], name: str) -> list[int]:
-    """Positions of the listed images, each (class, file); `DataError` where the source lacks some."""
+    """Positions of the listed images, each (class, file); `DataError` if the source lacks some of them."""
     hint = "the lists name images of ImageNet's train folder; point the source at that folder"
     classes = {cls for cls, _ in listed}
     absent = sorted(cls for cls in classes if ("train", cls) not in pool.groups)

@@ -1,10 +1,11 @@
-"""Target data sets of transfer: their torchvision readers, their splits, and the metric that the field reports.
+"""Target data sets of transfer: their torchvision readers, their splits, and their customary metrics.
 
-One row a set. The paper states neither division nor metric. Metrics, the sets with validation images of their own and the
-share of a fifth elsewhere are those of Ericsson et al. (CVPR 2021; linusericsson/ssl-transfer at 4e9b9c2, linear.py), who
-follow SimCLR and BYOL, whose numbers the paper's Table 2 copies. What is drawn, is drawn here by class and by a seed.  # DEV-20
+The table `SETS` has one row per data set. The paper states neither splits nor metrics. The metrics, the sets that have their own
+validation images and the share of a fifth for the others are those of Ericsson et al. (CVPR 2021; linusericsson/ssl-transfer at
+4e9b9c2, linear.py), who follow SimCLR and BYOL, whose numbers the paper's Table 2 copies. Random splits are drawn by class and by
+a seed.  # DEV-20
 
-Nothing is downloaded. All sets of torchvision lie below one folder, each in the sub-folder that its class expects.
+Nothing is downloaded. All data sets of torchvision are in one folder, each in the subfolder that its class expects.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from isd_repro.config.params import StoreSettings
-from isd_repro.data import augment
-from isd_repro.data.eval_loader import Ahead, Frame
-from isd_repro.data.loader import generator_of
-from isd_repro.data.store import convert
 from isd_repro.records import ManifestIdentity
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from isd_repro.data.eval_loader import Frame
 
 TransferName = Literal[
     "food101", "cifar10", "cifar100", "sun397", "cars", "dtd", "pets", "caltech101", "flowers102", "aircraft", "cifar10-folder"
@@ -45,12 +44,12 @@ class TransferSet:
     Attributes:
         title: the data set's public name.
         reader: a class of torchvision.datasets.
-        parts: arguments of the class for each part that has a list of its own.
-        needs: what must lie below the root.
-        metric: the number that the field reports.
-        note: what departs from the source, with its id.
-        train_per_class: images of each class that are drawn from the pool to learn from; the others are the test.
-        val_share: share of each class's train images that is drawn for validation, where the set has no validation images.
+        parts: arguments of the class for each part that has its own list.
+        needs: files and folders that must exist below the root.
+        metric: the customary metric.
+        note: deviations, with their ids.
+        train_per_class: number of images of each class that are drawn for training; the others are the test images.
+        val_share: share of each class's train images that is drawn for validation if the set has no validation images.
         root_env: environment variable that names the folder.
     """
 
@@ -138,7 +137,7 @@ class Opened:
 
 
 def root_of(name: TransferName) -> Path:
-    """The folder of a set, with all that its class needs in it.
+    """The folder of a data set, which contains everything that its class needs.
 
     Raises:
         DataError: the environment variable is not set, or something is missing below the folder it names.
@@ -153,7 +152,11 @@ def root_of(name: TransferName) -> Path:
 
 
 def open_set(name: TransferName) -> Opened:
-    """Read a set's lists; images are decoded when they are asked for. Raises as `root_of`, and `DataError` for damaged lists."""
+    """Read a set's lists; images are decoded when they are requested.
+
+    Raises:
+        DataError: as for `root_of`, or a list is damaged.
+    """
     spec, root = SETS[name], root_of(name)
     try:
         sets = _datasets(spec, root)
@@ -187,7 +190,7 @@ def _datasets(spec: TransferSet, root: Path) -> dict[Part, Any]:
 
 
 def _sun397(dataset: Any, root: Path) -> list[tuple[Part, int]]:
-    """Images of the first official partition in its own order; torchvision's class knows all images and no partition."""
+    """Images of the first official partition in its order; torchvision's class has all images but no partitions."""
     files = vars(dataset)["_image_files"]  # in the order of the file system
     place = {path.relative_to(root / "SUN397").as_posix(): at for at, path in enumerate(files)}
     order: list[tuple[Part, int]] = []
@@ -203,7 +206,7 @@ def _sun397(dataset: Any, root: Path) -> list[tuple[Part, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Positions in the set's own order, ascending, int64."""
+    """Positions of train, validation and test images in the data set's own order, ascending, int64."""
 
     train: Tensor
     val: Tensor
@@ -211,7 +214,7 @@ class Division:
 
 
 def divide(name: TransferName, part: Sequence[Part], label: Tensor, seed: int) -> Division:
-    """Divide a set; draws are by class, each with a generator of its own, and see no image and no test label.
+    """Divide a data set; every class is drawn with its own generator, without looking at images or test labels.
 
     Args:
         name: the set.
@@ -222,6 +225,8 @@ def divide(name: TransferName, part: Sequence[Part], label: Tensor, seed: int) -
     Raises:
         DataError: a class has too few images to draw from, or a part is empty.
     """
+    import torch
+
     spec = SETS[name]
     where = {key: torch.tensor([at for at, found in enumerate(part) if found == key], dtype=torch.int64) for key in set(part)}
     none = torch.empty(0, dtype=torch.int64)
@@ -239,7 +244,11 @@ def divide(name: TransferName, part: Sequence[Part], label: Tensor, seed: int) -
 def _drawn(
     name: TransferName, among: Tensor, label: Tensor, count: Callable[[int], int], seed: int, purpose: str
 ) -> tuple[Tensor, Tensor]:
-    """Of each class `count(images)` positions, and the others; both ascending."""
+    """Draw `count(images)` positions of each class; returns these and the others, both ascending."""
+    import torch
+
+    from isd_repro.data.loader import generator_of
+
     chosen = []
     for cls in label[among].unique().tolist():
         members = among[label[among] == cls]
@@ -258,18 +267,19 @@ def _drawn(
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-_Read = tuple[Tensor, int, str]  # view, label, sha256
-
-
 class TransferImages:
-    """Positions in the set's own order -> normalised views, B x C x S x S; each image is decoded once, one block ahead.
+    """A function from positions in the data set's order to normalised views, B x C x S x S; images are decoded one block ahead.
 
-    The view is the evaluation's, made of one image at a time: sizes differ too much to pad a block. What has been read is
-    remembered as `label` and as `digest`, the sha256 of the converted pixels, so that the set's identity comes from the pass
-    that extracts features.
+    The evaluation view is computed for one image at a time, because sizes differ too much to pad a block. Each image is decoded
+    once; its `label` and its `digest`, the sha256 of the converted pixels, are kept, so that the pass that extracts features also
+    gives the data set's identity.
     """
 
     def __init__(self, opened: Opened, frame: Frame, channels: int, pool: ThreadPoolExecutor) -> None:
+        import torch
+
+        from isd_repro.data.eval_loader import Ahead
+
         count = len(opened.part)
         self.label = torch.full((count,), -1, dtype=torch.int64)
         self.digest = [""] * count
@@ -282,6 +292,10 @@ class TransferImages:
 
     def __call__(self, position: Tensor) -> Tensor:
         """Views of the images at these positions, on the CPU."""
+        import torch
+
+        from isd_repro.data import augment
+
         wanted = position.tolist()
         self._made.begin([*wanted, *range(wanted[-1] + 1, min(wanted[-1] + 1 + len(wanted), len(self)))])
         found = self._made.take(wanted)
@@ -289,7 +303,13 @@ class TransferImages:
             self.label[at], self.digest[at] = label, digest
         return augment.normalise(torch.stack([found[at][0] for at in wanted]), self._frame.mean, self._frame.std)
 
-    def _read(self, at: int) -> _Read:
+    def _read(self, at: int) -> tuple[Tensor, int, str]:
+        """View, label and sha256 of one image."""
+        import torch
+
+        from isd_repro.data import augment
+        from isd_repro.data.store import convert
+
         spec = self._opened.spec
         where = f"{spec.title}: image {at} (counted from 0, {self._opened.part[at]} part)"
         try:
@@ -303,9 +323,9 @@ class TransferImages:
 
 
 def identity(name: TransferName, images: TransferImages, opened: Opened, division: Division, seed: int) -> ManifestIdentity:
-    """A divided data set as a record states it.
+    """The identity of a divided data set, as a record states it.
 
-    The hash is over (role, class, sha256 of pixels) of each image in the set's own order.
+    Its hash covers (role, class, sha256 of pixels) of each image in the data set's own order.
 
     Args:
         name: the set.

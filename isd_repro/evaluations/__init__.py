@@ -1,7 +1,8 @@
 """One file per evaluation; the file's name is the evaluation's name, and there is no other registry.
 
-An evaluation is a file here that defines `evaluate`. docs/new-evaluation.md says what else it holds. Files without `evaluate` are
-what several evaluations share. Listing them imports none, so the command line can name them at once.
+An evaluation is a file in this folder that defines `evaluate`. docs/new-evaluation.md says what else it contains. Files without
+`evaluate` hold code that several evaluations share. Listing the evaluations imports none of them, so that the command line starts
+fast.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _files() -> dict[str, ast.Module]:
 
 
 def names() -> tuple[str, ...]:
-    """Every evaluation there is: those that share a table first."""
+    """Names of all evaluations; those that share the main table come first."""
     return tuple(_files())
 
 
@@ -44,7 +45,11 @@ def load(name: str) -> ModuleType:
 
 
 def settings(blocks: object) -> Frozen:
-    """The `evaluation` block of a profile, one attribute for each evaluation; pydantic's `ValidationError` where it is wrong."""
+    """The validated `evaluation` block of a profile, with one attribute for each evaluation.
+
+    Raises:
+        pydantic.ValidationError: a key or a value is wrong.
+    """
     return _model().model_validate(blocks)
 
 
@@ -60,16 +65,16 @@ def _model() -> type[Frozen]:
 
 
 def asked(name: str, evaluation: Any) -> dict[str, Any]:
-    """What a profile's settings ask of an evaluation, as its record says it."""
+    """The settings of an evaluation in the form in which its record states them."""
     own = getattr(load(name), "settings", None)
     found: dict[str, Any] = own(evaluation) if own else getattr(evaluation, name).model_dump(mode="json")
     return found
 
 
 def changes(name: str, evaluation: Any, stated: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that a profile asks for now and a record was made with, by key, where they differ.
+    """Settings in which a profile differs from a record: key -> (the profile's value, the record's value).
 
-    A key that the record lacks, as it came later, counts where the profile gives it another value than its default.
+    A key that the record lacks because it was introduced later counts as having its default there.
     """
     now, default, fields = asked(name, evaluation), asked(name, settings({})), load(name).Config.model_fields
     then = {**default, **{key: value for key, value in stated.items() if key in now or key in fields}}
@@ -78,7 +83,7 @@ def changes(name: str, evaluation: Any, stated: Mapping[str, Any]) -> dict[str, 
 
 
 def problem(name: str, stated: Mapping[str, Any]) -> str:
-    """What is wrong with the settings of a record, in words; "" where its readers can rely on them."""
+    """What is wrong with the settings in a record, as text; "" if they are valid."""
     from pydantic import ValidationError
 
     if name not in names():
@@ -92,36 +97,36 @@ def problem(name: str, stated: Mapping[str, Any]) -> str:
 
 
 def columns(evaluation: Any, name: str) -> tuple[str, ...]:
-    """The metrics that a profile's settings make an evaluation give, in the order of its columns."""
+    """The metrics that an evaluation gives with a profile's settings, in the order of their columns."""
     return tuple(load(name).columns(getattr(evaluation, name)))
 
 
 @cache
 def kind_of(metric: str) -> str:
-    """The evaluation that gives a metric; "" where none does."""
+    """The evaluation that gives a metric; "" if there is none."""
     found = (name for name in names() if re.fullmatch(load(name).METRICS, metric))
     return next(found, "")
 
 
 def head(metric: str) -> str:
-    """A metric as the head of a column."""
+    """The column heading of a metric."""
     name = kind_of(metric)
     heads = getattr(load(name), "head", None) if name else None
     return str(heads(metric)) if heads else metric
 
 
 def title(name: str) -> str:
-    """What a heading calls an evaluation."""
+    """The title of an evaluation in headings."""
     return str(load(name).TITLE)
 
 
 def note(name: str) -> str:
-    """What a reader of an evaluation's numbers should know; "" where there is nothing."""
+    """A note for readers of an evaluation's numbers; "" if there is none."""
     return str(getattr(load(name), "NOTE", ""))
 
 
 def own_table(name: str) -> bool:
-    """Whether an evaluation's numbers stand in a table of their own, rather than beside others'."""
+    """Whether an evaluation's numbers have a separate table instead of columns in the main table."""
     return bool(getattr(load(name), "OWN_TABLE", False))
 
 
@@ -131,31 +136,34 @@ def own_queries(name: str) -> bool:
 
 
 def trains(name: str) -> bool:
-    """Whether an evaluation trains something, so that it takes long and `verify` repeats it only where it is asked to."""
+    """Whether an evaluation trains something; `verify` repeats such an evaluation only with `--linear`, because it takes long."""
     return bool(getattr(load(name), "TRAINS", False))
 
 
 def of_any_checkpoint() -> tuple[str, ...]:
-    """The evaluations that need nothing but an encoder and labelled images, as `evaluate` has them."""
+    """The evaluations that need only an encoder and labelled images, which the command `evaluate` therefore offers."""
     return tuple(name for name in names() if load(name).evaluate.__annotations__["return"] == "Outcome")
 
 
 def in_all(name: str) -> bool:
-    """Whether `evaluate --protocol all` has an evaluation."""
+    """Whether `evaluate --protocol all` includes an evaluation."""
     return bool(getattr(load(name), "IN_ALL", False))
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The options of the command `evaluate` that an evaluation knows."""
+    """The options of the command `evaluate` that an evaluation accepts."""
     return tuple(getattr(load(name), "OPTIONS", ()))
 
 
 def with_options(name: str, given: Mapping[str, Any]) -> Frozen:
-    """An evaluation's Config for the command `evaluate`; `ConfigError` where an option's value is wrong.
+    """An evaluation's Config for the command `evaluate`.
 
     Args:
         name: the evaluation.
-        given: values of options, as `--k`; those that the evaluation does not know are passed over.
+        given: values by option, such as `--k`; options that the evaluation does not accept are ignored.
+
+    Raises:
+        ConfigError: an option's value is wrong.
     """
     from pydantic import ValidationError
 
@@ -173,7 +181,7 @@ def with_options(name: str, given: Mapping[str, Any]) -> Frozen:
 
 
 def in_order(metrics: Sequence[str], evaluation: Any) -> list[str]:
-    """Metrics in the order of the evaluations' files and columns; those that no setting asks for come last in each."""
+    """Metrics sorted by evaluation and column; within an evaluation, metrics that the settings do not ask for come last."""
     planned = [metric for name in names() for metric in columns(evaluation, name)]
     kinds = [*names(), ""]
 

@@ -9,13 +9,13 @@ import torch
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Plain float32 inside: no autocast, no TF32, and no kernel chosen by a timing; the caller's settings come back after."""
+    """Compute in plain float32 inside the block: no autocast, no TF32, deterministic kernels; restore the settings afterwards."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

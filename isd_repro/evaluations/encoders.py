@@ -1,4 +1,4 @@
-"""Loads backbones from our encoder files, accounting for every tensor."""
+"""Load backbones from this project's encoder files and account for every tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HINT = "the file was written by another version or for another backbone; run `p
 
 
 class EncoderIdentity(Frozen):
-    """What an encoder file says of itself, as far as evaluation needs it; other keys are allowed."""
+    """The part of an encoder file's header that evaluation needs; other keys are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -34,11 +34,14 @@ class EncoderIdentity(Frozen):
 
 
 def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
-    """Backbones of an encoder file by name, in eval mode on the CPU, and the file's identity.
+    """Read an encoder file.
+
+    Returns:
+        the backbones by name, in eval mode on the CPU, and the file's identity.
 
     Raises:
-        DataError: the file is missing or damaged, a value of its identity is missing or wrong, or its tensors are not
-            exactly those of its backbone: every missing, unmatched and misshapen tensor is listed.
+        DataError: the file is missing or damaged, a value of its identity is missing or wrong, or its tensors are not exactly
+            those of its backbone; the message lists every missing or unexpected tensor and every wrong shape or dtype.
     """
     tensors, header = load_tensors(path, "encoder")
     try:
@@ -57,7 +60,7 @@ def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
 
 
 def check_manifest(path: Path, recorded: str, prepared: str, folder: Path | None = None) -> None:
-    """`DataError` if the file at `path` was made from other images than those prepared in `folder`; both manifests by sha256."""
+    """Raise `DataError` if the file at `path` was made from other images than those in `folder`; both manifests by sha256."""
     if recorded != prepared:
         raise DataError(
             f"{path}: manifest changed since it was made: made with {recorded[:12]}, {folder or 'the prepared subset'} has"
@@ -67,7 +70,7 @@ def check_manifest(path: Path, recorded: str, prepared: str, folder: Path | None
 
 
 def check_run(path: Path, said: str, run: str) -> None:
-    """`DataError` where the file at `path` says that it is of another run, as after a copy from that run's folder."""
+    """Raise `DataError` if the file at `path` belongs to another run, as after a copy from that run's folder."""
     if said != run:
         raise DataError(f"{path}: is of run {said!r}, not {run!r}", "run `pretrain` and all later stages for this run")
 

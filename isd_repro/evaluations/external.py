@@ -1,6 +1,6 @@
 """Command `evaluate`: evaluates any checkpoint on labelled images with the paper's protocols.
 
-It opens the checkpoint as a `Subject` and calls the same evaluations as the stages of a run; features are kept for the next time.
+It opens the checkpoint as a `Subject` and calls the same evaluations as the stages of a run. Features are cached for later calls.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from isd_repro.runtime.errors import ConfigError, Preempted, printable
 from isd_repro.runtime.progress import Progress
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images that says nothing of its own
+GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images whose file states none
 _SIZE, _CROP_RATIO = 224, 0.875
 _ONCE = "once-"  # folders of features that are not kept
 LEAST, MOST = 8, 4096  # pixels of a side: less leaves no image, more no memory for a block of 256
@@ -59,20 +59,25 @@ class _Values(Frozen):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked; the options of the command.
+    """The options of the command.
 
     Attributes:
         ckpt: the checkpoint.
-        data: a folder or zip of images, or None with `prepared`.
+        data: a folder or zip of images; None if `prepared` is given.
         prepared: a prepared subset of the pipeline.
-        listed: one of the authors' lists, which names classes and groups.
-        protocol: an evaluation, or `all`.
-        options: of the evaluations, by name (`--k`), as far as they are given; see `OPTIONS` in docs/new-evaluation.md.
-        which, arch, teacher_bn, key, prefix, padding, drop_unknown: as `checkpoints.load` takes them.
-        image_size, crop_ratio, mean, std: None takes what the file says, else ImageNet's.
-        allow_shared_images: go on where many queries are copies of training or search images.
+        listed: a list of training images, which determines classes and groups.
+        protocol: the name of an evaluation, or `all`.
+        options: the given options of the evaluations, by name (`--k`); see `OPTIONS` in docs/new-evaluation.md.
+        which, arch, teacher_bn, key, prefix, padding, drop_unknown: as for `checkpoints.load`.
+        image_size, crop_ratio, mean, std: in pixels; a fraction; per channel on the scale 0..1. None means the file's values, or
+            ImageNet's if it states none.
+        allow_shared_images: continue even if many queries are copies of training or search images.
         cache: keep features for the next evaluation.
-        workers: threads that decode; changes no number.
+        workers: threads that decode images; their number changes no result.
+        label: of the row in tables; None means the record's name.
+        out: file to which the record is written; None writes none.
+        per_class: also print the accuracy of each class.
+        as_json: print only JSON on standard output.
     """
 
     ckpt: Path
@@ -101,7 +106,7 @@ class Request:
     as_json: bool = False
 
     def check(self) -> None:
-        """`ConfigError` where options contradict each other, a value is out of its range, or `--out` cannot be written."""
+        """Raise `ConfigError` if options contradict each other, a value is out of range, or `--out` cannot be written."""
         if (self.data is None) == (self.prepared is None):
             hint = "--data takes a folder, --prepared one of the pipeline's"
             raise ConfigError("give the images with either --data or --prepared", hint)
@@ -119,7 +124,7 @@ class Request:
             hint = "--out names a file; `report` reads records/<name>/external.json"
             try:
                 if self.out.exists() and not self.out.is_file():
-                    raise ConfigError(f"--out {self.out}: is no file", hint)
+                    raise ConfigError(f"--out {self.out}: is not a file", hint)
                 if self.out.exists() and any(one and one.exists() and self.out.samefile(one) for one in (self.ckpt, self.listed)):
                     raise ConfigError(f"--out {self.out}: is the file that is being read", hint)
                 files.check_writable(self.out.parent)  # before the work, not after it
@@ -146,7 +151,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The record's folder where `report` will look for it, else the checkpoint's name made fit to be one."""
+        """The record's name: its folder if `report` will look there, otherwise the checkpoint's file name in valid characters."""
         own = self.out.resolve().parent.name if self.out is not None and self.out.name == "external.json" else ""
         text = re.sub(r"[^a-z0-9.-]+", "-", (own or self.ckpt.name.split(".")[0]).lower()).lstrip("-.") or "checkpoint"
         if own and text != own:
@@ -155,7 +160,7 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command that asks for the same numbers, without folders, which differ from machine to machine."""
+        """The command that gives the same numbers; paths are shortened to file names, because folders differ between machines."""
         places = {"ckpt": self.ckpt, "data": self.data, "prepared": self.prepared, "list": self.listed}
         given: list[tuple[str, Any]] = [(f"--{name}", path.name) for name, path in places.items() if path is not None]
         for one in fields(self):
@@ -169,7 +174,7 @@ class Request:
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.485,0.456,0.406` as numbers; `ConfigError` where it is none."""
+    """Parse an option's value such as `0.485,0.456,0.406`; `ConfigError` if it is not a list of numbers."""
     if text is None:
         return None
     try:
@@ -182,13 +187,13 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def evaluate_checkpoint(request: Request, console: Console) -> None:
-    """Score a checkpoint; tables or JSON on standard output, progress and notes on `console`.
+    """Score a checkpoint. Tables or JSON go to standard output, progress and notes to `console`.
 
     Raises:
-        ConfigError: options that contradict each other, or a k above the number of search images.
-        DataError: the checkpoint or the images are missing, damaged, or not what they must be; features that are not finite.
-        UserError: another process extracts the same features; a linear head diverged.
-        Preempted: a signal asked to stop; finished features are kept.
+        ConfigError: options contradict each other, or k is above the number of search images.
+        DataError: the checkpoint or the images are missing, damaged or of the wrong form, or features are not finite.
+        UserError: another process extracts the same features, or a linear head diverged.
+        Preempted: a signal asked the command to stop; finished features are kept.
     """
     started = time.monotonic()
     request.check()
@@ -290,7 +295,7 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
 
 
 def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cache.Identity]) -> SplitFeatures:
-    """Both splits' features by encoder, memory-mapped, from the cache or computed."""
+    """Features of both splits by encoder, memory-mapped, read from the cache or computed."""
     splits = {"search": subject.split("search"), "query": subject.split("query")}
     kept, total = 0, sum(map(len, splits.values()))
 
@@ -300,7 +305,7 @@ def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cac
         bar.advance(count)
 
     def half(count: int) -> None:
-        """Of the work on these images: their views, or the encoder's forward."""
+        """Count half of the work on these images: making their views, or the encoder's forward pass."""
         bar.advance(count / 2)
 
     with subject.progress.task("extracting features") as bar:
@@ -319,7 +324,7 @@ def _features(subject: Subject, root: Path, identities: Mapping[str, feature_cac
 
 
 def frame_of(request: Request, checkpoint: Checkpoint) -> Frame:
-    """The view that the encoder gets: options first, then the file's own word, then the paper's values."""
+    """The evaluation view: from the options, otherwise from the file, otherwise the paper's values."""
     usual = IMAGENET if checkpoint.channels == 3 else GREY
     mean, std = request.mean or checkpoint.mean or usual[0], request.std or checkpoint.std or usual[1]
     for name, values in (("mean", mean), ("std", std)):
@@ -368,7 +373,7 @@ def _about(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Fr
 
 @contextmanager
 def _cache(request: Request) -> Iterator[Path]:
-    """Where features lie; outside DVC, as all resume state. An interrupted evaluation that keeps them can go on."""
+    """The folder of cached features, outside DVC like all resume state; with it an interrupted evaluation can continue."""
     root = state_root() / "features"
     files.sweep(root, _ONCE)
     if not request.cache:

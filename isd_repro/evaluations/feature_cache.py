@@ -1,10 +1,10 @@
 """Features of a checkpoint in memory-mapped files, computed shard by shard and kept for the next evaluation.
 
-The features of one encoder under one transform of one manifest lie in a folder of their own, named after their identity:
-`identity.json`, and for each split `<split>.npy` (float32, N x D) with `<split>.shards`, one line `<number> <sha256>` for each
-finished shard. A line is written after its rows have reached the disk, and a shard counts only while its rows still have that
-hash. So a killed extraction goes on at the shard that it was working on, and rows are reused only where everything that they
-depend on is the same.
+The features of one encoder under one transform of one manifest are in one folder, named after their identity. It holds
+`identity.json` and, for each split, `<split>.npy` (float32, N x D) and `<split>.shards` with one line `<number> <sha256>` for
+each finished shard. A line is written after the shard's rows have reached the disk, and a shard is valid only as long as its rows
+have that hash. A killed extraction therefore continues at the shard on which it was working, and rows are reused only if
+everything that they depend on is the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from isd_repro.runtime.errors import DataError
 
 SHARD = 32 * BLOCK  # images
 _NOISE = 1e-6  # of a number of a normalised feature
-Identity = Mapping[str, object]  # JSON-serialisable; all that the rows depend on beside the split
+Identity = Mapping[str, object]  # JSON-serialisable; everything except the split on which the rows depend
 
 
 def stream(
@@ -43,23 +43,23 @@ def stream(
     on_rows: Callable[[int], object] = lambda images: None,
     on_kept: Callable[[int], object] = lambda images: None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Features of every split under every encoder; each image is read once for all encoders that still lack it.
+    """Features of every split under every encoder; each image is read once for all encoders that still lack its features.
 
     Args:
-        root: holds one folder for each identity.
+        root: the folder that holds one folder for each identity.
         encoders: modules B x C x H x W -> B x D by name.
-        identities: what each encoder's features depend on: its file's hash and its name in it, the manifest's hash, the
-            transform, the arithmetic.
-        splits: images and their number by split.
-        device: where the forward runs.
+        identities: what the features of each encoder depend on: the file's hash and the encoder's name in it, the manifest's
+            hash, the transform and the arithmetic.
+        splits: for each split its images and their number.
+        device: where the forward pass runs.
         on_rows: called after each group with its number of images.
-        on_kept: the same for rows that were there before.
+        on_kept: called with the number of rows that were reused.
 
     Returns:
-        float32 N x D by split and encoder, memory-mapped.
+        float32 features, N x D, memory-mapped, by split and encoder.
 
     Raises:
-        DataError: features that are not finite, or a full disk.
+        DataError: features are not finite, or the disk is full.
         UserError: another process writes the same features.
     """
     found: dict[str, dict[str, Tensor]] = {}
@@ -81,7 +81,7 @@ def stream(
 
 
 def digest(root: Path, identities: Mapping[str, Identity]) -> str:
-    """One hash over all finished rows of these identities: over their names and the hashes of their shards."""
+    """One sha256 over the features of these identities, computed from the encoders' names and the hashes of their shards."""
     hasher = hashlib.sha256()
     for name, identity in sorted(identities.items()):
         for path in sorted((root / fingerprint(identity)).glob("*.shards")):
@@ -91,7 +91,7 @@ def digest(root: Path, identities: Mapping[str, Identity]) -> str:
 
 
 def same(rows: Tensor) -> bool:
-    """Whether all rows (N x D) have one direction, up to the noise of float32, as after a collapse."""
+    """Whether all rows (N x D) have the same direction up to float32 rounding, as after a collapse."""
     first = nn.functional.normalize(rows[:1].double(), dim=1)
     return all(bool((nn.functional.normalize(part.double(), dim=1) - first).abs().max() < _NOISE) for part in rows.split(SHARD))
 
@@ -170,7 +170,7 @@ def _sha256(rows: npt.NDArray[np.float32]) -> str:
 
 
 def _log(path: Path) -> dict[int, str]:
-    """Finished shards and their hashes; a line that a kill cut short is none."""
+    """Finished shards and their hashes; a line that a kill cut short is ignored."""
     if not path.is_file():
         return {}
     lines = path.read_text("ascii", errors="replace").splitlines()

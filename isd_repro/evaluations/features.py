@@ -1,8 +1,8 @@
 """Features of frozen encoders, and the file that keeps them.
 
-Images pass forward in groups of one fixed size, which follows from the device and the size of the images alone; the last group
-is filled up by repeating its last image and cut afterwards. So a feature has the same bits however many images are asked for
-together. A CPU needs groups for small images alone, and what it loses in the last one is little; a GPU needs large ones.
+Images pass through the encoder in groups of a fixed size, which depends only on the device and the size of the images; the last
+group is filled up by repeating its last image. A feature therefore has the same bits however many images are requested together.
+On a CPU only small images need groups, so that little work is lost in the last one; a GPU needs large groups.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def features(
 ) -> dict[str, Tensor]:
     """Pass `count` images through every encoder, reading each image once.
 
-    Several ranks take the blocks in turn. The result's bits do not depend on their number.
+    With several ranks, each takes one block in turn. The bits of the result do not depend on the number of ranks.
 
     Args:
         encoders: modules B x C x H x W -> B x D by name; moved to `device` and left in eval mode, otherwise unchanged.
-        images: gives the images at up to BLOCK (on a GPU 256) consecutive positions in 0..count-1.
+        images: returns the images at up to BLOCK (on a GPU 256) consecutive positions in 0..count-1.
         count: N, at least 1.
-        device: where the forward runs.
-        on_block: called after each group, or with several ranks after each block of all ranks, with its number of images.
+        device: where the forward pass runs.
+        on_block: called with a number of images after each group, or with several ranks after each block of all ranks.
 
     Returns:
-        float32 features on the CPU, N x D, by encoder; not normalised. Of several ranks rank 0 has them, and the others none.
+        float32 features on the CPU, N x D, by encoder; not normalised. With several ranks only rank 0 has them.
 
     Raises:
-        DataError: nothing to extract, or features that are not finite.
+        DataError: there are no images, or features are not finite.
     """
     if count < 1:
         raise DataError("no images to extract features from", "check the subset's rule: it gives an empty split")
@@ -87,14 +87,14 @@ def features(
 
 
 def group_size(side: int, device: torch.device) -> int:
-    """How many images of this side pass forward together; other groups may give other last bits."""
+    """How many images of this side (pixels) pass through the encoder together; the last bits of features may depend on it."""
     if device.type != "cpu":
         return _GPU_BLOCK
     return next((group for least, group in _GROUPS if side >= least), BLOCK)
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """`DataError` where a row of `values` (N x D) has an infinity or NaN, or a length beyond float32."""
+    """Raise `DataError` if a row of `values` (N x D) has an infinity or NaN, or a norm beyond float32's range."""
     bad = overflow = 0
     for part in values.split(_ROWS):
         odd = ~torch.isfinite(torch.linalg.vector_norm(part, dim=1))
@@ -113,7 +113,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """What a features file holds."""
+    """The content of a features file."""
 
     search: dict[str, Tensor]  # float32 features of the search split by encoder, N x D, not normalised
     query: dict[str, Tensor]  # the same of the query split, Q x D
@@ -134,7 +134,7 @@ def load_features(path: Path, encoder_sha256: str) -> Features:
     """Read what `save_features` wrote.
 
     Raises:
-        DataError: the file is missing or damaged, its parts do not fit each other, or another encoder file made it.
+        DataError: the file is missing or damaged, its parts do not match, or it was made by another encoder file.
     """
     tensors, identity = load_tensors(path, "features")
     hint = "run `extract` again"

@@ -1,7 +1,7 @@
 """Evaluate runs with a linear classifier trained on few labels.
 
-The head is that of `linear`, with its settings, trained on a share of the labelled images alone; top-5 accuracy stands beside
-top-1.  # DEV-18
+The head is that of `linear` with the same settings, but it is trained only on a share of the labelled images. Both top-1 and
+top-5 accuracy are reported.  # DEV-18
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from isd_repro.config.fields import Distinct, Frozen, Natural, Words
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.linear import among_five, probe
-from isd_repro.evaluations.subject import Outcome, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Few labels"
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 METRICS = r"few-[0-9.]{1,9}pct-(last|best)(-top5)?"
 OWN_TABLE = True
 NOTE = "The best epoch is chosen on the queries that it is scored on, so it is optimistic."
@@ -36,7 +39,7 @@ class Config(Frozen):
 
 
 def protocol(evaluation: Any) -> str:
-    """That of the head."""
+    """The protocol of the linear head, as tables print it."""
     return f"linear, {evaluation.linear.protocol}, on the labelled images alone"
 
 
@@ -47,25 +50,25 @@ def columns(config: Config) -> list[str]:
 
 
 def head(metric: str) -> str:
-    """A metric as the head of a column: `few-10pct-best` is `10 % of labels, best epoch`."""
+    """The column heading of a metric: `few-10pct-best` gives `10 % of labels, best epoch`."""
     found = re.fullmatch(r"few-(.+)pct-(last|best)(-top5)?", metric)
     return f"{found[1]} % of labels, {found[2]} epoch{', top-5' if found[3] else ''}" if found else metric
 
 
 def settings(evaluation: Any) -> dict[str, Any]:
-    """The settings of the head, and which images are labelled."""
+    """The settings of the head and of the draw of labelled images, as the record states them."""
     own: Config = evaluation.few_label
     head_settings: dict[str, Any] = evaluation.linear.model_dump(mode="json")
     return {**head_settings, "fractions": list(own.fractions), "draw_seed": own.seed}
 
 
 def inputs(subject: Subject, config: Config) -> dict[str, Any]:
-    """The labelled images by their hash: two runs must share them to stand in one table."""
+    """The hashes of the labelled images; only runs with the same ones are compared in one table."""
     return {"labelled": {share: part.facts() for share, part in _parts(subject, config).items()}}
 
 
 def missing(config: Config, stated: Mapping[str, Any]) -> str:
-    """Which list of labelled images a record was made with and is not to be had here; "" where none is missing."""
+    """A message that names the list of labelled images which a record used and which is not available; "" if none is missing."""
     lists = [part["source"] for part in stated["labelled"].values() if part["source"] != "drawn"]
     if not lists or (config.lists_env and os.environ.get(config.lists_env)):
         return ""
@@ -74,7 +77,7 @@ def missing(config: Config, stated: Mapping[str, Any]) -> str:
 
 
 class _Labelled(Frozen):
-    """What a record says of the labelled images of one share."""
+    """What a record states about the labelled images of one share."""
 
     images: Annotated[int, Field(ge=1, lt=2**53)]
     source: Words
@@ -83,7 +86,7 @@ class _Labelled(Frozen):
 
 
 def problem(stated: Mapping[str, Any]) -> str:
-    """Whether a record says of every share which images were labelled."""
+    """A message if a record does not state for every share which images were labelled; "" if it does."""
     try:
         parts = TypeAdapter(dict[str, _Labelled]).validate_python(stated.get("labelled"))
         fractions = TypeAdapter(tuple[float, ...]).validate_python(stated.get("fractions"))
@@ -94,7 +97,7 @@ def problem(stated: Mapping[str, Any]) -> str:
 
 
 def notes(stated: Mapping[str, Any]) -> list[str]:
-    """What a table says of a record's settings."""
+    """Notes on a record's settings, for its table."""
     parts = [
         f"{share} %, {part['images']:,} images"
         f" {'drawn by class' if part['source'] == 'drawn' else 'of the published list ' + part['source']}"
@@ -105,6 +108,8 @@ def notes(stated: Mapping[str, Any]) -> list[str]:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Train and score a linear head on every encoder, once for each share of labelled images."""
+    from isd_repro.evaluations.subject import Outcome
+
     head_settings, label = subject.config(linear.Config), subject.split("query").label
     predictions: dict[str, Tensor] = {}
     best: dict[str, dict[str, int]] = {}

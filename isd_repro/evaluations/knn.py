@@ -1,41 +1,40 @@
 """Evaluate runs by nearest-neighbour classification.
 
-Classification by one exact cosine search in float32 (the paper's NN and 20-NN).
+The search is exact, by cosine similarity in float32 (the paper's NN and 20-NN).
 
 Neighbours are ordered by (similarity descending, label ascending, position ascending), so that permuting the bank changes no
-prediction even where copies of one image carry several labels. The vote is unweighted; the lowest label wins a draw.  # DEV-04
+prediction even if copies of one image have different labels. The vote is unweighted; the lowest label wins a tie.  # DEV-04
 
-Every product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on how many
-queries or bank images there are.
+Every matrix product has the shape QUERY_ROWS x D x BANK_ROWS, filled up with zeros, so that a similarity does not depend on the
+number of queries or bank images.
 
-Memory. Neither the bank nor the queries are ever copied whole: both may be memory-mapped files larger than memory. Beside
-them stand 16 N bytes for the order of the bank, 8 Q k bytes of neighbours, the normalised queries of one pass (at most
-QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read
-once for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers. On a CUDA device a pass takes up to
-CUDA_QUERY_BYTES, so that it crosses to the device once; no bit depends on the number of passes.
+Memory. Neither the bank nor the queries are copied as a whole: both may be memory-mapped files larger than memory. In addition
+the search needs 16 N bytes for the order of the bank, 8 Q k bytes for neighbours, the normalised queries of one pass (at most
+QUERY_BYTES), one block of BANK_ROWS x D floats, and its similarities; together under 200 MB up to D = 2048. The bank is read once
+for every QUERY_BYTES of queries: 7 times for 50,000 queries of 2,048 numbers. On a CUDA device a pass takes up to
+CUDA_QUERY_BYTES of queries, so that the bank is copied to the device only once; no bit depends on the number of passes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen
-from isd_repro.data import contact_sheet
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.features import UNUSABLE, require_finite
-from isd_repro.evaluations.subject import Outcome, Pictures, Subject
 from isd_repro.runtime.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Outcome, Pictures, Subject
 
 TITLE = "Nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN"
 IN_ALL = True
 OPTIONS = {"--k": "k"}
-QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
+QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and neighbours per query
 
 QUERY_ROWS = 1024
 BANK_ROWS = 2048
@@ -56,7 +55,7 @@ class Config(Frozen):
 
 
 def protocol(evaluation: Any) -> str:
-    """How neighbours are found and vote, as tables print it."""
+    """How neighbours are found and how they vote, as tables print it."""
     return f"{', '.join(columns(evaluation.knn))} exact float32, ties by lowest label"
 
 
@@ -67,6 +66,8 @@ def columns(config: Config) -> list[str]:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the queries by their nearest search images, for every k and encoder."""
+    from isd_repro.evaluations.subject import Outcome
+
     _check_k(max(config.k), subject.manifest.search)
     search, query, label = subject.features["search"], subject.features["query"], subject.split("search").label
     near = {name: nearest(bank, label, query[name], max(config.k), subject.device) for name, bank in search.items()}
@@ -79,7 +80,11 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
 
 
 def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]:
-    """Some queries, spread over the classes, each in a row with its nearest search images."""
+    """A picture of some queries of different classes, each in a row with its nearest search images."""
+    import torch
+
+    from isd_repro.data import contact_sheet
+
     query, search = subject.split("query"), subject.split("search")
     count = min(QUERIES, len(near))
     rows = torch.arange(count) * len(near) // count
@@ -93,9 +98,9 @@ def _picture(encoder: str, near: Tensor, subject: Subject) -> tuple[Tensor, str]
 
 
 def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
-    """Positions in the bank of each query's k nearest, int64, Q x k, nearest first.
+    """Positions in the bank of each query's k nearest neighbours by cosine similarity, int64, Q x k, nearest first.
 
-    Cosine similarity; a zero vector has similarity 0 to everything, and where every vector is one there is nothing to search.
+    A zero vector has similarity 0 to everything; it is an error if all queries or all bank rows are zero.
 
     Args:
         bank: labelled features, N x D; need not be normalised.
@@ -105,16 +110,21 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
         device: where the search runs.
 
     Raises:
-        ConfigError: k below 1 or above N.
-        DataError: features that are not finite, or sizes that do not fit.
+        ConfigError: k is below 1 or above N.
+        DataError: features are not finite, all of them are zero, or sizes do not match.
     """
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+    from isd_repro.evaluations.features import UNUSABLE, require_finite
+
     _check_k(k, len(bank))
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1] or len(label) != len(bank):
         shapes = f"bank {tuple(bank.shape)}, label {tuple(label.shape)}, query {tuple(query.shape)}"
         raise DataError(f"features do not fit each other: {shapes}", "run `extract` again")
     require_finite(query, "query features")
     if len(query) and not any(bool((torch.linalg.vector_norm(part, dim=1) > _ZERO).any()) for part in query.split(QUERY_ROWS)):
-        raise DataError("query features: every one is zero", UNUSABLE)
+        raise DataError("query features: all of them are zero", UNUSABLE)
     order = torch.argsort(label, stable=True)  # rank -> position: rank order is (label, position) order
     room = CUDA_QUERY_BYTES if device.type == "cuda" else QUERY_BYTES
     rows = max(1, room // (4 * QUERY_ROWS * max(1, query.shape[1]))) * QUERY_ROWS
@@ -127,6 +137,10 @@ def nearest(bank: Tensor, label: Tensor, query: Tensor, k: int, device: torch.de
 
 def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.device) -> Tensor:
     """Keys of each query's k nearest, int64, Q x k, descending; one pass over the bank."""
+    import torch
+
+    from isd_repro.evaluations.features import UNUSABLE
+
     parts = query.split(QUERY_ROWS)
     blocks = [_filled(part, QUERY_ROWS, device) for part in parts]
     best = [torch.full((len(part), k), torch.iinfo(torch.int64).min, device=device) for part in parts]
@@ -141,12 +155,14 @@ def _search(bank: Tensor, order: Tensor, query: Tensor, k: int, device: torch.de
             similarity[:, len(part) :] = -torch.inf
             best[at] = _merged(best[at], similarity[: len(best[at])], start, k)
     if longest <= _ZERO:
-        raise DataError("search features: every one is zero", UNUSABLE)
+        raise DataError("search features: all of them are zero", UNUSABLE)
     return torch.cat(best)
 
 
 def vote(labels: Tensor) -> Tensor:
-    """Most frequent class of each row (int64, Q x k -> Q); the lowest of those that draw."""
+    """Most frequent class of each row (int64, Q x k -> Q); the lowest class wins a tie."""
+    import torch
+
     if not len(labels):
         return torch.empty(0, dtype=torch.int64)
     classes = int(labels.max()) + 1
@@ -168,12 +184,19 @@ def _check_k(k: int, images: int) -> None:
 
 def _filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """L2-normalised rows in float32 on `device`, followed by zero rows up to `size`."""
+    import torch
+    from torch.nn import functional
+
     unit = functional.normalize(rows.to(device, torch.float32), dim=1)
     return functional.pad(unit, (0, 0, 0, size - len(unit)))
 
 
 def _fill(chunk: Tensor, bank: Tensor, part: Tensor) -> float:
     """Put the L2-normalised bank rows at positions `part` into `chunk`, and zeros below them; the greatest length."""
+    import torch
+
+    from isd_repro.evaluations.features import require_finite
+
     first, count = int(part[0]), len(part)
     follow = int(part[-1]) - first == count - 1 and bool((part.diff() == 1).all())  # as in a bank sorted by class
     lengths = chunk.new_empty(count, 1)
@@ -195,6 +218,8 @@ def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
     Once k are known, only columns at least as similar as the k-th can matter, and in most blocks these are few. The largest
     value of every GROUPS-th column tells in one pass where they can be; they are gathered and ranked by key, ties included.
     """
+    import torch
+
     columns = similarity.shape[1]
     if start < k or columns % GROUPS:
         return torch.cat([best, _best_keys(similarity, start, k)], dim=1).topk(k).values
@@ -219,6 +244,8 @@ def _merged(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
 
 def _similarity(keys: Tensor) -> Tensor:
     """The similarity that a key was made of; float32."""
+    import torch
+
     ordered = (keys >> 32).to(torch.int32)
     return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
 
@@ -229,6 +256,9 @@ def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
     `topk` picks freely among equal values. That matters only where the k-th and the next are equal: such rows, and only
     they, are ranked by key over all columns.
     """
+    import torch
+    from torch.nn import functional
+
     columns = similarity.shape[1]
     value, column = similarity.topk(min(k + 1, columns))
     keys = _keys(value[:, :k], column[:, :k] + start)
@@ -242,6 +272,8 @@ def _best_keys(similarity: Tensor, start: int, k: int) -> Tensor:
 
 def _keys(similarity: Tensor, rank: Tensor) -> Tensor:
     """One integer per entry that orders by (similarity ascending, rank descending): float bits above, reversed rank below."""
+    import torch
+
     bits = (similarity + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (ordered.to(torch.int64) << 32) | (_LOW - rank)

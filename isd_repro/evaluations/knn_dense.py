@@ -1,24 +1,25 @@
 """Evaluate runs by nearest neighbours on more queries of rare classes.
 
-The queries are the validation images and, of every rare class, the train images that no compared run trains on (dense queries). A
-dense query is answered by the search set without itself. Otherwise neighbours are found and vote as in `knn`.
+The queries are the validation images and, for every rare class, the train images on which no compared run trains (dense queries).
+A dense query is classified by the search set without the query itself. Otherwise neighbours are found and vote as in `knn`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from isd_repro.config.fields import Count, Distinct, Frozen
-from isd_repro.data.manifests import Manifest
-from isd_repro.data.subsets import rare_order
 from isd_repro.evaluations.knn import nearest, vote
-from isd_repro.evaluations.subject import Outcome, Subject
 from isd_repro.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.data.manifests import Manifest
+    from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Nearest neighbours, dense queries"
 METRICS = r"[1-9][0-9]*-NN-dense"
@@ -56,10 +57,15 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the validation images, then the dense queries in the search set's order, for every k and encoder.
 
     Raises:
-        ConfigError: as `dense_queries` says, or more neighbours than there are images.
+        ConfigError: as for `dense_queries`, or k is larger than the number of images.
     """
+    import torch
+
+    from isd_repro.evaluations.subject import Outcome
+
     dense, most = dense_queries(subject.prepared.manifest, config.trained), max(config.k)
-    label, predictions = subject.split("search").label, dict[str, Tensor]()
+    label = subject.split("search").label
+    predictions: dict[str, Tensor] = {}
     for name, bank in subject.features["search"].items():
         near = nearest(bank, label, subject.features["query"][name], most, subject.device)
         others = without_itself(nearest(bank, label, bank[dense], most + 1, subject.device), dense)
@@ -73,12 +79,16 @@ def dense_queries(manifest: Manifest, trained: int | None) -> Tensor:
 
     Args:
         manifest: of the images.
-        trained: as in `Config`. A draw of 135 images holds every smaller one by the same seed, so with 135 a set with 38 images
-            a rare class and its balanced control with 135 have the same queries.
+        trained: as in `Config`. A draw of 135 images contains every smaller draw with the same seed, so with `trained: 135` a set
+            with 38 images of each rare class and its balanced control with 135 have the same queries.
 
     Raises:
-        ConfigError: the run trains on others than the first `trained` images of a rare class.
+        ConfigError: the run trains on images of a rare class that are not among the first `trained` ones.
     """
+    import torch
+
+    from isd_repro.data.subsets import rare_order
+
     label, seen = manifest.labels[manifest.search], np.isin(manifest.search, manifest.train)
     free = ~seen
     for at, name in enumerate(manifest.classes):
@@ -99,7 +109,7 @@ def dense_queries(manifest: Manifest, trained: int | None) -> Tensor:
 
 
 def without_itself(near: Tensor, itself: Tensor) -> Tensor:
-    """Neighbours without the query, which is an image of the bank; its copies remain.
+    """Neighbours without the query itself, which is an image of the bank; copies of it remain.
 
     Args:
         near: positions of the k + 1 nearest, int64, Q x (k + 1), nearest first.

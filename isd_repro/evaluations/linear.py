@@ -1,33 +1,33 @@
 """Evaluate runs with a linear probe on the frozen encoder.
 
 The paper's linear protocol: one linear layer is trained by SGD on standardised features of augmented views and
-scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does. That number is
-optimistic, so that of the last epoch stands beside it.  # DEV-05
+scored on the queries after every epoch. As in the paper, the best epoch is chosen on the queries themselves. That number is
+optimistic, so the number of the last epoch is reported as well.  # DEV-05
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from isd_repro.config.fields import Count, Frozen, Many, Natural, Positive, Unit, Words
-from isd_repro.data import eval_loader
-from isd_repro.data.manifests import Split
-from isd_repro.evaluations import linear_head
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
-from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
-from isd_repro.evaluations.subject import Outcome, Subject, Views
 from isd_repro.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from isd_repro.data.manifests import Split
+    from isd_repro.evaluations.linear_clean import CleanProbe
+    from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
+    from isd_repro.evaluations.subject import Outcome, Subject, Views
 
 TITLE = "Linear"
 NOTE = "The best linear epoch is chosen on the queries that it is scored on, so it is optimistic."
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 IN_ALL = True
 OPTIONS = {"--linear-epochs": "epochs", "--linear-seeds": "seeds"}
 METRICS = r"linear-(last|best|clean)(-top5)?"
@@ -36,7 +36,7 @@ _EXTRA = ("seeds", "clean", "top5")  # keys that add numbers and change none
 
 
 class Config(Frozen):
-    """The paper's protocol by default; a shortened one must be named as such."""
+    """Keys of `evaluation.linear`: by default the paper's protocol; other settings need another `protocol` name."""
 
     epochs: Count = 40
     batch_size: Count = 256
@@ -49,14 +49,14 @@ class Config(Frozen):
     flip: Unit = 0.5
     seed: Natural = 0
     protocol: Words = "paper"  # the name that tables print; `paper` only with the paper's values
-    # Keys that came after the first records are left out of a record where they have their default.
+    # Keys that the first records lack are left out of a record if they have their default.
     seeds: Annotated[Count, Field(exclude_if=lambda value: value == 1)] = 1  # heads on one pass, to see their range
     clean: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # also choose on images held out of training
     top5: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # top-5 accuracy, too
 
 
 def protocol(evaluation: Any) -> str:
-    """The name that the settings give it."""
+    """The protocol's name from the settings, as tables print it."""
     return str(evaluation.linear.protocol)
 
 
@@ -74,7 +74,12 @@ def head(metric: str) -> str:
 
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
-    """Train and score a linear head on every encoder; several ranks share the forward passes and their views."""
+    """Train and score a linear head on every encoder; several ranks share the views and the forward passes."""
+    from isd_repro.data import eval_loader
+    from isd_repro.evaluations.linear_clean import FACTORS, SHARE, CleanProbe
+    from isd_repro.evaluations.linear_head import PaperHead
+    from isd_repro.evaluations.subject import Outcome
+
     split, label = subject.split("search"), subject.split("query").label
     further: dict[tuple[str, int], PaperHead] = {}
     clean: dict[str, CleanProbe] = {}
@@ -127,17 +132,20 @@ def probe(
     on_row: Callable[[Mapping[str, float]], None] = lambda row: None,
     riders: Callable[[LinearTask], Sequence[Rider]] = lambda task: (),
 ) -> dict[str, HeadResult]:
-    """Train the heads on a labelled split, having said how long that takes; results by encoder.
+    """Print a time estimate, then train the heads on a labelled split; results by encoder.
 
     Args:
         subject: what is evaluated.
         config: the protocol.
         split: the labelled images.
-        rows: their positions in the search split, int64; None where they are all of it.
+        rows: positions of the labelled images in the search split, int64; None means the whole split.
         title: of the progress bar.
-        on_row: takes the losses and scores of every epoch.
-        riders: makes further heads on the same pass.
+        on_row: called with the losses and scores of every epoch.
+        riders: makes further heads that are trained in the same pass.
     """
+    from isd_repro.evaluations import linear_head
+    from isd_repro.evaluations.linear_head import LinearTask
+
     check_protocol(config)
     views = subject.augmented(split, config)
     seconds = pace(subject.encoders, views, subject.device) * config.epochs * len(split)
@@ -161,7 +169,7 @@ def probe(
 
 
 def check_protocol(settings: Config) -> None:
-    """`ConfigError` where settings call themselves `paper` and are not the paper's; the seed is free."""
+    """Raise `ConfigError` if the protocol is named `paper` but the settings differ from the paper's; the seed may differ."""
     paper = Config(seed=settings.seed).model_dump(exclude=set(_EXTRA))
     given = settings.model_dump(exclude=set(_EXTRA))
     other = [f"{key} {given[key]} (paper {paper[key]})" for key in paper if given[key] != paper[key]]
@@ -173,7 +181,7 @@ def check_protocol(settings: Config) -> None:
 
 
 def for_checkpoint(epochs: int = 40, seeds: int = 1) -> Config:
-    """Every number of the paper's protocol; with other epochs its milestones move in proportion, and its name says so."""
+    """The paper's protocol with all of its metrics; with other epochs the milestones are scaled, and the name says so."""
     config = Config(epochs=epochs, seeds=seeds, clean=True, top5=True)
     if epochs == Config().epochs:
         return config
@@ -183,15 +191,21 @@ def for_checkpoint(epochs: int = 40, seeds: int = 1) -> Config:
 
 
 def among_five(first: Tensor, among: Tensor, label: Tensor) -> Tensor:
-    """A top-5 prediction as one class a query: the label where it is among the guesses (Q x 5), else the first guess; int64, Q.
+    """A top-5 prediction as one class per query, int64, Q: the label if it is among the guesses (Q x 5), else the first guess.
 
-    So top-5 accuracy is recomputed from a stored class of every query, as top-1 accuracy is.
+    In this form top-5 accuracy can be recomputed from one stored class per query, as top-1 accuracy can.
     """
+    import torch
+
     return torch.where((among == label[:, None]).any(dim=1), label, first)
 
 
 def pace(encoders: Mapping[str, nn.Module], views: Views, device: torch.device) -> float:
-    """Seconds that one image of the protocol takes, from one batch of views and the forward passes of some of them."""
+    """Estimated seconds per image of the protocol, measured on one batch of views and the forward passes of some of them."""
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+
     started = time.perf_counter()
     batch, label = next(iter(views(0)))
     viewed = (time.perf_counter() - started) / len(label)
@@ -206,14 +220,14 @@ def pace(encoders: Mapping[str, nn.Module], views: Views, device: torch.device) 
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
+    """A duration as text, such as `40 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _by_seed(results: Mapping[tuple[str, int], HeadResult], label: Tensor) -> tuple[dict[str, Any], list[str]]:
-    """Correct queries of every seed by encoder and metric, and their mean and range in words."""
+    """Number of correct queries of every seed, by encoder and metric, and lines that state their mean and range."""
     correct: dict[str, dict[str, dict[str, int]]] = {}
     for (name, seed), out in sorted(results.items()):
         for metric, predicted in (("linear-last", out.last), ("linear-best", out.best)):

@@ -1,9 +1,10 @@
-"""The linear protocol with learning rate and epoch chosen on images held out of training, rather than on the queries.
+"""The linear protocol with learning rate and epoch chosen on images held out of training, instead of on the queries.
 
-A tenth of each class's labelled images is held out, drawn by a seed. On the views of the others a head is trained for every
-rate of the grid, all on the same pass of the backbone as the paper's protocol. Statistics of the features come from the
-others alone, too. The rate and the epoch with most correct held-out images are taken, and that head answers the queries
-once. Everything else (schedule, momentum, weight decay, views, initial head) is the paper's.
+A tenth of each class's labelled images, drawn by a seed, is held out. On views of the other images one head is trained for every
+learning rate of the grid, all in the same pass of the backbone as the paper's protocol. The statistics that standardise the
+features also come from the other images only. The learning rate and the epoch with the most correct held-out images are chosen,
+and that head classifies the queries once. Everything else (schedule, momentum, weight decay, views, initial head) is as in the
+paper.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ Order = Callable[[int], Sequence[Tensor]]  # epoch from 0 -> positions of each b
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the clean protocol reached.
+    """The result of the clean protocol.
 
     Attributes:
         predicted: class of every query, int64, Q.
         among: classes of the largest logits of every query, int64, Q x min(5, C).
-        lr: rate chosen; epoch: chosen too, counted from 1.
-        held_correct, held: correct and all held-out images of that choice.
-        head: the head that answered.
+        lr: chosen learning rate.
+        epoch: chosen epoch, counted from 1.
+        held_correct, held: number of correct and of all held-out images for that choice.
+        head: the chosen head.
     """
 
     predicted: Tensor
@@ -51,7 +53,7 @@ class Chosen:
 
 
 def hold_out(label: Tensor, seed: int, share: float = SHARE) -> Tensor:
-    """Mask of the images held out, bool, N: of each class round(share x its images), at least one, drawn by the seed.
+    """Mask of the held-out images, bool, N: round(share x images) of each class, at least one, drawn by the seed.
 
     Raises:
         DataError: a class with fewer than two images.
@@ -69,12 +71,12 @@ def hold_out(label: Tensor, seed: int, share: float = SHARE) -> Tensor:
 
 
 class CleanProbe:
-    """All rates of the grid for one encoder; rides on `linear.train`."""
+    """Heads for all learning rates of the grid for one encoder; a `Rider` of `linear_head.train`."""
 
     def __init__(
         self, name: str, search: Tensor, label: Tensor, classes: int, order: Order, settings: Config, device: torch.device
     ) -> None:
-        """A probe before its first epoch.
+        """Initialise the heads.
 
         Args:
             name: the encoder.
@@ -102,7 +104,7 @@ class CleanProbe:
         self._kept: dict[str, Tensor] = {}
 
     def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
-        """One step of every head on the images of a batch that are not held out."""
+        """Take one step of every head on the images of a batch that are not held out."""
         if self._now[0] != epoch:
             self._now = (epoch, list(self._order(epoch)))
         taught = (~self._held[self._now[1][step]]).to(features.device)
@@ -115,7 +117,7 @@ class CleanProbe:
                 self._alive[at] = math.isfinite(float(loss))
 
     def close_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Score the held-out images; the best so far, in percent."""
+        """Score the held-out images; returns the best accuracy so far, in percent."""
         for at, head in enumerate(self._heads):
             if self._alive[at]:
                 correct = int((answers(head, self._held_z)[0] == self._held_label).sum())
@@ -125,10 +127,10 @@ class CleanProbe:
         return {f"{self.name}/held-out": 100.0 * max(self._best[0], 0) / len(self._held_label)}
 
     def outcome(self, query: Tensor) -> Chosen:
-        """Answer the queries (features Q x D), for the first and only time.
+        """Classify the queries (features Q x D) with the chosen head.
 
         Raises:
-            UserError: every rate diverged in the first epoch.
+            UserError: every learning rate diverged in the first epoch.
         """
         correct, epoch, at = self._best
         if correct < 0:

@@ -1,9 +1,9 @@
-"""Linear heads on frozen features, trained as the paper does.
+"""Linear heads on frozen features, trained as in the paper.
 
-A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), mean and unbiased variance per dimension
-over the labelled training images under the evaluation transform. One linear layer is trained on z of augmented views by SGD
-and scored on the queries after every epoch. The best epoch is chosen on the queries themselves, as the paper does: that
-number is optimistic, so the last epoch's stands beside it.  # DEV-05
+A feature x of the frozen backbone becomes z = (x / |x| - mean) / sqrt(var + 1e-5), with the mean and the unbiased variance of
+each dimension over the labelled training images under the evaluation transform. One linear layer is trained by SGD on z of
+augmented views and scored on the queries after every epoch. As in the paper, the best epoch is chosen on the queries themselves.
+That number is optimistic, so the number of the last epoch is reported as well.  # DEV-05
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Standardise:
 
 @dataclass(frozen=True)
 class LinearTask:
-    """What the heads learn from and are asked.
+    """Training data and queries of the heads.
 
     Attributes:
         search: features of the labelled training images under the evaluation transform by encoder, N x D.
         query: features of the queries by encoder, Q x D.
         query_label: classes of the queries, int64, Q.
         classes: number of classes.
-        train_batches: augmented views of the labelled training images, the same for every encoder; on one of several ranks those
-            of its `ranks.rows` of each batch, and all labels.
+        train_batches: augmented views of the labelled training images, the same for every encoder. With several ranks, each rank
+            gets the views of its own `ranks.rows` of a batch, and the labels of the whole batch.
     """
 
     search: Mapping[str, Tensor]
@@ -66,11 +66,11 @@ class LinearTask:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """What one encoder's head reached.
+    """The result of one encoder's head.
 
     Attributes:
         last: predicted class of every query after the last epoch, int64, Q.
-        best: the same after the epoch with most correct queries, the first of equals.
+        best: the same after the epoch with the most correct queries, the first of equals.
         best_epoch: that epoch, counted from 1.
         head: the head after the last epoch.
         last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
@@ -85,7 +85,7 @@ class HeadResult:
 
 
 class Rider(Protocol):
-    """One more head on the same pass of a backbone over the views.
+    """A further head that is trained in the same pass of a backbone over the views.
 
     Attributes:
         name: the encoder whose features it learns from.
@@ -94,19 +94,19 @@ class Rider(Protocol):
     name: str
 
     def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
-        """One step on one batch: raw features B x D and classes B on the device; epoch and step are counted from 0."""
+        """Take one step on one batch: raw features B x D and classes B on the device; epoch and step are counted from 0."""
 
     def close_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Called after each epoch, counted from 1; rows for `on_epoch`."""
+        """Called after each epoch, counted from 1; returns values for `on_epoch`."""
 
 
 def rate(settings: Config, epoch: int) -> float:
-    """Learning rate of an epoch counted from 0: multiplied by `factor` once that many epochs as a milestone says are done."""
+    """Learning rate of an epoch counted from 0; it is multiplied by `factor` after each number of epochs in `milestones`."""
     return settings.lr * settings.factor ** sum(epoch >= milestone for milestone in settings.milestones)
 
 
 def standardise(search: Tensor) -> Standardise:
-    """Statistics of the L2-normalised training features (N x D, N at least 2)."""
+    """Statistics of the L2-normalised training features (N x D); `DataError` if N is below 2."""
     if len(search) < 2:
         raise DataError(f"linear evaluation needs at least 2 labelled images, found {len(search)}", "raise search_per_class")
     var, mean = torch.var_mean(functional.normalize(search, dim=1), dim=0, correction=1)
@@ -114,7 +114,7 @@ def standardise(search: Tensor) -> Standardise:
 
 
 def new_head(features: int, classes: int, seed: int) -> nn.Linear:
-    """`nn.Linear` with its default initialisation, drawn from a generator of its own."""
+    """An `nn.Linear` with its default initialisation, drawn from a generator with this seed."""
     generator = torch.Generator().manual_seed(seed)
     head: nn.Linear = nn.utils.skip_init(nn.Linear, features, classes)
     nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
@@ -133,19 +133,22 @@ def train(
 ) -> dict[str, HeadResult]:
     """Train and score one head per encoder; all heads see the same views and start from the same seed.
 
-    Several ranks share the backbones' passes; every rank then has the features of the whole batch, and the same heads.
+    Several ranks share the forward passes; every rank then has the features of the whole batch and trains the same heads.
 
     Args:
         encoders: backbones, moved to `device` and left in eval mode, otherwise unchanged.
         task: features, labels and views.
-        settings: rates, epochs and seed; batch size, crop and flip are the business of `task.train_batches`.
+        settings: learning rate, epochs and seed; batch size, crop and flip are already applied in `task.train_batches`.
         device: where backbones and heads run.
         on_epoch: called after each epoch with epoch (from 1), lr, and loss and top1 (percent) of each encoder.
-        riders: further heads, which change nothing for the others.
+        riders: further heads, which do not affect the others.
+
+    Returns:
+        the results by encoder.
 
     Raises:
-        UserError: a loss that is not finite, or a rank is gone.
-        DataError: features that are not finite, or too few.
+        UserError: a loss is not finite, or another rank has ended.
+        DataError: features are not finite, or there are too few images.
     """
     for encoder in encoders.values():
         encoder.to(device).eval()
@@ -169,7 +172,7 @@ def train(
 
 
 class PaperHead:
-    """The paper's protocol for one encoder: its head, and the best that the head has reached."""
+    """The paper's protocol for one encoder: its head and its best epoch so far."""
 
     def __init__(self, name: str, title: str, task: LinearTask, settings: Config, device: torch.device) -> None:
         require_finite(task.search[name], f"search features of encoder {name!r}")
@@ -188,13 +191,13 @@ class PaperHead:
         self.best_epoch, self.best_correct = 0, -1
 
     def learn(self, features: Tensor, label: Tensor, epoch: int, step: int) -> None:
-        """One SGD step on one batch of views."""
+        """Take one SGD step on one batch of views."""
         loss = descend(self.head, self.sgd, self.transform(features), label, rate(self.settings, epoch))
         self.loss += loss * len(label)
         self.seen += len(label)
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
-        """Score the queries; the epoch's loss and top1 by encoder."""
+        """Score the queries; returns the epoch's loss and top-1 accuracy in percent."""
         loss = float(self.loss) / max(self.seen, 1)
         if not self.seen or not math.isfinite(loss):
             what = f"loss {loss}" if self.seen else "no batch"
@@ -208,17 +211,17 @@ class PaperHead:
         return {f"{self.title}/loss": loss, f"{self.title}/top1": 100.0 * correct / max(len(self.query_label), 1)}
 
     def outcome(self) -> HeadResult:
-        """Both results, as they are reported."""
+        """The results of the last and of the best epoch."""
         return HeadResult(self.last, self.best, self.best_epoch, self.head.cpu(), self.last5, self.best5)
 
 
 def sgd(head: nn.Linear, settings: Config, lr: float) -> torch.optim.SGD:
-    """The protocol's optimiser for one head."""
+    """The protocol's optimiser for one head, with learning rate `lr`."""
     return torch.optim.SGD(head.parameters(), lr=lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay)
 
 
 def descend(head: nn.Linear, optimiser: torch.optim.SGD, z: Tensor, label: Tensor, lr: float) -> Tensor:
-    """One step on standardised features B x D; the mean loss of the batch before it."""
+    """Take one step on standardised features (B x D); returns the mean loss of the batch before the step."""
     loss = functional.cross_entropy(head(z), label)
     optimiser.zero_grad()
     loss.backward()
@@ -229,7 +232,7 @@ def descend(head: nn.Linear, optimiser: torch.optim.SGD, z: Tensor, label: Tenso
 
 
 def answers(head: nn.Linear, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted class of every row of z (N x D), and the classes of its largest logits; on the CPU, N and N x min(5, C)."""
+    """Predicted class of every row of z (N x D) and the classes of its largest logits: int64 on the CPU, N and N x min(5, C)."""
     first, among = [], []
     with torch.inference_mode():
         for part in z.split(4096):

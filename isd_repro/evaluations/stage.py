@@ -1,4 +1,4 @@
-"""Stage `extract` and the stages of evaluations: from a run's files to a features file or a record."""
+"""Stage `extract` and the stages of the evaluations, which turn a run's files into a features file or a record."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def run_evaluation(kind: str, name: str, params: Params, layout: Layout, console
     """Evaluate a run, write and log its record, and print its scores. Several ranks share the work, and rank 0 writes.
 
     Raises:
-        ConfigError: no such run, or settings that do not fit.
-        DataError: a file is missing, damaged, of another run, or made from other images or another encoder.
-        UserError: as the evaluation says.
+        ConfigError: there is no such run, or its settings contradict each other.
+        DataError: a file is missing, damaged, of another run, or made from other images or by another encoder.
+        UserError: the evaluation failed; see the evaluation.
     """
     started, progress = time.monotonic(), Progress(console)
     subject, config = open_run(name, params, layout, progress), getattr(params.evaluation, kind)
@@ -72,7 +72,7 @@ def settings(kind: str, subject: Subject, config: Any) -> dict[str, Any]:
 def record_of(
     kind: str, subject: Subject, outcome: Outcome | Targets | Curve, asked: dict[str, Any], features: str | None, seconds: float
 ) -> AnyEvaluation:
-    """The record of an evaluation; scores are counted here, from the predictions and in no other place."""
+    """The record of an evaluation; this is the only place that counts scores from predictions for a record."""
     protocol = evaluations.load(kind).protocol(subject.settings)
     about: dict[str, Any] = {"kind": kind, "profile": subject.profile, "run": subject.name, "protocol": protocol}
     about |= {"manifest": subject.manifest, "provenance": describe(seconds)}
@@ -82,9 +82,8 @@ def record_of(
     if isinstance(outcome, Targets):
         about["provenance"] = describe(sum(one.provenance.seconds for one in outcome.evaluations))
         return TargetsRecord(**about, settings=asked, evaluations=outcome.evaluations)
-    label = subject.split("query").label if outcome.label is None else outcome.label
-    groups = subject.prepared.groups(label)
-    found = outcome.predictions.items()
+    label = (subject.split("query").label if outcome.label is None else outcome.label).cpu().numpy()
+    groups, found = subject.prepared.groups(label), outcome.arrays.items()
     return EvaluationRecord(
         **about,
         settings={**asked, **outcome.chosen},
@@ -96,7 +95,7 @@ def record_of(
 
 
 def _log(tracker: RunTracker, record: AnyEvaluation, last: Mapping[str, float]) -> None:
-    """Scores beside the last row that was logged, and accuracy by class."""
+    """Log the scores together with the last row of the training, and the accuracy of each class."""
     if isinstance(record, CurveRecord):
         for point in record.points:
             tracker.log({"epoch": point.epoch, **summary.row(point.scores)})
@@ -112,12 +111,12 @@ def _log(tracker: RunTracker, record: AnyEvaluation, last: Mapping[str, float]) 
 
 
 def extract(name: str, params: Params, layout: Layout, console: Console) -> None:
-    """Compute the features of a run's search and query images, and write their file.
+    """Compute the features of a run's search and query images and write them to a file.
 
-    Several ranks take the blocks of images in turn; rank 0 writes.
+    With several ranks, each takes one block of images in turn; rank 0 writes.
 
     Raises:
-        ConfigError: no such run.
+        ConfigError: there is no such run.
         DataError: a file is missing, damaged, of another run, or made from other images.
     """
     started, progress = time.monotonic(), Progress(console)

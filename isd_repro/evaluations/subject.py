@@ -23,7 +23,7 @@ from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
 from isd_repro.evaluations.features import features, load_features
 from isd_repro.provenance import source_hash
-from isd_repro.records import CurvePoint, ManifestIdentity, PretrainRecord, TargetEvaluation, read_record, write_record
+from isd_repro.records import CurvePoint, Labels, ManifestIdentity, PretrainRecord, TargetEvaluation, read_record, write_record
 from isd_repro.runtime import ranks
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file
@@ -41,14 +41,14 @@ _Config = TypeVar("_Config", bound=Frozen)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Predictions on the subject's own queries, or on others of its images.
+    """Predictions on the subject's queries, or on other images of it.
 
     Attributes:
-        predictions: class of every query by "<encoder>/<metric>", int64, Q, in the order in which scores are shown.
-        chosen: what was chosen on the way, such as the best epoch; it goes into the record's settings.
-        notes: what a reader should know of the choices.
+        predictions: predicted class of every query, int64, Q, by "<encoder>/<metric>", in the order in which scores are shown.
+        chosen: values that the evaluation chose, such as the best epoch; they become part of the record's settings.
+        notes: what a reader should know about these choices.
         pictures: makes the pictures that a tracker shows.
-        label: class of every query, int64, Q, where the evaluation has `OWN_QUERIES`; None: those of the subject's queries.
+        label: class of every query, int64, Q, if the evaluation has `OWN_QUERIES`; None means those of the subject's queries.
     """
 
     predictions: Mapping[str, Tensor]
@@ -57,10 +57,15 @@ class Outcome:
     pictures: Callable[[], Pictures] = dict
     label: Tensor | None = None
 
+    @property
+    def arrays(self) -> dict[str, Labels]:
+        """The predictions as records take them."""
+        return {key: rows.cpu().numpy() for key, rows in self.predictions.items()}
+
 
 @dataclass(frozen=True)
 class Targets:
-    """One evaluation for each of several other data sets."""
+    """Evaluations on other data sets, one for each."""
 
     evaluations: tuple[TargetEvaluation, ...]
 
@@ -83,15 +88,18 @@ class Subject:
         name: of the run, or of an evaluated checkpoint.
         profile: of the run.
         encoders: modules B x C x H x W -> B x D by name, in eval mode.
-        sha256: of the file that holds them.
-        frame: how they see an image.
-        channels: of the images that they see.
+        sha256: of the encoder file.
+        frame: size, crop and normalisation of images for the encoders.
+        channels: number of image channels that the encoders take.
         manifest: identity of the images.
         settings: every evaluation's Config, as attributes.
-        progress: where lines and bars go.
+        progress: prints lines and progress bars.
+        open_images: opens the prepared images; called at most once.
+        read_features: reads or computes the features; called at most once.
         device: where evaluations compute.
-        on_row: takes what an evaluation logs while it works.
-        parts_root: folder of finished parts of an interrupted evaluation; None keeps and finds none.
+        on_row: called with the values that an evaluation logs while it runs.
+        parts_root: folder of the finished parts of an interrupted evaluation; None keeps no parts.
+        open_snapshots: opens the encoders saved during training; None if there are none.
     """
 
     name: str
@@ -122,7 +130,7 @@ class Subject:
 
     @property
     def reader(self) -> Reader:
-        """Their pixels by position in the manifest."""
+        """The images' pixels by position in the manifest."""
         return self._images[1]
 
     @cached_property
@@ -136,7 +144,7 @@ class Subject:
         return len(self.manifest.classes)
 
     def split(self, name: Literal["search", "query"]) -> Split:
-        """Positions and labels of the labelled images that are learnt from, or of the queries."""
+        """Positions and labels of the search set, or of the queries."""
         return self.prepared.split(name)
 
     def config(self, kind: type[_Config]) -> _Config:
@@ -145,7 +153,7 @@ class Subject:
         return next(value for value in values if isinstance(value, kind))
 
     def extract(self) -> SplitFeatures:
-        """Compute the features of both splits; every image is read once for all encoders."""
+        """Compute the features of both splits; every image is read only once for all encoders."""
         splits = {name: self.prepared.split(name) for name in ("search", "query")}
         with self.progress.task(f"{self.name}: features") as bar:
             bar.begin(sum(map(len, splits.values())))
@@ -161,17 +169,21 @@ class Subject:
             }
 
     def augmented(self, split: Split, settings: ViewSettings) -> Views:
-        """Batches of augmented images of a split, each once an epoch; a pure function of (seed, epoch)."""
+        """Batches of augmented images of a split, each image once per epoch; a pure function of (seed, epoch)."""
         return eval_loader.augmented(self.reader, split, self.frame, settings, self.device)
 
     def snapshots(self) -> Mapping[int, Callable[[], Subject]]:
-        """The encoders kept during training, the final ones last: what opens them, by epoch; features are computed anew."""
+        """Functions that open the encoders saved during training, by epoch, the final encoders last; features are computed again.
+
+        Raises:
+            DataError: there are no snapshots.
+        """
         if self.open_snapshots is None:
             raise DataError(f"{self.name}: no snapshots of a single file", "evaluate a run of a profile")
         return self.open_snapshots()
 
     def part(self, identity: Mapping[str, object], name: str, model: type[_Part], make: Callable[[], _Part]) -> _Part:
-        """A part that an interrupted evaluation of the same identity and code has finished, or else what `make` gives."""
+        """A part that an interrupted evaluation with the same identity and code has finished; otherwise the result of `make`."""
         if self.parts_root is None:
             return make()
         self._parts = self.parts_root(fingerprint({**identity, "source": source_hash()}))
@@ -183,7 +195,7 @@ class Subject:
         return made
 
     def finish(self) -> None:
-        """Remove finished parts: the record has them all."""
+        """Remove the finished parts, once the record contains them all."""
         if self._parts is not None:
             shutil.rmtree(self._parts, ignore_errors=True)
 
@@ -194,20 +206,20 @@ class Subject:
 def open_run(
     name: str, params: Params, layout: Layout, progress: Progress, *, path: Path | None = None, anew: bool = False
 ) -> Subject:
-    """A run's exported encoders with the images and features that belong to them.
+    """Open a run's exported encoders with their images and features, and check that they belong together.
 
     Args:
         name: the run.
         params: the profile.
         layout: where its files are.
-        progress: where lines and bars go.
+        progress: prints lines and progress bars.
         path: another encoder file of the same run, such as a snapshot; its features are computed.
-        anew: compute the features rather than reading their file, and use no part of an interrupted evaluation.
+        anew: compute the features instead of reading their file, and use no part of an interrupted evaluation.
 
     Raises:
-        ConfigError: no such run.
-        DataError: a file is missing or damaged; the encoder is another run's, not the one that the pretrain record names, or made
-            from other images than are prepared now. So are features of another encoder, as soon as they are read.
+        ConfigError: there is no such run.
+        DataError: a file is missing or damaged; or the encoder belongs to another run, is not the one that the pretrain record
+            names, or was trained on other images than those prepared now. Features are checked when they are first read.
     """
     run, file = find_run(params, name), path or layout.encoder(name)
     sha256 = sha256_file(file)
@@ -257,7 +269,7 @@ def open_run(
 
 
 def stored_features(subject: Subject, path: Path) -> SplitFeatures:
-    """The features in a file; `DataError` where they are another run's, another encoder's or of other images."""
+    """The features in a file; `DataError` if they belong to another run, another encoder or other images."""
     found = load_features(path, subject.sha256)
     check_run(path, str(found.identity.get("run")), subject.name)
     check_manifest(path, str(found.identity.get("manifest")), subject.manifest.sha256)
@@ -269,7 +281,7 @@ def stored_features(subject: Subject, path: Path) -> SplitFeatures:
 
 
 def _check_record(path: Path, sha256: str, record: Path) -> None:
-    """`DataError` where the run's own record names another encoder file; a run without a record is not checked."""
+    """Raise `DataError` if the run's record names another encoder file; a run without a record is not checked."""
     if record.is_file() and (said := read_record(record, PretrainRecord).encoder_sha256) != sha256:
         message = f"{path}: its sha256 is {sha256[:12]}, and {record} names {said[:12]}"
         raise DataError(message, "restore the encoder or the record, or run `pretrain` again")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import NormalDist
 
 from rich.console import Console
 
@@ -23,14 +21,6 @@ def row(scores: Iterable[Score]) -> dict[str, float]:
     return {f"{score.encoder}/{score.metric}/{score.group}": score.top1 for score in scores}
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion, in percent: the formula, as `import scipy.stats` takes a second."""
-    share, z = correct / n, NormalDist().inv_cdf(0.975)
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (100 * (centre + side) / (1 + z * z / n) for side in (-half, half))
-    return max(0.0, low), min(100.0, high)
-
-
 def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
     """A row for each encoder and metric, a column for each group, in percent, with 95 % Wilson intervals."""
     sizes = {score.group: score.n for score in scores}
@@ -40,7 +30,7 @@ def show_scores(out: Console, title: str, scores: Sequence[Score]) -> None:
         score = found.get((encoder, metric, group))
         if score is None:
             return ""
-        low, high = wilson(score.correct, score.n)
+        low, high = score.interval
         return f"{score.top1:.2f} [{low:.1f}, {high:.1f}]"
 
     rows = [

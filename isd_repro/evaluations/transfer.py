@@ -1,16 +1,16 @@
 """Evaluate runs by transfer: linear classifiers on their features of other data sets.
 
-Logistic regression on frozen features, its one setting chosen on validation images, as the paper's transfer table needs it.
+This is logistic regression on frozen features; its only hyper-parameter, C, is chosen on validation images (the paper's Table 2).
 
-Features become z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the images learnt from.
-Weights W and intercepts b minimise
+Features are transformed to z as in the paper's linear protocol: L2-normalised, then standardised with statistics of the training
+images. Weights W and intercepts b minimise
 
     mean over images of cross-entropy(z W' + b, class) + |W|^2 / (2 C N)
 
-which is sklearn's objective with the same C, and strictly convex in W: the solution is unique whatever the solver's path, so
-neither rate nor start is a hyper-parameter. L-BFGS in float64 follows the grid of C from strong to weak regularisation, each
-solution the start of the next. The C with the best validation images is taken, the strongest of equals; the classifier is then
-fitted anew, from zero, on train and validation images together, and answers the test images once.  # DEV-19
+which is sklearn's objective with the same C. It is strictly convex in W, so the solution is unique and neither a learning rate
+nor the initialisation is a hyper-parameter. L-BFGS in float64 follows the grid of C from strong to weak regularisation and starts
+from the previous solution each time. The C with the best validation score is chosen, among equals the smallest; the classifier is
+then fitted from zero on train and validation images together, and classifies the test images once.  # DEV-19
 """
 
 from __future__ import annotations
@@ -21,33 +21,32 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Natural, Positive
 from isd_repro.data import transfer_sets
 from isd_repro.data.transfer_sets import TransferImages, TransferName
-from isd_repro.evaluations.arithmetic import exact
-from isd_repro.evaluations.features import features, require_finite
-from isd_repro.evaluations.linear_head import standardise
-from isd_repro.evaluations.subject import Subject, Targets
 from isd_repro.provenance import describe
-from isd_repro.records import TargetEvaluation, mean_per_class, pack_labels, score_groups
+from isd_repro.records import Labels, TargetEvaluation, mean_per_class, pack_labels, score_groups
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Subject, Targets
 
 TITLE = "Transfer"
 METRIC = "transfer"
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 METRICS = r"transfer(-[a-z0-9-]+)?"
 OWN_TABLE = True
 PROTOCOL = "logistic regression on L2-normalised, standardised features; C chosen on validation images, retrained with them"
 HISTORY = 10  # pairs that L-BFGS keeps
 
-Score = Callable[[Tensor, Tensor], float]  # predicted, label -> percent
+Score = Callable[[Labels, Labels], float]  # predicted, label -> percent
 
 
 class Config(Frozen):
@@ -59,11 +58,11 @@ class Config(Frozen):
     c_values: Annotated[int, Field(ge=2, le=10_000)] = 45  # logarithmically spaced, both ends included
     iterations: Count = 1000  # of L-BFGS at most, for each C
     tolerance: Positive = 1e-5  # largest entry of the mean loss's gradient that counts as none
-    seed: Natural = 0  # of validation images, where a set has none of its own
+    seed: Natural = 0  # of the draw of validation images, if a set has none
 
 
 def protocol(evaluation: Any) -> str:
-    """The same for every setting."""
+    """The protocol as tables print it; it does not depend on the settings."""
     return PROTOCOL
 
 
@@ -76,9 +75,11 @@ def evaluate(subject: Subject, config: Config) -> Targets:
     """Score every encoder on every target set.
 
     Raises:
-        ConfigError: no target sets.
+        ConfigError: the settings name no target set.
         DataError: a target set is missing or damaged.
     """
+    from isd_repro.evaluations.subject import Targets
+
     if not config.sets:
         raise ConfigError("evaluation.transfer.sets is empty", "name the target data sets; docs/transfer.md lists them")
     for key in config.sets:  # all of them, before the first is worked on
@@ -105,12 +106,14 @@ class Fit:
 
     def predict(self, z: Tensor) -> Tensor:
         """Class of the largest logit of each row of z (Q x D, float64), int64, Q; the lowest of equals."""
+        import torch
+
         return torch.addmm(self.bias, z, self.weight.T).argmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation images chose."""
+    """The choice of C on the validation images."""
 
     c: float  # the value taken
     validation: tuple[float, ...]  # the score of each value of the grid, percent
@@ -119,7 +122,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predicted class of every test image, int64 on the CPU, Q; the choice behind it, and the last fit's state."""
+    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; how many iterations the last fit took."""
 
     predicted: Tensor
     choice: Choice
@@ -129,6 +132,8 @@ class Answer:
 
 def grid(settings: Config) -> list[float]:
     """Values of C, ascending."""
+    import torch
+
     ends = torch.tensor([settings.c_min, settings.c_max], dtype=torch.float64).log10()
     values: list[float] = torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist()
     return values
@@ -143,8 +148,11 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
         classes: C.
         c: inverse strength of the regularisation.
         settings: when to stop.
-        start: another solution to start from; zero without.
+        start: a solution to start from; None starts from zero.
     """
+    import torch
+    from torch.nn import functional
+
     weight = z.new_zeros(classes, z.shape[1]) if start is None else start.weight.clone()
     bias = z.new_zeros(classes) if start is None else start.bias.clone()
     decay = 1.0 / (c * len(z))
@@ -178,7 +186,11 @@ def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, star
 def choose(
     train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, score: Score, settings: Config, device: torch.device
 ) -> Choice:
-    """Take the C whose classifier, learnt from `train`, scores best on `val`; both (features N x D, classes N)."""
+    """Choose the C whose classifier, trained on `train`, scores best on `val`; both are (features N x D, classes N)."""
+    import torch
+
+    from isd_repro.evaluations.linear_head import standardise
+
     standardised = standardise(train[0])
     z, held = (standardised(features).to(device, torch.float64) for features in (train[0], val[0]))
     label = train[1].to(device)
@@ -187,7 +199,7 @@ def choose(
     for c in values:
         found = fit(z, label, classes, c, settings, found)
         unsolved += found.gradient > settings.tolerance
-        scores.append(score(found.predict(held).cpu(), val[1]))
+        scores.append(score(found.predict(held).cpu().numpy(), val[1].numpy()))
     return Choice(values[scores.index(max(scores))], tuple(scores), unsolved)
 
 
@@ -200,20 +212,26 @@ def answer(
     settings: Config,
     device: torch.device,
 ) -> Answer:
-    """Choose, learn from both, and answer.
+    """Choose C, train on train and validation images, and classify the test images.
 
     Args:
-        train: features N x D and their classes, int64, N; not normalised.
-        val: the same of the validation images.
-        test: features to classify, Q x D; their classes are not looked at.
+        train: features N x D, not normalised, and their classes, int64, N.
+        val: the same for the validation images.
+        test: features to classify, Q x D.
         classes: number of classes.
-        score: what the choice maximises.
+        score: the score that the choice of C maximises.
         settings: grid, iterations and tolerance.
         device: where the solver runs.
 
     Raises:
-        DataError: features that are not finite, or fewer than two images to learn from.
+        DataError: features are not finite, or there are too few images.
     """
+    import torch
+
+    from isd_repro.evaluations.arithmetic import exact
+    from isd_repro.evaluations.features import require_finite
+    from isd_repro.evaluations.linear_head import standardise
+
     for name, rows in (("train", train[0]), ("validation", val[0]), ("test", test)):
         require_finite(rows, f"{name} features")
         if not len(rows):
@@ -228,7 +246,7 @@ def answer(
 
 
 def absent(key: TransferName) -> str:
-    """Why a target set cannot be opened here; "" where it can."""
+    """A message that says why a target set cannot be opened; "" if it can."""
     try:
         transfer_sets.open_set(key)
     except UserError as error:
@@ -237,10 +255,10 @@ def absent(key: TransferName) -> str:
 
 
 def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, object]]:
-    """What a record says of a target set and what this project's list of sets says: key, found, expected."""
+    """Facts about a target set as (key, the record's value, the value in this project's table of sets)."""
     spec = transfer_sets.SETS.get(cast("TransferName", record.manifest.subset))
     if spec is None:
-        return []  # a set that the settings do not name, which is a problem of its own
+        return []  # a set that the settings do not name, which is reported elsewhere
     stated, rule = record.manifest, record.manifest.rule
     return [
         ("manifest.dataset", stated.dataset, spec.title),
@@ -251,7 +269,9 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
 
 
 def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEvaluation:
-    """One target set: every image is read once for all encoders."""
+    """Evaluate all encoders on one target set; every image is read only once."""
+    from isd_repro.evaluations.features import features
+
     started = time.monotonic()
     opened = transfer_sets.open_set(key)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -260,9 +280,9 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             bar.begin(len(images))
             found = features(subject.encoders, images, len(images), subject.device, bar.advance)
     division = transfer_sets.divide(key, opened.part, images.label, settings.seed)
-    label = images.label[division.test]
-    everything = {"all": torch.ones_like(label) > 0}
-    predictions: dict[str, Tensor] = {}
+    label = images.label[division.test].numpy()
+    everything = {"all": label >= 0}
+    predictions: dict[str, Labels] = {}
     chosen: dict[str, Any] = {}
     for encoder, rows in found.items():
         result = answer(
@@ -274,7 +294,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             settings,
             subject.device,
         )
-        predictions[f"{encoder}/{METRIC}"] = result.predicted
+        predictions[f"{encoder}/{METRIC}"] = result.predicted.numpy()
         chosen[encoder] = _facts(result)
     return TargetEvaluation(
         kind="transfer",
@@ -295,7 +315,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
-    """A choice as the record keeps it; `edge` says that the grid may have been too narrow."""
+    """A choice in the form of the record; `edge` means that the best C is at an end of the grid, which may be too narrow."""
     scores = answer.choice.validation
     return {
         "c": answer.choice.c,
@@ -308,7 +328,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
 
 
 def _digest(found: Mapping[str, Tensor]) -> str:
-    """Sha256 over the features of all images by encoder."""
+    """The sha256 over the features of all images under every encoder."""
     hasher = hashlib.sha256()
     for encoder, rows in sorted(found.items()):
         hasher.update(f"{encoder}\n".encode() + rows.contiguous().numpy().tobytes())
@@ -316,7 +336,7 @@ def _digest(found: Mapping[str, Tensor]) -> str:
 
 
 def _lines(one: TargetEvaluation) -> list[str]:
-    """One plain line for each encoder: both numbers, and the choice."""
+    """One line of text for each encoder: both accuracies and the chosen C."""
     lines = []
     for score in one.scores:
         chosen = one.settings["chosen"][score.encoder]
@@ -327,5 +347,5 @@ def _lines(one: TargetEvaluation) -> list[str]:
     return lines
 
 
-def _top1(predicted: Tensor, label: Tensor) -> float:
-    return 100.0 * float((predicted == label).double().mean())
+def _top1(predicted: Labels, label: Labels) -> float:
+    return 100.0 * float((predicted == label).mean())

@@ -6,16 +6,17 @@ Each of the k nearest search images votes for its class with the weight exp(s / 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Positive
 from isd_repro.evaluations.knn import nearest
-from isd_repro.evaluations.subject import Outcome, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Weighted nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN-weighted"
@@ -48,6 +49,8 @@ def head(metric: str) -> str:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the queries, for every k and encoder."""
+    from isd_repro.evaluations.subject import Outcome
+
     predictions = {}
     for name, bank in subject.features["search"].items():
         query, label = subject.features["query"][name], subject.split("search").label
@@ -61,6 +64,9 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
 
 def similarities(bank_ND: Tensor, query_QD: Tensor, near_QK: Tensor) -> Tensor:
     """Cosine similarity of every query to its neighbours, Q x K."""
+    import torch
+    from torch.nn import functional
+
     found = []
     for query, near in zip(query_QD.split(ROWS), near_QK.split(ROWS), strict=True):
         rows = functional.normalize(bank_ND[near], dim=2)
@@ -70,6 +76,8 @@ def similarities(bank_ND: Tensor, query_QD: Tensor, near_QK: Tensor) -> Tensor:
 
 def vote(label_QK: Tensor, similarity_QK: Tensor, temperature: float, classes: int) -> Tensor:
     """The class with the largest sum of weights, int64, Q; the lowest of equals."""
+    import torch
+
     weight_QC = torch.zeros(len(label_QK), classes, dtype=torch.float64)
     weight_QC.scatter_add_(1, label_QK, (similarity_QK.double() / temperature).exp())
     return weight_QC.argmax(dim=1)

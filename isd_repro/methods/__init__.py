@@ -6,14 +6,18 @@ by which `dvc.yaml` finds the file of any method.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -65,6 +69,30 @@ def _file(name: str) -> Path:
 def identity(name: str) -> dict[str, str]:
     """What records and fingerprints say of a method: its name, and the hash of a file that is no part of the package."""
     return {"name": name, **({"file_sha256": sha256_file(_file(name))} if "/" in name else {})}
+
+
+def agree(block: MethodBlock, stated: Mapping[str, Any]) -> bool:
+    """Whether a record states what a run's `method` block asks for, as far as the method's file can be read without importing it.
+
+    Importing a method takes torch. Where this is False, `config_of` has the last word.
+    """
+    if not (file := _file(block.name)).is_file():
+        return False
+    asked = identity(block.name) | block.options
+    ours = _defaults(file) | asked
+    return asked.keys() <= stated.keys() <= ours.keys() and all(ours[key] == value for key, value in stated.items())
+
+
+@cache
+def _defaults(file: Path) -> dict[str, Any]:
+    """The defaults of a method's Config that are written out as plain values."""
+    found: dict[str, Any] = {}
+    for part in ast.parse(file.read_text("utf-8")).body:
+        for field in part.body if isinstance(part, ast.ClassDef) and part.name == "Config" else ():
+            if isinstance(field, ast.AnnAssign) and field.value is not None:
+                with suppress(ValueError):
+                    found[ast.unparse(field.target)] = ast.literal_eval(field.value)
+    return found
 
 
 def config_of(run: str, block: MethodBlock, file: Path) -> Frozen:

@@ -1,35 +1,23 @@
 """Intervals and tests that tables print: of a share of queries, of a mean over repetitions, of paired differences.
 
-Resampling draws from `RandomState`, whose stream NumPy has frozen, so that a second rendering gives equal bytes.
+Resampling draws from `RandomState`, whose stream NumPy has frozen, so that a second rendering gives equal bytes. SciPy is
+imported where it is used, as that takes a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from isd_repro.report import text
 
 LEVEL = 0.95
 RESAMPLES = 10_000  # of the bootstrap
 SIGNS = 2**16  # sign vectors of the sign-flip test: all of them for up to 16 pairs, else as many random ones
-
-
-@cache
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion, in percent.
-
-    Raises:
-        ValueError: not 0 <= correct <= n with n > 0.
-    """
-    interval = stats.binomtest(correct, n).proportion_ci(LEVEL, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def mean_per_class(correct: Sequence[int], n: Sequence[int]) -> tuple[float, float, float]:
@@ -45,6 +33,8 @@ def mean_per_class(correct: Sequence[int], n: Sequence[int]) -> tuple[float, flo
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact sign test; on queries that only one of two runs answers rightly this is McNemar's exact test."""
+    from scipy import stats
+
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
@@ -64,7 +54,9 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def student_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t distribution."""
-    return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
+    from scipy import special
+
+    return float(special.stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
 def bootstrap(clusters: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
@@ -87,6 +79,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
     """
     if len(differences) < 2:
         return 1.0
+    from scipy import stats
 
     def total(values: np.ndarray, axis: int) -> Any:
         return values.sum(axis).round(9)  # sums that are equal in truth differ by rounding when added in another order

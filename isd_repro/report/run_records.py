@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from isd_repro import evaluations
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
@@ -25,7 +23,9 @@ from isd_repro.records import (
     CurveRecord,
     EvaluationRecord,
     ExternalRecord,
+    Labels,
     ManifestIdentity,
+    Mask,
     PretrainRecord,
     Record,
     Score,
@@ -66,11 +66,11 @@ class Evaluation:
     record: EvaluationRecord
     scores: Mapping[Key, Score]
     levels: Mapping[Key, str]
-    label: Tensor
-    predictions: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
+    label: Labels
+    predictions: Mapping[str, Labels]
+    masks: Mapping[str, Mask]
 
-    def hits(self, encoder: str, metric: str, group: str) -> Tensor | None:
+    def hits(self, encoder: str, metric: str, group: str) -> Mask | None:
         """Whether each query of a group was classified correctly, bool; None without stored predictions."""
         predicted = self.predictions.get(f"{encoder}/{metric}")
         return None if predicted is None or group not in self.masks else (predicted == self.label)[self.masks[group]]
@@ -104,7 +104,7 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
     label = _unpack(record.labels, "labels", None if evaluations.own_queries(record.kind) else manifest.query, classes, wrong)
     if label is None:
         return None
-    predictions: dict[str, Tensor] = {}
+    predictions: dict[str, Labels] = {}
     for name, packed in record.predictions.items():
         predicted = _unpack(packed, f"predictions[{name!r}]", len(label), classes, wrong)
         predictions |= {} if predicted is None else {name: predicted}
@@ -119,9 +119,9 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
 
 def _recompute(
     record: EvaluationRecord,
-    label: Tensor,
-    predictions: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
+    label: Labels,
+    predictions: Mapping[str, Labels],
+    masks: Mapping[str, Mask],
     wrong: Wrong,
 ) -> tuple[dict[Key, Score], dict[Key, str]]:
     """Each score, and how far it was verified."""
@@ -146,7 +146,7 @@ def _recompute(
     return scores, levels
 
 
-def _unpack(packed: str, key: str, wanted: int | None, classes: int, wrong: Wrong) -> Tensor | None:
+def _unpack(packed: str, key: str, wanted: int | None, classes: int, wrong: Wrong) -> Labels | None:
     """Packed classes, `wanted` of them where that is known; None where they cannot be."""
     try:
         values = unpack_labels(packed, MAX_QUERIES if wanted is None else wanted)

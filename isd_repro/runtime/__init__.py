@@ -1,1 +1,1 @@
-"""Files, locks, signals, exit codes and distributed processes: what makes a long run reliable."""
+"""Files, locks, signals, exit codes and distributed processes, which make long runs reliable."""

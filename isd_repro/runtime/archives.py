@@ -14,19 +14,19 @@ def zip_entries(source: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
     """The index of an archive.
 
     Raises:
-        zipfile.BadZipFile: there is none that can be read.
+        zipfile.BadZipFile: there is no readable index.
     """
     with _as_bad_zip(), zipfile.ZipFile(source) as archive:
         return archive.infolist()
 
 
 def check_zip(source: Path | IO[bytes]) -> None:
-    """Compare all that `torch.load` does not: every entry's checksum, and that none is marked as a folder.
+    """Check what `torch.load` does not: every entry's checksum, and that no entry is marked as a folder.
 
-    torch reads nothing where an entry is so marked and leaves the tensor's memory as it was found.
+    torch reads nothing for an entry that is marked as a folder, so that the tensor's memory is uninitialised.
 
     Raises:
-        zipfile.BadZipFile: an entry is not what the index says.
+        zipfile.BadZipFile: an entry does not match the index.
     """
     with _as_bad_zip(), zipfile.ZipFile(source) as archive:
         folder = next((info.filename for info in archive.infolist() if info.is_dir() or info.external_attr & 0x10), None)

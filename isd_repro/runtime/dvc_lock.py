@@ -1,8 +1,9 @@
 """A copy of `dvc.lock` for the case that DVC is stopped while it writes the file.
 
-DVC writes it in place after every stage. A stop at that moment leaves it empty or cut off: DVC then refuses to start, or takes
-what is left for everything and trains again. So each stage that DVC starts first copies the lock, into a file whose first line
-says which stage this is and with which parameters and code it runs. A copy lacks nothing but that stage.
+DVC writes the file in place after every stage. If it is stopped at that moment, the file is left empty or cut off; DVC then
+refuses to start, or takes the rest for the whole file and trains again. Therefore each stage that DVC starts first copies the
+lock to a file whose first line names the stage and the hash of its parameters and code. Such a copy lacks only the entry of that
+stage.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
 
 _STAGE = re.compile(r"^  ([^\s#-][^\n]*):$", re.MULTILINE)  # a stage's name in the lock
-PATIENCE = 2.0  # seconds for which a lock may be cut off because another DVC, beside this stage's, is writing it
+PATIENCE = 2.0  # seconds for which a lock may be cut off because another DVC process is writing it
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class DvcLock:
     """A profile's lock.
 
     Attributes:
-        path: `dvc.lock`; there may be none yet.
-        copy: where the copy is kept.
-        runs_with: stands for the parameters and code of a stage that starts now.
-        known: runs and subsets of the parameters; stages of others may leave the lock.
+        path: `dvc.lock`, which may not exist yet.
+        copy: path of the copy.
+        runs_with: hashes of the parameters and the code with which a stage starts now.
+        known: runs and subsets in the parameters; stages of other runs may disappear from the lock.
     """
 
     path: Path
@@ -63,7 +64,7 @@ class DvcLock:
             write_atomic(self.copy, f"# {head}\n{text}".encode())
 
     def rescue(self, say: Callable[[str], object]) -> None:
-        """Restore a lock that is empty or cut off, and take over the stage that had finished when DVC was stopped, if it had.
+        """Restore a lock that is empty or cut off, and add the stage that was running when DVC was stopped, if it had finished.
 
         Raises:
             UserError: the lock is damaged, and there is no copy.
@@ -99,10 +100,10 @@ class DvcLock:
 
 
 def commit(stage: str, folder: Path) -> None:
-    """Let DVC write the hashes of a stage's files, as they are now, into the lock of the profile in `folder`.
+    """Let DVC write the current hashes of a stage's files into the lock of the profile in `folder`.
 
     Raises:
-        UserError: DVC is missing, or refuses, for example because a file is missing.
+        UserError: DVC is not installed or reports an error, for example because a file is missing.
     """
     command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -112,7 +113,7 @@ def commit(stage: str, folder: Path) -> None:
 
 
 def remove(runs: Collection[str], folder: Path) -> None:
-    """Take the stages of runs out of the lock of the profile in `folder`; the rest keeps its bytes.
+    """Remove the stages of runs from the lock of the profile in `folder`; the rest of the file keeps its bytes.
 
     Raises:
         DataError: the lock is cut off.

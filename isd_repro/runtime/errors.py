@@ -1,6 +1,6 @@
 """Errors that a user can act on, and the exit code of each kind.
 
-A `UserError` is printed as one line and a hint, without a traceback; any other exception is a defect of ours.
+A `UserError` is printed as a message and a hint, without a traceback; any other exception is a bug of this project.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ EXIT_INTERRUPTED = 130
 
 
 def is_visible(character: str) -> bool:
-    """Whether a character shows or is a space: no control of a terminal, none that reverses text, no half of a surrogate pair."""
+    """Whether a character is visible or a space, rather than a control character, a direction mark or half a surrogate pair."""
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def printable(text: str) -> str:
-    """Text in which a terminal finds no command: characters that are not visible as escapes, lines kept."""
+    """Text that is safe on a terminal: invisible characters are escaped, and line breaks are kept."""
     return "".join(each if each == "\n" or is_visible(each) else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """`printable` on one line and cut to a length, for words from a file within a message."""
+    """`printable` on one line and cut to a length, for text from a file within a message."""
     shown = printable(text).replace("\n", "\\n")
     return shown if len(shown) <= most else f"{shown[:most]}..."
 

@@ -1,7 +1,7 @@
 """Atomic files, locks that end with their process, and temporary folders.
 
-Whoever writes holds a lock on what it writes, so what a killed process left behind can be told from work in progress by trying
-its lock: neither process ids nor file times are looked at.
+A process holds a lock on what it writes, so the leftovers of a killed process can be distinguished from work in progress by
+trying the lock; neither process ids nor file times are used.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Busy(UserError):
 
 
 def named_path(variable: str, hint: str) -> Path:
-    """The path that an environment variable names; nothing says that it exists.
+    """The path that an environment variable names; it is not checked whether the path exists.
 
     Raises:
-        DataError: the variable is not set, or its path is relative: DVC runs a stage in the profile's folder, so that it would
-            mean another folder there than on the command line. `hint` says what to set it to.
+        DataError: the variable is not set, or its path is relative. DVC runs a stage in the profile's folder, where a relative
+            path would mean another folder than on the command line. `hint` says what to set the variable to.
     """
     value = os.environ.get(variable, "")
     if not value:
@@ -62,7 +62,7 @@ def named_path(variable: str, hint: str) -> Path:
 
 
 def advice(error: OSError) -> str:
-    """What a user can do about an error of the system."""
+    """What a user can do about a system error."""
     usual = "check free disk space and permissions, then run the same command again"
     return next((words for numbers, words in _ADVICE if error.errno in numbers), usual)
 
@@ -71,14 +71,14 @@ def advice(error: OSError) -> str:
 
 
 def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> None:
-    """Write a file so that a reader, a kill or a full disk sees the old file or the whole new one.
+    """Write a file atomically: after a kill or on a full disk, the path has either the old file or the complete new one.
 
-    What killed processes left of earlier attempts at the same file is removed.
+    Leftovers of killed processes that tried to write the same file are removed.
 
     Args:
         path: the file.
-        content: all of it.
-        keep: the name that an older file at `path` gets, once the new one is safe on the disk.
+        content: its whole content.
+        keep: the name to which an older file at `path` is moved, once the new one is safe on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -99,7 +99,7 @@ def write_atomic(path: Path, content: bytes, *, keep: Path | None = None) -> Non
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within the block an `OSError` without a file, as of a failed write, gets the path."""
+    """Within the block, add the path to an `OSError` that names no file, such as that of a failed write."""
     try:
         yield
     except OSError as error:
@@ -108,7 +108,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(file: IO[bytes]) -> None:
-    """Bring a file to the disk, as far as the file system can."""
+    """Flush a file to the disk, if the file system supports this."""
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -119,7 +119,7 @@ def sync(file: IO[bytes]) -> None:
 
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
-    """Make a file and hold its lock, without which it would be taken for a leftover; nothing where there are no locks."""
+    """Create a file and hold its lock, without which it would be taken for a leftover; None if locks are not supported."""
     if sys.platform == "win32":  # a locked file can be neither written nor renamed there, and an open one cannot be removed
         yield
         return
@@ -141,7 +141,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a damaged file so that nothing reads or overwrites it, and return where it is now."""
+    """Rename a damaged file so that it is neither read nor overwritten; returns its new path."""
     number = 1
     while (place := path.with_name(f"{path.stem}.damaged{number if number > 1 else ''}{path.suffix}")).exists():
         number += 1
@@ -149,14 +149,14 @@ def put_aside(path: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, and a file in it that nobody sees: `OSError` now rather than after days of work."""
+    """Create a folder and a temporary file in it, so that an `OSError` is raised now rather than after days of work."""
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
+    """Flush a folder to the disk, so that a rename survives a power cut."""
     if sys.platform == "win32":  # a folder cannot be opened
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -171,7 +171,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes; `DataError` where the file is missing."""
+    """Hex sha256 of a file's bytes; `DataError` if the file is missing."""
     if not path.is_file():
         raise DataError(f"{path}: no such file", "run the stage that writes it; `dvc repro` runs every stage that is needed")
     with naming(path), path.open("rb") as file:
@@ -179,9 +179,9 @@ def sha256_file(path: Path) -> str:
 
 
 def remembered_sha256(path: Path, folder: Path | None = None) -> str:
-    """As `sha256_file` for large files: hashed once, and again only where size, times or inode have changed since.
+    """As `sha256_file`, for large files: the file is hashed again only if its size, times or inode have changed.
 
-    What was found is kept in `folder`; without one, or where it cannot be written, it is kept for this process.
+    The hash is kept in `folder`; without a folder, or if it cannot be written, it is kept only in this process.
     """
     found = path.stat()
     identity = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
@@ -209,11 +209,11 @@ def _hashed(path: Path, *_identity: str | int) -> str:
 
 @contextmanager
 def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`; the system releases it however the process ends.
+    """Hold the lock file `path`; the system releases it when the process ends, however that happens.
 
     Args:
-        path: the lock file; its folder is made.
-        busy: what is said where another process holds it, followed by that process.
+        path: the lock file; its folder is created.
+        busy: the message if another process holds the lock; a description of that process is appended.
 
     Raises:
         Busy: another process holds it.
@@ -236,7 +236,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
             if sys.platform != "win32":  # where nobody could read it
                 with naming(path):
                     path.write_text(holder, "utf-8")
-        except OSError:  # a full disk: the file is still ours, whatever it holds
+        except OSError:  # the disk is full: we hold the lock, even if nothing is written in it
             path.unlink(missing_ok=True)
             raise
         yield
@@ -249,7 +249,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
 
 @contextmanager
 def temporary(folder: Path) -> Iterator[Path]:
-    """A new folder that is gone after the block, unless it was renamed; `sweep` leaves it alone meanwhile."""
+    """A new folder that is removed after the block, unless it was renamed; until then `sweep` does not touch it."""
     with exclusive(_lock_of(folder), f"{folder}: is being written"):
         folder.mkdir()
         try:
@@ -259,7 +259,7 @@ def temporary(folder: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path, prefix: str) -> None:
-    """Remove folders that `temporary` made in `parent` and killed processes left, those whose name begins with `prefix`."""
+    """Remove folders in `parent` that `temporary` made with this prefix and that killed processes left."""
     if not parent.is_dir():
         return
     names = {path.name.removesuffix(".lock") for path in parent.iterdir() if path.name.startswith(prefix)}

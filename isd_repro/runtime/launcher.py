@@ -1,10 +1,12 @@
-"""Run a stage under torchrun if `ISD_LAUNCHER` is set, with the signals and exit codes of a single process. No torch here.
+"""Run a stage under torchrun if `ISD_LAUNCHER` is set, with the signals and exit codes of a single process.
 
 The launcher is a command such as `torchrun --nproc-per-node 4`; words before `torchrun` may be another launcher (`srun ...`). It
-belongs to a machine and changes no number, so it is no parameter. It is split into words, and no shell sees it.
+describes a machine and changes no number, so it is not a parameter. It is split into words and not passed to a shell. This module
+does not import torch.
 
-torchrun itself ends with 1 whatever its processes ended with, and ends processes that take longer than half a minute to save. So
-the process that starts it shares a folder with the ranks: there it asks for a stop, and there each rank leaves its exit code.
+torchrun exits with 1 whatever the exit codes of its processes, and kills processes that take longer than half a minute to save
+their state. Therefore the process that starts torchrun shares a folder with the ranks: it requests a stop there, and each rank
+leaves its exit code there.
 """
 
 from __future__ import annotations
@@ -41,11 +43,14 @@ def rank() -> int:
 
 
 def start(stage: str, words: Sequence[str]) -> int | None:
-    """Run `isd-repro` with these words under the launcher and return the exit code; None where this process is to do it.
+    """Run `isd-repro` with these words under the launcher.
+
+    Returns:
+        the exit code, or None if this process has to run the stage itself.
 
     Raises:
-        ConfigError: the launcher is no torchrun command, or torchrun started a stage that works in one process.
-        UserError: the launcher cannot be started, or it ended and no rank said why.
+        ConfigError: the launcher is not a torchrun command, or torchrun started a stage that runs in one process only.
+        UserError: the launcher cannot be started, or it failed and no rank left an exit code.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if ranks() > 1 and stage not in SHARED:
@@ -58,7 +63,7 @@ def start(stage: str, words: Sequence[str]) -> int | None:
 
 
 def command(launcher: str) -> list[str]:
-    """The words of a launcher; `torchrun` is that of this Python. `ConfigError` where they are none."""
+    """The words of a launcher, with `torchrun` of this Python; `ConfigError` if they are not a torchrun command."""
     try:
         words = shlex.split(launcher)
     except ValueError as error:
@@ -77,7 +82,7 @@ def _run(words: list[str]) -> int:
         folder = Path(name)
         added = {_FOLDER: name, _STARTER: f"{platform.node()} {os.getpid()}"}
         environment = {key: value for key, value in os.environ.items() if key != LAUNCHER} | added
-        try:  # a group of its own: a signal to this one must reach torchrun by one way, or by none
+        try:  # its own process group, so that torchrun gets no signal twice
             child = subprocess.Popen(words, env=environment, process_group=0)
         except OSError as error:
             raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "fix the command") from error
@@ -99,7 +104,7 @@ def _run(words: list[str]) -> int:
 
 
 def code_of(codes: Mapping[str, int], launcher: int) -> int:
-    """One exit code for all: the ranks' where they agree, else that of the one that failed by itself."""
+    """One exit code for all ranks: the common one, otherwise that of the rank that failed by itself."""
     if launcher == 0:
         return 0
     if set(codes.values()) == {EXIT_RESUME}:
@@ -111,14 +116,14 @@ def code_of(codes: Mapping[str, int], launcher: int) -> int:
 
 
 def ended(code: int) -> None:
-    """Leave this rank's exit code for the process that started torchrun, if one of ours did."""
+    """Leave this rank's exit code for the `isd-repro` process that started torchrun, if there is one."""
     folder = Path(os.environ.get(_FOLDER, ""))
     if ranks() > 1 and os.environ.get(_FOLDER) and folder.is_dir():
         (folder / str(rank())).write_text(str(code), "utf-8")
 
 
 def follow() -> None:
-    """Where torchrun started this process: stop when it, or whoever started it, is gone or asks for it."""
+    """If torchrun started this process: stop when torchrun or its parent has ended, or when a stop is requested."""
     if ranks() == 1:
         return
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-torchrun").start()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long work: a progress bar on a terminal, otherwise a line of text every few seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from isd_repro.runtime.errors import printable
 
-_SECONDS = 10.0  # between two lines where there is no terminal
+_SECONDS = 10.0  # between two lines if there is no terminal
 
 
 class Task:
-    """One piece of work of a known number of steps."""
+    """A piece of work with a known number of steps."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
@@ -37,7 +37,7 @@ class Task:
         self._bar.start()
 
     def advance(self, steps: float = 1) -> None:
-        """Some steps are done, or a part of one."""
+        """Count finished steps, or a fraction of one."""
         self._done += steps
         self._bar.update(self._task, completed=self._done)
         if not self._console.is_terminal and time.monotonic() - self._said >= _SECONDS:
@@ -52,18 +52,18 @@ class Task:
 
 
 class Progress:
-    """Where lines and bars go."""
+    """Prints lines and progress bars on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def say(self, line: str) -> None:
-        """One plain line."""
+        """Print one line of text."""
         self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str) -> Iterator[Task]:
-        """A bar that is gone after the block."""
+        """A progress bar that is removed after the block."""
         task = Task(self._console, title)
         try:
             yield task

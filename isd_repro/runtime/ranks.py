@@ -1,8 +1,8 @@
-"""The processes that train one run together, as `torch.distributed` counts them, and what they tell each other.
+"""Communication between the processes (ranks) that train one run together, by `torch.distributed`.
 
-A process that was not started by torchrun is alone: every function here then gives back what it got, and no process group is
-made. With several ranks each holds B / world rows of every batch, rank r those from r * B / world on. What a method computes from
-its rows is averaged by the loop (loss, metrics, gradients); what needs all rows asks `gather` for them.
+A process that was not started by torchrun is alone: every function then returns its input, and no process group is created. With
+several ranks, each has B / world rows of every batch, rank r those from r * B / world on. The loop averages what a method
+computes from its rows (loss, metrics, gradients); code that needs all rows calls `gather`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ class RankLost(UserError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the processes that torchrun started are ranks of one run.
+    """Within the block, the processes that torchrun started are the ranks of one run.
 
-    Ranks that end well, or stop with their state saved, leave together, since torchrun ends all others when one is gone.
+    Ranks that succeed, or stop with their state saved, wait for each other at the end, because torchrun kills all others when one
+    ends.
 
     Raises:
-        ConfigError: more processes than devices.
-        RankLost: a rank could not be reached.
+        ConfigError: there are more processes than devices.
+        RankLost: a rank cannot be reached.
     """
     backend = "gloo"
     if torch.cuda.is_available():
@@ -59,12 +60,12 @@ def joined() -> Iterator[None]:
 
 
 def world() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size() if _together() else 1
 
 
 def rank() -> int:
-    """Which of them this process is, from 0."""
+    """The rank of this process, counted from 0."""
     return dist.get_rank() if _together() else 0
 
 
@@ -74,11 +75,11 @@ def _together() -> bool:
 
 @torch.no_grad()
 def gather(rows: Tensor, span: int = 0) -> Tensor:
-    """The rows of all ranks in the order of the ranks, the same bits on each of them; no gradient passes.
+    """The rows of all ranks in the order of the ranks, with the same bits on each rank, without gradients.
 
     Args:
-        rows: of this rank; first dimension and type are the same everywhere.
-        span: only the `span` neighbouring ranks that share a BatchNorm group; 0 means all.
+        rows: the rows of this rank, b x ...; shape and dtype must be the same on all ranks.
+        span: gather only from the `span` neighbouring ranks that share a BatchNorm group; 0 means all ranks.
     """
     count = span or world()
     if count == 1:
@@ -91,7 +92,7 @@ def gather(rows: Tensor, span: int = 0) -> Tensor:
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """As `gather` of all ranks; the gradient of a rank's rows is the sum of what all ranks' losses give them."""
+    """As `gather` from all ranks, with gradients: the gradient of a rank's rows is the sum over the losses of all ranks."""
     gathered: Tensor = _Gather.apply(rows) if world() > 1 else rows
     return gathered
 
@@ -108,7 +109,7 @@ class _Gather(torch.autograd.Function):
 
 @torch.no_grad()
 def total(values: Tensor, span: int) -> Tensor:
-    """Sum over the `span` neighbouring ranks that share a BatchNorm group, the same bits on each of them."""
+    """The sum over the `span` neighbouring ranks that share a BatchNorm group, with the same bits on each of them."""
     found = values.clone()
     with _told():
         dist.all_reduce(found, group=_neighbours(span))
@@ -117,7 +118,7 @@ def total(values: Tensor, span: int) -> Tensor:
 
 @torch.no_grad()
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their mean over all ranks, in place, in one message for each type of number."""
+    """Replace tensors by their mean over all ranks, in place, with one message per dtype."""
     count = world()
     if count == 1:
         return
@@ -132,7 +133,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether the flag is set on any rank: the same answer on all, and none goes on before all have asked."""
+    """Whether the flag is set on any rank; all ranks get the same answer, and none continues before all have called this."""
     if world() == 1:
         return flag
     found = torch.tensor(int(flag))  # on the CPU: no device waits for it
@@ -142,7 +143,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def from_first(content: bytes) -> bytes:
-    """What rank 0 gave; what the others gave is not looked at."""
+    """The value of rank 0; the values of other ranks are ignored."""
     if world() == 1:
         return content
     length = torch.tensor(len(content))
@@ -158,7 +159,7 @@ def from_first(content: bytes) -> bytes:
 
 
 def at_first(rows: Tensor) -> list[Tensor]:
-    """On rank 0 what every rank gave, by rank; on the others nothing. Equal shapes and types everywhere, on the CPU."""
+    """On rank 0 the tensors of all ranks, by rank; on other ranks an empty list. All have one shape and dtype, on the CPU."""
     if world() == 1:
         return [rows]
     found = [torch.empty_like(rows) for _ in range(world())] if rank() == 0 else None
@@ -168,22 +169,22 @@ def at_first(rows: Tensor) -> list[Tensor]:
 
 
 def rows(count: int) -> Tensor:
-    """Which rows of a batch of `count` this rank works on where a batch need not divide, int64, ascending.
+    """The rows of a batch of `count` on which this rank works, int64, ascending; `count` need not be divisible by the ranks.
 
-    Every rank gets equally many: past the end the last row is repeated, and `whole` drops the repetitions.
+    Every rank gets equally many rows: past the end the last row is repeated, and `whole` drops the repetitions.
     """
     each = -(-count // world())
     return torch.arange(rank() * each, (rank() + 1) * each).clamp_max(count - 1)
 
 
 def whole(own: Tensor, count: int) -> Tensor:
-    """The batch that the ranks' `rows` are of, the same bits on each of them; no gradient passes."""
+    """Assemble a batch from the `rows` of all ranks, with the same bits on each rank, without gradients."""
     return gather(own)[:count]
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The block runs on rank 0, and then on the others, which find what it has made."""
+    """Run the block on rank 0 first and then on the other ranks, which can use the files that it has made."""
     if rank() > 0:
         anywhere(flag=False)
     yield
@@ -193,7 +194,7 @@ def first_alone() -> Iterator[None]:
 
 @cache
 def _neighbours(span: int) -> dist.ProcessGroup | None:
-    """This rank's group of `span` consecutive ranks; every rank asks for the same spans in the same order."""
+    """This rank's group of `span` consecutive ranks; every rank must request the same spans in the same order."""
     if span == world():
         return None  # all
     groups: list[Any] = [dist.new_group(list(range(first, first + span))) for first in range(0, world(), span)]
@@ -203,7 +204,7 @@ def _neighbours(span: int) -> dist.ProcessGroup | None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """A message that fails means that somebody is gone."""
+    """Turn the failure of a message into `RankLost`, because it means that another rank has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -20,17 +20,17 @@ INSIST = 1.0  # seconds after which the same signal ends the process at once; `t
 
 
 class StopRequest:
-    """True once something asked to stop; `reason` says what."""
+    """Is true once a stop was requested; `reason` says by what."""
 
     def __init__(self) -> None:
         self.reason = ""
 
     def __call__(self) -> bool:
-        """Is a stop asked for?"""
+        """Whether a stop is requested."""
         return bool(self.reason)
 
     def ask(self, reason: str) -> None:
-        """Ask for a stop; the first reason stays."""
+        """Request a stop; the first reason is kept."""
         self.reason = self.reason or reason
 
 
@@ -39,7 +39,7 @@ _REQUESTS: list[StopRequest] = []  # that of the open block, if there is one: si
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Within the block signals only set the request; the loop saves its state and ends. A nested block shares the request."""
+    """Within the block signals only request a stop, and the loop saves its state and ends. A nested block shares the request."""
     if _REQUESTS:
         yield _REQUESTS[0]
         return
@@ -54,7 +54,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupt_on_signal() -> Iterator[None]:
-    """Within the block every signal is a KeyboardInterrupt, so that whatever is half-written is removed."""
+    """Within the block every signal raises KeyboardInterrupt, so that half-written files are removed."""
     came: list[int] = []
 
     def interrupt(number: int) -> None:
@@ -67,7 +67,7 @@ def interrupt_on_signal() -> Iterator[None]:
         except Preempted:
             raise
         except Exception as error:
-            if came:  # compiled code that was interrupted may raise an error of its own, as if a file were damaged
+            if came:  # interrupted compiled code may raise another error, as if a file were damaged
                 raise KeyboardInterrupt from error
             raise
 
@@ -100,16 +100,16 @@ def _on_signal(react: Callable[[int], None]) -> Iterator[None]:
 
 
 def follow_dvc() -> None:
-    """Where DVC started this process: stop it when DVC is gone, as if SIGTERM had come. Otherwise nothing.
+    """If DVC started this process, stop it when DVC has ended, as if it had received SIGTERM.
 
-    DVC, asked to end or killed alone, leaves its stage running: an orphan that holds the device for days.
+    If only DVC is asked to end or killed, its stage would otherwise keep running and occupy the device for days.
     """
     if "DVC_STAGE" in os.environ:
         follow(_dvc(), "DVC has ended")
 
 
 def follow(pid: int, reason: str) -> None:
-    """Stop this process when that one ends, as if SIGTERM had come."""
+    """Stop this process when another one ends, as if it had received SIGTERM."""
 
     def wait_and_ask() -> None:
         _wait_for_end(pid)
@@ -119,7 +119,7 @@ def follow(pid: int, reason: str) -> None:
 
 
 def ask(reason: str) -> None:
-    """Ask this process to stop: through the block that is open, else as SIGTERM would."""
+    """Ask this process to stop: through the open block if there is one, otherwise as SIGTERM would."""
     if _REQUESTS:  # no signal: one that came to the whole group must not count as sent twice
         _REQUESTS[0].ask(reason)
     else:
@@ -127,7 +127,7 @@ def ask(reason: str) -> None:
 
 
 def _dvc() -> int:
-    """The nearest process above that has no DVC_STAGE itself: a shell between DVC and this process has it."""
+    """The DVC process: the nearest ancestor without DVC_STAGE in its environment, which a shell in between has."""
     pid = os.getppid()
     try:
         while any(entry.startswith(b"DVC_STAGE=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):

@@ -17,7 +17,7 @@ _PLAIN = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{PLUS-MINUS SIGN}": "+/-
 
 
 def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that a stream's encoding does not have (`LANG=C`, `PYTHONIOENCODING=gbk`)."""
+    """Replacements for characters that a stream's encoding lacks (`LANG=C`, `PYTHONIOENCODING=gbk`)."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(_PLAIN.get(each, each.encode("unicode_escape").decode("ascii")) for each in text), error.end
@@ -27,10 +27,10 @@ codecs.register_error("plain", _in_plain_characters)
 
 
 class _Careful(io.FileIO):
-    """A standard stream that discards what it is given, instead of raising, once it cannot be written.
+    """A standard stream that, once it cannot be written, discards its input instead of raising an error.
 
-    Standard error at any failure: a log on a full disk must not cost a run of days. Standard output only where its reader
-    has gone (`show | head -1`, `verify | grep -q`): the command goes on and ends with its own code.
+    Standard error does so after any failure, because a log on a full disk must not end a run of days. Standard output does so
+    only if its reader is gone (`show | head -1`, `verify | grep -q`): the command continues and ends with its own exit code.
     """
 
     def __init__(self, number: int) -> None:
@@ -49,10 +49,10 @@ class _Careful(io.FileIO):
 
 
 def careful() -> None:
-    """Replace the process's own standard streams; those that a caller has put in their place stay.
+    """Replace the process's own standard streams; streams that a caller has substituted are kept.
 
-    A process that was started without them (`>&-`, some schedulers) gets streams that discard. Otherwise the next file that
-    is opened takes their number, and what a library says on standard error is written into it.
+    A process that was started without standard streams (`>&-`, some schedulers) gets streams that discard everything. Otherwise
+    the next file to be opened would get their number, and messages of libraries on standard error would be written into it.
     """
     if sys.platform == "win32":  # where a console takes other calls than a file
         for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Tables on a terminal; in a pipe nothing is cut and nothing is coloured."""
+"""Tables on a terminal; in a pipe nothing is truncated or coloured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_table(
 ) -> None:
     """Print cells below their heads; the first `left` columns are text, the others numbers.
 
-    On a narrow terminal cells are cut, or take several lines where they `fold`.
+    On a narrow terminal cells are truncated, or wrapped to several lines with `fold`.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     overflow: OverflowMethod = "fold" if fold else "ellipsis"

@@ -13,7 +13,7 @@ from isd_repro.runtime.errors import EXIT_FAILURE
 
 
 def main() -> None:
-    """Exit code 1 where a rank did not end with 0, 128 and the signal where one ended torchrun itself."""
+    """Exit with 1 if a rank failed, or with 128 plus the signal's number if a signal ended torchrun itself."""
     try:
         run.main(sys.argv[1:])
     except ChildFailedError as error:

@@ -1,4 +1,4 @@
-"""Removes from published data, under `--anonymous`, who ran it, where, and from which repository."""
+"""Removes identifying information (persons, machines, repositories) from data that is published with `--anonymous`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ACCOUNT = ("USER", "LOGNAME", "USERNAME", "SUDO_USER", "WANDB_USERNAME", "WANDB
 
 
 def secrets(root: Path) -> list[str]:
-    """Words that tell who and where this is: host, account, folders, git remotes and git's author."""
+    """Identifying words: host, account, folders, git remotes and git's author."""
     found = {socket.gethostname(), socket.getfqdn(), str(Path.home()), str(Path.cwd()), str(root.resolve())}
     try:
         account = getpass.getuser()
@@ -46,19 +46,19 @@ def secrets(root: Path) -> list[str]:
 
 
 class Scrubber:
-    """Removes secrets, and whatever looks like a path or an address, from text and from nested values."""
+    """Removes identifying words, and anything that looks like a path or an address, from text and from nested values."""
 
     def __init__(self, words: Sequence[str]) -> None:
         parts = [rf"(?<!\w){re.escape(word)}(?!\w)" for word in words]
         self._known = re.compile("|".join(parts), re.IGNORECASE) if parts else None
 
     def text(self, text: str) -> str:
-        """The text without them."""
+        """The text without identifying words."""
         text = _PATH.sub(REMOVED, _EMAIL.sub(REMOVED, text))
         return text if self._known is None else self._known.sub(REMOVED, text)
 
     def value(self, value: Any) -> Any:
-        """A JSON-like value without them; keys that only say who, where or when are dropped."""
+        """A JSON-like value without identifying words; keys that only identify a person, place or time are dropped."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -68,7 +68,7 @@ class Scrubber:
         return value
 
     def artifact(self, one: Artifact) -> Artifact:
-        """An artifact without them."""
+        """An artifact without identifying words."""
         texts = {}
         for name, content in one.texts.items():
             tree = self.value(json.loads(content)) if name.endswith(".json") else None
@@ -77,10 +77,11 @@ class Scrubber:
         return replace(one, texts=texts, metadata=self.value(one.metadata))
 
     def replay(self, replay: Replay) -> Replay:
-        """A stage without them; of pictures the captions are looked at, and W&B gets their pixels alone.
+        """A stage without identifying words, also in captions of pictures; of picture files W&B gets only the pixels.
 
         Raises:
-            UserError: the profile, a run or a subset is named after one of them; runs are found by their names.
+            UserError: the name of the profile, a run or a subset contains one of the words; names cannot be changed, because runs
+                are found by them.
         """
         run = replay.run
         for name in [run.title, run.group, *run.tags, *(one.name for one in (*replay.needs, *replay.makes))]:

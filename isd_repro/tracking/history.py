@@ -1,4 +1,4 @@
-"""What W&B already has of a run, on its server or in its files on this machine, so that nothing is sent twice."""
+"""The data of a run that W&B already has, on its server or in its files on this machine, so that nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class History:
     Attributes:
         rows: by epoch and step, several rows of the same epoch merged.
         media: keys of pictures and tables.
-        digest: of everything that was published, empty where nothing was.
-        until: all rows of earlier epochs are there, too.
+        digest: of everything that was published; empty if nothing was.
+        until: W&B also has all rows of epochs before this one.
     """
 
     rows: dict[tuple[Any, ...], Row] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class History:
 
 
 def of_summary(run: Any) -> History:
-    """What a run that W&B resumed has, by its summary: rows arrive in order, and a kill takes the last ones."""
+    """The history of a run that W&B resumed, by its summary: rows arrive in order, so a kill loses only the last ones."""
     found = History()
     if run.resumed:
         last = dict(run.summary)
@@ -61,7 +61,7 @@ def of_summary(run: Any) -> History:
 
 
 def on_server(run: Any) -> History:
-    """The history of a run that W&B resumed; raises whatever W&B raises."""
+    """The history of a run that W&B resumed, from its server; exceptions of W&B are passed on."""
     import wandb
 
     found = History()
@@ -82,8 +82,8 @@ def on_disk(folder: Path, run_id: str, project: str, new: Path | None = None) ->
     Args:
         folder: W&B writes below `<folder>/wandb`.
         run_id: W&B's id of the run.
-        project: W&B's project; files of another one do not count.
-        new: folder of an attempt that has just begun; it holds nothing yet, and a second is saved by not reading it.
+        project: W&B's project; files of other projects are ignored.
+        new: folder of an attempt that has just begun, which is empty; not reading it saves a second.
     """
     found = History()
     for _, records in _files(folder, run_id, project, new=new):
@@ -96,9 +96,9 @@ def on_disk(folder: Path, run_id: str, project: str, new: Path | None = None) ->
 
 
 def mark_synced(folder: Path, run_id: str, project: str) -> None:
-    """Say as W&B does that offline files of a run need not be sent, because the server has what is in them.
+    """Mark offline files of a run as synced, as W&B itself does, because the server already has their content.
 
-    `wandb sync` asks no server what it has, and would send every epoch once more.
+    `wandb sync` does not ask the server what it has, and would send every epoch again.
     """
     for path, _ in _files(folder, run_id, project, "offline-run-*"):
         path.with_suffix(".wandb.synced").touch()

@@ -1,4 +1,4 @@
-"""The live view of a stage in W&B. It never raises: its first failure is reported once and ends it."""
+"""The live view of a stage in W&B. It never raises an exception: its first failure is reported once and ends the view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINIMA = ("loss", "spread")  # the summary shows the least value of these, too; 
 
 
 class LiveView:
-    """A W&B run, or none, that never raises: its first failure is reported once and ends it."""
+    """A W&B run, or none. It never raises an exception: its first failure is reported once and ends the view."""
 
     def __init__(self, run: Any, offline_in: Path | None = None) -> None:
         self._run: Any = run
@@ -34,7 +34,7 @@ class LiveView:
 
     @classmethod
     def open(cls, mode: Mode, run: StageRun, tracking: Tracking, folder: Path) -> Self:
-        """Start a run in the best mode that works; where none does the view shows nothing."""
+        """Start a run in the best mode that works; if none works, the view shows nothing."""
         if not session.installed():
             level = logging.INFO if mode == "auto" else logging.WARNING
             _log.log(level, "wandb is not installed: metrics go only to metrics.jsonl (to use W&B, install the extra `tracking`)")
@@ -44,7 +44,7 @@ class LiveView:
         for attempt in _attempts(mode, failures):
             try:
                 view = cls(session.start(attempt, run, tracking, folder), folder if attempt == "offline" else None)
-            except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run goes on without it
+            except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run continues without it
                 failures.append(f"{attempt} failed: {brief(error)}")
                 session.release()
             else:
@@ -56,7 +56,7 @@ class LiveView:
         return cls(None)
 
     def _look_back(self, run: StageRun, tracking: Tracking) -> None:
-        """Find out what earlier attempts have sent. Where that fails nothing is sent again; `publish` sends what is missing."""
+        """Find out what earlier attempts have sent. If that fails, nothing is sent again; `publish` sends the rest later."""
         try:
             found = history.of_summary(self._run)
             if self._offline_in:
@@ -68,17 +68,17 @@ class LiveView:
             self._before = found
 
     def catch_up(self, rows: Sequence[Row]) -> None:
-        """Send those rows of earlier attempts that W&B lacks: a kill loses what it had not written yet."""
+        """Send the rows of earlier attempts that W&B lacks because a kill lost them."""
         for row in rows if self._before is not None else ():
             self.log(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send one row, drawn over its epoch or step, unless an earlier attempt has sent it."""
+        """Send one row, unless an earlier attempt has sent it."""
         if self._before is None or not self._before.has(row):
             self._do("log", lambda run: self._log(run, row))
 
     def image(self, picture: Picture) -> None:
-        """Send a picture that lies on the disk."""
+        """Send a picture from the disk."""
         self._show(names.image(picture.key), lambda: wandb_image(picture))
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -90,13 +90,13 @@ class LiveView:
         self._do("alert", lambda run: run.alert(title=title, text=text, level="WARN"))
 
     def stopped(self, error: UserError) -> None:
-        """Send what stopped the stage as an alert; a pre-empted run is marked as one that goes on later."""
+        """Send an alert that says what stopped the stage; a preempted run is marked as one that will be resumed."""
         if isinstance(error, Preempted):
             self._do("mark_preempting", lambda run: run.mark_preempting())
         self.alert("pre-empted" if isinstance(error, Preempted) else "failed", error.message)
 
     def finish(self, exit_code: int) -> None:
-        """End the run, waiting no longer than `session.FINISH_TIMEOUT`; a terminal is told how to send an offline run."""
+        """End the run, waiting at most `session.FINISH_TIMEOUT`; on a terminal, say how to send an offline run."""
         self._do("finish", lambda run: run.finish(exit_code=exit_code))
         if self._run is not None and self._offline_in is not None and sys.stderr.isatty():
             sys.stderr.write(f"W&B: logged offline; run `wandb sync` in {self._offline_in} to upload it\n")
@@ -125,7 +125,7 @@ class LiveView:
 
 
 def define_metrics(run: Any, row: Mapping[str, Any]) -> str:
-    """Draw everything over the axis that a row has, and keep the least value of some curves in the summary."""
+    """Draw every metric over epoch or step, and keep the minimum of some metrics in the summary."""
     axis = next((axis for axis in AXES if axis in row), AXES[0])
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis)
@@ -136,7 +136,7 @@ def define_metrics(run: Any, row: Mapping[str, Any]) -> str:
 
 
 def wandb_image(picture: Picture) -> Any:
-    """W&B's object for a picture on the disk: its pixels, and not what else the file says."""
+    """W&B's object for a picture on the disk, with its pixels but without the file's metadata."""
     import wandb
     from PIL import Image
 

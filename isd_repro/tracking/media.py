@@ -18,7 +18,7 @@ _CAPTION = "Description"  # PNG's own keyword
 
 @dataclass(frozen=True)
 class Picture:
-    """A kept picture."""
+    """A picture on the disk."""
 
     key: str
     path: Path
@@ -46,7 +46,7 @@ def save(folder: Path, key: str, pixels: Tensor, caption: str = "") -> Picture:
 
 
 def kept(folder: Path) -> Iterator[Picture]:
-    """Every picture of a folder, by key."""
+    """All pictures in a folder, by key."""
     from PIL import Image
 
     for path in sorted(folder.glob("*.png")):

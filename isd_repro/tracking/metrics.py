@@ -1,8 +1,7 @@
 """`metrics.jsonl`, the file behind every curve.
 
-Every row is one line of JSON, handed to the system in one unbuffered write, so a killed run leaves every finished row and
-at most one torn line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` says
-what it was.
+Every row is one line of JSON, written with one unbuffered call, so a killed run leaves every finished row and at most one
+incomplete line, which readers drop. A value that is not finite is written as null, and the row's `not_finite` states what it was.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _ANEW = "delete the file and run its stage again"
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a `metrics.jsonl`: of several rows at the same epoch (and step) the last, at the place of the first.
+    """Rows of a `metrics.jsonl`; of several rows with the same epoch (and step), the last one is kept, in the place of the first.
 
     Raises:
         DataError: the file is missing, or a line before the last is not a JSON object.
@@ -38,7 +37,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def truncate_metrics(path: Path, keep: Callable[[Row], bool]) -> None:
-    """Drop every row that `keep` refuses, atomically; a resume calls it to forget rows later than its checkpoint."""
+    """Drop every row for which `keep` is false, atomically; a resumed run drops the rows that are later than its checkpoint."""
     if not path.is_file():
         return
     try:
@@ -65,7 +64,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One row as it stands in the file."""
+    """One row in the form in which the file holds it."""
     lost = {key: value for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     clean: Row = {key: None if key in lost else value for key, value in row.items()}
     if lost:
@@ -74,18 +73,18 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is a row of: its epoch and step."""
+    """The key of a row: its epoch and step."""
     return tuple(row.get(axis) for axis in AXES)
 
 
 def finite(row: Mapping[str, Any]) -> Row:
-    """The values of a row that are numbers or words, whether it was just measured or read from the file."""
+    """The values of a row that are finite numbers or text, whether the row was just measured or read from the file."""
     kept = {key: value for key, value in row.items() if value is not None and key != _NOT_FINITE}
     return {key: value for key, value in kept.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def open_for_append(path: Path) -> FileIO:
-    """Open for whole rows, after the last complete line."""
+    """Open a file for appending rows after its last complete line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Id, name, group, tags and config of a stage in W&B, the same whether it is logged live or published later."""
+"""Id, name, group, tags and config of a stage in W&B, which are the same whether it is logged live or published later."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class StageRun:
     """The W&B run of one stage.
 
     Attributes:
-        id: title and identity; a resumed stage has the same id, and a changed configuration another one.
-        title: what W&B shows.
+        id: title and identity; a resumed stage has the same id, and a changed configuration has another one.
+        title: the name that W&B shows.
         group: shared by all stages of one run.
         job_type: the stage.
-        tags: what runs are filtered by.
+        tags: for filtering runs.
         config: parameters of the run and of the stage, versions and machine.
     """
 
@@ -42,15 +42,15 @@ class StageRun:
 def describe(params: Params, layout: Layout, name: str, stage: str, *, identity: str, config: Mapping[str, object]) -> StageRun:
     """Describe a stage of a run, or of a subset.
 
-    Every stage of a run has the run's own parameters in its config: those its encoder was trained with, which its record
-    states, else those of the profile.
+    The config of every stage of a run contains the run's parameters: those in its record, with which its encoder was trained, or
+    those of the profile if there is no record.
 
     Args:
         params: the profile.
         layout: where its files are.
         name: a run or a subset.
         stage: the command.
-        identity: hex digits of what the stage is made from: the fingerprint for `pretrain`, else `digest` of its inputs.
+        identity: hex digits that identify the stage's inputs: the fingerprint for `pretrain`, otherwise their `digest`.
         config: values of this stage, versions and machine.
     """
     group, title = f"{params.profile}-{name}", f"{params.profile}-{name}-{stage}"
@@ -67,7 +67,7 @@ def describe(params: Params, layout: Layout, name: str, stage: str, *, identity:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A note or a record as plain JSON; one that is missing or torn says nothing here, and who needs a record reports it."""
+    """A note or a record as plain JSON; empty if it is missing or incomplete, which is reported where a record is required."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def allowed(name: str) -> str:
-    """A run id with hyphens in place of the characters that W&B refuses."""
+    """A run id in which hyphens replace the characters that W&B does not accept."""
     return re.sub(r"[^a-z0-9-]+", "-", name.lower())
 
 
@@ -87,7 +87,7 @@ def digest(parts: Mapping[str, object]) -> str:
 
 
 def evaluation_identity(encoder_sha256: str, settings: Mapping[str, object]) -> str:
-    """What an evaluation is made from: the encoder and the settings that were asked for."""
+    """The identity of an evaluation's inputs: the encoder and the settings."""
     asked = {key: value for key, value in settings.items() if key not in CHOSEN}
     return digest({"encoder": encoder_sha256, "settings": asked})
 

@@ -1,9 +1,9 @@
-"""Sends a stage from disk to W&B exactly once, no matter what was sent before and from where.
+"""Sends a stage from disk to W&B exactly once, whatever was sent before and from whatever machine.
 
-A stage has the same run id live and afterwards. A run that W&B already has is resumed and gets only the epochs, pictures
-and tables that it lacks; its summary keeps the digest of what was published, so that a second publish from any machine finds
-nothing to do. Artifacts are content-addressed: files are referenced by sha256 and the same content is the same version.
-Unlike the live view this raises: whoever publishes wants to know that it did not work.
+A stage has the same run id whether it is logged live or published later. A run that W&B already has is resumed and gets only the
+epochs, pictures and tables that it lacks; its summary keeps the digest of what was published, so that a second publish from any
+machine finds nothing to do. Artifacts are content-addressed: files are referenced by sha256, and equal content is one version.
+Unlike the live view, this module raises exceptions, because the user of `publish` has to know about failures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NAMELESS = {"username": "", "email": "", "run_notes": "", "git_remote_url": "",
 
 
 def mode_of(tracking: Tracking) -> Attempt:
-    """Online with a key, offline where `WANDB_MODE` or the parameter asks for it.
+    """The mode: online if there is an API key, offline if `WANDB_MODE` or the parameter says so.
 
     Raises:
         UserError: W&B is not installed, is switched off by `WANDB_MODE`, or has no key.
@@ -68,7 +68,7 @@ def mode_of(tracking: Tracking) -> Attempt:
 
 
 def project_of(tracking: Tracking, *, anonymous: bool) -> Tracking:
-    """Where things go: anonymous ones into a project of their own, never beside runs that name their maker."""
+    """The project to publish to; anonymous data go to a separate project, away from runs that identify their authors."""
     return tracking.model_copy(update={"project": f"{tracking.project}-anonymous"}) if anonymous else tracking
 
 
@@ -76,8 +76,8 @@ class Publisher:
     """Sends replays to one project.
 
     Attributes:
-        mode: `online`, or `offline` for `wandb sync`; an offline run has artifacts that it makes and none that it needs.
-        notes: folder of what earlier calls noted about this server, entity and project.
+        mode: `online`, or `offline` for `wandb sync`; an offline run contains the artifacts that it makes, but no inputs.
+        notes: folder with notes of earlier calls about this server, entity and project.
     """
 
     def __init__(self, tracking: Tracking, root: Path, *, anonymous: bool = False) -> None:
@@ -89,10 +89,10 @@ class Publisher:
         self.notes = notes_folder(self._folder, tracking, self.mode)
 
     def send(self, replay: Replay) -> Outcome:
-        """Send one stage, or find that it is all there.
+        """Send one stage, unless W&B already has all of it.
 
         Raises:
-            UserError: W&B did not take it; what is on the disk is as it was, and the next attempt goes on from there.
+            UserError: W&B failed; the files on the disk are unchanged, and the next attempt continues from there.
         """
         title, note, digest = replay.run.title, self.notes / replay.run.id, replay.digest()
         with files.exclusive(note.with_name(f"{note.name}.lock"), f"{title}: it is already being published"):
@@ -137,7 +137,7 @@ class Publisher:
         return new
 
     def _mark_synced(self, replay: Replay) -> None:
-        """What W&B has accepted stays accepted if its offline files cannot be marked."""
+        """Mark offline files as synced; a failure is ignored, because W&B has already accepted the data."""
         try:
             history.mark_synced(self._folder, replay.run.id, self._tracking.project)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
@@ -172,7 +172,7 @@ class Publisher:
 
 
 def _final(rows: Sequence[Row]) -> Row:
-    """What a summary says of the rows: the last one's values, and of some keys the least of all, as `define_metrics` asks for."""
+    """The summary of rows: the values of the last one, and for some keys the minimum, as in `define_metrics`."""
     found = finite(rows[-1]) if rows else {}
     values = {key: [row[key] for row in rows if row.get(key) is not None] for key in MINIMA}
     return found | {key: {"min": min(given), "last": given[-1]} for key, given in values.items() if given}
@@ -195,13 +195,13 @@ def _artifact(one: Artifact, folder: Path) -> Any:
 
 
 def neutral_folder(folder: Path) -> Path:
-    """Where anonymous artifacts wait to be sent: W&B writes this path into what it sends, so it may name nobody."""
+    """The staging folder of anonymous artifacts: W&B writes its path into what it sends, so it must not identify anybody."""
     base = next((path for path in (Path("/var/tmp"), Path(tempfile.gettempdir())) if os.access(path, os.W_OK)), folder)  # noqa: S108
     return base / f"isd-repro-{names.digest({'folder': str(folder.resolve())})[:12]}"
 
 
 def notes_folder(folder: Path, tracking: Tracking, mode: Attempt) -> Path:
-    """Where is noted what was sent to one server, entity and project; without it W&B is asked."""
+    """The folder that notes what was sent to one server, entity and project; without it, W&B's server is queried."""
     server = session.server() if mode == "online" else "offline"
     entity = tracking.entity or os.environ.get("WANDB_ENTITY")
     target = names.digest({"server": server, "entity": entity, "project": tracking.project})

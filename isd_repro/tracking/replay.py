@@ -1,4 +1,4 @@
-"""A finished stage as W&B will show it, in plain data without any W&B object."""
+"""A finished stage in the form in which W&B will show it, as plain data without W&B objects."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from isd_repro.tracking.names import StageRun
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that a stage makes or needs; equal content is one version of one artifact wherever it is published from.
+    """An input or output of a stage; equal content is one version of one artifact, from whatever machine it is published.
 
     Attributes:
         name: of the artifact.
         type: manifest, encoder, features, result or report.
-        digests: sha256 of each file by name, of files that stay where they are.
+        digests: sha256, by name, of the files that are not sent.
         texts: small files that are sent, by name.
-        uploads: files that are sent because `--upload` was asked for, by name.
-        metadata: shown beside the artifact.
+        uploads: files that are sent because of `--upload`, by name.
+        metadata: shown with the artifact.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Replay:
     """One stage of one run.
 
     Attributes:
-        run: how W&B shows the stage, as it does live.
-        rows: in order, each with its epoch; the last of each epoch, as `read_metrics` gives them.
-        summary: final values beside those of the last row.
+        run: id, name, group, tags and config, the same as live.
+        rows: one row per epoch, in order, as `read_metrics` returns them.
+        summary: final values in addition to those of the last row.
         tables: by key.
         pictures: those kept on the disk.
-        needs: what the stage reads.
-        makes: what it leaves.
-        failed: it stopped before it was finished.
+        needs: input artifacts.
+        makes: output artifacts.
+        failed: whether the stage stopped before it was finished.
     """
 
     run: StageRun
@@ -63,7 +63,7 @@ class Replay:
     failed: bool = False
 
     def digest(self) -> str:
-        """Sha256 of all of it, files included; what has been sent under this digest need not be sent again."""
+        """Sha256 of everything including files; what has been sent with this digest need not be sent again."""
 
         def content(value: object) -> str:
             return hashlib.sha256(value.read_bytes() if isinstance(value, Path) else bytes(value)).hexdigest()  # type: ignore[call-overload]

@@ -17,19 +17,19 @@ _COLUMNS, _HEIGHT = 24, 8  # of W&B's grid, and of a panel
 
 
 def save(views: Mapping[str, Any], tracking: Tracking, root: Path) -> list[str]:
-    """Create the views, or renew those that an earlier call made.
+    """Create the views, or update those that an earlier call created.
 
     Args:
         views: `report` (title, description, blocks) and `workspace` (name, filter, sections). A block is a `heading`, a
             `markdown`, or `panels` over `runs`, each with a name and a filter; a panel has a kind, a title and keys.
         tracking: project and entity.
-        root: the repository, where the addresses of the views are noted.
+        root: the repository, where the URLs of the views are noted.
 
     Returns:
-        the addresses of report and workspace.
+        the URLs of report and workspace.
 
     Raises:
-        UserError: a package is missing, or W&B cannot be used or did not take them.
+        UserError: a package is missing, or W&B cannot be used or reports an error.
     """
     try:
         with warnings.catch_warnings():
@@ -92,7 +92,7 @@ def _blocks(blocks: Sequence[Mapping[str, Any]], reports: Any) -> list[Any]:
 
 
 def _panels(panels: Sequence[Mapping[str, Any]], reports: Any) -> list[Any]:
-    """Panels beside each other, two or three in a row; tables of images and parallel coordinates have a row of their own."""
+    """Arrange panels in rows of two or three; tables of images and parallel coordinates take a full row."""
     made, column, row = [], 0, 0
     across = min(3, sum(panel["kind"] in {"lines", "bars"} for panel in panels) or 1)
     for panel in panels:

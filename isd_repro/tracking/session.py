@@ -42,7 +42,7 @@ _ENVIRONMENT: Mapping[str, Mode] = {
 
 
 def wanted_mode(parameter: Mode) -> Mode:
-    """What `WANDB_MODE` and the parameter together ask for; an unknown `WANDB_MODE` is reported once and means off."""
+    """The mode by `WANDB_MODE` and the parameter together; an unknown `WANDB_MODE` is reported once and means off."""
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in {"1", "true", "yes"}:
         return "off"  # older than WANDB_MODE; W&B does not heed it where a mode is given
     environment = os.environ.get("WANDB_MODE", "").strip().lower()
@@ -61,9 +61,9 @@ def _say_unknown(value: str) -> None:
 
 @contextmanager
 def hide_identity(wanted: bool = True) -> Iterator[None]:
-    """Within the block W&B's variables are gone but those it cannot work without: others name a user, a machine, a repository.
+    """Within the block, remove W&B's environment variables except those that it needs, because the others may identify a user.
 
-    W&B reads them once a process and sends some with each request, so what it has read is dropped on the way in and out.
+    W&B reads them once per process and sends some with each request, so its service is restarted before and after the block.
     """
     hidden = {name: value for name, value in os.environ.items() if wanted and name.startswith("WANDB_") and name not in _NEEDED}
     if hidden:
@@ -84,12 +84,12 @@ def installed() -> bool:
 
 
 def folder_of(root: Path) -> Path:
-    """Where W&B writes: `WANDB_DIR`, else below the repository."""
+    """The folder in which W&B writes: `WANDB_DIR`, otherwise the repository."""
     return Path(os.environ.get("WANDB_DIR") or root)
 
 
 def server() -> str:
-    """The address that W&B would talk to, from wherever it is set."""
+    """The URL of the server that W&B would use, from the environment or its settings."""
     try:
         import wandb
 
@@ -116,11 +116,11 @@ def has_key() -> bool:
 
 
 def prepare(folder: Path, staging: Path | None = None) -> None:
-    """Set what W&B reads when it is first used. Its own choice of folders is the home, which may be missing or read-only.
+    """Set the variables that W&B reads when it is first used. Its default folders are in the home, which may be read-only.
 
     Args:
         folder: W&B writes below `<folder>/wandb`.
-        staging: where copies of artifacts wait, and W&B keeps its cache and logs; None is a folder in there.
+        staging: folder for copies of artifacts, W&B's cache and its logs; None means a folder below `<folder>/wandb`.
     """
     os.environ.update(_QUIET)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
@@ -128,14 +128,14 @@ def prepare(folder: Path, staging: Path | None = None) -> None:
 
 
 def start(mode: Attempt, run: StageRun, tracking: Tracking, folder: Path, **settings: Any) -> Any:
-    """`wandb.init` with bounded waits and without console capture; raises whatever W&B raises.
+    """Call `wandb.init` with bounded waits and without console capture; exceptions of W&B are passed on.
 
     Args:
         mode: online or offline.
-        run: the W&B run; one that W&B has already is continued.
+        run: the W&B run; a run that W&B already has is continued.
         tracking: project and entity.
         folder: W&B writes below `<folder>/wandb`.
-        settings: of W&B, beside the ones that every run has.
+        settings: further settings of W&B.
     """
     import wandb
 
@@ -159,9 +159,10 @@ def start(mode: Attempt, run: StageRun, tracking: Tracking, folder: Path, **sett
 
 
 def release() -> None:
-    """End W&B's service: an init that timed out goes on in there and holds the run id against the next attempt.
+    """End W&B's service, in which an init that timed out would continue and block the run id for the next attempt.
 
-    It waits for the service without end, which itself may wait for a server that is gone; past `FINISH_TIMEOUT` it is killed.
+    W&B itself waits without limit for the service, which may wait for a dead server; after `FINISH_TIMEOUT` the service is
+    killed.
     """
     ender = threading.Thread(target=_teardown, name="end of W&B", daemon=True)
     ender.start()

@@ -25,9 +25,9 @@ _log = logging.getLogger("isd_repro.tracking")
 
 
 class RunTracker:
-    """Logs the numbers of a stage; as a context manager it tells W&B whether the block failed.
+    """Logs the numbers of a stage; as a context manager it also reports to W&B whether the block failed.
 
-    W&B never stops a run; an unwritable metrics file does.
+    A failure of W&B never stops a run, but a metrics file that cannot be written does.
     """
 
     def __init__(self, path: Path | None, pictures: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class RunTracker:
         """Write one row.
 
         Raises:
-            UserError: `metrics.jsonl` cannot be written, for instance because the disk is full. Nothing else is raised.
+            UserError: `metrics.jsonl` cannot be written, for instance because the disk is full. No other exception is raised.
         """
         if self._file is not None:
             line = metrics.line(row).encode()
@@ -56,7 +56,7 @@ class RunTracker:
             self.view.alert(f"{row['warning']}", ", ".join(f"{key} {value}" for key, value in row.items()))
 
     def log_image(self, key: str, pixels: Tensor, caption: str = "") -> None:
-        """Keep a picture (uint8, C x H x W) as a PNG and show it; one that cannot be written costs a warning and no run."""
+        """Keep a picture (uint8, C x H x W) as a PNG and show it; if it cannot be written, there is only a warning."""
         if self._pictures is None:
             return
         try:
@@ -67,7 +67,7 @@ class RunTracker:
         self.view.image(picture)
 
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table. Nothing is kept: a table repeats what a record holds."""
+        """Show a table in W&B. It is not kept on disk, because records contain its values."""
         self.view.table(key, columns, rows)
 
     def close(self, *, failed: bool = False) -> None:
@@ -87,14 +87,14 @@ class RunTracker:
 
 
 def open_tracker(path: Path | None, run: StageRun, tracking: Tracking, root: Path, *, pictures: Path | None = None) -> RunTracker:
-    """Open the metrics of one stage of one run; rows are appended to what `path` holds, after its last complete line.
+    """Open the metrics of one stage of one run; rows are appended to the file at `path` after its last complete line.
 
     Args:
-        path: the `metrics.jsonl`; None keeps no file and leaves the W&B view alone.
-        run: how W&B shows the stage.
+        path: the `metrics.jsonl`; None writes no file and logs only to W&B.
+        run: id, name, group, tags and config of the stage in W&B.
         tracking: the profile's `tracking` group.
         root: W&B writes under `<root>/wandb`, unless `WANDB_DIR` names another folder.
-        pictures: folder of the PNGs; None keeps and shows none.
+        pictures: folder of the PNG files; None keeps and shows no pictures.
     """
     tracker = RunTracker(path, pictures)
     mode = session.wanted_mode(tracking.wandb)
@@ -115,16 +115,16 @@ def open_stage(
     config: Mapping[str, object],
     rows: Path | None = None,
 ) -> RunTracker:
-    """The tracker of one stage of one run, or of a subset, under the names that `publish` gives it too.
+    """The tracker of one stage of a run or of a subset, with the same names as `publish` uses.
 
     Args:
         stage: the command.
         name: of the run or subset.
         params: the profile.
         layout: where its files are.
-        identity: what the stage is made from, see `names.describe`.
+        identity: identifies the inputs of the stage, see `names.describe`.
         config: values of the stage, versions and machine; the run's own parameters are added to them.
-        rows: a `metrics.jsonl` to append to, of a stage that resumes; None starts one anew in the stage's log folder.
+        rows: the `metrics.jsonl` of a stage that resumes, to which rows are appended; None starts a new one in the log folder.
     """
     log = layout.log(name, stage)
     if rows is None:

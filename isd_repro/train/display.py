@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from isd_repro.train import monitor
+from isd_repro.train import collapse
 
 
 class Display:
@@ -45,9 +45,9 @@ class Display:
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """An epoch's row of the curve."""
-        if monitor.EMBEDDING_STD in row:
-            bad = monitor.collapsed(row)
-            said = f"{'collapsed, ' if bad else ''}embedding std {row[monitor.EMBEDDING_STD]:.3f}"
+        if collapse.EMBEDDING_STD in row:
+            bad = collapse.collapsed(row)
+            said = f"{'collapsed, ' if bad else ''}embedding std {row[collapse.EMBEDDING_STD]:.3f}"
             self._health = Text(said, style="bold red" if bad else "green")
 
     def finished(self, seconds: float) -> Text:

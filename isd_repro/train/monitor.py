@@ -1,11 +1,11 @@
-"""Monitoring of training: finite numbers, collapse of the embeddings, and speed. It does not change the training."""
+"""Monitoring of training: finite numbers and speed. It does not change the training."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from isd_repro.nn.bank import Bank
 from isd_repro.nn.health import purity
 from isd_repro.runtime.errors import UserError
-
-EMBEDDING_STD = "spread"  # a method's metric by its name in records, see `nn.health.embedding_std`
-LABELS = {EMBEDDING_STD: "embedding std", "gap": "cosine distance"}  # what people read; records have the keys
-LEAST_EMBEDDING_STD = 0.01  # below it the embeddings have collapsed
 
 _SHOWN = 3  # names that a message lists
 
@@ -93,24 +89,6 @@ def check_features(encoders: Mapping[str, nn.Module], images: Tensor) -> None:
                 f"after the last step encoder {name!r} produces features that are not finite for {bad} of {len(images)} images"
             )
             raise Diverged(message, "the weights have grown without bound; lower optim.lr")
-
-
-# --- collapse -----------------------------------------------------------------------------------------------------------
-
-
-def collapsed(row: Mapping[str, float]) -> bool:
-    """Whether an epoch's embeddings have collapsed: almost the same embedding for every image."""
-    return row.get(EMBEDDING_STD, math.inf) < LEAST_EMBEDDING_STD
-
-
-def collapse(curve: Sequence[Mapping[str, float]]) -> str:
-    """A run's collapsed epochs in words; empty where there are none."""
-    rows = [row for row in curve if collapsed(row)]
-    if not rows:
-        return ""
-    epochs = f"{len(rows)} of {len(curve)} epochs, first {int(rows[0]['epoch'])}, last {int(rows[-1]['epoch'])}"
-    least = min(row[EMBEDDING_STD] for row in rows)
-    return f"embeddings collapsed in {epochs}: embedding std down to {least:.2g}, below {LEAST_EMBEDDING_STD:g}"
 
 
 # --- an epoch's row -------------------------------------------------------------------------------------------------------

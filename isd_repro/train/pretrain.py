@@ -36,7 +36,7 @@ from isd_repro.runtime import files, ranks, signals
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
 from isd_repro.tensor_files import save_tensors
 from isd_repro.tracking import RunTracker, open_stage, read_metrics, truncate_metrics
-from isd_repro.train import checkpoint, loop, monitor
+from isd_repro.train import checkpoint, collapse, loop, monitor
 from isd_repro.train.checkpoint import Attempts, RunProgress
 from isd_repro.train.display import Display
 
@@ -299,7 +299,7 @@ class _Work:
         self._save_encoders(path)
         copy_snapshots(self.state / SNAPSHOTS, layout.snapshots(plan.name))
         files.write_atomic(layout.metrics(plan.name), self.rows.read_bytes())
-        collapse = monitor.collapse(progress.curve)
+        warning = collapse.warning(progress.curve)
         record = PretrainRecord(
             profile=self.params.profile,
             run=plan.name,
@@ -314,7 +314,7 @@ class _Work:
             curve=tuple(progress.curve),
             sources=tuple(progress.sources),
             attempts=log.so_far("finished"),
-            warnings=(*progress.remarks, *([collapse] if collapse else [])),
+            warnings=(*progress.remarks, *([warning] if warning else [])),
             provenance=provenance.describe(progress.seconds),
         )
         write_record(layout.record(plan.name, "pretrain"), record)
@@ -355,16 +355,16 @@ class _Work:
 
         def epoch(row: dict[str, float]) -> None:
             health, at = watch.epoch(progress.step), int(row["epoch"])
-            collapsed = monitor.collapsed(row)
+            collapsed = collapse.collapsed(row)
             self.display.epoch(row)
             tracker.log({**row, **health, **({"warning": "collapse"} if collapsed else {})})
             if collapsed:
-                found = f"embedding std {row[monitor.EMBEDDING_STD]:.2g}, below {monitor.LEAST_EMBEDDING_STD:g}"
+                found = f"embedding std {row[collapse.EMBEDDING_STD]:.2g}, below {collapse.LEAST_EMBEDDING_STD:g}"
                 self.say(f"warning: the embeddings collapsed in epoch {at}: {found}")
             if every and at % every == 0 and at < epochs:
                 self._save_encoders(self.state / SNAPSHOTS / snapshot_name(at), at)
             if not self.console.is_terminal:
-                shown = {monitor.LABELS.get(key, key): value for key, value in row.items() if key not in {"epoch", "lr"}}
+                shown = {collapse.LABELS.get(key, key): value for key, value in row.items() if key not in {"epoch", "lr"}}
                 values = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
                 line = f"{name} epoch {at}/{epochs} {values}, {health['images_per_second']:.0f} images/s"
                 self.console.print(line, highlight=False, soft_wrap=True)

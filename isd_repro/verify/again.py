@@ -7,15 +7,24 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from isd_repro import evaluations
 from isd_repro.config.layout import snapshot_name
 from isd_repro.data import manifests
 from isd_repro.evaluations.subject import Curve, Outcome, Subject, Targets, open_run
 from isd_repro.provenance import Provenance, describe
-from isd_repro.records import CurvePoint, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, unpack_labels
+from isd_repro.records import (
+    CurvePoint,
+    CurveRecord,
+    EvaluationRecord,
+    Labels,
+    ManifestIdentity,
+    Mask,
+    PretrainRecord,
+    unpack_labels,
+)
 from isd_repro.report import intervals, text
 from isd_repro.report.run_records import Evaluation, RunRecords
 from isd_repro.runtime.errors import ConfigError, DataError
@@ -50,7 +59,7 @@ def check_files(state: Verification, name: str, found: RunRecords) -> None:
             return
     try:
         subject = open_run(name, state.params, layout, state.progress, anew=True)
-        run, label = _Again(state, found, subject), subject.split("query").label
+        run, label = _Again(state, found, subject), subject.split("query").label.numpy()
     except DataError as error:
         said = error.message.removeprefix(f"{folder / manifests.HEADER}: ")
         state.problem(folder, "prepared images", said, "those that `prepare` wrote", error.hint, name)
@@ -123,15 +132,15 @@ class _Again:
         name = self.subject.name
         self.state.problem(self.state.layout.record(name, kind), key, found, expected, RESTORE, name)
 
-    def same_labels(self, kind: str, label: Tensor) -> bool:
+    def same_labels(self, kind: str, label: Labels) -> bool:
         """The labels of a record are those of its queries."""
         stated, classes = self.found.own[kind].label, self.subject.manifest.classes
-        if stated.equal(label):
+        if np.array_equal(stated, label):
             return True
         if len(stated) != len(label):
             self.wrong(kind, "labels", f"{len(stated)} entries", f"{len(label)}, the queries of the images")
             return False
-        at = int((stated != label).nonzero()[0])
+        at = int(np.flatnonzero(stated != label)[0])
         self.wrong(kind, f"labels[{at}]", classes[int(stated[at])], f"{classes[int(label[at])]}, as the manifest's images say")
         return False
 
@@ -153,8 +162,8 @@ class _Again:
                 if isinstance(record, EvaluationRecord):
                     outcome = module.evaluate(self.subject, config)
                     assert isinstance(outcome, Outcome)
-                    if outcome.label is None or self.same_labels(kind, outcome.label):
-                        self._compare(kind, record, outcome.predictions, outcome.chosen)
+                    if outcome.label is None or self.same_labels(kind, outcome.label.cpu().numpy()):
+                        self._compare(kind, record, outcome.arrays, outcome.chosen)
                 elif isinstance(record, CurveRecord):
                     curve = module.evaluate(self.subject, config)
                     assert isinstance(curve, Curve)
@@ -210,7 +219,7 @@ class _Again:
         self._compare(kind, stated, predictions, now.settings, key)
 
     def _compare(
-        self, kind: str, record: EvaluationRecord, now: Mapping[str, Tensor], chosen: Mapping[str, Any], target: str = ""
+        self, kind: str, record: EvaluationRecord, now: Mapping[str, Labels], chosen: Mapping[str, Any], target: str = ""
     ) -> None:
         """Compare every stored prediction and choice with those of now; a difference that rounding explains is only a note.
 
@@ -226,7 +235,7 @@ class _Again:
                 self.wrong(kind, where, "predictions", "none: the evaluation does not give them")
                 alike = False
                 continue
-            other = (stored != now[key]).nonzero()[:, 0]
+            other = np.flatnonzero(stored != now[key])
             if not len(other):
                 self.state.repeated.add((name, encoder, metric + suffix))
                 continue
@@ -249,7 +258,7 @@ class _Again:
         if alike:
             self._same_settings(kind, record, chosen, prefix, "as the encoder here gives")
 
-    def _unclear(self, kind: str, key: str, now: Tensor) -> Tensor | None:
+    def _unclear(self, kind: str, key: str, now: Labels) -> Mask | None:
         """Which queries are near ties: their class changes in one of TRIALS when every feature is changed a little, bool, Q.
 
         None for an evaluation that trains, where the same change would be another training.
@@ -257,7 +266,7 @@ class _Again:
         module, config = evaluations.load(kind), getattr(self.subject.settings, kind)
         if getattr(module, "TRAINS", False):
             return None
-        found = torch.zeros(len(now), dtype=torch.bool)
+        found = np.zeros(len(now), dtype=np.bool_)
         for trial in range(TRIALS):
             generator = torch.Generator().manual_seed(trial)
             changed = {
@@ -265,7 +274,7 @@ class _Again:
                 for split, of in self.subject.features.items()
             }
             other = replace(self.subject, read_features=lambda _, changed=changed: changed)  # type: ignore[misc]
-            found |= module.evaluate(other, config).predictions[key] != now
+            found |= module.evaluate(other, config).arrays[key] != now
         return found
 
     def _compare_points(self, kind: str, record: CurveRecord, now: Mapping[int, CurvePoint]) -> None:

@@ -6,29 +6,35 @@ Each check of a run is a function that yields what is wrong or could not be prov
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from isd_repro import evaluations, methods
 from isd_repro.config.fields import Frozen
-from isd_repro.config.params import Halves, Run, Subset, Unbalanced
-from isd_repro.data.prepare import rule_of
-from isd_repro.records import AnyEvaluation, ManifestIdentity, PretrainRecord, TargetsRecord
+from isd_repro.config.params import Halves, ImageList, ListFile, NamedClasses, Run, Subset, Unbalanced
+from isd_repro.data.lists import LIST_SHA256
+from isd_repro.records import MAX_SHARED, AnyEvaluation, ManifestIdentity, PretrainRecord, TargetsRecord
 from isd_repro.report import text
 from isd_repro.report.problems import AGAIN
 from isd_repro.report.run_records import PRETRAIN, Records, RunRecords
 from isd_repro.runtime.errors import DataError
 from isd_repro.tracking.metrics import read_metrics
-from isd_repro.train.monitor import collapse
+from isd_repro.train import collapse
 from isd_repro.train.schedule import lr_at
 from isd_repro.verify.commits import check_commits
 from isd_repro.verify.findings import Answer, State, Unproved, Verification, Wrong
 
+if TYPE_CHECKING:
+    from isd_repro.data.manifests import Manifest
+
 _SLACK = 1.0  # seconds between two clocks read one after the other
-_COLLAPSE = "embeddings collapsed in "  # how `monitor.collapse` begins
+_COLLAPSE = "embeddings collapsed in "  # how `collapse.warning` begins
+DRAW_AGAIN = "these are not the images of the rule: run `prepare` and all later stages again"
 _PARAMETER = "restore the value in params.yaml; or, if the change is intended, make a new record with `dvc repro`"
 
 
@@ -96,7 +102,7 @@ def queries_of_classes(case: Case) -> Iterator[Answer]:
         yield Unproved("the rule takes every validation image of the source", State.RECORDED)
         return
     for kind, one in case.found.own.items():
-        sizes = () if evaluations.own_queries(kind) else one.label.bincount(minlength=len(classes)).tolist()
+        sizes = () if evaluations.own_queries(kind) else np.bincount(one.label, minlength=len(classes)).tolist()
         for name, found in zip(classes, sizes, strict=False):
             if not count - case.lost <= found <= count:
                 yield Wrong(kind, f"labels: {name}", f"{found} queries", f"{count}, by the rule")
@@ -124,7 +130,8 @@ def learning_rates(case: Case, record: PretrainRecord) -> Iterator[Answer]:
 
 def losses(case: Case, record: PretrainRecord) -> Iterator[Answer]:
     """Every epoch has the same measures, no loss is below its method's least, and the rows that training wrote say the same."""
-    least = getattr(methods.load(case.run.method.name).Method, "least_loss", 0.0)
+    negative = any(row.get("loss", 0.0) < 0 for row in record.curve)  # which few methods allow, and importing one takes torch
+    least = getattr(methods.load(case.run.method.name).Method, "least_loss", 0.0) if negative else 0.0
     for row in record.curve:
         where = f"curve: epoch {row.get('epoch', 0):g}"
         if row.keys() != record.curve[0].keys() or "loss" not in row:
@@ -170,7 +177,7 @@ def seconds(_: Case, record: PretrainRecord) -> Iterator[Answer]:
 
 def warnings(_: Case, record: PretrainRecord) -> Iterator[Answer]:
     """The warning of collapsed embeddings is that of the curve."""
-    expected = [words for words in [collapse(record.curve)] if words]
+    expected = [words for words in [collapse.warning(record.curve)] if words]
     found = [words for words in record.warnings if words.startswith(_COLLAPSE)]
     if found != expected:
         yield Wrong(PRETRAIN, "warnings", found or "none", f"{expected or 'none'}, from the curve")
@@ -185,6 +192,62 @@ TRAINING = {
 }
 
 
+# --- the images -------------------------------------------------------------------------------------------------------
+
+
+def check_images(state: Verification, records: Records) -> None:
+    """The checks of every subset that has a record; only the draw needs images, and nothing with `--quick`."""
+    for name, subset in state.params.subsets.items():
+        runs = [run for run, one in state.params.runs.items() if one.data.subset == name and records.runs[run].manifest]
+        stated = {run: records.runs[run] for run in runs}
+        if not runs:
+            continue
+        first = stated[runs[0]]
+        identity, record = first.manifest, state.layout.record(runs[0], next(iter(first.of_one_encoder)))
+        assert identity
+        if isinstance(subset.rule, ListFile | ImageList | NamedClasses) and subset.rule.listed:
+            state.note("list of the images", name, _list(subset.rule, identity, record), *runs)
+        seen: list[Manifest] = []
+        drawn: Iterable[Answer] = [Unproved("--quick reads no images")]
+        if not state.options.quick:
+            from isd_repro.verify.images import draw_again
+
+            drawn = draw_again(subset, identity, record, state.layout.prepared(name), seen)
+        state.note("draw of the images", name, drawn, *runs)
+        state.note("copies among the queries", name, _copies(subset, identity, record, seen), *runs)
+
+
+def _list(rule: ListFile | ImageList | NamedClasses, identity: ManifestIdentity, record: Path) -> Iterator[Answer]:
+    """The list that was read is the published one of its name, or the one whose sha256 the rule states."""
+    digest = identity.rule.get("sha256")
+    wanted = LIST_SHA256[rule.list] if isinstance(rule, ListFile) else rule.sha256
+    if digest is None:
+        yield Unproved(f"the record does not state the sha256 of its list {rule.listed}")
+    elif wanted is None:
+        yield Unproved(f"the rule states no sha256 of its list {rule.listed}: any list of this name passes", State.RECORDED)
+    elif digest != wanted:
+        yield Wrong(
+            record, "manifest.rule.sha256", digest, f"{wanted}, of the list {rule.listed} that the rule names", DRAW_AGAIN
+        )
+
+
+def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequence[Manifest]) -> Iterator[Answer]:
+    """Few queries are copies of training or search images; `seen` has the manifest if the images are available."""
+    count = identity.shared
+    for one in seen:
+        if count not in (None, one.shared):
+            yield Wrong(record, "manifest.shared", count, f"{one.shared}, counted by the hashes of the images")
+        count = one.shared
+    said = f"{count} of {identity.query} queries are copies of training or search images"
+    if count is None:
+        yield Unproved("they were not counted when the record was made")
+    elif count > MAX_SHARED * identity.query and not subset.allow_shared_images:
+        words = f"at most {MAX_SHARED:.0%} of the queries, unless allow_shared_images is set"
+        yield Wrong(record, "manifest.shared", said, words)
+    elif count:
+        yield Unproved(said, State.RECORDED)
+
+
 # --- the parameters ---------------------------------------------------------------------------------------------------
 
 
@@ -194,9 +257,11 @@ def check_parameters(state: Verification, records: Records) -> None:
     for run, found in records.runs.items():
         now, subset = params.runs[run], params.subsets[params.runs[run].data.subset]
         if (made := found.pretrain) is not None:
-            method = methods.config_of(run, now.method, layout.file)
             blocks: dict[str, Frozen] = {name: getattr(now, name) for name in ("backbone", "optim", "data", "numerics")}
-            for key, block in {**blocks, "method": method, "store": subset.store}.items():
+            blocks["store"] = subset.store
+            if not methods.agree(now.method, made.config.get("method", {})):
+                blocks["method"] = methods.config_of(run, now.method, layout.file)
+            for key, block in blocks.items():
                 own = methods.identity(now.method.name) if key == "method" else {}
                 prefix = f"runs.{run}.{key}" if key != "store" else f"subsets.{now.data.subset}.store"
                 stated = made.config.get(key, {}) | ({"subset": now.data.subset} if key == "data" else {})
@@ -210,7 +275,7 @@ def check_parameters(state: Verification, records: Records) -> None:
             if not isinstance(record, PretrainRecord):
                 _settings(state, run, kind, record)
         if found.manifest is not None:
-            rules = [_drawn(rule_of(subset), subset.source.dataset), _drawn(found.manifest.rule, found.manifest.dataset)]
+            rules = [_drawn(subset.stated(), subset.source.dataset), _drawn(found.manifest.rule, found.manifest.dataset)]
             _changed(state, run, f"subsets.{now.data.subset}", rules[0], *rules)
         for kind, one in list(found.of_one_encoder.items())[:1]:  # an encoder's header holds its run's name
             if (other := encoders.setdefault(one.encoder_sha256, run)) != run:

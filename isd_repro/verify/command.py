@@ -26,11 +26,9 @@ from isd_repro.report import text
 from isd_repro.report.run_records import load
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.progress import Progress
-from isd_repro.verify.again import check_files, check_flips
-from isd_repro.verify.claims import check_parameters, check_records
+from isd_repro.verify.claims import check_images, check_parameters, check_records
 from isd_repro.verify.commits import check_lock, check_rule
 from isd_repro.verify.findings import State, Verdict, Verification, VerifyOptions
-from isd_repro.verify.images import check_images
 from isd_repro.verify.rendered import Number, check_rendered
 
 _MEANING = {
@@ -59,6 +57,8 @@ def verify(params: Params, layout: Layout, options: VerifyOptions, console: Cons
         check(state, records)
     state.notes += [f"records of {run}, which is not a run in params.yaml, are not in any table" for run in records.strays]
     if not options.quick:
+        from isd_repro.verify.again import check_files, check_flips
+
         for name in options.runs or params.runs:
             check_files(state, name, records.runs[name])
         check_flips(state)

@@ -115,7 +115,9 @@ def _first_commit(state: Verification, asked: Hypothesis) -> str | None:
     first, wanted = None, _decisive(asked)
     for commit in (_git("log", "--format=%H", "--", name, folder=root) or b"").decode().split():  # the newest first
         try:
-            tree = YAML(typ="safe").load((_git("show", f"{commit}:./{name}", folder=root) or b"").decode("utf-8"))
+            text = (_git("show", f"{commit}:./{name}", folder=root) or b"").decode("utf-8")
+            alone = re.search(r"^report:.*?(?=^[^\s#]|\Z)", text, re.DOTALL | re.MULTILINE)  # runs and subsets take long to parse
+            tree = YAML(typ="safe").load(alone[0] if alone else text)
             if _decisive(Hypothesis.model_validate(tree["report"]["hypothesis"])) != wanted:
                 break
         except (YAMLError, KeyError, TypeError, ValueError):

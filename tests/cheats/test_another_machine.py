@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -19,7 +20,7 @@ def one_right(tree: dict[str, Any]) -> None:
     """The first wrong answer of the student's 5-NN made right, and everything counted again."""
     key = "student/5-NN"
     predicted, label = unpack_labels(tree["predictions"][key]), unpack_labels(tree["labels"])
-    at = int((predicted != label).nonzero()[0])
+    at = int(np.flatnonzero(predicted != label)[0])
     predicted[at] = label[at]
     tree["predictions"][key] = pack_labels(predicted)
     large = tree["manifest"]["classes"][int(label[at])] in tree["manifest"]["large"]

@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from isd_repro import provenance
-from isd_repro.records import pack_labels, score_groups, unpack_labels
+from isd_repro.records import Mask, pack_labels, score_groups, unpack_labels
 from isd_repro.verify import commits
 from tests.verify.world import RECORDS, Profile, forge, write_lock
 
 
-def keep(tree: dict[str, Any], kept: Tensor) -> None:
+def keep(tree: dict[str, Any], kept: Mask) -> None:
     """Keep some queries of a record, and count its scores again."""
     tree["manifest"]["query"] = int(kept.sum())
     if tree["kind"] == "pretrain":
@@ -27,8 +26,8 @@ def keep(tree: dict[str, Any], kept: Tensor) -> None:
     tree["labels"] = pack_labels(label)
     predicted = {key: unpack_labels(packed)[kept] for key, packed in tree["predictions"].items()}
     tree["predictions"] = {key: pack_labels(values) for key, values in predicted.items()}
-    large = torch.tensor([tree["manifest"]["classes"].index(name) for name in tree["manifest"]["large"]])
-    is_large = torch.isin(label, large)
+    large = np.array([tree["manifest"]["classes"].index(name) for name in tree["manifest"]["large"]])
+    is_large = np.isin(label, large)
     groups = {"all": label >= 0, "rare": ~is_large, "large": is_large}
     tree["scores"] = [one.model_dump() for key, values in predicted.items() for one in score_groups(key, values, label, groups)]
 

@@ -172,7 +172,7 @@ def test_a_list_names_classes_and_groups(tmp_path: Path) -> None:
         assert manifest.large == ("ant",)
         assert (len(manifest.train), len(manifest.search), len(manifest.query)) == (6, 10, 6)
         assert "1 of the 7 images of D1.txt are not among the images" in found.notes[0]
-        groups = found.prepared.groups(found.prepared.split("query").label)
+        groups = found.prepared.groups(found.prepared.split("query").label.numpy())
         assert {name: int(mask.sum()) for name, mask in groups.items()} == {"all": 6, "rare": 3, "large": 3}
     listed.write_text("class names : \nemu\nTrain Images: \n/train/emu/0.png\n")
     with (
@@ -193,7 +193,7 @@ def test_a_list_of_labelled_files_names_classes_and_groups(tmp_path: Path) -> No
         assert (manifest.classes, manifest.large) == (("ant",), ())
         assert (manifest.rule["name"], manifest.rule["path"]) == ("file", "lt.txt")
         assert (len(manifest.train), len(manifest.query)) == (5, 3)
-        groups = found.prepared.groups(found.prepared.split("query").label)
+        groups = found.prepared.groups(found.prepared.split("query").label.numpy())
         assert {name: int(mask.sum()) for name, mask in groups.items()} == {"all": 3, "few": 3}
 
 

@@ -170,7 +170,7 @@ def test_features_without_a_direction_are_refused() -> None:
             predict(bank, label, query, (1,), CPU)
     none = torch.zeros(3, 3)
     for what, bank, query in (("search", none, sound), ("query", sound, none), ("query", sound, none + 1e-30)):
-        with pytest.raises(DataError, match=f"{what} features: every one is zero"):
+        with pytest.raises(DataError, match=f"{what} features: all of them are zero"):
             predict(bank, label, query, (1,), CPU)
 
 

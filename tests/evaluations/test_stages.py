@@ -205,8 +205,8 @@ def test_scores_and_classes_follow_from_the_stored_predictions(world: World, sta
     metrics = ("1-NN", "3-NN") if stage is knn else ("linear-last", "linear-best")
     assert set(record.predictions) == {f"{encoder}/{metric}" for encoder in ("student", "teacher") for metric in metrics}
     label = unpack_labels(record.labels)
-    large = torch.tensor([record.manifest.classes[cls] in record.manifest.large for cls in label.tolist()])
-    masks = {"all": torch.ones_like(large), "rare": ~large, "large": large}
+    large = np.array([record.manifest.classes[cls] in record.manifest.large for cls in label.tolist()])
+    masks = {"all": np.ones_like(large), "rare": ~large, "large": large}
     again = []
     for encoder in ("student", "teacher"):
         for metric in metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from isd_repro.evaluations.summary import wilson
+from isd_repro.records import wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 40), (7, 40), (40, 40), (4321, 10_000)])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isd_repro.evaluations import transfer
 from isd_repro.evaluations.transfer import Config as Transfer
-from isd_repro.records import mean_per_class
+from isd_repro.records import Labels, mean_per_class
 from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
@@ -30,8 +30,8 @@ def points(seed: int, count: int, classes: int = 3, dim: int = 4, noise: float =
     return centre[label] + noise * torch.randn(count, dim, generator=draw) + 1.0, label
 
 
-def top1(predicted: Tensor, label: Tensor) -> float:
-    return 100.0 * float((predicted == label).double().mean())
+def top1(predicted: Labels, label: Labels) -> float:
+    return 100.0 * float((predicted == label).mean())
 
 
 def newton(z: Matrix, label: Matrix, classes: int, c: float) -> tuple[Matrix, Matrix]:
@@ -167,8 +167,7 @@ def test_the_metric_decides_the_choice() -> None:
 
 def test_mean_per_class_by_hand() -> None:
     """Class 0: 3 of 4; class 1: 1 of 2; class 3: 0 of 1; class 2 has no query and does not count."""
-    label = torch.tensor([0, 0, 0, 0, 1, 1, 3])
-    predicted = torch.tensor([0, 0, 0, 1, 1, 2, 0])
+    label, predicted = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([0, 0, 0, 1, 1, 2, 0])
     assert mean_per_class(predicted, label) == pytest.approx(100 * (0.75 + 0.5 + 0.0) / 3)
     assert top1(predicted, label) == pytest.approx(100 * 4 / 7)
     assert mean_per_class(label, label) == 100.0

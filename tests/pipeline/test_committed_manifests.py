@@ -14,7 +14,6 @@ from isd_repro.config import reader as config
 from isd_repro.config.params import Source, Subset
 from isd_repro.data import sources, subsets
 from isd_repro.data.manifests import Image, Manifest, Positions
-from isd_repro.data.prepare import rule_of
 from isd_repro.runtime.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +41,7 @@ def sha256(subset: Subset, images: tuple[sources.Located, ...], digests: list[st
 
     rows = tuple(Image(images[at].split, images[at].cls, images[at].file, digests[at]) for at in used.tolist())
     roles = (placed(drawn.train), placed(drawn.search), placed(drawn.query))
-    return Manifest(subset.source.dataset, "x", rule_of(subset), drawn.classes, drawn.large, rows, *roles).sha256
+    return Manifest(subset.source.dataset, "x", subset.stated(), drawn.classes, drawn.large, rows, *roles).sha256
 
 
 def read(source: Source) -> tuple[tuple[sources.Located, ...], list[str]]:

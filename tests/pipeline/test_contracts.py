@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,25 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     heavy = ["torch", "torchvision", "numpy", "wandb", "dvc", "pandas", "matplotlib", "pydantic", "ruamel", "rich"]
     code = f"import isd_repro.cli, sys; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["show", "report", "verify --quick", f"compare {ROOT}", "wandb dashboard --dry-run sent.json"]
+)
+def test_a_command_that_reads_records_imports_no_torch(command: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "reports" / "demo", tmp_path / "reports" / "demo")
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("heavy:", sorted({{"torch", "torchvision", "isd_repro.evaluations.subject"}} & sys.modules.keys())))
+from isd_repro.cli import main
+sys.argv = ["isd-repro", *{command.split()}]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode in (0, 4), ended.stderr  # 4: a page or a lock that is older than the code
+    assert ended.stdout.endswith("heavy: []\n")
 
 
 def test_a_shell_completes_commands() -> None:

@@ -98,6 +98,20 @@ def test_a_recipe_has_the_papers_values(name: str) -> None:
     assert (run.numerics.bn_groups, run.numerics.precision, run.numerics.engine) == (groups, "bf16", "fast")  # DEV-24
 
 
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_a_record_agrees_with_what_the_methods_config_makes_of_a_block(path: Path) -> None:
+    """`agree` reads a method's file without importing it; its Config is the oracle."""
+    for name, run in config.load(path)[0].runs.items():
+        block = run.method
+        stated = methods.identity(block.name) | methods.config_of(name, block, path).model_dump(mode="json")
+        assert methods.agree(block, stated), name
+        for key in stated:
+            assert not methods.agree(block, {**stated, key: "another"}), f"{name}: {key}"
+        for key in ("name", *block.options):
+            assert not methods.agree(block, {other: value for other, value in stated.items() if other != key}), f"{name}: {key}"
+        assert not methods.agree(block, {**stated, "unknown": 1}), name
+
+
 def test_linear_defaults_are_the_papers_protocol() -> None:
     assert linear.Config().model_dump(exclude={"seed"}) == {  # eval_linear.py
         "epochs": 40,

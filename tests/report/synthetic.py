@@ -7,13 +7,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import fingerprint
 from isd_repro.provenance import Machine, Provenance
-from isd_repro.records import EvaluationRecord, ManifestIdentity, PretrainRecord, pack_labels, score_groups, write_record
+from isd_repro.records import (
+    EvaluationRecord,
+    Labels,
+    ManifestIdentity,
+    Mask,
+    PretrainRecord,
+    pack_labels,
+    score_groups,
+    write_record,
+)
 
 Part = Literal["pretrain", "knn", "linear"]
 Encoder = Literal["student", "teacher"]
@@ -95,21 +105,21 @@ def provenance(seconds: float = 83.5) -> Provenance:
     )
 
 
-def predictions(label: torch.Tensor, accuracy: float, seed: int) -> torch.Tensor:
+def predictions(label: Labels, accuracy: float, seed: int) -> Labels:
     """Right with probability `accuracy`, else another class at random."""
     generator = torch.Generator().manual_seed(seed)
-    right = torch.rand(len(label), generator=generator) < accuracy
-    wrong = (label + torch.randint(1, len(CLASSES), (len(label),), generator=generator)) % len(CLASSES)
-    return torch.where(right, label, wrong)
+    right = torch.rand(len(label), generator=generator).numpy() < accuracy
+    wrong = (label + torch.randint(1, len(CLASSES), (len(label),), generator=generator).numpy()) % len(CLASSES)
+    return np.where(right, label, wrong)
 
 
-def masks(label: torch.Tensor, large: Iterable[str], shots: Mapping[Any, Iterable[str]] | None = None) -> dict[str, torch.Tensor]:
+def masks(label: Labels, large: Iterable[str], shots: Mapping[Any, Iterable[str]] | None = None) -> dict[str, Mask]:
     """Query groups, from class names one query at a time."""
 
-    def of(classes: Iterable[str]) -> torch.Tensor:
-        return torch.tensor([CLASSES[int(one)] in set(classes) for one in label])
+    def of(classes: Iterable[str]) -> Mask:
+        return np.array([CLASSES[int(one)] in set(classes) for one in label])
 
-    found = {"all": torch.ones(len(label), dtype=torch.bool), **({"rare": ~of(large), "large": of(large)} if large else {})}
+    found = {"all": np.ones(len(label), dtype=np.bool_), **({"rare": ~of(large), "large": of(large)} if large else {})}
     return found | {group: of(classes) for group, classes in (shots or {}).items()}
 
 
@@ -117,7 +127,7 @@ def evaluation(
     params: Params,
     run: str,
     kind: str,
-    given: Mapping[str, torch.Tensor],
+    given: Mapping[str, Labels],
     *,
     protocol: str = "paper",
     settings: Mapping[str, Any] | None = None,
@@ -126,7 +136,7 @@ def evaluation(
     """A record of the predictions `given` by "<encoder>/<metric>" for queries whose classes take turns."""
     queries = len(next(iter(given.values())))
     identity = manifest(params, params.runs[run].data.subset, queries)
-    label = torch.arange(queries) % len(CLASSES)
+    label = np.arange(queries) % len(CLASSES)
     groups = masks(label, identity.large, identity.shots)
     return EvaluationRecord(
         kind=kind,
@@ -157,7 +167,7 @@ def write_run(
     loss: float = 5.0,
 ) -> None:
     """Write the parts of one run's record; student accuracy as given, teacher's a little lower."""
-    label, epochs = torch.arange(queries) % len(CLASSES), params.runs[run].optim.epochs
+    label, epochs = np.arange(queries) % len(CLASSES), params.runs[run].optim.epochs
     for part in parts:
         if part == "pretrain":
             groups_of_run = params.runs[run].model_dump(mode="json", exclude={"label", "notes"})
@@ -198,11 +208,11 @@ def write_counts(
 ) -> None:
     """A record in which so many queries of a group or class are answered rightly, and no others."""
     identity = manifest(params, params.runs[run].data.subset, queries)
-    label = torch.arange(queries) % len(CLASSES)
+    label = np.arange(queries) % len(CLASSES)
     groups = masks(label, identity.large, identity.shots)
     predicted = (label + 1) % len(CLASSES)
     for name, hits in right.items():
-        places = (groups[name] if name in groups else label == CLASSES.index(name)).nonzero().flatten()[:hits]
+        places = np.flatnonzero(groups[name] if name in groups else label == CLASSES.index(name))[:hits]
         predicted[places] = label[places]
     kind = "linear" if metric.startswith("linear") else "knn"
     write_record(where.record(run, kind), evaluation(params, run, kind, {f"student/{metric}": predicted}, stored=stored))

@@ -7,21 +7,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from isd_repro import evaluations
 from isd_repro.records import (
+    Labels,
     ManifestIdentity,
     TargetEvaluation,
     TargetsRecord,
     mean_per_class,
     pack_labels,
     score_groups,
+    wilson,
     write_record,
 )
-from isd_repro.report import intervals
 from isd_repro.report.run_records import RECOMPUTED
 from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
@@ -31,13 +32,13 @@ from tests.report.test_records import edit
 RUNS = ("untrained", "moco", "isd")
 TARGETS = ("food101", "pets")  # top-1, mean per class
 NAMES = ("cat", "dog", "owl")
-LABEL = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)
+LABEL = np.array([0] * 20 + [1] * 10 + [2] * 5)
 
 
-def answers(seed: int, label: Tensor, classes: int, right: float) -> Tensor:
+def answers(seed: int, label: Labels, classes: int, right: float) -> Labels:
     draw = torch.Generator().manual_seed(seed)
-    wrong = (label + torch.randint(1, classes, label.shape, generator=draw)) % classes
-    return torch.where(torch.rand(label.shape, generator=draw) < right, label, wrong)
+    wrong = (label + torch.randint(1, classes, label.shape, generator=draw).numpy()) % classes
+    return np.where(torch.rand(label.shape, generator=draw).numpy() < right, label, wrong)
 
 
 def target(key: str) -> ManifestIdentity:
@@ -55,12 +56,12 @@ def target(key: str) -> ManifestIdentity:
 
 
 def write_few(profile: Profile, run: str, seed: int) -> None:
-    label = torch.arange(500) % 10
+    label = np.arange(500) % 10
     given = {}
     for at, end in enumerate(("last", "best")):
         first = answers(seed + at, label, 10, 0.3)
         given[f"student/few-10pct-{end}"] = first
-        given[f"student/few-10pct-{end}-top5"] = torch.where(torch.arange(500) % 3 == 0, label, first)
+        given[f"student/few-10pct-{end}-top5"] = np.where(np.arange(500) % 3 == 0, label, first)
     settings = {
         "epochs": 40,
         "fractions": [0.1],
@@ -137,15 +138,15 @@ def test_few_label_cells_are_counted_from_the_predictions(both: Profile) -> None
     assert "Labelled images: 10 %, 10 images drawn by class." in found.notes
     assert [row.run for row in found.rows] == list(RUNS)
     assert [cell.number for cell in found.rows[0].cells] == ["not run"] * 4
-    label = (torch.arange(500) % 10).tolist()
+    label = (np.arange(500) % 10).tolist()
     for at, row in enumerate(found.rows[1:], start=1):
         for place in (0, 2):
-            first = answers(10 * at + place // 2, torch.arange(500) % 10, 10, 0.3).tolist()
+            first = answers(10 * at + place // 2, np.arange(500) % 10, 10, 0.3).tolist()
             hits = [a == b for a, b in zip(first, label, strict=True)]
             top5 = [hit or number % 3 == 0 for number, hit in enumerate(hits)]
             for cell, right in ((row.cells[place], sum(hits)), (row.cells[place + 1], sum(top5))):
                 assert (cell.correct, cell.n, cell.value) == (right, 500, right / 5)
-                assert (cell.low, cell.high) == intervals.wilson(right, 500)
+                assert (cell.low, cell.high) == wilson(right, 500)
                 assert (cell.level, cell.part) == (RECOMPUTED, "few_label")
     assert "few-label-small-teacher" not in [one.id for one in both.report().tables]
 
@@ -209,7 +210,7 @@ def test_every_format_shows_both_and_a_second_render_is_equal(both: Profile) -> 
 
 
 OTHER = synthetic.sha("another")
-PACKED = pack_labels(torch.zeros(35, dtype=torch.int64))
+PACKED = pack_labels(np.zeros(35, dtype=np.int64))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
-import torch
 
 from isd_repro.records import pack_labels, unpack_labels
 from isd_repro.report.run_records import RECOMPUTED, RECORDED
@@ -72,7 +72,7 @@ def test_a_tampered_prediction_is_caught(profile: Profile) -> None:
     def change(tree: dict[str, Any]) -> None:
         values = unpack_labels(tree["predictions"]["student/1-NN"])
         labels = unpack_labels(tree["labels"])
-        wrong = int((values != labels).nonzero()[0])
+        wrong = int(np.flatnonzero(values != labels)[0])
         values[wrong] = labels[wrong]
         tree["predictions"]["student/1-NN"] = pack_labels(values)
 
@@ -114,7 +114,7 @@ def test_rows_of_one_table_must_share_their_query_labels(profile: Profile) -> No
     def change(tree: dict[str, Any]) -> None:
         for name in ("labels", *tree["predictions"]):
             holder = tree if name == "labels" else tree["predictions"]
-            holder[name] = pack_labels(unpack_labels(holder[name]).roll(3))
+            holder[name] = pack_labels(np.roll(unpack_labels(holder[name]), 3))
 
     edit(profile.layout.record("isd", "knn"), change)  # every score still recomputes
     assert "labels is other labels, expected those of" in refused(profile)
@@ -128,8 +128,8 @@ def test_rows_of_one_table_must_share_their_query_labels(profile: Profile) -> No
         (lambda tree: tree.update(kind="linear"), "kind is 'linear', expected 'knn'"),
         (lambda tree: tree["manifest"].update(subset="large"), "manifest.subset is 'large', expected 'small'"),
         (lambda tree: tree.update(labels="no base64!"), "labels is no packed labels ("),
-        (lambda tree: tree.update(labels=pack_labels(torch.arange(9))), "labels is 9 entries, expected 500"),
-        (lambda tree: tree.update(labels=pack_labels(torch.full((500,), 10))), "labels is class 10, expected 0 to 9"),
+        (lambda tree: tree.update(labels=pack_labels(np.arange(9))), "labels is 9 entries, expected 500"),
+        (lambda tree: tree.update(labels=pack_labels(np.full(500, 10))), "labels is class 10, expected 0 to 9"),
         (lambda tree: tree["scores"].append(tree["scores"][0]), "scores[student 1-NN all] is stated twice, expected once"),
         (lambda tree: tree["scores"][0].update(correct=0, n=0), "is 0 of 0, expected a score"),
         (lambda tree: tree["manifest"].update(large=["c11"]), "manifest.large is c11, expected names in manifest.classes"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -153,7 +154,7 @@ def test_records_alone_are_enough_and_scores_that_changed_are_replaced(profile: 
         assert send_stage(profile, stage) == "sent"
     assert curve_of(by_title(online)["tiny-isd-pretrain"]) == record_of(layout, "pretrain")["curve"]
     run, record = by_title(online)["tiny-isd-knn"], record_of(layout, "knn")
-    label, found = unpack_labels(record["labels"]), unpack_labels(record["predictions"]["teacher/1-NN"]).roll(1)
+    label, found = unpack_labels(record["labels"]), np.roll(unpack_labels(record["predictions"]["teacher/1-NN"]), 1)
     wanted = 100 * int((label == found).sum()) / len(label)
     record["predictions"]["teacher/1-NN"] = pack_labels(found)
     for score in record["scores"]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from isd_repro.records import pack_labels, unpack_labels
@@ -66,9 +65,9 @@ def test_what_was_not_asked_for_and_what_is_not_here(protocols: Profile, monkeyp
 def first_two_swapped(tree: dict[str, Any]) -> None:
     """Queries of two classes change their places: labels and predictions alike, so that no score changes."""
     label = unpack_labels(tree["labels"])
-    at = int((label != label[0]).nonzero()[0])
-    order = torch.arange(len(label))
-    order[[0, at]] = torch.tensor([at, 0])
+    at = int(np.flatnonzero(label != label[0])[0])
+    order = np.arange(len(label))
+    order[[0, at]] = at, 0
     tree["labels"] = pack_labels(label[order])
     tree["predictions"] = {key: pack_labels(unpack_labels(packed)[order]) for key, packed in tree["predictions"].items()}
 
@@ -77,8 +76,8 @@ def one_for_another(tree: dict[str, Any]) -> None:
     """A right answer and a wrong one change places among the queries of one class."""
     one = tree["evaluations"][0]
     predicted, label = unpack_labels(one["predictions"]["teacher/transfer"]), unpack_labels(one["labels"])
-    wrong = int((predicted != label).nonzero()[0])
-    right = int(((predicted == label) & (label == label[wrong])).nonzero()[0])
+    wrong = int(np.flatnonzero(predicted != label)[0])
+    right = int(np.flatnonzero((predicted == label) & (label == label[wrong]))[0])
     predicted[[wrong, right]] = predicted[[right, wrong]]
     one["predictions"]["teacher/transfer"] = pack_labels(predicted)
 
@@ -160,8 +159,8 @@ def test_transfer_labels_that_are_not_those_of_the_images(protocols: Profile, mo
 
     def change(tree: dict[str, Any]) -> None:
         one = tree["evaluations"][0]
-        one["labels"] = pack_labels(unpack_labels(one["labels"]).flip(0))
-        one["predictions"] = {key: pack_labels(unpack_labels(packed).flip(0)) for key, packed in one["predictions"].items()}
+        one["labels"] = pack_labels(unpack_labels(one["labels"])[::-1])
+        one["predictions"] = {key: pack_labels(unpack_labels(packed)[::-1]) for key, packed in one["predictions"].items()}
 
     for run in ("moco", "isd"):
         protocols.edit(protocols.record(run, "transfer"), change)

@@ -63,8 +63,8 @@ def test_tampered_labels(profile: Profile) -> None:
     """Labels and predictions of all runs moved alike, so that every score and every pair of records still agrees."""
 
     def change(tree: dict[str, Any]) -> None:
-        tree["labels"] = pack_labels(unpack_labels(tree["labels"]).flip(0))
-        tree["predictions"] = {key: pack_labels(unpack_labels(packed).flip(0)) for key, packed in tree["predictions"].items()}
+        tree["labels"] = pack_labels(unpack_labels(tree["labels"])[::-1])
+        tree["predictions"] = {key: pack_labels(unpack_labels(packed)[::-1]) for key, packed in tree["predictions"].items()}
 
     for run, part in (("untrained", "knn"), ("moco", "knn"), ("isd", "knn"), ("isd", "linear")):
         profile.edit(profile.record(run, part), change)

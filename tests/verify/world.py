@@ -190,7 +190,7 @@ class Profile:
 def swap_wrong(tree: dict[str, Any], key: str) -> int:
     """Change one wrong prediction into another wrong one, which changes no score; its position."""
     predicted, label = unpack_labels(tree["predictions"][key]), unpack_labels(tree["labels"])
-    at = int((predicted != label).nonzero()[0])
+    at = int(np.flatnonzero(predicted != label)[0])
     predicted[at] = next(other for other in range(10) if other not in (int(predicted[at]), int(label[at])))
     tree["predictions"][key] = pack_labels(predicted)
     return at
