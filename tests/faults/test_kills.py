@@ -108,7 +108,7 @@ def disturb_and_repeat(station: Station, place: Path, seed: str) -> set[int]:
         # Before the command's handlers are there, a signal ends the process itself; before `evaluate` has begun with features
         # there is nothing to go on with; and a repetition may have less to do.
         resumed = {"pretrain": {75}, "evaluate": {75, 130}}.get(station.name, {130})
-        unbegun = ended.code == 1 and not ended.operations and not ended.said  # Ctrl-C in the fork server's own code
+        unbegun = ended.code in {1, 130} and not ended.operations and not ended.said  # 1: Ctrl-C in the fork server's own code
         assert unbegun or ended.code in {0, -blow.number, *resumed}, about
         assert "Traceback" not in ended.said, about
         codes.add(ended.code)
