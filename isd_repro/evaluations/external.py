@@ -384,7 +384,7 @@ def _cache(request: Request) -> Iterator[Path]:
         yield root
     except KeyboardInterrupt as error:
         message = "stopped; the features that were finished are kept"
-        raise Preempted(message, "run the same command again: it goes on with them") from error
+        raise Preempted(message, "run the same command again; it continues with them") from error
 
 
 # --- what comes out -----------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; how many iterations the last fit took."""
+    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; the last fit's iterations and convergence."""
 
     predicted: Tensor
     choice: Choice
