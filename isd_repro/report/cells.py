@@ -48,7 +48,7 @@ class Cell:
         kind: ours: a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
             or draws, a `statistic` of differences over draws (a bound, a deviation, a count, p), `not run`, or `none` where no
             number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its printed ones;
-            `against` is ours less the paper's.
+            `against` is ours minus the paper's.
         runs: the runs from which the number comes.
         correct, n, level: only for a score.
         low, high: 95 % interval: Wilson's for a score, in percent; the bootstrap's for a mean difference, in points.

@@ -141,16 +141,17 @@ def differences(comparisons: Sequence[Comparison], first: str, second: str, boun
             if x is not None:
                 ax.axvline(x, color=INK, lw=1, linestyle=style)
         _rows(ax, [one.key[2].capitalize() for one in comparisons])
-        ax.set_title(f"{first} less {second}, points ({metric}, {encoder})")
+        ax.set_title(f"{first} minus {second}, points ({metric}, {encoder})")
         return figure
 
     rule = (
         ""
         if bound is None
-        else f" By the rule, an interval above 0 is support and one below the dashed line ({bound:+g}) is contradiction."
+        else f" By the rule, an interval above 0 supports the hypothesis and an interval below the dashed line ({bound:+g})"
+        " contradicts it."
     )
     caption = f"Dots: draws. Diamonds: their mean with its 95 % interval over draws.{rule}"
-    return Figure("differences", f"{first} less {second}: differences in {metric} accuracy, points", caption, draw)
+    return Figure("differences", f"{first} minus {second}: differences in {metric} accuracy, points", caption, draw)
 
 
 def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
@@ -234,10 +235,11 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
         _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
         return figure
 
-    caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; less is more even."
+    caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; smaller is more even."
     if not found_groups.isdisjoint(SHOTS):
         caption += (
-            " Many, medium and few go by a class's number of training images, so a group has other classes at another imbalance."
+            " Classes are many, medium or few by their number of training images, so at another imbalance a group has other"
+            " classes."
         )
     title = f"{params.subsets[next(iter(imbalance))].source.dataset}: accuracy and balancedness against imbalance"
     return Figure(f"imbalance-{next(iter(imbalance))}", title, caption, draw)
@@ -269,14 +271,14 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         ax.set_xlim(-0.6, len(bars) - 0.4)
         ax.grid(visible=False, axis="x")
-        ax.set_title(f"{first} less {second}, points by class ({metric}, student)")
+        ax.set_title(f"{first} minus {second}, points by class ({metric}, student)")
         shown = dict.fromkeys(group for group in ("rare", "large") if any(bar[2] == group for bar in bars))
         _legend(figure, [(f"{group} classes", {"color": marks[group], "lw": 5}) for group in shown] or [("classes", {})], 4)
         return figure
 
     ahead = sum(gain > 0 for gain, *_ in bars)
     caption = f"{first} is ahead on {ahead} of {len(bars)} classes{', means over draws' if len(subsets) > 1 else ''}."
-    return Figure(f"classes-{subsets[0]}", f"{first} less {second} by class, points of {metric} accuracy", caption, draw)
+    return Figure(f"classes-{subsets[0]}", f"{first} minus {second} by class, points of {metric} accuracy", caption, draw)
 
 
 def training_images(manifest: ManifestIdentity) -> dict[str, float]:
@@ -318,8 +320,8 @@ def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> 
         _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
         return figure
 
-    caption = f"{'Dots: classes. ' if dots else ''}Lines: means over classes with as many training images."
-    title = f"Accuracy of a class against its training images, {metric}, student"
+    caption = f"{'Dots: classes. ' if dots else ''}Lines: means over classes with equally many training images."
+    title = f"Accuracy of each class against its number of training images, {metric}, student"
     return Figure(f"sizes-{subsets[0]}", title, caption, draw)
 
 
@@ -357,11 +359,11 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
             ax.set_xticks(range(len(columns)), columns)
             ax.grid(visible=False)
             ax.set_title(name)
-            ax.set_xlabel("answer")
+            ax.set_xlabel("prediction")
         return figure
 
-    title = f"{first} and {second}: answers to the queries of each class, percent ({metric}, student)"
-    return Figure(f"confusions-{subsets[0]}", title, f"Answers in percent of the queries of a row ({metric}, student).", draw)
+    title = f"{first} and {second}: predictions for the queries of each class, percent ({metric}, student)"
+    return Figure(f"confusions-{subsets[0]}", title, f"Predictions in percent of the queries of a row ({metric}, student).", draw)
 
 
 def _answers(records: Records, runs: Sequence[str], metric: str) -> Counter[tuple[str, str]]:

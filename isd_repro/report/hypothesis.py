@@ -21,8 +21,8 @@ from isd_repro.runtime.errors import ConfigError
 
 NOTE = (
     "Differences in points. Over draws: Student's interval of the mean. Over classes: bootstrap of the mean by classes, all draws"
-    " of a class together, with the runs as given; a class counts where it is of the group. Draws that share classes are not"
-    " independent, which the first does not know."
+    " of a class together, with the runs as given; a class counts if it is in the group. The first interval does not account for"
+    " draws that share classes and are not independent."
 )
 WITHIN = (
     "Within classes: each class that is rare in some draws and large in others is compared with itself; the interval is Student's"
@@ -303,11 +303,14 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Statement:
 def _registered(records: Records, asked: Hypothesis, runs: Sequence[str]) -> str:
     """The rule with the commits that show when it was set, which `verify` checks in git."""
     if asked.registered is None:
-        return "The rule (when it was set is not stated here; `isd-repro verify` asks git)"
+        return "The rule (when it was set is not stated here; `isd-repro verify` checks this with git)"
     made = [one.provenance for run in runs for one in records.runs[run].records.values()]
     first = min(made, key=lambda one: one.written)
     commit = first.commit[:12] if first.commit else "unknown"
-    return f"The rule (since commit {asked.registered[:12]}, first record at commit {commit}; `isd-repro verify` asks git)"
+    return (
+        f"The rule (since commit {asked.registered[:12]}, first record at commit {commit}; `isd-repro verify` checks this with"
+        " git)"
+    )
 
 
 def _range(interval: tuple[float, float]) -> str:

@@ -270,7 +270,7 @@ def _embedding(method: Frozen) -> dict[str, str | bool]:
         known = f"{pooled}; the method has no bank"
         return {"teacher_as_in_training": False, "teacher": known, "student": known}
     same = getattr(method, "heads", None) == "none"
-    behind = f"{pooled}, and not the output of the {{}} behind it, which training compared and an encoder file lacks"
+    behind = f"{pooled}, not the output of the {{}} after it, which the loss compares but an encoder file does not contain"
     teacher = f"{pooled}, as in the bank of training" if same else behind.format("projector")
     student = behind.format("predictor") if same else behind.format("heads")
     return {"teacher_as_in_training": same, "teacher": teacher, "student": student}

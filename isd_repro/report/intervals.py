@@ -21,9 +21,10 @@ SIGNS = 2**16  # sign vectors of the sign-flip test: all of them for up to 16 pa
 
 
 def mean_per_class(correct: Sequence[int], n: Sequence[int]) -> tuple[float, float, float]:
-    """Mean over classes of the share answered rightly, with its 95 % interval, in percent; classes without queries do not count.
+    """Mean over classes of the share of correct predictions, with its 95 % interval, in percent.
 
-    The variance of each share is that of the posterior of a flat prior, Beta(correct + 1, n - correct + 1).
+    Classes without queries do not count. The variance of each share is that of the posterior of a flat prior,
+    Beta(correct + 1, n - correct + 1).
     """
     right, of = (np.array(values, dtype=float)[np.array(n) > 0] for values in (correct, n))
     mean, share = 100 * float((right / of).mean()), (right + 1) / (of + 2)
@@ -32,7 +33,7 @@ def mean_per_class(correct: Sequence[int], n: Sequence[int]) -> tuple[float, flo
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact sign test; on queries that only one of two runs answers rightly this is McNemar's exact test."""
+    """Two-sided exact sign test; on queries that only one of two runs classifies correctly this is McNemar's exact test."""
     from scipy import stats
 
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

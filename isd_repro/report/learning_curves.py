@@ -22,9 +22,9 @@ from isd_repro.report.scores import scored
 from isd_repro.report.tables import ENCODERS, first_metric
 
 _NOTE = (
-    "Encoders saved during training, n = {n} queries (rare and large: a part of them). Their predictions are not stored, so these"
-    " numbers are recorded only (\N{DAGGER}); a run's last epoch is its exported encoder, whose scores are recomputed. One run"
-    " each; 95 % intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
+    "Encoders saved during training, n = {n} queries (rare and large are subsets of these). Their predictions are not stored, so"
+    " these numbers are recorded only (\N{DAGGER}); a run's last epoch is its exported encoder, whose scores are recomputed. One"
+    " run each; 95 % intervals (Wilson) are \N{PLUS-MINUS SIGN} {low:.1f} to {high:.1f} points."
 )
 
 

@@ -155,8 +155,8 @@ def footnotes(params: Params, records: Records, recorded: int) -> list[str]:
         )
     parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
     for words, named in (
-        ("Made with uncommitted changes in the checkout", [name for name, _, origin in parts if origin.dirty]),
-        ("Made outside a git checkout, so without a commit", [name for name, _, origin in parts if origin.commit is None]),
+        ("Produced with uncommitted changes", [name for name, _, origin in parts if origin.dirty]),
+        ("Produced outside a git checkout; the commit is unknown", [name for name, _, origin in parts if origin.commit is None]),
     ):
         notes += [f"{words}: {text.listing(list(dict.fromkeys(named)))}."] if named else []
     for part in dict.fromkeys(part for _, part, _ in parts):

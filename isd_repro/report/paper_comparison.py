@@ -111,7 +111,7 @@ def other_images(found: RunRecords, config: Run, images: PaperImages) -> str:
     if listed and manifest.rule.get("sha256") != LIST_SHA256.get(listed):
         return f"the list is not known to be the published {listed}: its sha256 is {manifest.rule.get('sha256', 'not recorded')}"
     if manifest.sha256 not in images.manifests:
-        return f"the identity of the images is not known: no one has compared manifest {manifest.sha256[:12]} with the originals"
+        return f"the identity of the images is unknown: manifest {manifest.sha256[:12]} has not been compared with the originals"
     return ""
 
 

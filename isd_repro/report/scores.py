@@ -104,7 +104,7 @@ def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
     pair = discordant(records, first, second)
     if pair:
         detail += (
-            f"; one training of each, so their variation is unknown; queries that only the first answers rightly:"
+            f"; one training of each, so their variation is unknown; queries only the first classifies correctly:"
             f" {text.count(pair[0])}, only the second: {text.count(pair[1])}"
         )
     return replace(cell, value=first.value - second.value, detail=detail)

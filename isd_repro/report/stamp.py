@@ -60,7 +60,7 @@ def cause(folder: Path, files: Mapping[str, bytes], name: str) -> str:
     """The probable reason why a file differs from a fresh render, and what to do."""
     then, now = _stamp((folder / STAMP).read_bytes() if (folder / STAMP).is_file() else b""), _stamp(files[STAMP])
     if then.get("files", {}).get(name) is None:
-        return f"it was rendered by an older version of the code, or edited: {_RENDER} and look at what git says has changed"
+        return f"it was rendered by an older version of the code, or edited: {_RENDER} and check with `git diff` what has changed"
     if then["files"][name] != _digest((folder / name).read_bytes()):
         return f"it was edited after it was rendered: restore it from git, or {_RENDER}"
     if then.get("code") != now["code"]:

@@ -175,7 +175,7 @@ def describe(params: Params, records: Records, subset: str) -> str:
         return f"Training images: {drawn}."
     return (
         f"{text.count(manifest.train)} training images ({drawn}); {text.count(manifest.search)} labelled"
-        f" images for the search or the classifier; n = {text.count(manifest.query)} queries."
+        f" images (search set, and training set of the classifier); n = {text.count(manifest.query)} queries."
     )
 
 

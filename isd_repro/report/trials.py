@@ -66,7 +66,7 @@ def _precision(records: Records, asked: Trials, best: dict[str, Cell]) -> list[T
     columns = [Column("Over classes", "s.d."), *(Column("Smallest half-width of the interval", f"{n} draws") for n in plan.draws)]
     note = (
         f"Difference between the chosen trials over {len(differences)} {plan.group} classes, points; with {plan.classes} such"
-        " classes per draw. Variation between trainings and classes that several draws share are not included."
+        " classes per draw. This ignores the variation between trainings and the classes that several draws share."
     )
     row = Row(f"{plan.first} {text.MINUS} {plan.second}", tuple(cells))
     return [Table("expected-precision", "Expected precision", "Pair", tuple(columns), (row,), notes=(note,), sortable=False)]

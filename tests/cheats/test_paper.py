@@ -54,7 +54,7 @@ def test_the_papers_own_images_are_judged(tmp_path: Path) -> None:
         ({"train": 500, "steps": 200}, "training images: 500 here, 1,281,167 in the paper"),
         ({"query": 500}, "queries: 500 here, 50,000 in the paper"),
         ({"steps": 1}, f"steps: 1 were made, {STEPS:,} belong to the paper's epochs"),
-        ({"sha256": "cd" * 32}, "the identity of the images is not known: no one has compared manifest cdcdcdcdcdcd"),
+        ({"sha256": "cd" * 32}, "the identity of the images is unknown: manifest cdcdcdcdcdcd has not been compared"),
     ],
 )
 def test_other_images_or_steps_are_not(tmp_path: Path, change: dict[str, Any], why: str) -> None:

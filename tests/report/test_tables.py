@@ -97,7 +97,7 @@ def test_differences_say_how_many_runs_are_behind_them(profile: Profile) -> None
     for cell, group in zip(differences, ("all", "rare", "large"), strict=True):
         assert cell.value == pytest.approx(value("isd", group) - value("moco", group))
         assert "p =" not in cell.plain + cell.detail
-        assert "one training of each, so their variation is unknown; queries that only the first answers rightly:" in cell.detail
+        assert "one training of each, so their variation is unknown; queries only the first classifies correctly:" in cell.detail
     assert (first.words, second.words) == ("1", "1")
     assert "differences have no intervals" in table.notes[1]
     assert named(profile, "small-student").first == "Run (one seed each)"
@@ -136,7 +136,7 @@ def test_draws_by_hand(tmp_path: Path) -> None:
         (2, pytest.approx(11 / 2**0.5)),
         (2, pytest.approx(13 / 2**0.5)),
     ]
-    assert "only the first answers rightly: 4, only the second: 5" in table.rows[0].cells[2].detail
+    assert "only the first classifies correctly: 4, only the second: 5" in table.rows[0].cells[2].detail
     rare = pair.rows[1]
     assert rare.label == "Rare, 1-NN, student"
     assert [cell.words for cell in rare.cells[2:4]] == ["+4.38", "0.88"]

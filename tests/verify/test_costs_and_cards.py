@@ -81,8 +81,8 @@ def test_a_card_says_what_the_record_says(profile: Profile) -> None:
         line = next(line for line in card.splitlines() if line.startswith(row))
         assert line.endswith(f"| {score.n} | recomputed from stored predictions |")
     assert (
-        "1,040 training images, 100 labelled images for the search or the classifier, 500 queries, 10 classes, 2 of them large"
-        in card
+        "1,040 training images, 100 labelled images (search set, and training set of the classifier), 500 queries, 10 classes,"
+        " 2 of them large" in card
     )
     assert "[DEV-03](../../../DEVIATIONS.md#dev-03)" in card
     for heading in (
