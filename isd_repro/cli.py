@@ -606,7 +606,7 @@ def _leave(code: str | int | None) -> Never:
     try:
         sys.stdout.flush()
     except OSError as error:
-        streams.drop(1)  # or Python would try again, and end with a code of its own
+        streams.drop(1)  # otherwise Python would try again and exit with another code
         if not code:
             _say(f"standard output: {error.strerror}", "check free disk space; files already written are complete")
         code = code or EXIT_FAILURE

@@ -108,7 +108,7 @@ def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> Non
     name, theirs = _read(other, layout)
     found = compared(name, ours, theirs)
     if not any(pair.difference is not None for pair in found.numbers):
-        raise DataError(f"{name}: has no number that this profile has too", "run the profile's stages, or name another result")
+        raise DataError(f"{name}: has no number in common with this profile", "run the profile's stages, or name another result")
     _print_json(found) if as_json else _print(found)
     if not found.agree:
         outside = sum(pair.state == "outside" for pair in found.numbers)

@@ -63,7 +63,7 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
         say("warning: the record names no commit, because the run was made outside a git checkout")
     if record.provenance.source != provenance.source_hash():
         say("warning: the run was made by other code than this; dvc.lock takes it as if it were made by this")
-    say(f"{record.run}: {record.steps} steps, {len(record.encoders)} encoders, imported; `dvc repro` goes on with extract")
+    say(f"{record.run}: {record.steps} steps, {len(record.encoders)} encoders, imported; `dvc repro` continues with extract")
 
 
 def _found(folder: Path, layout: Layout) -> dict[str, Path]:

@@ -30,7 +30,7 @@ _TORCH = re.compile(  # what `torch.load(weights_only=True)` knows itself, and a
     r"|torch\.\w+|torch\.(?:storage|cuda)\.\w+|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
 )
-_HARMLESS = re.compile(  # classes of plain values that trainers save beside their weights
+_HARMLESS = re.compile(  # classes of plain values that trainers save with the weights
     r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)|pathlib\.\w+|datetime\.\w+"
     r"|builtins\.(?:dict|list|tuple|int|float|str|bool)|typing\.\w+|omegaconf\.[\w.]+|(?:pytorch_)?lightning[\w.]+|" + _FILLED
 )

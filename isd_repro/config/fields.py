@@ -28,7 +28,7 @@ def _none_twice(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
     return items
 
 
-Distinct = Annotated[Many[_Item], AfterValidator(_none_twice)]  # each item makes a stage, a column or a row of its own
+Distinct = Annotated[Many[_Item], AfterValidator(_none_twice)]  # each item becomes a stage, a column or a row
 
 
 def _words(text: str) -> str:

@@ -480,7 +480,7 @@ class Run(Frozen):
     """One pretraining run."""
 
     label: Words  # the row's name in tables; changes no number
-    notes: Many[Words] = ()  # DEVIATIONS ids and remarks shown beside the row
+    notes: Many[Words] = ()  # DEVIATIONS ids and remarks that are shown with the row
     backbone: BackboneConfig
     method: MethodBlock
     optim: Optim

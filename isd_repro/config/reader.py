@@ -21,7 +21,7 @@ from isd_repro.config.params import MethodBlock, Params, Run, Subset
 from isd_repro.runtime.errors import ConfigError
 
 Location = tuple[str | int, ...]  # keys from the top of the file
-Problem = tuple[Location, str]  # where it stands, and what is wrong
+Problem = tuple[Location, str]  # its location, and what is wrong
 
 _Found = TypeVar("_Found")
 _SHOWN = 200  # characters of a value in a message
@@ -66,7 +66,7 @@ def listed(path: Path, tree: Any, problems: Iterable[Problem]) -> str:
     """One line for each mistake, with its place; a mistake that several runs share through a YAML anchor is one line."""
     found: dict[tuple[int, object, str], list[Location]] = {}
     for location, message in problems:
-        block = _at(tree, location)  # one object wherever an alias stands for it
+        block = _at(tree, location)  # one object, shared by all of its aliases
         place = (id(block), None) if block else (_line(tree, location), location[-1:])
         found.setdefault((*place, message), []).append(location)
     lines = []

@@ -50,7 +50,7 @@ class Sizes:
     smallest: int
     median: float
     imbalance: float  # the largest over the smallest
-    gini: float  # Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has nearly every image
+    gini: float  # Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has nearly all images
     shots: dict[Shot, int]  # classes with `many`, `medium` and `few` images, by ImageNet-LT's thresholds
     counts: dict[str, int]  # images by class
 
@@ -78,7 +78,7 @@ class Audit:
     rare_classes: int
     rare_images: int
     last_large: int  # place of the last large class among the sorted class names, counted from 1
-    chance: float  # that as many classes drawn at random all lie among the first `last_large`
+    chance: float  # probability that as many classes drawn at random are all among the first `last_large`
     animals: Animals | None  # None where a class is no WordNet id
     names: dict[str, str]  # of the large classes, where a file of words is given
 
@@ -121,7 +121,7 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
 
 def _has_images(folder: Path) -> bool:
     top = {inside.name.lower() for inside in folder.iterdir() if inside.is_dir()}
-    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet has .txt files beside it
+    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet also has .txt files
 
 
 def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> AuditReport:

@@ -153,7 +153,7 @@ def check_shared(shared: int, queries: int, *, place: str, allow: str, allowed: 
         return ""
     found = f"{shared} of {queries} queries ({shared / queries:.1%}) have the bytes of a training or search image"
     if shared > MAX_SHARED * queries and not allowed:
-        raise DataError(f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies; or, to go on with them, {allow}")
+        raise DataError(f"{place}: {found}, more than {MAX_SHARED:.0%}", f"remove the copies, or allow them: {allow}")
     return found
 
 

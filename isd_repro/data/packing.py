@@ -53,7 +53,7 @@ class _Begun:
 
     done: list[Outcome] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)  # over the bytes of `done`
-    journal_bytes: int = 0  # 0 where there is no journal of the key
+    journal_bytes: int = 0  # 0 if there is no journal of this key
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> Non
     if problem:
         raise DataError(
             f"{subset.source.root_env}={root}: does not hold the images that subset {name!r} was prepared from: {problem}",
-            f"let it name the images of {subset.source.dataset} again; or unset it to go on with the prepared ones; or prepare"
-            f" those that it names: dvc repro --force --single-item prepare@{name}",
+            f"set it to the folder with the images of {subset.source.dataset}; or unset it to continue with the prepared images;"
+            f" or prepare the images that it names now: dvc repro --force --single-item prepare@{name}",
         )
     with suppress(OSError):
         seen = _times(root, [*map(str, _entries(root)), *(file for file in files if (root / file).is_file())])

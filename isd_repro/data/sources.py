@@ -48,7 +48,7 @@ _EXPECTED = {
 }
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # by content; others of PIL's start programs
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")  # PIL's modes of a grey PNG or PGM of 16 bits, by its version
-_NOT_EIGHT_BITS = ("F", "LAB", "La")  # modes of TIFF and PPM that have no one conversion to 8 bits of grey or RGB
+_NOT_EIGHT_BITS = ("F", "LAB", "La")  # modes of TIFF and PPM without a unique conversion to 8 bits of grey or RGB
 
 
 class UnreadableError(Exception):
@@ -278,7 +278,7 @@ def _splits_in(root: Path, tree: _Tree, base: str) -> tuple[str, str]:
     """The folders of both splits in `base`, which has at least one folder `train`."""
     folders = _folders_of(tree, base)
     train, val, test = ([name for name in folders if name.lower() in names] for names in (("train",), _VAL, ("test",)))
-    val = val or test  # a test beside val often has no labels
+    val = val or test  # if val exists, test often has no labels
     for readings in (train, val):
         if len(readings) > 1:
             found = f"{root / base}: has the folders {' and '.join(readings)}, and only one of them can be meant"
@@ -427,7 +427,7 @@ def _read_synsets(root: Path, tree: _Tree, file: str) -> dict[str, str]:
     try:
         rows = scipy.loadmat(io.BytesIO(tree.read(file)), squeeze_me=True)["synsets"]
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}
-    except Exception as error:  # scipy raises errors of its own for a damaged file
+    except Exception as error:  # scipy raises various errors for a damaged file
         raise DataError(f"{root}: {file} cannot be read ({error})", "unpack the development kit again") from error
 
 
@@ -480,7 +480,7 @@ def decode_file(payload: bytes) -> Image.Image:
 def _open(payload: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(payload), formats=_FORMATS)
     if image.mode in _NOT_EIGHT_BITS:
-        raise ValueError(f"{image.format} of Pillow's mode {image.mode}, which has no one conversion to 8 bits")
+        raise ValueError(f"{image.format} of Pillow's mode {image.mode}, which has no unique conversion to 8 bits")
     if isinstance(image, TiffImageFile) and image.mode in _SIXTEEN_BITS:
         bits, zero, kind = (image.tag_v2.get(tag) for tag in (BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT))
         if (bits, zero, kind or (1,)) != ((16,), 1, (1,)):  # Pillow reads the others with the values of the file

@@ -72,7 +72,7 @@ def check_manifest(path: Path, recorded: str, prepared: str, folder: Path | None
 def check_run(path: Path, said: str, run: str) -> None:
     """Raise `DataError` if the file at `path` belongs to another run, as after a copy from that run's folder."""
     if said != run:
-        raise DataError(f"{path}: is of run {said!r}, not {run!r}", "run `pretrain` and all later stages for this run")
+        raise DataError(f"{path}: belongs to run {said!r}, not {run!r}", "run `pretrain` and all later stages for this run")
 
 
 def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

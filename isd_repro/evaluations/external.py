@@ -39,7 +39,7 @@ from isd_repro.runtime.errors import ConfigError, Preempted, printable
 from isd_repro.runtime.progress import Progress
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images that says nothing of its own
+GREY = (0.449,), (0.226,)  # their means, for an encoder of grey images whose file states none
 _SIZE, _CROP_RATIO = 224, 0.875
 _ONCE = "once-"  # folders of features that are not kept
 LEAST, MOST = 8, 4096  # pixels of a side: less leaves no image, more no memory for a block of 256
@@ -124,7 +124,7 @@ class Request:
             hint = "--out names a file; `report` reads records/<name>/external.json"
             try:
                 if self.out.exists() and not self.out.is_file():
-                    raise ConfigError(f"--out {self.out}: is no file", hint)
+                    raise ConfigError(f"--out {self.out}: is not a file", hint)
                 if self.out.exists() and any(one and one.exists() and self.out.samefile(one) for one in (self.ckpt, self.listed)):
                     raise ConfigError(f"--out {self.out}: is the file that is being read", hint)
                 files.check_writable(self.out.parent)  # before the work, not after it
@@ -384,7 +384,7 @@ def _cache(request: Request) -> Iterator[Path]:
         yield root
     except KeyboardInterrupt as error:
         message = "stopped; the features that were finished are kept"
-        raise Preempted(message, "run the same command again: it goes on with them") from error
+        raise Preempted(message, "run the same command again; it continues with them") from error
 
 
 # --- what comes out -----------------------------------------------------------------------------------------------------

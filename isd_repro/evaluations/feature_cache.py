@@ -31,7 +31,7 @@ from isd_repro.runtime.errors import DataError
 
 SHARD = 32 * BLOCK  # images
 _NOISE = 1e-6  # of a number of a normalised feature
-Identity = Mapping[str, object]  # JSON-serialisable; all that the rows depend on beside the split
+Identity = Mapping[str, object]  # JSON-serialisable; everything except the split on which the rows depend
 
 
 def stream(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from isd_repro.evaluations.subject import Outcome, Subject
 
 TITLE = "Few labels"
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 METRICS = r"few-[0-9.]{1,9}pct-(last|best)(-top5)?"
 OWN_TABLE = True
 NOTE = "The best epoch is chosen on the queries that it is scored on, so it is optimistic."

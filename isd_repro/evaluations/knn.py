@@ -34,7 +34,7 @@ TITLE = "Nearest neighbours"
 METRICS = r"[1-9][0-9]*-NN"
 IN_ALL = True
 OPTIONS = {"--k": "k"}
-QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and images beside each query
+QUERIES, NEIGHBOURS = 8, 6  # rows of the picture, and neighbours per query
 
 QUERY_ROWS = 1024
 BANK_ROWS = 2048

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TITLE = "Linear"
 NOTE = "The best linear epoch is chosen on the queries that it is scored on, so it is optimistic."
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 IN_ALL = True
 OPTIONS = {"--linear-epochs": "epochs", "--linear-seeds": "seeds"}
 METRICS = r"linear-(last|best|clean)(-top5)?"
@@ -49,7 +49,7 @@ class Config(Frozen):
     flip: Unit = 0.5
     seed: Natural = 0
     protocol: Words = "paper"  # the name that tables print; `paper` only with the paper's values
-    # Keys that came after the first records are left out of a record where they have their default.
+    # Keys that the first records lack are left out of a record if they have their default.
     seeds: Annotated[Count, Field(exclude_if=lambda value: value == 1)] = 1  # heads on one pass, to see their range
     clean: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # also choose on images held out of training
     top5: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # top-5 accuracy, too

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TITLE = "Transfer"
 METRIC = "transfer"
-TRAINS = True  # `verify` repeats it where it is asked to
+TRAINS = True  # `verify` repeats it only with --linear
 METRICS = r"transfer(-[a-z0-9-]+)?"
 OWN_TABLE = True
 PROTOCOL = "logistic regression on L2-normalised, standardised features; C chosen on validation images, retrained with them"
@@ -58,7 +58,7 @@ class Config(Frozen):
     c_values: Annotated[int, Field(ge=2, le=10_000)] = 45  # logarithmically spaced, both ends included
     iterations: Count = 1000  # of L-BFGS at most, for each C
     tolerance: Positive = 1e-5  # largest entry of the mean loss's gradient that counts as none
-    seed: Natural = 0  # of validation images, where a set has none of its own
+    seed: Natural = 0  # of the draw of validation images, if a set has none
 
 
 def protocol(evaluation: Any) -> str:
@@ -122,7 +122,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; how many iterations the last fit took."""
+    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; the last fit's iterations and convergence."""
 
     predicted: Tensor
     choice: Choice
@@ -258,7 +258,7 @@ def facts(record: TargetEvaluation, config: Config) -> list[tuple[str, object, o
     """Facts about a target set as (key, the record's value, the value in this project's table of sets)."""
     spec = transfer_sets.SETS.get(cast("TransferName", record.manifest.subset))
     if spec is None:
-        return []  # a set that the settings do not name, which is a problem of its own
+        return []  # a set that the settings do not name, which is reported elsewhere
     stated, rule = record.manifest, record.manifest.rule
     return [
         ("manifest.dataset", stated.dataset, spec.title),

@@ -41,7 +41,7 @@ def render(params: Params, records: Records, layout: Layout) -> dict[str, bytes]
 
 
 def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[str, Any]:
-    """What a card says beside the pretraining record."""
+    """The facts on a card in addition to those of the pretraining record."""
     scores = _scores(found)
     notes = [piece for note in params.runs[record.run].notes for piece in run_details.linked(note)]  # as they are now
     return {
@@ -60,7 +60,7 @@ def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[st
 
 
 def _scores(found: RunRecords) -> list[tuple[str, str, Cell]]:
-    """Encoder, name of the metric and cell of every score, those on other data sets last."""
+    """Encoder, metric name and cell of every score; scores on other data sets come last."""
     own = [(key[0], head(key[1]), score_cell(found, *key)) for evaluation in found.own.values() for key in evaluation.scores]
     targets = [(kind, *pair) for kind, targets in found.targets.items() for pair in targets.sets.items()]
     return own + [

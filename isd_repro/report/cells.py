@@ -1,4 +1,4 @@
-"""Tables independent of format: rows, columns, and cells with the source of each number."""
+"""Format-independent tables: rows, columns, and cells with the source of each number."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Printed:
 
     Attributes:
         table, row, column: place in `paper.yaml`.
-        where: the same in words, with the paper's version.
-        printed, corrected: percent; `corrected` is None where the print is right.
-        why: how the correction is known.
-        source: what was read; `borrowed` where it is not the paper's own table.
+        where: the place as text, with the paper's version.
+        printed, corrected: percent; `corrected` is None if the printed number is right.
+        why: reason for the correction.
+        source: the publication that was read; `borrowed` if it is not the paper's own table.
     """
 
     table: str
@@ -42,22 +42,22 @@ class Printed:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; `value` is percent or points, and None where the cell has no number.
+    """One cell; `value` is in percent or points, and None if the cell has no number.
 
     Attributes:
         kind: ours: a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
             or draws, a `statistic` of differences over draws (a bound, a deviation, a count, p), `not run`, or `none` where no
             number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its printed ones;
             `against` is ours less the paper's.
-        runs: the runs that the number comes from.
-        correct, n, level: only of a score.
-        low, high: 95 % interval: Wilson's of a score in percent, the bootstrap's of a mean difference in points.
-        deviation, count: standard deviation over `count` seeds or draws behind a mean.
-        detail: how a number that is no score came about, or why there is none.
-        best: the largest of the values that it competes with.
+        runs: the runs from which the number comes.
+        correct, n, level: only for a score.
+        low, high: 95 % interval: Wilson's for a score, in percent; the bootstrap's for a mean difference, in points.
+        deviation, count: standard deviation over `count` seeds or draws of a mean.
+        detail: how a number that is not a score was computed, or why there is no number.
+        best: whether it is the largest of the values with which it is compared.
         paper: the published number that the cell shows or is compared with.
-        verdict, tolerance: of `against`, in points.
-        words: shown instead of the value's usual form.
+        verdict, tolerance: only for `against`; the tolerance is in points.
+        words: text that is shown instead of the value.
     """
 
     kind: Kind
@@ -82,12 +82,12 @@ class Cell:
 
     @property
     def part(self) -> str:
-        """The stage, and the part of the record, that holds the number."""
+        """The stage whose record contains the number."""
         return "trajectory" if self.kind == "snapshot" else kind_of(self.metric)
 
     @property
     def known(self) -> bool:
-        """Whether there is more to say of the cell than it shows."""
+        """Whether there is more information about the cell than it shows."""
         return (bool(self.runs) and self.kind not in ("none", "against")) or (self.paper is not None and self.value is not None)
 
     @property
@@ -104,7 +104,7 @@ class Cell:
 
     @property
     def half(self) -> str:
-        """Half width of a score's interval, or nothing."""
+        """Half-width of a score's interval, as text; "" if there is none."""
         if self.low is None or self.high is None or self.kind not in ("score", "external"):
             return ""
         return text.decimal((self.high - self.low) / 2)
@@ -127,7 +127,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's head and the head that it shares with its neighbours."""
+    """A column's heading, and the heading that it shares with neighbouring columns."""
 
     span: str
     head: str
@@ -135,7 +135,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row's name, the run behind it (none in a pivot), and one cell a column."""
+    """A row's name, its run (none if columns are runs), and one cell per column."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -143,7 +143,7 @@ class Row:
 
     @property
     def blank(self) -> bool:
-        """Whether it can have no number: a teacher's row of a method without one, differences while there are no runs."""
+        """Whether it cannot have a number, such as a teacher's row of a method without a teacher, or differences without runs."""
         return not any(cell.plain for cell in self.cells if cell.kind != "none")
 
     @property
@@ -154,7 +154,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table; `foot` rows are set apart below the others."""
+    """One table; `foot` rows are separated from the others, below them."""
 
     id: str
     title: str
@@ -168,19 +168,19 @@ class Table:
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows above the foot that have a number; where none has, or beside the paper's, those that can."""
+        """The rows above the foot that have a number; if none has, or in comparisons with the paper, those that can have one."""
         rows = tuple(row for row in self.rows if not row.blank)
         beside_paper = any(cell.kind == "paper" for row in rows for cell in row.cells)
         return tuple(row for row in rows if row.scored or beside_paper) or rows
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Names of the rows that are left out because nothing of them was run."""
+        """Names of the rows that are left out because none of their runs exists."""
         return tuple(row.label for row in self.rows if not row.blank and row not in self.shown)
 
     @property
     def groups(self) -> list[tuple[Row, tuple[Row, ...]]]:
-        """The rows above the foot, a method's mean over seeds before its seeds; a row that stands alone has none."""
+        """The rows above the foot, grouped: a method's mean over seeds, if there is one, and the rows of its seeds."""
         means = {run: row for row in self.foot for run in row.cells[0].runs}
         found: dict[str, tuple[Row, list[Row]]] = {}
         for row in self.shown:
@@ -190,19 +190,19 @@ class Table:
 
     @property
     def last(self) -> tuple[Row, ...]:
-        """The rows of the foot that are no method's mean over seeds."""
+        """The rows of the foot that are not a method's mean over seeds."""
         means = {row.label for row, seeds in self.groups if seeds}
         return tuple(row for row in self.foot if row.label not in means)
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """Shared heads with the number of columns under each."""
+        """Shared headings with the number of columns under each."""
         return [(span, len(list(under))) for span, under in groupby(column.span for column in self.columns)]
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence on what the tables show; `lead` is its subject, printed with more weight."""
+    """One sentence about what the tables show; `lead` is its subject, which is emphasised."""
 
     lead: str
     body: str

@@ -1,9 +1,9 @@
 """k-means clusters of frozen features, and their purity.
 
-k-means on L2-normalised features with as many clusters as classes, as the paper's cluster figure has 1,000 on ImageNet; shown
-are random members of random clusters. The paper prints no number beside it. Here each cluster has its
-purity, and the whole has the purity that the same cluster sizes reach when labels are dealt out at random: purity rises with
-the number of clusters and with the imbalance of classes, so alone it says little.
+k-means is run on L2-normalised features with as many clusters as classes, as the paper's cluster figure has 1,000 on ImageNet;
+random members of random clusters are shown. The paper gives no numbers for this figure. Here every cluster has its purity, and
+the whole clustering is compared with the purity of the same cluster sizes under shuffled labels, because purity grows with the
+number of clusters and with the imbalance of classes and says little by itself.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SHUFFLES = 10  # of the labels
 
 @contextmanager
 def scikit_learn() -> Iterator[None]:
-    """Within the block scikit-learn can be imported and runs on one thread; the thread pools keep their size outside.
+    """Within the block scikit-learn can be imported and runs on one thread; outside, thread pools keep their sizes.
 
-    With more threads its sums come in any order and k-means ends in other clusters at each call (seen on 19,000 rows of 128
-    numbers: 96 iterations on one thread, 218 and other clusters on two).
+    With more threads, sums are added in any order, and k-means ends with other clusters at each call (observed on 19,000 rows of
+    128 numbers: 96 iterations on one thread, and 218 with other clusters on two).
 
     Raises:
         UserError: a package of the extra `figures` is missing.
@@ -57,8 +57,8 @@ def k_means(features: Tensor, k: int, seed: int) -> KMeans:
         seed: of the first centres, 0..2**32-1.
 
     Raises:
-        ConfigError: k below 1 or above N.
-        DataError: features that are not finite.
+        ConfigError: k is below 1 or above N.
+        DataError: features are not finite.
         UserError: scikit-learn is not installed.
     """
     if not 1 <= k <= len(features):
@@ -72,7 +72,7 @@ def k_means(features: Tensor, k: int, seed: int) -> KMeans:
 
 
 def counts(assignment: Tensor, label: Tensor, k: int) -> Tensor:
-    """Members of every cluster by class, int64, K x C; `assignment` and `label` are int64, N."""
+    """Number of members of every cluster by class, int64, K x C; `assignment` and `label` are int64, N."""
     classes = int(label.max()) + 1
     return torch.bincount(assignment * classes + label, minlength=k * classes).view(k, classes)
 

@@ -1,4 +1,4 @@
-"""What the parts of one run's record say of themselves and of each other, without any image or encoder."""
+"""Consistency of the parts of one run's record, checked without images or encoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAST = "last point's scores"  # of a curve: those of the run's exported encoder
 
 
 def facts(parts: Parts, profile: str, run: str, subset: str) -> Iterator[Fact]:
-    """Everything that a part says twice, that two parts both say, or that must be possible by what is stated elsewhere."""
+    """Values that a part states twice, that two parts state, or that other values limit, as facts to compare."""
     first = next(iter(parts), "")
     for part, record in parts.items():
         yield part, "kind", record.kind, part, ""
@@ -81,7 +81,7 @@ def _impossible_epochs(settings: Mapping[str, Any]) -> list[object]:
 
 
 def _of_curve(part: str, record: CurveRecord, parts: Parts) -> Iterator[Fact]:
-    """Points in order, the last one that of the run's encoder; each score once, groups over the same queries at every epoch."""
+    """Check that points are in order, that the last one is the run's encoder, and that scores and groups agree between epochs."""
     epochs, last = [point.epoch for point in record.points], record.points[-1]
     yield part, "epochs", epochs, sorted(set(epochs)), ""
     sizes = {score.group: score.n for score in last.scores} | {"all": record.manifest.query}

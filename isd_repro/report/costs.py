@@ -1,7 +1,7 @@
 """Cost of the runs: CPU- and GPU-hours of every attempt, including those that failed or were killed.
 
-A stage's CPU-hours are its seconds times its threads, so they are what it kept from others and an upper bound of what it
-used. A run without a list of attempts shows the seconds of its record: work that a kill threw away is not in it.
+A stage's CPU-hours are its seconds times its threads, which is the time for which it occupied them and an upper bound of the time
+that it used. For a run without a list of attempts they are the seconds of its record, which exclude work that was lost by a kill.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostTable:
-    """A table of words, in no format yet; the first columns are text, the last `numbers` are numbers."""
+    """A format-independent table of text; the last `numbers` columns are numbers."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -74,7 +74,7 @@ def of_profile(params: Params, records: Records) -> list[Cost]:
 
 
 def table(costs: Sequence[Cost]) -> CostTable:
-    """A row for each run, stage, outcome and device, and the sum of all."""
+    """A table with one row for each run, stage, outcome and device, and the sum of all."""
     grouped: dict[tuple[str, str, str, str], list[Cost]] = {}
     for cost in costs:
         grouped.setdefault((cost.label, cost.stage, cost.outcome, cost.device), []).append(cost)

@@ -1,6 +1,6 @@
-"""`wandb dashboard`: the reviewers' workspace and report in W&B, described from the committed records alone.
+"""Command `wandb dashboard`: the reviewers' workspace and report in W&B, described from the committed records only.
 
-The description is plain data: `--dry-run` writes it, and `tracking.saved_views` makes W&B's objects of it.
+The description is plain data: `--dry-run` writes it to a file, and `tracking.saved_views` turns it into W&B's objects.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def dashboard(params: Params, layout: Layout, dry_run: Path | None, *, anonymous
 
     Raises:
         DataError: a record is damaged.
-        UserError: a package is missing, or W&B cannot be used or did not take it.
+        UserError: a package is missing, or W&B cannot be used or reports an error.
     """
     tracking = project_of(params.tracking, anonymous=anonymous)
     views = describe(params, layout)
@@ -87,7 +87,7 @@ def _panel(kind: str, title: str, keys: Sequence[str], group_by: str | None = No
 
 
 def _sections(params: Params, found: Records) -> dict[str, tuple[list[str], list[dict[str, Any]]]]:
-    """Job types and panels by title, in the order in which a reviewer asks."""
+    """Job types and panels by title, in the order in which a reviewer would look at them."""
     evaluations = [record for run in found.runs.values() for record in evaluations_of(run)]
     encoders = list(dict.fromkeys(key.partition("/")[0] for one in evaluations for key in rows_of(one)[-1] if "/" in key))
     scores: dict[str, list[dict[str, Any]]] = {}
@@ -118,7 +118,7 @@ def _sections(params: Params, found: Records) -> dict[str, tuple[list[str], list
 
 
 def _score_panels(evaluations: Sequence[AnyEvaluation]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A panel for each metric: bars of the groups under one encoder, or curves of all encoders; and the keys that are drawn."""
+    """One panel per metric (bars of the groups under one encoder, or curves of all encoders), and the keys that are drawn."""
     every = dict.fromkeys(key for one in evaluations for row in rows_of(one) for key in row if "/" in key)
     keys = [key for key in every if not key.endswith("/large")]
     panels: dict[str, list[str]] = {}

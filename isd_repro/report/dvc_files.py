@@ -1,6 +1,6 @@
-"""The scores and training curves of a profile as `dvc metrics`, `dvc plots` and `dvc exp show` read them.
+"""Files with the scores and training curves of a profile for `dvc metrics`, `dvc plots` and `dvc exp show`.
 
-They hold what the main tables show: the student's scores. Every other number is in `tables/cells.csv`.
+They contain the student's scores, as the main tables do. All other numbers are in `tables/cells.csv`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every cell of a report as JSON and CSV, ours and the paper's, with its provenance."""
+"""All cells of a report, with our numbers and the paper's, as JSON and CSV with their provenance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN = (  # columns of the CSV
 
 
 def flat(tables: Sequence[Table], parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every cell as a flat mapping; numbers are rounded to 4 decimals, far below what an interval leaves open.
+    """Every cell as a flat mapping; numbers are rounded to 4 decimals, far below the width of any interval.
 
     Args:
         tables: in the order of the page.
@@ -70,7 +70,7 @@ def by_place(cells: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any
 
 
 def as_csv(cells: Iterable[Mapping[str, Any]]) -> str:
-    """Flat cells without their provenance, a line a cell."""
+    """Flat cells as CSV without provenance, one line per cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(PLAIN)
@@ -84,7 +84,7 @@ def as_csv(cells: Iterable[Mapping[str, Any]]) -> str:
 
 
 def as_json(tree: Mapping[str, Any]) -> str:
-    """One line an entry of each list, so that changes show and a page of a thousand cells stays below a megabyte."""
+    """JSON with one line per entry of each list, so that diffs are readable and a thousand cells stay below a megabyte."""
     return "{\n" + ",\n".join(f"{_line(key)}:{_lines(value)}" for key, value in sorted(tree.items())) + "\n}\n"
 
 

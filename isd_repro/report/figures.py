@@ -1,7 +1,7 @@
 """The charts of a report, drawn by matplotlib as SVG. Equal numbers give equal bytes under one version of matplotlib.
 
-Every method has one colour on every page. Colours are legible on white and on the dark background of the page; text and axes
-follow the reader's colour scheme. matplotlib is imported when a chart is drawn, not before.
+Every method has the same colour on every page. Colours are legible on white and on the dark background of the page; text and axes
+follow the reader's colour scheme. matplotlib is imported only when a chart is drawn.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
-STYLE = (  # the font stands here once, because a chart with many labels would repeat it for each
+STYLE = (  # the font is set once here, because a chart with many labels would repeat it for each
     f"svg{{font-family:{FONTS}}}"
     "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
 )
@@ -81,9 +81,9 @@ class Figure:
 
     Attributes:
         name: of its file, without `.svg`.
-        title: what it shows, also for readers who cannot see it.
+        title: what it shows; also the text alternative.
         caption: how to read it.
-        draw: makes the matplotlib figure.
+        draw: returns the matplotlib figure.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Figure:
 
 
 def svg(draw: Callable[[], Canvas], title: str) -> str:
-    """What `draw` makes of matplotlib's defaults and this module's settings, whatever the user's own settings are."""
+    """Render the figure of `draw` with matplotlib's defaults and this module's settings, ignoring the user's settings."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -127,7 +127,7 @@ def colour(run: Run) -> str:
 
 
 def differences(comparisons: Sequence[Comparison], first: str, second: str, bound: float | None) -> Figure:
-    """A forest plot: every draw's difference as a dot, their mean with Student's 95 % interval, and the rule's line."""
+    """A forest plot: the difference of every draw as a dot, their mean with Student's 95 % interval, and the rule's threshold."""
     encoder, metric, _ = comparisons[0].key
 
     def draw() -> Canvas:
@@ -154,9 +154,9 @@ def differences(comparisons: Sequence[Comparison], first: str, second: str, boun
 
 
 def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
-    """The first nearest-neighbour score of every method, student, one panel a query group; None where there is no score.
+    """The first nearest-neighbour score of every method's student, one panel per query group; None if there is no score.
 
-    Every run is a dot. A run that is alone carries its Wilson interval, several seeds or draws a bar at their mean.
+    Every run is a dot. A single run has its Wilson interval, and several seeds or draws have a bar at their mean.
     """
     metric = first_metric(params)
     groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
@@ -195,7 +195,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
 
 
 def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float]) -> Figure | None:
-    """First nearest-neighbour accuracy, a panel a query group, and balancedness, student, against the imbalance of the subsets.
+    """The student's first nearest-neighbour accuracy (one panel per query group) and balancedness against the imbalance.
 
     Args:
         params: the profile.
@@ -203,7 +203,7 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
         imbalance: of each subset.
 
     Returns:
-        a dot a run, and for each method a line through the means; None where nothing has been scored.
+        a chart with a dot for each run and a line through the means of each method; None if nothing has been scored.
     """
     metric = first_metric(params)
     found_groups = {group for subset in imbalance for group in groups_of(params, records, subset)}
@@ -244,9 +244,9 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
 
 
 def class_gains(params: Params, records: Records, subsets: Sequence[str], first: str, second: str) -> Figure | None:
-    """One method's accuracy less another's, a bar a class, sorted; None where no subset has predictions of both.
+    """The difference between two methods' accuracies, one bar per class, sorted; None if no subset has predictions of both.
 
-    A class is large on some draws and rare on others, so it can have a bar for each; a bar is the mean over draws.
+    A class that is large in some draws and rare in others has one bar for each; a bar is the mean over draws.
     """
     metric, runs = first_metric(params), methods(params, subsets)
     found: dict[tuple[str, str], list[float]] = {}
@@ -280,7 +280,7 @@ def class_gains(params: Params, records: Records, subsets: Sequence[str], first:
 
 
 def training_images(manifest: ManifestIdentity) -> dict[str, float]:
-    """Training images of each class as far as the manifest's rule tells, else nothing; of large classes the mean."""
+    """Training images of each class, if the manifest's rule determines them, with the mean for large classes; otherwise empty."""
     rule, classes = manifest.rule, manifest.classes
     if rare := rule.get("rare_images"):
         large = round((manifest.train - rare * (len(classes) - len(manifest.large))) / max(1, len(manifest.large)))
@@ -292,7 +292,7 @@ def training_images(manifest: ManifestIdentity) -> dict[str, float]:
 
 
 def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
-    """Accuracy of every method against the training images of a class; None where classes have one size, or none is known."""
+    """Accuracy of every method against a class's training images; None if classes have one size or their sizes are unknown."""
     metric = first_metric(params)
     lines: list[tuple[str, str, dict[float, list[float]]]] = []
     for name, by_subset in methods(params, subsets).items():
@@ -324,9 +324,9 @@ def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> 
 
 
 def confusions(params: Params, records: Records, subsets: Sequence[str], first: str, second: str) -> Figure | None:
-    """What two methods answer for the queries of each class, seeds and draws added up; None where no run has predictions.
+    """The predictions of two methods for the queries of each class, summed over seeds and draws; None without predictions.
 
-    Many classes are shown as two groups, rare and large, and not at all where there are no groups.
+    Many classes are shown as the groups rare and large, and not at all if there are no such groups.
     """
     metric, runs = first_metric(params), methods(params, subsets)
     panels = []
@@ -365,7 +365,7 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
 
 
 def _answers(records: Records, runs: Sequence[str], metric: str) -> Counter[tuple[str, str]]:
-    """Queries by class and answer, or by group of classes and kind of answer where there are many classes."""
+    """Number of queries by class and prediction or, if there are many classes, by group and kind of prediction."""
     counts: Counter[tuple[str, str]] = Counter()
     for found in (records.runs[run].evaluation(metric) for run in runs):
         predicted = found.predictions.get(f"student/{metric}") if found else None
@@ -382,7 +382,7 @@ def _answers(records: Records, runs: Sequence[str], metric: str) -> Counter[tupl
 
 
 def losses(params: Params, records: Records) -> Figure | None:
-    """Mean loss by epoch, one panel a method (with all of its trials), one line a run; None where no run has trained."""
+    """Mean loss by epoch, one panel per method (with all of its trials), one line per run; None if no run has trained."""
     panels: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
     for name, found in records.runs.items():
         curve = found.pretrain.curve if found.pretrain else ()
@@ -408,7 +408,7 @@ def losses(params: Params, records: Records) -> Figure | None:
 
 
 def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference] = ()) -> Figure | None:
-    """First nearest-neighbour score by epoch of a subset's runs, and the paper's beside it; None where there is neither."""
+    """First nearest-neighbour score by epoch of a subset's runs, and the paper's curves; None if there is neither."""
     metric = first_metric(params)
     names = names_of(params, found, subset, paper)
     values = {(name, group): by_epoch(found[name], metric, group) for name in names if name in found for group in GROUPS}
@@ -445,7 +445,7 @@ def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, 
 
 
 def class_sizes(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Training images of each class, largest first, a line a set; `counts` is by set and class."""
+    """Training images of each class, largest first, one line per set; `counts` is by set and class."""
     marks = [*COLOURS.values(), *OTHERS]
 
     def draw() -> Canvas:
@@ -492,15 +492,15 @@ def embedding(facts: Mapping[str, Any]) -> Figure:
 def canvas(
     panels: int, height: float, *, left: float, gap: float = 24, legend: int = 0, labels: float = 40
 ) -> tuple[Canvas, list[Axes]]:
-    """A figure of at most three panels a row; lengths in px.
+    """A figure with at most three panels per row; lengths are in px.
 
     Args:
-        panels: their number.
-        height: of a row, with a title above and `labels` below its panels.
-        left: room for the labels of rows or values.
-        gap: between the panels of a row.
-        legend: lines of the legend above all.
-        labels: room for the axis below a panel.
+        panels: number of panels.
+        height: of a row, including a title above and `labels` below its panels.
+        left: space for the labels of rows or values.
+        gap: space between the panels of a row.
+        legend: number of lines of the legend above all panels.
+        labels: space for the axis below a panel.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -515,7 +515,7 @@ def canvas(
 def _against(
     ax: Axes, lines: Sequence[tuple[str, Mapping[float, Sequence[float]]]], ticks: Sequence[float] | None, *, dots: bool = True
 ) -> None:
-    """A line through the means and, unless there are too many, a dot a value, against a logarithmic axis."""
+    """A line through the means and, unless there are too many, a dot for each value, against a logarithmic axis."""
     for row, (mark, values) in enumerate(lines):
         if means := [(x, fmean(found)) for x, found in values.items()]:
             ax.plot(*zip(*means, strict=True), color=mark, linestyle=_DASHES[row % len(_DASHES)], lw=1.6)
@@ -541,7 +541,7 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _legend(canvas: Canvas, entries: Sequence[tuple[str, dict[str, Any]]], columns: int) -> None:
-    """Names and styles of lines above all panels, whatever signs a name begins with."""
+    """A legend of names and line styles above all panels, for names that begin with any character."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], **style, label=f"{at}") for at, (_, style) in enumerate(entries)]

@@ -35,14 +35,14 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method less another under one (encoder, metric, group), over the draws that have both.
+    """One method minus another for one (encoder, metric, group), over the draws that have both.
 
     Attributes:
-        draws: the subsets compared, with the difference of each in points, seeds averaged within it.
+        draws: the compared subsets with their differences in points, averaged over seeds.
         first, second: mean scores in percent.
-        classes: by class, both methods' scores in each draw in which it is of the group; empty without stored predictions.
-        runs: all runs behind it.
-        queries: what is compared, where it is not the queries of one group.
+        classes: by class, both methods' scores in each draw in which the class is in the group; empty without predictions.
+        runs: all runs that contribute.
+        queries: description of what is compared, if it is not the queries of one group.
     """
 
     key: Key
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What the row is called."""
+        """The name of the row."""
         encoder, metric, group = self.key
         return f"{self.queries or group.capitalize()}, {metric}, {encoder}"
 
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def over_classes(self) -> Interval:
-        """The interval from resampling classes; None where fewer than two are known."""
+        """The interval from resampling classes; None if fewer than two are known."""
         return intervals.bootstrap(list(self.by_class.values())) if len(self.classes) > 1 else None
 
 
@@ -79,7 +79,7 @@ Runs = dict[str, list[str]]  # of one method, by subset
 
 
 def compared(params: Params, records: Records, asked: Hypothesis, key: Key) -> Comparison | None:
-    """Everything that the records say of the stated comparison; None while no draw has both methods.
+    """All results of the stated comparison from the records; None while no draw has both methods.
 
     Raises:
         ConfigError: no family of draws has both methods.
@@ -124,7 +124,7 @@ def _sides(params: Params, asked: Hypothesis) -> tuple[list[str], Runs, Runs]:
 
 
 def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float]:
-    """Percent of each class's queries that are answered rightly, seeds averaged; only classes of the group."""
+    """Accuracy in percent on each class of the group, averaged over seeds."""
     encoder, metric, group = key
     shares: dict[str, list[float]] = defaultdict(list)
     for run in runs:
@@ -141,10 +141,10 @@ def by_class(records: Records, runs: Sequence[str], key: Key) -> dict[str, float
 
 
 def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequence[float]]) -> list[float]:
-    """Rare less large of each class that is rare in some sets and large in others; the values of each class are averaged.
+    """Difference rare minus large for each class that is rare in some sets and large in others, with averages of its values.
 
-    Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets
-    most classes are rare in some and large in others: each of them is compared with itself.
+    Rare and large queries of one set come from different classes, and classes differ more than methods do. Over several sets most
+    classes are rare in some and large in others, so each class can be compared with itself.
     """
     return [fmean(rare[cls]) - fmean(large[cls]) for cls in sorted(rare.keys() & large.keys()) if rare[cls] and large[cls]]
 
@@ -153,7 +153,7 @@ def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequen
 
 
 def hypothesis_table(params: Params, records: Records, asked: Hypothesis) -> Table | None:
-    """The stated comparison in the first row, below it the same two methods under every other key."""
+    """A table with the stated comparison in the first row, followed by the same two methods for every other key."""
     primary: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
     subsets, first, second = _sides(params, asked)
     found = [records.runs[run] for side in (first, second) for runs in side.values() for run in runs]
@@ -168,7 +168,7 @@ def hypothesis_table(params: Params, records: Records, asked: Hypothesis) -> Tab
 
 
 def family_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
-    """The method under test less each other method over the draws, first metric of the student; the stated pair stands apart."""
+    """Tables of the method under test minus each other method over the draws (student, first metric), without the stated pair."""
     asked = params.report.hypothesis
     of_method, (subject, others) = methods(params, subsets), under_test(params, subsets)
     tables = []
@@ -186,14 +186,14 @@ def family_tables(params: Params, records: Records, subsets: Sequence[str]) -> l
 
 
 def _contrast(rare: Comparison, large: Comparison) -> Comparison:
-    """By how much more the first method leads on rare queries than on large ones, draw by draw; no class is in both groups."""
+    """The difference on rare queries minus the difference on large queries, by draw; no class is in both groups."""
     draws = {name: value - large.draws[name] for name, value in rare.draws.items() if name in large.draws}
     levels = rare.first - large.first, rare.second - large.second
     return Comparison(rare.key, draws, *levels, {}, (*rare.runs, *large.runs), "Rare less large")
 
 
 def _within_classes(rare: Comparison, large: Comparison) -> Row | None:
-    """Rare less large within the classes that are rare in some draws and large in others, by method and for their difference."""
+    """Rare minus large within classes that are rare in some draws and large in others, by method and for their difference."""
     difference = within_class(rare.by_class, large.by_class)
     interval = intervals.student_interval(difference) if difference else None
     if interval is None:
@@ -214,7 +214,7 @@ def _within_classes(rare: Comparison, large: Comparison) -> Row | None:
 
 
 def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: Sequence[Comparison], draws: int) -> Table:
-    """A row for each comparison of a pair of methods; then rare less large, over the draws and within classes."""
+    """A table with a row for each comparison of two methods, then rare minus large, over the draws and within classes."""
     by_key = {done.key: done for done in comparisons}
     both_groups = [
         (rare, by_key[encoder, metric, "large"])
@@ -237,7 +237,7 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
 
 
 def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Column, ...]:
-    """The heads of a table of differences over draws; `named` are its intervals."""
+    """The columns of a table of differences over draws; `named` are its intervals."""
     return (
         *(Column("Mean", method) for method in (first, second)),
         *(Column(f"{first} {text.MINUS} {second}", word) for word in ("mean", "s.d.")),
@@ -248,7 +248,7 @@ def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Co
 
 
 def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, found: Sequence[Interval]) -> tuple[Cell, ...]:
-    """The cells under those heads."""
+    """The cells of these columns."""
     bounds = [bound for interval in found for bound in interval or (None, None)]
     numbers: list[tuple[float | None, str]] = [
         *((mean, text.decimal(mean, 2)) for mean in means),
@@ -265,7 +265,7 @@ def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, fou
 
 
 def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
-    """By the rule: support where Student's interval lies above 0, contradiction where it lies below the stated bound."""
+    """The verdict by the rule: supported if Student's interval is above 0, contradicted if it is below the stated bound."""
     interval = intervals.student_interval(values)
     if asked.contradicted_below is None or interval is None or len(values) < asked.draws:
         return "no verdict"
@@ -276,7 +276,7 @@ def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
 
 
 def finding(params: Params, records: Records, asked: Hypothesis) -> Statement:
-    """The verdict in a sentence, with the numbers that the rule looks at and the reading that the profile gives it."""
+    """The verdict as a sentence, with the numbers that the rule uses and the profile's reading of the verdict."""
     key: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
     lead = f"{asked.first} above {asked.second} on {asked.group} queries ({key[1]}, {asked.encoder})"
     done, subsets = compared(params, records, asked, key), _sides(params, asked)[0]
@@ -301,7 +301,7 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Statement:
 
 
 def _registered(records: Records, asked: Hypothesis, runs: Sequence[str]) -> str:
-    """The rule with the commits that say when it was set, which `verify` looks up in git."""
+    """The rule with the commits that show when it was set, which `verify` checks in git."""
     if asked.registered is None:
         return "The rule (when it was set is not stated here; `isd-repro verify` asks git)"
     made = [one.provenance for run in runs for one in records.runs[run].records.values()]

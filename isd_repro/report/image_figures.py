@@ -1,7 +1,7 @@
 """Command `figures`: clusters, nearest anchors and t-SNE of a run's features, shown with the images.
 
-Writes into `runs/<run>/figures/`, which git ignores: thumbnails of a data set are not ours to publish. No stage of the
-pipeline, since no number of a table depends on it. All that is drawn is rendered from `figures.json` and the packed images.
+The files go to `runs/<run>/figures/`, which git ignores, because thumbnails of a data set may not be published. This is not a
+stage of the pipeline, since no number of a table depends on it. Everything is rendered from `figures.json` and the packed images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from isd_repro.runtime.files import sha256_file, write_atomic
 from isd_repro.tensor_files import load_tensors
 from isd_repro.tracking import names, open_stage
 
-BANK = 4096  # anchors where the method has no bank of its own
+BANK = 4096  # anchors if the method has no bank
 TOP = 10  # anchors shown of each query, as in the paper
 PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
 
@@ -51,10 +51,10 @@ class Asked:
     """Options of the command.
 
     Attributes:
-        k: clusters of k-means; None means as many as classes.
-        clusters: how many of them are shown.
-        members: how many images of each are shown.
-        queries: how many queries are shown with their anchors.
+        k: number of clusters of k-means; None means as many as classes.
+        clusters: number of clusters to show.
+        members: number of images to show per cluster.
+        queries: number of queries to show with their anchors.
         seed: of every draw, 0..2**32-1.
     """
 
@@ -81,7 +81,7 @@ class _Run:
 
     @property
     def main(self) -> str:
-        """The encoder that tables are about: the student."""
+        """The encoder of the main tables: the student."""
         return "student" if "student" in self.encoders else next(iter(self.encoders))
 
     @property
@@ -90,11 +90,11 @@ class _Run:
         return "teacher" if "teacher" in self.encoders else self.main
 
     def draws(self, purpose: str) -> torch.Generator:
-        """A generator of its own for each purpose, so that no figure changes another."""
+        """A separate generator for each purpose, so that figures do not affect each other."""
         return generator_of(self.asked.seed, "figures", purpose)
 
     def image(self, position: int) -> dict[str, Any]:
-        """What is said of one image; `position` is its row in images.tsv and in the store."""
+        """Facts about one image; `position` is its row in images.tsv and in the store."""
         image = self.prepared.manifest.images[position]
         return {"split": image.split, "class": image.cls, "file": image.file, "position": position}
 
@@ -103,7 +103,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     """Write clusters.html, anchors.html, tsne.svg and figures.json of one run; equal input gives equal bytes on one machine.
 
     Raises:
-        ConfigError: no such run, or more clusters than images.
+        ConfigError: there is no such run, or there are more clusters than images.
         DataError: a file is missing, damaged, of another run, or made from other images or another encoder.
         UserError: a package of the extras `figures` and `report` is missing.
     """
@@ -134,7 +134,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     folder = layout.encoder(name).parent / "figures"
     files = image_pages.render(facts, thumbs)
     facts["files"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    files[".gitignore"] = b"*\n"  # wherever the profile lies
+    files[".gitignore"] = b"*\n"  # so that git ignores the folder in every profile
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
@@ -163,7 +163,7 @@ def _open(name: str, params: Params, layout: Layout, asked: Asked) -> _Run:
 
 
 def _clusters(run: _Run) -> dict[str, Any]:
-    """Random clusters and members; the purity that the same cluster sizes reach with shuffled labels stands beside their own."""
+    """Random clusters and members, with their purity and the purity of the same cluster sizes under shuffled labels."""
     classes, label = run.prepared.identity.classes, run.features.search_label
     k = len(classes) if run.asked.k is None else run.asked.k
     found = clusters.k_means(run.features.search[run.main], k, run.asked.seed)
@@ -215,7 +215,7 @@ def _anchors(run: _Run) -> dict[str, Any]:
         p_t(i) = softmax_i(k . x_i / tau_teacher),    p_s(i) = softmax_i(q . x_i / tau_student)
 
     are the paper's. A contrastive loss has a one-hot target instead: 1 on the other view of the query, 0 on every anchor. The
-    bank holds training images in the evaluation's view, through the teacher in eval mode; queries are validation images.
+    bank holds the teacher's embeddings (in eval mode) of training images in the evaluation view; queries are validation images.
     """
     train, query = run.prepared.split("train"), run.prepared.split("query")
     wanted = getattr(run.method, "bank_size", None)
@@ -264,7 +264,7 @@ def _anchors(run: _Run) -> dict[str, Any]:
 
 
 def _embedding(method: Frozen) -> dict[str, str | bool]:
-    """How far what is compared here is what the loss compared: an encoder file holds no projector and no predictor."""
+    """A note on how the compared features differ from those in the loss: an encoder file has no projector and no predictor."""
     pooled = "pooled features of the backbone, L2-normalised"
     if getattr(method, "bank_size", None) is None:
         known = f"{pooled}; the method has no bank"
@@ -300,7 +300,7 @@ def _tsne(run: _Run, folder: Path) -> dict[str, Any]:
 
 
 def _panel(run: _Run, label: Tensor, rows: Tensor, path: Path, epoch: int | None) -> dict[str, Any]:
-    """One drawing, with the nearest-neighbour accuracy among the very points that it shows, by cosine of their features."""
+    """One t-SNE drawing with the nearest-neighbour accuracy among its points, by cosine similarity of their features."""
     require_finite(rows, "query features")
     unit_ND = functional.normalize(rows.float(), dim=1)
     points, divergence = tsne.draw(unit_ND, run.asked.seed)
@@ -316,7 +316,7 @@ def _panel(run: _Run, label: Tensor, rows: Tensor, path: Path, epoch: int | None
 
 
 def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:
-    """Features of a snapshot of this very run; `DataError` where it is another's."""
+    """Features of a snapshot; `DataError` if it belongs to another run."""
     encoders, identity = load_encoders(path)
     check_manifest(path, identity.manifest, run.prepared.identity.sha256)
     ours, theirs = (load_tensors(file, "encoder")[1] for file in (run.path, path))
@@ -333,14 +333,14 @@ def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:
 
 
 def _features(prepared: Prepared, identity: EncoderIdentity, encoders: dict[str, nn.Module], index: Tensor) -> dict[str, Tensor]:
-    """Features of the images at these positions of the store, as the stage `extract` makes them."""
+    """Features of the images at these positions of the store, computed as in the stage `extract`."""
     device = best_device()
     frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
     return features(encoders, centred(StoreReader(prepared.store), index, frame, device), len(index), device)
 
 
 def _draw(count: int, wanted: int, draws: torch.Generator) -> Tensor:
-    """Positions of at most `wanted` of `count` things, in the order drawn."""
+    """Random positions of at most `wanted` of `count` items, in the order in which they are drawn."""
     return torch.randperm(count, generator=draws)[:wanted]
 
 

@@ -1,6 +1,6 @@
-"""Pages with images: clusters, nearest anchors, t-SNE. Rendered from the facts that `figures.json` holds, and thumbnails.
+"""Pages with images (clusters, nearest anchors, t-SNE), rendered from the facts in `figures.json` and from thumbnails.
 
-Names of classes and files come from strangers: the templates escape all of them.
+Names of classes and files are untrusted, so the templates escape all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Facts = Mapping[str, Any]
 
 
 def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
-    """What a tracker shows of the pages: a key, the images of each row as positions in the store, and a caption."""
+    """The pictures that a tracker shows: a key, the images of each row as positions in the store, and a caption."""
     clusters = [[image["position"] for image in row["members"]] for row in facts["clusters"]["shown"]]
     anchors = [[image["position"] for image in (row["query"], *row["anchors"])] for row in facts["anchors"]["shown"]]
     who, bank = facts["clusters"]["encoder"], facts["anchors"]["bank"]
@@ -35,7 +35,7 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
 
 
 def config(facts: Facts) -> dict[str, Any]:
-    """What was asked for, and of which encoder."""
+    """The options of the command, and the encoder."""
     asked = {"clusters": facts["clusters"]["k"], "anchors": facts["anchors"]["bank"]["images"], "seed": facts["seed"]}
     return {**asked, "encoder_sha256": facts["encoder_sha256"], "versions": facts["versions"]}
 
@@ -50,7 +50,7 @@ def images(facts: Facts) -> Iterator[Mapping[str, Any]]:
 
 
 def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
-    """The pages and the drawing, by file name; `thumbs` are addresses of images by position."""
+    """The pages and the drawing, by file name; `thumbs` are `data:` URIs of images by position."""
     templates = environment("html")
     templates.filters.update(percent=lambda value: f"{100 * value:.1f}", probability=probability)
     keys = ("profile", "run", "dataset", "subset", "manifest", "encoder_sha256", "features_sha256", "seed", "source")
@@ -74,5 +74,5 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
 
 
 def probability(value: float) -> str:
-    """0.123, 0.004, <0.001: as the paper prints them, without a zero that is none."""
+    """A probability as text, such as 0.123, 0.004 or <0.001, so that a positive value is never printed as zero."""
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else "<0.001"

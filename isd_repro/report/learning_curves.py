@@ -1,9 +1,9 @@
-"""Teacher against student over training: scores by epoch, and the paper's figure beside them.
+"""Teacher and student over training: scores by epoch, compared with the paper's figure.
 
-Records of curves hold scores without predictions, so their numbers are recorded only, except for the last point: it is the run's
-exported encoder, and must be what the run's own records say. The paper's curves stand beside runs of its protocol and nowhere
-else: `report.paper` names the runs, each with one of the two rows of its method, and both encoders are shown. They were read off
-a figure, so no difference and no verdict stands beside them.
+Records of curves contain scores without predictions, so their numbers are "recorded only", except for the last point, which is
+the run's exported encoder and must agree with the run's other records. The paper's curves are shown only with runs of its
+protocol: `report.paper` names the runs, each with one of the two rows of its method, and both encoders are shown. The paper's
+values were read off a figure, so there are no differences and no verdicts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Reference:
-    """A curve that the paper prints: the run of ours that it stands beside, the row's name, and a cell of the paper by epoch."""
+    """A curve of the paper: the run of ours that it is shown with, the row's name, and the paper's cell for each epoch."""
 
     run: str
     encoder: str
@@ -39,12 +39,12 @@ class Reference:
 
 
 def of_runs(records: Records) -> dict[str, CurveRecord]:
-    """The scores over training of the runs that have them."""
+    """The records of scores over training, by run."""
     return {name: next(iter(run.curves.values())) for name, run in records.runs.items() if run.curves}
 
 
 def names_of(params: Params, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]) -> list[str]:
-    """Runs of a subset that have snapshots or stand beside the paper's, in the order of the parameters."""
+    """Runs of a subset that have snapshots or are compared with the paper, in the order of the parameters."""
     beside = {one.run for one in paper}
     return [name for name, run in params.runs.items() if run.data.subset == subset and (name in found or name in beside)]
 
@@ -60,10 +60,10 @@ def by_epoch(record: CurveRecord, metric: str, group: str) -> dict[str, list[tup
 
 
 def references(params: Params, records: Records, subset: str) -> list[Reference]:
-    """The paper's curves that runs of a subset stand beside; those of other protocols are left out.
+    """The paper's curves with which runs of a subset are compared; curves of other protocols are left out.
 
     Raises:
-        ConfigError: `report.paper` names what the paper does not have, or runs on other images than the paper's.
+        ConfigError: `report.paper` names a table or row that does not exist, or runs on other images than the paper's.
     """
     found = []
     for wanted in params.report.paper:
@@ -90,7 +90,7 @@ def references(params: Params, records: Records, subset: str) -> list[Reference]
 def curve_table(
     params: Params, records: Records, found: Mapping[str, CurveRecord], subset: str, paper: Sequence[Reference]
 ) -> Table | None:
-    """First nearest-neighbour score of every run of a subset by epoch, each run's encoders together, the paper's below ours."""
+    """First nearest-neighbour score of every run of a subset by epoch, grouped by run, with the paper's rows below ours."""
     metric = first_metric(params)
     names = names_of(params, found, subset, paper)
     ours = {point.epoch for name in names if name in found for point in found[name].points}

@@ -1,6 +1,6 @@
-"""The numbers of a report: which cells count as one, and how far each can be checked from records alone.
+"""The numbers of a report: which cells count as numbers, and how far each can be checked from records only.
 
-The page says how many there are and `verify` has a verdict for each; both count here.
+The page states how many there are, and `verify` gives a verdict for each; both use this module to count them.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from isd_repro.report.run_records import RECOMPUTED, RECORDED, Records, RunRecor
 
 
 def runs_of(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    """The runs (or the row of an evaluated checkpoint) behind a flat cell that has a number of ours; nothing for others."""
+    """The runs (or the evaluated checkpoint) behind a flat cell with a number of ours; empty for other cells."""
     if cell["value"] is None or cell["kind"] in ("paper", "computed"):
         return ()
     return (cell["row"],) if cell["kind"] == "external" else tuple(dict.fromkeys(cell["runs"]))
 
 
 def found_of(cell: Mapping[str, Any], records: Records) -> list[RunRecords]:
-    """The records behind such a cell, those that exist."""
+    """The existing records behind such a cell."""
     if cell["kind"] == "external":
         return [one.found for one in records.externals if one.label == cell["row"]]
     return [records.runs[run] for run in runs_of(cell) if run in records.runs]
 
 
 def scores_of(found: RunRecords, key: Key) -> Iterator[tuple[str, str]]:
-    """Level and metric of the scores behind a number: one, or one for each data set where it is their mean."""
+    """Level and metric of the scores behind a number: one, or one for each data set if the number is their mean."""
     encoder, metric, group = key
     if (own := found.evaluation(metric)) is not None:
         if key in own.levels:
@@ -42,12 +42,12 @@ def scores_of(found: RunRecords, key: Key) -> Iterator[tuple[str, str]]:
 
 
 def is_early_snapshot(cell: Mapping[str, Any], found: RunRecords) -> bool:
-    """Whether a cell is a score of a snapshot before the last, which is the run's encoder."""
+    """Whether a cell is the score of a snapshot other than the last one, which is the run's encoder."""
     return cell["kind"] == "snapshot" and any(int(cell["column"]) != one.points[-1].epoch for one in found.curves.values())
 
 
 def level_of(cell: Mapping[str, Any], found: RunRecords) -> str:
-    """How far the scores of one run behind a cell are checked by its records; "" where it has none."""
+    """How far the records of one run confirm the scores behind a cell; "" if there are no scores."""
     if is_early_snapshot(cell, found):
         return RECORDED
     levels = [level for level, _ in scores_of(found, (cell["encoder"], cell["metric"], cell["group"]))]
@@ -55,7 +55,7 @@ def level_of(cell: Mapping[str, Any], found: RunRecords) -> str:
 
 
 def tally(cells: Iterable[Mapping[str, Any]], records: Records) -> tuple[int, int]:
-    """How many numbers were recomputed from stored predictions, and how many are recorded only."""
+    """The number of cells recomputed from stored predictions, and the number of cells that are recorded only."""
     counts = {RECOMPUTED: 0, RECORDED: 0}
     for cell in cells:
         levels = {level_of(cell, found) for found in found_of(cell, records)} - {""}

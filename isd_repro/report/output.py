@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def report(params: Params, layout: Layout, console: Console) -> None:
-    """Write tables, cards and the files for DVC, and print the address of the page on stdout.
+    """Write tables, cards and the files for DVC, and print the URL of the page on standard output.
 
-    Reads the records alone: no encoder, no features, no images. Remarks on odd records go to `console`.
+    Only the records are read, no encoders, features or images. Remarks on irregular records go to `console`.
 
     Raises:
         DataError: a record is damaged, or disagrees with another or with its own predictions.
@@ -50,16 +50,16 @@ def report(params: Params, layout: Layout, console: Console) -> None:
 
 
 def show(params: Params, layout: Layout, *, metric: str = "", wide: bool = False) -> None:
-    """Print the result on stdout and write nothing; the address of the page, if it has been made, comes last.
+    """Print the result on standard output without writing files; the URL of the page, if it has been rendered, comes last.
 
     Args:
         params: of the profile.
         layout: of the profile.
         metric: the score that the table shows for each group of queries; by default the first one.
-        wide: print every column of every main table, each seed in a row.
+        wide: print every column of every main table, with one row per seed.
 
     Raises:
-        DataError: as `report`.
+        DataError: as for `report`.
         UserError: no table has the metric.
     """
     assembled, out = _assemble(params, layout), Console(file=sys.stdout, highlight=False)
@@ -90,12 +90,12 @@ def _assemble(params: Params, layout: Layout) -> Report:
 
 
 def _metrics(table: Table, at: int) -> set[str]:
-    """The scores that a column shows; more than one where rows are scores."""
+    """The scores that a column shows; several if the rows are scores."""
     return {row.cells[at].metric for row in table.rows if row.cells[at].metric}
 
 
 def _narrowed(tables: list[Table], metric: str) -> list[Table]:
-    """The tables without the columns of other scores than `metric`; by default that of a table's first column."""
+    """The tables with only the columns of the score `metric`; by default that of a table's first column."""
     found = []
     for table in tables:
         shown = [_metrics(table, at) for at in range(len(table.columns))]
@@ -111,9 +111,9 @@ def _narrowed(tables: list[Table], metric: str) -> list[Table]:
 
 
 def _print_table(out: Console, table: Table, *, wide: bool) -> None:
-    """A table as a terminal shows it; unless `wide`, without the last columns where the terminal is too narrow for them.
+    """Print a table on a terminal; unless `wide`, the last columns are left out if the terminal is too narrow for them.
 
-    No number is ever broken. In a pipe nothing is cut and nothing is coloured.
+    Numbers are never wrapped. In a pipe nothing is truncated or coloured.
     """
     from rich.measure import Measurement
 
@@ -158,7 +158,7 @@ def _grid(out: Console, table: Table, count: int, *, seeds: bool) -> RichTable:
 
 
 def _cell_text(row: Row, at: int, *, seeds: bool) -> str:
-    """The text of a cell; `80.0 (1.5)`, mean and standard deviation, where the row's name says over how many seeds."""
+    """The text of a cell; `80.0 (1.5)`, mean and standard deviation, if the row's name states the number of seeds."""
     cell = row.cells[at]
     if seeds or cell.deviation is None or not row.label.endswith(f", {cell.count} seeds"):
         return cell.plain
@@ -166,7 +166,7 @@ def _cell_text(row: Row, at: int, *, seeds: bool) -> str:
 
 
 def _safe(out: Console, words: str) -> str:
-    """Words in what the terminal's encoding can show, without commands to the terminal."""
+    """Text in characters that the terminal can show, without control characters."""
     words = printable(words)
     try:
         words.encode(out.encoding)

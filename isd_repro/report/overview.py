@@ -1,4 +1,4 @@
-"""What a page says of itself: its result in one sentence, what was run, and irregularities of its records."""
+"""The overview of a page: its result in one sentence, what was run, and irregularities of its records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Fact = tuple[str, str]
 
 
 def result(params: Params, records: Records) -> str:
-    """What the profile shows, in one sentence; empty where nothing has been scored."""
+    """The result of the profile in one sentence; empty if nothing has been scored."""
     if params.report.hypothesis:
         return _difference(params, records, params.report.hypothesis)
     if asked := params.report.trials:
@@ -48,7 +48,7 @@ def result(params: Params, records: Records) -> str:
 
 
 def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
-    """One method less another over repeated draws."""
+    """The sentence on one method minus another over repeated draws."""
     done = hypothesis.compared(params, records, asked, (asked.encoder, f"{asked.k}-NN", asked.group))
     if done is None:
         return ""
@@ -65,7 +65,7 @@ def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
 
 
 def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]) -> str:
-    """Both methods' accuracy on one subset, and what stands behind it."""
+    """The sentence on both methods' accuracy on one subset, and its basis."""
     runs, metric = methods(params, [subset]), first_metric(params)
     said, behind = [], ""
     groups = groups_of(params, records, subset)
@@ -84,7 +84,7 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
 
 
 def facts(params: Params, records: Records, tables: Sequence[Table], tally: tuple[int, int]) -> list[Fact]:
-    """A few facts as (question, answer), all computed; `tally` as `numbers.tally` gives it."""
+    """Computed facts about the page as (question, answer); `tally` is the result of `numbers.tally`."""
     found = [
         ("What was run", _run(params, records, tally)),
         ("Scale", _scale(params, records)),
@@ -127,7 +127,7 @@ def _scale(params: Params, records: Records) -> str:
 
 
 def _verdicts(params: Params, tables: Sequence[Table]) -> str:
-    """How many published numbers ours are within, outside, or cannot be judged by; and at half and twice the tolerance."""
+    """Counts of our numbers within and outside the paper's tolerance or not comparable; also at half and twice the tolerance."""
     if not params.report.paper:
         return "No number here can be compared with the paper, because this profile does not run its protocol."
     cells = [cell for table in tables for row in (*table.rows, *table.foot) for cell in row.cells]

@@ -40,7 +40,7 @@ DEVIATIONS = "../../../DEVIATIONS.md"  # from reports/<profile>/tables/
 
 @dataclass(frozen=True)
 class Block:
-    """One section of the page: its tables, what they show, and its charts."""
+    """One section of the page: its tables, statements about them, and charts."""
 
     title: str
     tables: tuple[Table, ...] = ()
@@ -78,7 +78,7 @@ def assemble(params: Params, records: Records, layout: Layout) -> Report:
     """Compute every table, sentence and figure of a profile from its verified records.
 
     Raises:
-        ConfigError: `report.paper` names what the paper does not have.
+        ConfigError: `report.paper` names a table or row that does not exist.
     """
     blocks = [*_beside(params, records), *_asked(params, records)]
     for subsets in families(params):
@@ -125,7 +125,7 @@ def assemble(params: Params, records: Records, layout: Layout) -> Report:
 
 
 def _asked(params: Params, records: Records) -> list[Block]:
-    """What the profile exists to say: a comparison over its draws."""
+    """The section with the profile's stated comparison over its draws."""
     blocks = []
     if wanted := params.report.hypothesis:
         table, said = hypothesis.hypothesis_table(params, records, wanted), hypothesis.finding(params, records, wanted)
@@ -138,7 +138,7 @@ def _asked(params: Params, records: Records) -> list[Block]:
 
 
 def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveRecord]) -> list[Block]:
-    """One block for each subset with snapshots, or with runs beside the paper's figure of them."""
+    """One block for each subset with snapshots, or with runs that are compared with the paper's figure."""
     blocks = []
     for subset in params.subsets:
         paper = learning_curves.references(params, records, subset)
@@ -162,7 +162,7 @@ def _beside(params: Params, records: Records) -> list[Block]:
 
 
 def _sources(params: Params) -> tuple[tuple[str, str], ...]:
-    """Where the published numbers on the page were read: (table, source)."""
+    """The sources of the published numbers on the page: (table, source)."""
     if not params.report.paper:
         return ()
     paper = papers.load()

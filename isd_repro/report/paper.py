@@ -1,8 +1,8 @@
 """The numbers that the paper prints, from `paper.yaml` in this folder.
 
-A number is kept as printed. Where the print is wrong, `corrected` is what it must have been and `why` says how that is known;
-both are shown wherever the number is. A column says which of our numbers it can be compared with and how near is near enough,
-fixed before any run, or why no comparison means anything.
+Numbers are kept as printed. If a printed number is wrong, `corrected` is the right one and `why` gives the reason; both are shown
+wherever the number is. A column states with which of our numbers it can be compared and the tolerance, which was fixed before any
+run, or why a comparison would be meaningless.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Confidence = Literal["high", "medium", "low"]
 
 
 class Publication(Frozen):
-    """Where numbers were read; `name` is the short one."""
+    """A publication from which numbers were read; `name` is its short name."""
 
     name: str
     title: str
@@ -36,14 +36,14 @@ class Publication(Frozen):
 
 
 class Tolerance(Frozen):
-    """Points between our value and the paper's up to which the verdict is `within`; `why` says what they are measured by."""
+    """The largest difference in points between our value and the paper's for the verdict `within`; `why` gives its reason."""
 
     points: Annotated[Exact, Field(gt=0)]
     why: str
 
 
 class Value(Frozen):
-    """One printed number; `corrected` and `why` go together, and `source` is another than the table's."""
+    """One printed number; `corrected` and `why` are given together; `source` is given if it differs from the table's."""
 
     printed: Exact
     corrected: Exact | None = None
@@ -62,14 +62,14 @@ class Value(Frozen):
 
 
 class PaperColumn(Frozen):
-    """One column: what it is compared with and how.
+    """One column: with which of our numbers it is compared, and how.
 
     Attributes:
-        metric, group: our number, of the student; no metric where no stage measures it.
+        metric, group: our number, of the student; no metric if no stage measures it.
         tolerance: for a verdict on single values.
-        not_comparable: instead of a tolerance, why there is no verdict.
-        mean_difference: for a verdict on the mean difference of two methods over draws.
-        epoch: of a curve over training, whose columns are epochs.
+        not_comparable: instead of a tolerance, the reason why there is no verdict.
+        mean_difference: tolerance for a verdict on the mean difference of two methods over draws.
+        epoch: for a curve over training, whose columns are epochs.
     """
 
     head: str
@@ -85,11 +85,11 @@ class PaperRow(Frozen):
     """One row's identity and its values in the order of the columns.
 
     Attributes:
-        epochs: of pretraining; none where the paper does not say.
+        epochs: of pretraining; None if the paper does not state them.
         symmetric: whether both views pass through both encoders (twice the work).
         draw: D1 to D10, of the unbalanced table.
-        group: `comparable` rows share budget and protocol with ISD's, `reference` rows use labels, a larger teacher or no
-            training, `other` rows have another budget or protocol.
+        group: `comparable` rows have ISD's budget and protocol; `reference` rows use labels, a larger teacher or no training;
+            `other` rows have another budget or protocol.
     """
 
     method: str
@@ -104,7 +104,7 @@ class PaperRow(Frozen):
 
     @property
     def label(self) -> str:
-        """The row in words, such as `MoCo v2, ResNet-50, 200 epochs, symmetric`."""
+        """The row's label, such as `MoCo v2, ResNet-50, 200 epochs, symmetric`."""
         network = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", None: ""}[self.arch]
         facts = [self.method, network, self.draw or "", f"{self.epochs:,} epochs" if self.epochs else ""]
         facts += ["symmetric" if self.symmetric else "", "teacher" if self.encoder == "teacher" else ""]
@@ -112,7 +112,7 @@ class PaperRow(Frozen):
 
 
 class MeanCheck(Frozen):
-    """Of each row that has them all: the mean of columns equals another column."""
+    """For each row that has all of them, the mean of some columns must equal another column."""
 
     kind: Literal["mean"]
     of: Many[Key]
@@ -120,7 +120,7 @@ class MeanCheck(Frozen):
 
 
 class DifferenceCheck(Frozen):
-    """Of each draw and column: the value of one method less that of another equals that of a third."""
+    """For each draw and column, the value of one row minus that of another must equal that of a third."""
 
     kind: Literal["difference"]
     minuend: str
@@ -129,9 +129,9 @@ class DifferenceCheck(Frozen):
 
 
 class Implied(Frozen):
-    """A group that the paper prints no number for, from one that contains it.
+    """A group for which the paper prints no number, computed from a group that contains it.
 
-    With as many queries for every class it is (classes * whole - part_classes * part) / (classes - part_classes).
+    With equally many queries per class, its value is (classes * whole - part_classes * part) / (classes - part_classes).
     """
 
     head: str
@@ -149,12 +149,12 @@ class Implied(Frozen):
 
 
 class PaperImages(Frozen):
-    """The images behind a table: what they must be for our numbers to be judged by the paper's.
+    """The images of a table, which ours must match for a comparison with the paper.
 
     Attributes:
-        classes, query: how many classes and validation images.
-        train: of pretraining; none where a published list says which.
-        manifests: sha256 of manifests (`manifest.sha256` of a record) that are known to be of exactly these images.
+        classes, query: numbers of classes and of validation images.
+        train: number of images for pretraining; None if a published list determines them.
+        manifests: sha256 of manifests (`manifest.sha256` of a record) that are known to consist of exactly these images.
     """
 
     classes: int
@@ -193,7 +193,7 @@ class PaperTable(Frozen):
 
     @property
     def curve(self) -> bool:
-        """Whether it is a figure of scores over training and no table."""
+        """Whether it is a figure of scores over training rather than a table."""
         return all(column.epoch for column in self.columns.values())
 
     @property
@@ -203,7 +203,7 @@ class PaperTable(Frozen):
 
     @property
     def difference(self) -> DifferenceCheck | None:
-        """The comparison of two methods over draws that it prints."""
+        """The printed comparison of two methods over draws."""
         return next((check for check in self.checks if check.kind == "difference"), None)
 
     def of_draw(self, method: str, draw: str, column: str) -> Value | None:
@@ -214,7 +214,7 @@ class PaperTable(Frozen):
 
 
 class Disagreement(Frozen):
-    """What sources say differently of one thing. Read, not computed."""
+    """A statement on which sources disagree, from reading them."""
 
     id: Name
     tables: Many[Key] = ()
@@ -237,7 +237,7 @@ class Paper(Frozen):
         """One table by its id.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such table.
         """
         found = {table.id: table for table in self.tables}
         if name not in found:
@@ -247,7 +247,7 @@ class Paper(Frozen):
 
 @cache
 def sha256() -> str:
-    """Of the file that ships with the package: the published numbers, their corrections and the tolerances."""
+    """Sha256 of the package's file with the published numbers, their corrections and the tolerances."""
     return sha256_file(FILE)
 
 

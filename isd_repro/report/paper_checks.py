@@ -1,6 +1,6 @@
-"""Checks of the paper's printed numbers: which do not add up, and the difference of two methods over draws.
+"""Checks of the paper's printed numbers: which of them do not add up, and the difference of two methods over draws.
 
-The command `paper check` prints it. It needs no profile, no data and no run.
+The command `paper check` prints the result. It needs no profile, no images and no runs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Check:
     """One printed mean or difference, recomputed.
 
     Attributes:
-        table, where: the table's id, and row and column in words.
-        rule: what was recomputed, with its numbers.
-        printed, recomputed: percent or points; `recomputed` from the printed numbers, before rounding.
-        outcome: `adds up` where the recomputed value rounds to the printed one, `within rounding` where unrounded numbers could
-            have given both, else `does not add up`.
-        corrected: the same with the corrected numbers; None where nothing in it is corrected.
-        why: the reason of the correction.
+        table, where: the table's id, and row and column as text.
+        rule: the formula that was recomputed, with its numbers.
+        printed, recomputed: percent or points; `recomputed` is computed from the printed numbers and not rounded.
+        outcome: `adds up` if the recomputed value rounds to the printed one, `within rounding` if unrounded numbers could have
+            given both, otherwise `does not add up`.
+        corrected: the outcome with the corrected numbers; None if no number in it is corrected.
+        why: the reason for the correction.
     """
 
     table: str
@@ -45,7 +45,7 @@ class Check:
 
     @property
     def sentence(self) -> str:
-        """The check in words, with the correction."""
+        """The check as a sentence, with the correction."""
         first = f"{self.where}: {self.rule} = {text.decimal(float(self.recomputed), 2)}, printed {self.printed}: {self.outcome}"
         return f"{first}; {self.why}" if self.why else first
 
@@ -80,7 +80,7 @@ def _differences(table: PaperTable, check: DifferenceCheck) -> Iterator[Check]:
 
 
 def _check(table: PaperTable, where: str, rule: str, parts: list[Value], whole: Value, weights: list[Decimal]) -> Check:
-    """A printed number against the weighted sum of others."""
+    """Compare a printed number with the weighted sum of others."""
     hidden = HALF * (1 + sum(abs(weight) for weight in weights))
 
     def outcome(numbers: list[Decimal], said: Decimal) -> tuple[Decimal, Agreement]:
@@ -100,14 +100,14 @@ class Gain:
     """One method against another over the draws of a published table, in one group of queries.
 
     Attributes:
-        head, group, metric: the group, and our number of it.
-        column: the paper's; empty where two printed groups imply this one.
-        tolerance: of the mean difference.
-        first, second: mean of either method, percent.
-        differences: by draw, points, in the table's order of draws; of corrected values.
-        paired: what they say of their mean.
-        hidden: points by which rounding alone can move one difference, at most.
-        hidden_mean: standard deviation that rounding alone gives the mean difference, if rounding errors are independent.
+        head, group, metric: the group, and our number for it.
+        column: the paper's column; empty if the group is implied by two printed groups.
+        tolerance: for the mean difference.
+        first, second: mean of each method, percent.
+        differences: by draw, in points, in the table's order of draws, with corrected values.
+        paired: statistics of the mean difference.
+        hidden: the largest change of one difference, in points, that rounding can cause.
+        hidden_mean: standard deviation of the mean difference due to rounding, if rounding errors are independent.
     """
 
     head: str
@@ -124,7 +124,7 @@ class Gain:
 
 
 def gains(table: PaperTable) -> list[Gain]:
-    """The comparison that a table of draws prints, with the mean, interval and test that it does not; the implied group last."""
+    """The comparison in a table of draws, with a mean, interval and test that the paper lacks; the implied group is last."""
     pair = table.difference
     if pair is None:
         return []

@@ -1,7 +1,7 @@
-"""Comparison with the paper: our number, the paper's, and the difference with a verdict by a tolerance fixed beforehand.
+"""Comparison with the paper: our number, the paper's, and their difference with a verdict by a tolerance fixed beforehand.
 
-Without a run the cell of our number says `not run`. A verdict is withheld (`not comparable`) where the paper's protocol is not
-the run's, where its images or steps are others or are not known to be the paper's, or where our number cannot be recomputed.
+Without a run, the cell of our number says `not run`. The verdict is `not comparable` if the run's protocol is not the paper's, if
+its images or steps differ from the paper's or are not known to be the same, or if our number cannot be recomputed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROUNDING = 1e-9  # a difference of exactly the tolerance is within
 
 
 def resolve(params: Params, paper: Paper, wanted: PaperRows) -> PaperTable:
-    """The table that runs stand beside, once every run's row is known to exist in it.
+    """The paper's table with which runs are compared, after checking that it has every run's row.
 
     Raises:
         ConfigError: the table or a row does not exist, or a run is trained on other images than the paper's.
@@ -47,14 +47,14 @@ def resolve(params: Params, paper: Paper, wanted: PaperRows) -> PaperTable:
 
 
 def comparison_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
-    """A table of the paper with our numbers, then what it prints beside no run of ours or says by itself."""
+    """A table of the paper with our numbers, followed by the paper's rows without our runs and by its own statistics."""
     if table.difference:
         return [*_draw_tables(params, records, paper, table, wanted), published_table(table)]
     return _row_tables(params, records, paper, table, wanted)
 
 
 def findings(paper: Paper, table: PaperTable) -> list[Statement]:
-    """Which of a table's printed numbers do not add up, and on what its sources disagree."""
+    """Statements on a table's printed numbers that do not add up, and on disagreements between its sources."""
     wrong = [check for check in paper_checks.checks(paper) if check.table == table.id and check.outcome != "adds up"]
     disagreements = [item for item in paper.disagreements if table.id in item.tables]
     return [
@@ -93,7 +93,7 @@ def _printed(paper: Paper, table: PaperTable, row: str, column: str, value: Valu
 
 
 def other_images(found: RunRecords, config: Run, images: PaperImages) -> str:
-    """Why a run's records are not of the paper's images and number of steps, or are not known to be; else nothing."""
+    """The reason why a run's images or steps are not the paper's, or are not known to be; otherwise ""."""
     manifest, record = found.manifest, found.pretrain
     if manifest is None or record is None:
         return "there is no record of the training"
@@ -116,7 +116,7 @@ def other_images(found: RunRecords, config: Run, images: PaperImages) -> str:
 
 
 def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
-    """Why a run does not follow the protocol of the paper's row, if its parameters or record tell; else nothing."""
+    """The reason why a run does not follow the protocol of the paper's row, by its parameters or record; otherwise ""."""
     config, found = params.runs[run], records.runs[run]
     rule = params.subsets[config.data.subset].rule
     for name, ours, theirs in (
@@ -135,7 +135,7 @@ def obstacle(params: Params, records: Records, run: str, row: PaperRow) -> str:
 
 
 def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterable[PaperRow], images: PaperImages) -> str:
-    """Why our number must not be judged by the paper's, or nothing."""
+    """The reason why our number cannot be compared with the paper's, or ""."""
     for cell, row in zip(cells, rows, strict=True):
         if cell.level == RECORDED:
             return "our number cannot be recomputed"
@@ -149,7 +149,7 @@ def _unfit(params: Params, records: Records, cells: Iterable[Cell], rows: Iterab
 
 
 def judged(ours: Cell, theirs: Cell, tolerance: Tolerance | None, why_not: str) -> Cell:
-    """Our number less the paper's, and the verdict by a tolerance; without one, or with a reason against it, no verdict."""
+    """Our number minus the paper's, with a verdict if there is a tolerance and no reason against a comparison."""
     cell = Cell("against", ours.runs, ours.encoder, ours.metric, ours.group, paper=theirs.paper)
     if theirs.value is None:
         return replace(cell, kind="none", detail=theirs.detail)
@@ -170,7 +170,7 @@ def judged(ours: Cell, theirs: Cell, tolerance: Tolerance | None, why_not: str) 
 
 
 def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
-    """Three rows for each row of the paper that runs stand beside: ours, the paper's and the difference; then its other rows."""
+    """Three rows for each compared row of the paper (ours, the paper's, the difference), then its other rows."""
     placed: dict[str, list[str]] = {}
     for run in params.runs:
         if run in wanted.rows:
@@ -212,7 +212,7 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
 
 
 def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: PaperRow, column: str) -> Cell:
-    """Our counterpart of a number of the paper: one run's, the mean of repetitions, or the mean of the columns it averages."""
+    """Our number for a number of the paper: one run's, the mean of repetitions, or the mean of the same columns."""
     about = table.columns[column]
     if about.metric:
         return method_cell(records, runs, (row.encoder, about.metric, about.group))
@@ -231,7 +231,7 @@ def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
 
 
 def _notes(table: PaperTable) -> tuple[str, ...]:
-    """What a reader must know of a published table: its own notes, marks, and the tolerances with their reasons."""
+    """Notes for readers of a published table: its own notes, the marks, and the tolerances with their reasons."""
     marks = []
     values = [value for _, _, value in table.cells()]
     if any(value.corrected is not None for value in values):
@@ -252,7 +252,7 @@ def _notes(table: PaperTable) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Draws:
-    """What both tables of draws need: our runs of the two methods by draw, and the paper's numbers."""
+    """Input of both tables of draws: our runs of the two methods by draw, and the paper's numbers."""
 
     params: Params
     records: Records
@@ -290,7 +290,7 @@ def _computed(gain: Gain, value: float, detail: str) -> Cell:
 
 
 def _draw_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
-    """Differences by draw with their mean and its verdict; then the levels, which have none."""
+    """A table of differences by draw with their mean and its verdict, and a table of both methods' accuracies."""
     pair = table.difference
     if pair is None:
         return []

@@ -1,4 +1,4 @@
-"""What a check found wrong, and who takes it."""
+"""Problems that checks find, and their handling."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ AGAIN = "run its stage again; if it was edited by hand, restore it from git"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be.
+    """One problem.
 
     Attributes:
-        file: where it was found.
-        key: the key, number or line in it.
-        found, expected: both values, as a reader is told them.
+        file: the file in which it was found.
+        key: the key, number or line in the file.
+        found, expected: both values, as shown to the user.
         hint: what to do.
-        runs: whose numbers it makes worthless; none where it is about a rendered file.
-        score: the one number of that run; None for all of them.
+        runs: the runs whose numbers it invalidates; empty for a problem of a rendered file.
+        score: the invalid number of that run; None means all of its numbers.
     """
 
     file: Path
@@ -35,7 +35,7 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """The whole in one sentence that names the file."""
+        """The problem in one sentence that names the file."""
         return f"{self.file}: {self.key} is {self.found}, expected {self.expected}"
 
 
@@ -43,5 +43,5 @@ OnProblem = Callable[[Problem], None]
 
 
 def refuse(problem: Problem) -> None:
-    """Raise at the first problem."""
+    """Raise an error for the first problem."""
     raise DataError(problem.message, problem.hint)

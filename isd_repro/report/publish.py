@@ -1,8 +1,8 @@
 """Command `wandb publish`: sends a profile's runs, as they are on disk, to W&B with their lineage.
 
 Everything comes from committed records, from `runs/<run>/metrics.jsonl` and from the rows and pictures that stages keep under
-`runs/.log/`. Records alone are enough: where the rest is not here, curves come from the record. A run that never reached its
-record is found in `.state/` and published as failed.
+`runs/.log/`. The records are sufficient: without the other files, curves come from the record. A run that ended before its record
+was written is found in `.state/` and published as failed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Options:
 
 
 def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Options, console: Console) -> None:
-    """Send runs, all of the profile's where none is named, and then the report.
+    """Send the named runs, or all runs of the profile, and then the report.
 
     Raises:
-        ConfigError: no such run.
+        ConfigError: there is no such run.
         DataError: a record is damaged.
-        UserError: W&B cannot be used, or did not take a run; what was sent before stays and is not sent again.
+        UserError: W&B cannot be used or reports an error; what was sent before is kept and not sent again.
     """
     for name in chosen:
         find_run(params, name)
@@ -70,7 +70,7 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
 
 
 def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Options) -> Iterator[Replay]:
-    """Every stage of the chosen runs that left something, sources before what is made from them; the report last."""
+    """All stages of the chosen runs that left results, inputs before the stages that use them; the report is last."""
     assembled = page.assemble(params, run_records.load(params, layout), layout)
     builder = _Builder(params, layout, options)
     manifests: set[str] = set()
@@ -92,12 +92,12 @@ def replays(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
 
 
 def evaluations_of(found: RunRecords) -> list[AnyEvaluation]:
-    """The record of every evaluation of a run, in the order in which they are made."""
+    """The records of all evaluations of a run, in the order of the evaluations."""
     return [record for record in found.records.values() if not isinstance(record, PretrainRecord)]
 
 
 def rows_of(record: AnyEvaluation) -> list[Row]:
-    """What an evaluation scored, in percent: by epoch where it scored several, else one row without an epoch."""
+    """Scores of an evaluation in percent: one row per epoch if there are several, otherwise one row without an epoch."""
     if isinstance(record, CurveRecord):
         return [{"epoch": point.epoch, **summary.row(point.scores)} for point in record.points]
     if isinstance(record, TargetsRecord):
@@ -120,7 +120,7 @@ class _Builder:
         return self._replay(manifest.subset, "prepare", manifest.sha256, config, rows=rows, makes=[self._manifest(manifest)])
 
     def pretrain(self, name: str, record: PretrainRecord | None) -> Iterator[Replay]:
-        """A finished pretraining, or what one that was stopped has left."""
+        """A finished pretraining, or the state that a stopped one has left."""
         pictures = self._pictures(name, "pretrain")
         if record is not None:
             yield self._replay(
@@ -141,7 +141,7 @@ class _Builder:
             yield self._replay(name, "pretrain", folder.name, config, rows=rows, pictures=pictures, failed=True)
 
     def evaluations(self, name: str, found: Sequence[AnyEvaluation]) -> Iterator[Replay]:
-        """Features, and the scores of every evaluation."""
+        """Stages `extract` and all evaluations, with features and scores."""
         own = [record for record in found if isinstance(record, EvaluationRecord) and record.features_sha256]
         features = [self._file(name, "features", self.layout.features(name), one.features_sha256 or "") for one in own[:1]]
         if own:
@@ -166,7 +166,7 @@ class _Builder:
             )
 
     def summary(self, name: str, record: PretrainRecord, found: Sequence[AnyEvaluation], results: list[Artifact]) -> Replay:
-        """The whole run in one row: all its parameters and all its final scores, for comparing runs."""
+        """The run in one row, with all of its parameters and final scores, for comparing runs."""
         config = {**record.config, **{one.kind: {**one.settings, "protocol": one.protocol} for one in found}}
         final: Row = dict(record.curve[-1]) if record.curve else {}
         for one in found:
@@ -183,7 +183,7 @@ class _Builder:
         )
 
     def figures(self, name: str) -> Iterator[Replay]:
-        """Pictures of clusters and anchors, where `isd-repro figures` has drawn them here."""
+        """Pictures of clusters and anchors, if `isd-repro figures` has drawn them."""
         rows, pictures = self._log_rows(name, "figures"), self._pictures(name, "figures")
         path = self.layout.encoder(name).parent / "figures" / "figures.json"
         if rows and pictures and path.is_file():
@@ -192,7 +192,7 @@ class _Builder:
             yield self._replay(name, "figures", identity, image_pages.config(facts), rows=rows, pictures=pictures)
 
     def report(self, assembled: page.Report, results: list[Artifact]) -> Replay:
-        """The tables that the results make."""
+        """The tables of the report."""
         kept = ANONYMOUS_FILES if self.options.anonymous else REPORT_FILES
         texts = {name: content for name, content in page.render(assembled).items() if name in kept}
         made = Artifact(self._artifact_name("report"), "report", texts=texts)
@@ -206,7 +206,7 @@ class _Builder:
     # --- artifacts ----------------------------------------------------------------------------------------------------
 
     def result(self, name: str, record: AnyEvaluation) -> Artifact:
-        """Scores and predictions: the record itself."""
+        """The artifact with scores and predictions, which is the record itself."""
         path = self.layout.record(name, record.kind)
         digests = {"encoder": record.encoder_sha256}
         if isinstance(record, EvaluationRecord) and record.features_sha256:
@@ -236,7 +236,7 @@ class _Builder:
         return read_metrics(path) if path.is_file() else []
 
     def _rows(self, name: str, record: AnyEvaluation) -> list[Row]:
-        """What the stage logged where it is here and ends as its record says, else the record's own rows."""
+        """The rows that the stage logged, if they exist and agree with its record, otherwise the record's rows."""
         logged, stated = self._log_rows(name, record.kind), rows_of(record)
         return logged if logged and stated[-1].items() <= logged[-1].items() else stated
 
@@ -245,7 +245,7 @@ class _Builder:
 
 
 def _curve(path: Path, record: PretrainRecord) -> list[Row]:
-    """Rows of the run's own `metrics.jsonl` where it is here and belongs to the record, else the record's curve."""
+    """Rows of the run's `metrics.jsonl` if it exists and belongs to the record, otherwise the record's curve."""
     curve = [dict(row) for row in record.curve]
     rows = read_metrics(path) if path.is_file() else []
     same = [(row["epoch"], row["loss"]) for row in curve] == [(row.get("epoch"), row.get("loss")) for row in rows]

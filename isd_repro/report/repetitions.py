@@ -1,4 +1,4 @@
-"""Repetitions: seeds of a run, draws of one kind of subset; and which method is under test."""
+"""Repetitions (seeds of a run, draws of one kind of subset), and which method is under test."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _DRAW = {"seed", "list", "large_classes", "halving", "part"}  # keys of a rule t
 
 
 def runs_of(params: Params, subset: str) -> list[str]:
-    """Runs that train on a subset, in the order of the params."""
+    """Runs that train on a subset, in the order of the parameters."""
     return [name for name, run in params.runs.items() if run.data.subset == subset]
 
 
 def planned(params: Params, subset: str) -> list[str]:
-    """Runs of a subset that count for its methods: all but those that were decided after a result."""
+    """Runs of a subset that count for its methods: all except exploratory runs."""
     return [run for run in runs_of(params, subset) if run not in params.report.exploratory]
 
 
 def method_name(params: Params, run: str) -> str:
-    """A run's label without subset and seed: `ISD on D1`, `ISD (D1)`, `ISD, D1, seed 2` and `ISD` are all ISD."""
+    """A run's label without subset and seed: `ISD on D1`, `ISD (D1)`, `ISD, D1, seed 2` and `ISD` all give `ISD`."""
     subset = re.escape(params.runs[run].data.subset)
     label = params.runs[run].label
     for words in (r"seed\s+\d+", rf"(?:on\s+)?(?<![\w.]){subset}"):
@@ -30,14 +30,14 @@ def method_name(params: Params, run: str) -> str:
 
 
 def counterpart(params: Params, run: str | None, subset: str) -> str | None:
-    """On a subset the run of the same name as `run`, or `run` itself."""
+    """The run on a subset with the same method name as `run`, or `run` itself if there is none."""
     if run is None or params.runs[run].data.subset == subset:
         return run
     return next((other for other in planned(params, subset) if method_name(params, other) == method_name(params, run)), None)
 
 
 def repetitions(params: Params, runs: Sequence[str]) -> list[list[str]]:
-    """Runs of one subset that differ in their seed alone, together; a run without repetition is a list of one."""
+    """Lists of runs of one subset that differ only in their seed; a run without repetitions is a list of one."""
     kinds: dict[str, list[str]] = {}
     for name in runs:
         config = params.runs[name].model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})
@@ -51,16 +51,16 @@ def repetitions(params: Params, runs: Sequence[str]) -> list[list[str]]:
 
 
 def _kind(config: Subset, free: set[str]) -> str:
-    """What subsets of one kind share; keys of their rule that are `free` may differ."""
+    """The settings that subsets of one kind share; the `free` keys of their rules may differ."""
     rule = config.rule.model_dump(mode="json", exclude=free)
     return repr((config.source.dataset, sorted(rule.items()), config.search_per_class, config.query_per_class))
 
 
 def families(params: Params) -> list[list[str]]:
-    """Subsets that have runs, draws of one kind together; a list of one is a subset with tables of its own.
+    """Subsets with runs, grouped by draws of one kind; a list of one is a subset with separate tables.
 
-    Draws are put together only where each method names one run a subset, or several that differ in their seed alone, and appears
-    on two or more of them.
+    Draws are grouped only if each method has one run per subset, or several that differ only in their seed, and has runs on at
+    least two of the subsets.
     """
     kinds: dict[str, list[str]] = {}
     for subset, config in params.subsets.items():
@@ -77,7 +77,7 @@ def families(params: Params) -> list[list[str]]:
 
 
 def imbalances(params: Params) -> list[dict[str, float]]:
-    """Imbalance by subset, of subsets with runs that differ in their imbalance and their draw alone."""
+    """Imbalance by subset, for subsets with runs that differ only in their imbalance and their draw."""
     kinds: dict[str, dict[str, float]] = {}
     for subset, config in params.subsets.items():
         if isinstance(config.rule, Exponential) and planned(params, subset):
@@ -86,9 +86,9 @@ def imbalances(params: Params) -> list[dict[str, float]]:
 
 
 def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Each method's runs by subset, one a seed, methods in the order in which the params first name them.
+    """Each method's runs by subset, one per seed; methods are in the order of their first run in the parameters.
 
-    Runs of one subset that share a name and differ in more than their seed are told apart by their own names.
+    Runs of one subset that share a method name and differ in more than their seed are distinguished by their run names.
     """
     found: dict[str, dict[str, list[str]]] = {}
     order = list(params.runs)
@@ -101,9 +101,9 @@ def methods(params: Params, subsets: Sequence[str]) -> dict[str, dict[str, list[
 
 
 def under_test(params: Params, subsets: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The method under test (the first with method `isd`, else the first) and those it is compared with; references stay out.
+    """The method under test (the first with method `isd`, else the first) and the methods to compare with, without references.
 
-    Where the report states a hypothesis, methods that learn from labels are references, too.
+    If the report states a hypothesis, methods that learn from labels are also references.
     """
     references = {method_name(params, run) for run in (params.report.reference, params.report.pixels) if run}
     if params.report.hypothesis:
@@ -115,7 +115,7 @@ def under_test(params: Params, subsets: Sequence[str]) -> tuple[str | None, list
 
 
 def rivals(params: Params, subsets: Sequence[str]) -> tuple[str, str] | None:
-    """The method under test and the one that it is first of all compared with: MoCo, else the first other."""
+    """The method under test and the main method to compare with: MoCo, else the first other."""
     subject, others = under_test(params, subsets)
     second = next((name for name in others if "MoCo" in name), others[0] if others else None)
     return (subject, second) if subject and second else None

@@ -18,23 +18,23 @@ DEVIATION = re.compile(r"\b(DEV-\d+)\b")
 
 
 def command(run: str, part: str, folder: str = ".") -> str:
-    """The command that makes one part of a run's record, in the profile's folder or with its path."""
+    """The command that produces one part of a run's record, in the profile's folder or with its path."""
     where = "" if folder == "." else f" -p {folder}/params.yaml"
     return f"isd-repro {part.replace('_', '-')} {run}{where}"
 
 
 def working_folder(layout: Layout) -> str:
-    """Where the commands are run, relative to the repository; `.` is its root."""
+    """The folder in which the commands are run, relative to the repository; `.` is its root."""
     return layout.folder.relative_to(layout.root).as_posix() if layout.folder.is_relative_to(layout.root) else layout.folder.name
 
 
 def record_link(run: str, part: str) -> str:
-    """A record's address relative to the report's folder."""
+    """A record's path relative to the report's folder."""
     return f"../records/{run}/{part}.json"
 
 
 def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
-    """All of a run's provenance, JSON-serialisable; parts that do not exist are absent."""
+    """A run's complete provenance, JSON-serialisable; parts that do not exist are absent."""
     run = params.runs[found.run]
     config = found.pretrain.config if found.pretrain else run.model_dump(mode="json", exclude={"label", "notes"})
     manifest = found.manifest
@@ -73,7 +73,7 @@ def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord |
 
 
 def part_rows(run: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """A run's provenance as (term, value) rows for a reader, by part; rows that all parts share come first, under "All parts"."""
+    """A run's provenance as (term, value) rows, by part; rows that all parts share come first, under "All parts"."""
     of_part = {part: _part_rows(facts) for part, facts in run["parts"].items()}
     shared = [row for row in next(iter(of_part.values()), []) if all(row in rows for rows in of_part.values())]
     if len(of_part) < 2:
@@ -122,7 +122,7 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _copies(manifest: dict[str, Any]) -> str:
-    """Queries that are also learnt from."""
+    """The number of queries that are copies of training or search images, as text."""
     if (shared := manifest.get("shared")) is None:
         return "queries that are copies of training or search images were not counted when this record was made"
     return f"{text.count(shared)} of {text.count(manifest['query'])} queries have the bytes of a training or search image"
@@ -169,12 +169,12 @@ def _paper_facts(paper: Printed) -> list[tuple[str, str]]:
 
 
 def linked(note: str) -> list[tuple[str, bool]]:
-    """A note cut into (text, is a deviation's id) pieces."""
+    """A note split into pieces (text, whether it is the id of a deviation)."""
     return [(piece, at % 2 == 1) for at, piece in enumerate(DEVIATION.split(note)) if piece]
 
 
 def changes(run: Run, recorded: dict[str, object]) -> list[str]:
-    """Keys that both the params and a record's config hold, with different values."""
+    """Keys that the parameters and a record's config both contain, but with different values."""
     planned = run.model_dump(mode="json", include={"backbone", "method", "optim", "data", "numerics"})
     then = dict(text.flatten(recorded))
     return [f"{key} was {then[key]}, is {now}" for key, now in text.flatten(planned) if key in then and then[key] != now]

@@ -1,4 +1,4 @@
-"""The cells of our own numbers: a run's score, the mean over repetitions, the difference of two."""
+"""The cells of our numbers: a run's score, the mean over repetitions, the difference of two methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from isd_repro.report.run_records import RECORDED, Key, Records, RunRecords
 
 
 def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell:
-    """The cell of one number, or of the reason why there is none."""
+    """The cell with one number, or with the reason why there is none."""
     cell = Cell("none", (found.run,), encoder, metric, group)
     evaluation = found.evaluation(metric)
     known = found.own.values()
@@ -30,13 +30,13 @@ def score_cell(found: RunRecords, encoder: str, metric: str, group: str) -> Cell
 
 
 def scored(cell: Cell, score: Score, level: str, kind: Kind = "score") -> Cell:
-    """The cell with a score and its Wilson interval; `level` says how far it was verified."""
+    """The cell with a score and its Wilson interval; `level` states how far the score was verified."""
     low, high = score.interval
     return replace(cell, kind=kind, value=score.top1, correct=score.correct, n=score.n, low=low, high=high, level=level)
 
 
 def balancedness_cell(found: RunRecords, encoder: str, metric: str) -> Cell:
-    """The cell of one run's balancedness, which needs the prediction of every query, or of the reason why there is none."""
+    """The cell with one run's balancedness, which needs the prediction of every query, or with the reason why there is none."""
     score = score_cell(found, encoder, metric, "all")
     evaluation = found.evaluation(metric)
     if score.kind != "score" or evaluation is None:
@@ -48,7 +48,7 @@ def balancedness_cell(found: RunRecords, encoder: str, metric: str) -> Cell:
 
 
 def mark_best(cells: Sequence[Cell]) -> list[Cell]:
-    """Mark the largest of the checked values, ties included; a lone value has nothing to beat."""
+    """Mark the largest of the checked values, including ties; a single value is not marked."""
     values = [cell.value for cell in cells if cell.value is not None and cell.level != RECORDED]
     if len(values) < 2:
         return list(cells)
@@ -56,13 +56,13 @@ def mark_best(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def with_n(head: str, cells: Sequence[Cell]) -> str:
-    """A head with the number of queries behind our numbers, where there are any and all have the same."""
+    """A heading with the number of queries, if it is known and the same for all of our numbers."""
     sizes = {cell.n for cell in cells if cell.n is not None}
     return f"{head} (n = {text.count(*sizes)})" if len(sizes) == 1 else head
 
 
 def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
-    """The mean of several cells of one kind of number with its standard deviation; cells without a number are left out and told.
+    """The mean of several cells of one kind with its standard deviation; cells without a number are left out and mentioned.
 
     Args:
         cells: one or more cells of the same encoder, metric and group; a single one is returned as it is.
@@ -94,7 +94,7 @@ def method_cell(records: Records, runs: Sequence[str], key: Key) -> Cell:
 
 
 def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
-    """Points by which one method's number exceeds another's, taken before rounding."""
+    """The difference between two methods' numbers in points, computed before rounding."""
     cell = Cell("difference", (*first.runs, *second.runs), first.encoder, first.metric, first.group)
     if first.value is None or second.value is None:
         kinds = {first.kind, second.kind}
@@ -111,9 +111,9 @@ def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
 
 
 def discordant(records: Records, first: Cell, second: Cell) -> tuple[int, int] | None:
-    """Queries that only the first run, and that only the second, answers rightly.
+    """Numbers of queries that only the first run, and that only the second run, classifies correctly.
 
-    None where predictions are not stored, or where one side is a mean over seeds.
+    None if predictions are not stored, or if one side is a mean over seeds.
     """
     if len(first.runs) > 1 or len(second.runs) > 1:
         return None

@@ -1,8 +1,8 @@
-"""What a render was made of, and why a file is no longer as a fresh render would make it.
+"""The inputs of a render, and the reason why a file differs from a fresh render.
 
-Every render leaves `render.json` beside its files: hashes of the report's code, the parameters, the records and the files.
-It proves nothing, and nothing is believed because of it; it tells an edited file from one that the code, the parameters or
-the records have left behind, so that a reader is told what to do.
+Every render writes `render.json` next to its files, with hashes of the report's code, the parameters, the records and the files.
+These prove nothing, and no check relies on them. They only distinguish an edited file from one that is out of date because code,
+parameters or records have changed, so that the message can say what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RENDER = "run `isd-repro report` again"
 
 
 def stamped(params: Params, records: Records, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files and their `render.json`."""
+    """The files together with their `render.json`."""
     shown = params.model_dump(mode="json", include={"report", "evaluation", "subsets", "runs"})
     parts: dict[str, Any] = {
         f"{run}/{part}": record for run, found in records.runs.items() for part, record in found.records.items()
@@ -57,7 +57,7 @@ def _code() -> str:
 
 
 def cause(folder: Path, files: Mapping[str, bytes], name: str) -> str:
-    """Why a file is probably not as rendered now, and what to do."""
+    """The probable reason why a file differs from a fresh render, and what to do."""
     then, now = _stamp((folder / STAMP).read_bytes() if (folder / STAMP).is_file() else b""), _stamp(files[STAMP])
     if then.get("files", {}).get(name) is None:
         return f"it was rendered by an older version of the code, or edited: {_RENDER} and look at what git says has changed"

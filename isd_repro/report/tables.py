@@ -1,8 +1,8 @@
-"""The tables of our own runs.
+"""The tables of our runs.
 
-A subset has one table (balanced: student, then teacher) or two (unbalanced, the paper's shape: all, rare and large queries;
-the student's table, then the teacher's); runs that differ in their seed alone have a row of their mean below. Repeated draws of
-one kind of subset have a row a draw and a column a method, as the paper prints them. Evaluations with tables of their own follow.
+A subset has one table (balanced: student, then teacher) or two (unbalanced, in the paper's form with all, rare and large queries:
+the student's table, then the teacher's); runs that differ only in their seed have a row with their mean below. Repeated draws of
+one kind of subset have one row per draw and one column per method, as in the paper. Evaluations with separate tables follow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BALANCEDNESS = "balancedness"  # in the place of a group: the column of the stan
 
 
 def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
-    """Query groups that a subset's tables show."""
+    """The query groups in a subset's tables."""
     manifests = [records.runs[name].manifest for name in runs_of(params, subset)]
     config = params.subsets[subset]
     found = {"all"}
@@ -51,20 +51,20 @@ def groups_of(params: Params, records: Records, subset: str) -> tuple[str, ...]:
 
 
 def first_metric(params: Params) -> str:
-    """The nearest-neighbour score that charts and comparisons show."""
+    """The nearest-neighbour score that charts and comparisons use."""
     return f"{params.evaluation.knn.k[0]}-NN"
 
 
 def shared(found: Iterable[RunRecords]) -> list[Evaluation]:
-    """The evaluations whose numbers stand in one table."""
+    """The evaluations whose numbers are in the main table."""
     return [one for run in found for kind, one in run.own.items() if not evaluations.own_table(kind)]
 
 
 def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> list[str]:
-    """Metrics that a set of runs has a column for.
+    """The metrics that are columns for a set of runs.
 
-    They are those that some run has, and also those that the settings ask for where an evaluation is for every run. The first
-    evaluation has its columns before any run has been evaluated.
+    These are the metrics that some run has, and the metrics that the settings ask for if an evaluation is for every run. The
+    first evaluation has its columns even before any run has been evaluated.
     """
     stated = {key[1] for one in shared(found) for key in one.scores if key[0] == encoder}
     present = {one.record.kind for one in shared(found)} | {evaluations.names()[0]}
@@ -74,18 +74,18 @@ def metrics_of(params: Params, found: Sequence[RunRecords], encoder: str) -> lis
 
 
 def asked_of(params: Params, kind: str) -> tuple[str, ...]:
-    """Runs that a profile asks an evaluation of."""
+    """The runs for which a profile asks for an evaluation."""
     return tuple(getattr(params, f"{kind}_runs", ()))
 
 
 def group_head(found: Iterable[RunRecords], group: str) -> str:
-    """A group's name with its number of queries, where that is known and one."""
+    """A group's name with its number of queries, if this is known and unique."""
     sizes = {int(one.masks[group].sum()) for one in shared(found) if group in one.masks}
     return f"{group.capitalize()} (n = {text.count(*sizes)})" if len(sizes) == 1 else group.capitalize()
 
 
 def one_seed(params: Params, runs: Sequence[str], first: str) -> str:
-    """The head of a table's first column, which says so where no run is repeated with another seed."""
+    """The heading of a table's first column, which says if no run is repeated with another seed."""
     return f"{first} (one seed each)" if all(len(seeds) == 1 for seeds in repetitions(params, runs)) else first
 
 
@@ -127,7 +127,7 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
 def run_table(
     params: Params, found: Sequence[RunRecords], keys: Sequence[Key], blank: Table, externals: Sequence[External] = ()
 ) -> Table:
-    """A row a run and a column a key, evaluated checkpoints below the runs, means over seeds in the foot."""
+    """A table with a row per run and a column per key; evaluated checkpoints below the runs, means over seeds in the foot."""
     columns = [_column(found, key) for key in keys]
     rows = [Row(params.runs[run.run].label, tuple(column[at] for column in columns), run.run) for at, run in enumerate(found)]
     of_run = {row.run: row.cells for row in rows}
@@ -146,20 +146,20 @@ def run_table(
 
 
 def _column(found: Sequence[RunRecords], key: Key) -> list[Cell]:
-    """One number of each run; the largest accuracy is marked."""
+    """The cells of one column, one for each run; the largest accuracy is marked."""
     if key[2] == BALANCEDNESS:
         return [balancedness_cell(run, *key[:2]) for run in found]
     return mark_best([score_cell(run, *key) for run in found])
 
 
 def externals_of(params: Params, records: Records, subset: str) -> list[External]:
-    """Evaluated checkpoints that answered the queries of this subset over its search set: those of the same manifest."""
+    """Evaluated checkpoints with the same queries and search set as this subset, which are those with the same manifest."""
     manifests = {run.manifest.sha256 for run in (records.runs[name] for name in runs_of(params, subset)) if run.manifest}
     return [external for external in records.externals if external.manifest.sha256 in manifests]
 
 
 def _external_cell(external: External, key: Key) -> Cell:
-    """A number that stands beside the runs' and competes with none: how its encoder was made is unknown."""
+    """The number of an evaluated checkpoint, which is never marked as best because its encoder's training is unknown."""
     [cell] = _column([external.found], key)
     detail = f"evaluated checkpoint {external.record.file}, sha256 {external.record.sha256}"
     if cell.kind == "score":
@@ -168,7 +168,7 @@ def _external_cell(external: External, key: Key) -> Cell:
 
 
 def describe(params: Params, records: Records, subset: str) -> str:
-    """One sentence on a subset's images; sizes only where a record states them."""
+    """One sentence on a subset's images; sizes are given only if a record states them."""
     drawn = params.subsets[subset].rule.in_words()
     manifest = next(filter(None, (records.runs[name].manifest for name in runs_of(params, subset))), None)
     if manifest is None:
@@ -180,7 +180,7 @@ def describe(params: Params, records: Records, subset: str) -> str:
 
 
 def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
-    """One sentence per evaluation; runs are named where their protocols differ."""
+    """One sentence per evaluation on its protocol; runs are named if their protocols differ."""
     sentences = []
     for kind in (kind for kind in evaluations.names() if not evaluations.own_table(kind)):
         title, uses = evaluations.title(kind), dict[str, list[str]]()
@@ -201,7 +201,7 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
 
 
 def difference_table(params: Params, records: Records, subset: str) -> Table | None:
-    """Methods less the references, and the method under test less the others, by query group; None while there are none."""
+    """Methods minus references, and the method under test minus the others, by query group; None while there are none."""
     by_method = {name: runs[subset] for name, runs in methods(params, [subset]).items()}
     subject, others = under_test(params, [subset])
     named = {"untrained encoder": params.report.reference, "raw pixels": params.report.pixels}
@@ -214,7 +214,7 @@ def difference_table(params: Params, records: Records, subset: str) -> Table | N
 
 
 def exploratory_tables(params: Params, records: Records) -> list[tuple[str, list[Table]]]:
-    """For each subset with runs that were decided after a result: a title, all its runs, and what these differ by."""
+    """For each subset with exploratory runs: a title, a table of all its runs, and a table of their differences."""
     found = []
     for subset in dict.fromkeys(params.runs[run].data.subset for run in params.report.exploratory):
         title = "runs decided after the result"
@@ -260,7 +260,7 @@ def _differences(params: Params, records: Records, subset: str, pairs: Sequence[
 
 
 def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
-    """Repeated draws of one kind of subset: a row a draw, a column a method, one table for each encoder and metric."""
+    """Tables of repeated draws of one kind of subset, with a row per draw and a column per method; one per encoder and metric."""
     found = [records.runs[run] for subset in subsets for run in planned(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
@@ -297,10 +297,11 @@ def _draw_table(params: Params, records: Records, subsets: Sequence[str], key: t
 
 
 def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
-    """Means over the draws that lack nothing, so that all columns speak of the same draws.
+    """Means over the draws with complete rows, so that all columns are about the same draws.
 
-    A row is blocks of `width` cells, one a group, of which the first `scores` are methods and the others differences. A
-    column without a number in any row (a method not run yet, the teacher of one that has none) is left out of account.
+    A row consists of blocks of `width` cells, one block per group, of which the first `scores` are methods and the others
+    differences. A column without a number in any row (a method that has not been run, the teacher of a method without one) is
+    ignored.
     """
     columns = [[row.cells[at] for row in rows] for at in range(len(rows[0].cells))]
     needed = [column for column in columns if any(cell.value is not None for cell in column)]
@@ -326,7 +327,7 @@ def _mean(members: Sequence[Cell], column: Sequence[Cell]) -> Cell:
 
 
 def own_tables(params: Params, records: Records) -> list[Table]:
-    """For each such evaluation a table by subset and encoder, or by encoder where it is about other data sets."""
+    """Tables of the evaluations with separate tables, by subset and encoder, or by encoder for other data sets."""
     tables: list[Table] = []
     for kind in evaluations.names():
         runs = asked_of(params, kind) if evaluations.own_table(kind) else ()
@@ -336,12 +337,12 @@ def own_tables(params: Params, records: Records) -> list[Table]:
 
 
 def _targets(params: Params, kind: str) -> tuple[str, ...]:
-    """The other data sets that an evaluation is about."""
+    """The other data sets of an evaluation."""
     return tuple(getattr(getattr(params.evaluation, kind), "sets", ()))
 
 
 def _own_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
-    """One for each subset and encoder; the teacher's only where some run has one."""
+    """One table for each subset and encoder; the teacher's only if some run has a teacher."""
     metrics = evaluations.columns(params.evaluation, kind)
     for subset in dict.fromkeys(params.runs[name].data.subset for name in asked_of(params, kind)):
         found = [records.runs[name] for name in asked_of(params, kind) if params.runs[name].data.subset == subset]
@@ -368,7 +369,7 @@ def _own_notes(kind: str, done: Sequence[Evaluation]) -> list[str]:
 
 
 def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
-    """The student's table and, where some run has one, the teacher's: a column a data set, and their mean."""
+    """The student's table and, if some run has a teacher, the teacher's, with one column per data set and their mean."""
     found, keys = [records.runs[name] for name in asked_of(params, kind)], _targets(params, kind)
     done = [run.targets[kind] for run in found if kind in run.targets]
     sets = {key: one for targets in done for key, one in targets.sets.items()}
@@ -397,7 +398,7 @@ def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Tabl
 
 
 def reported(one: Evaluation) -> str:
-    """Which of its two numbers the field reports for a target data set."""
+    """Which of the two accuracies is customary for a target data set."""
     return "mean per class" if _per_class(one) else "top-1"
 
 
@@ -406,7 +407,7 @@ def _per_class(one: Evaluation) -> bool:
 
 
 def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
-    """The number that the field reports for a data set, or the reason why there is none."""
+    """The cell with the customary accuracy on a data set, or with the reason why there is none."""
     cell = Cell("none", (run.run,), encoder, f"{kind}-{key}", "all")
     if kind not in run.targets:
         return replace(cell, kind="not run", detail=f"no {kind} record")
@@ -429,7 +430,7 @@ def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
 
 
 def _mean_of_targets(kind: str, cells: Sequence[Cell]) -> Cell:
-    """The mean over all data sets of one run; nothing where one is missing."""
+    """The mean of one run over all data sets; no number if one is missing."""
     like, values = cells[0], [cell.value for cell in cells if cell.value is not None]
     blank = Cell("not run", like.runs, like.encoder, kind, like.group)
     if len(values) < len(cells):

@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def environment(kind: str) -> Environment:
-    """Templates of one format: HTML and SVG escape by themselves, LaTeX has delimiters of its own.
+    """The templates of one format: HTML and SVG are escaped automatically, and LaTeX templates have other delimiters.
 
     Raises:
         UserError: jinja2 is not installed.
@@ -59,12 +59,12 @@ def environment(kind: str) -> Environment:
 
 
 def template_text(name: str) -> str:
-    """A file of the templates' folder as it stands."""
+    """The unchanged text of a file in the templates' folder."""
     return (TEMPLATES / name).read_text("utf-8")
 
 
 def data_uri(svg: str) -> str:
-    """A chart as the address of an image, which no other chart on the page can disturb."""
+    """A chart as a `data:` URI, so that charts on one page do not affect each other."""
     return "data:image/svg+xml," + quote(svg, safe=" !$()*+,-./:;=?@[]_{}|~'")
 
 
@@ -75,9 +75,9 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
-    """A table of more than `most` columns as several of at most `wide`, cut between shared heads; paper has an edge.
+    """Split a table of more than `most` columns into several of at most `wide`, between shared headings, to fit on paper.
 
-    A shared head of more than `most` columns is cut into parts of `most`.
+    A shared heading of more than `most` columns is split into parts of `most`.
     """
     if len(table.columns) <= most:
         return [replace(table, rows=table.shown)]
@@ -99,7 +99,7 @@ def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
 
 
 def _tex_legend(table: Table) -> str:
-    """The end of a caption: what the scores of a table are."""
+    """The end of a caption, which explains the scores of a table."""
     scored = any(cell.kind in ("score", "external", "mean") for row in (*table.rows, *table.foot) for cell in row.cells)
     words = (
         r" Accuracy in percent $\pm$ half the 95\,\% Wilson interval over queries of one run; s.d.: standard deviation over n"

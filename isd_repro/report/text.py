@@ -43,23 +43,23 @@ _MARKDOWN_START = re.compile(r"^(\d+(?=[.)](?:\s|$)))|^(?=[-+](?:\s|$)|--|=)")  
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX prints it, on one line. Letters stay as they are: LaTeX reads UTF-8, and names what its fonts lack."""
+    """Text escaped for LaTeX, on one line. Letters are kept, because LaTeX reads UTF-8 and reports what its fonts lack."""
     return "".join(_LATEX.get(sign, sign) for sign in unicodedata.normalize("NFC", visible(text)))
 
 
 def markdown(text: str) -> str:
-    """Text as Markdown prints it, in a table cell or a paragraph, on one line."""
+    """Text escaped for a Markdown table cell or paragraph, on one line."""
     line = markdown_part(visible(text))
     return _MARKDOWN_START.sub(lambda found: f"{found[1] or ''}\\", line)
 
 
 def markdown_part(text: str) -> str:
-    """A piece of a line as Markdown prints it, its spaces kept."""
+    """A part of a line escaped for Markdown, with its spaces."""
     return _MARKDOWN.sub(r"\\\1", _unseen(text).replace("&", "&amp;"))
 
 
 def visible(text: str) -> str:
-    """Text on one line, without signs that nobody sees: they drive terminals, turn text round, and no XML may hold them."""
+    """Text on one line without invisible characters, which may control terminals, reverse text, or be invalid in XML."""
     return " ".join(_unseen(text).split())
 
 
@@ -68,34 +68,34 @@ def _unseen(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: not in full-width signs, nor where semicolons separate cells."""
+    """Text that no spreadsheet takes for a formula, even with full-width signs or with semicolons as separators."""
     return _FORMULA.sub(r"\1'", visible(text))
 
 
 def decimal(value: float, places: int = 1) -> str:
-    """84.1; a negative value has a true minus sign, and no value is printed as minus zero."""
+    """A number as text, such as 84.1; negative values have a true minus sign, and minus zero is never printed."""
     text = f"{value:.{places}f}"
     return (text if text.strip("-0.") else text.removeprefix("-")).replace("-", MINUS)
 
 
 def signed(value: float, places: int = 1) -> str:
-    """+0.7 or, with a true minus sign, -0.7; a difference that rounds to zero has no sign."""
+    """A difference as text: +0.7 or, with a true minus sign, -0.7; a difference that rounds to zero has no sign."""
     text = decimal(value, places)
     return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
 
 
 def p_value(p: float) -> str:
-    """p = 0.034, p < 0.001."""
+    """A p-value as text, such as p = 0.034 or p < 0.001."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def count(value: int) -> str:
-    """1,040."""
+    """A count as text, such as 1,040."""
     return f"{value:,}"
 
 
 def duration(seconds: float) -> str:
-    """8.4 s, 3 min 20 s, 5 h 07 min."""
+    """A duration in seconds as text, such as 8.4 s, 3 min 20 s or 5 h 07 min."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -106,14 +106,14 @@ def duration(seconds: float) -> str:
 
 
 def listing(names: Sequence[str], most: int | None = None) -> str:
-    """A, B and C; of many more than `most` names A, B, C and 7 more."""
+    """Names as text: `A, B and C`; if there are many more than `most`, `A, B, C and 7 more`."""
     if most is not None and len(names) > most + 1:
         names = [*names[:most], f"{len(names) - most} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
 def flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as sorted (dotted key, JSON value) pairs; strings lose their quotes."""
+    """A nested mapping as sorted (dotted key, JSON value) pairs; strings are without quotes."""
     if isinstance(tree, dict) and tree:
         return [pair for key in sorted(tree) for pair in flatten(tree[key], f"{prefix}.{key}" if prefix else str(key))]
     return [(prefix, tree if isinstance(tree, str) else json.dumps(tree, sort_keys=True))]
@@ -127,6 +127,6 @@ def _class_names() -> dict[str, str]:
 
 
 def class_name(name: str) -> str:
-    """`n02124075 (Egyptian cat)`: a class with its WordNet name, where that is known."""
+    """A class with its WordNet name, if this is known: `n02124075 (Egyptian cat)`."""
     word = _class_names().get(name)
     return f"{name} ({word})" if word else name

@@ -21,8 +21,8 @@ _TRIAL = re.compile(r",? trial \d+$")
 def chosen(params: Params, records: Records, asked: Trials) -> dict[str, Cell]:
     """The best trial of each method whose trials have all been scored; the first of equals.
 
-    Runs that differ in their seed alone are one trial, whose score is the mean over seeds. Trials whose names differ in the
-    number of the trial alone (`ISD, trial 1`) belong to one method.
+    Runs that differ only in their seed are one trial, whose score is the mean over seeds. Trials whose names differ only in the
+    number of the trial (`ISD, trial 1`) belong to one method.
     """
     references = {params.report.reference, params.report.pixels}
     trials: dict[str, list[Cell]] = {}
@@ -38,7 +38,7 @@ def chosen(params: Params, records: Records, asked: Trials) -> dict[str, Cell]:
 
 
 def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]:
-    """The trial taken of each method, and what the trials say of the comparison to come."""
+    """Tables of the chosen trial of each method, and of the precision that the trials predict for the later comparison."""
     best = chosen(params, records, asked)
     rows = tuple(Row(method_name(params, cell.runs[0]), (cell,), cell.runs[0]) for cell in best.values())
     columns = (Column(f"{asked.group.capitalize()} queries", f"{asked.k}-NN, student"),)
@@ -50,7 +50,7 @@ def trial_tables(params: Params, records: Records, asked: Trials) -> list[Table]
 
 
 def _precision(records: Records, asked: Trials, best: dict[str, Cell]) -> list[Table]:
-    """Half-width of Student's interval over n draws if classes alone made them differ: t(n - 1) s / sqrt(classes n)."""
+    """Half-width of Student's interval over n draws if they differed only by their classes: t(n - 1) s / sqrt(classes n)."""
     plan = asked.power
     if plan is None or plan.first not in best or plan.second not in best:
         return []

@@ -1,7 +1,7 @@
 """t-SNE of features.
 
-It keeps neighbourhoods and nothing else: distances between groups, their sizes and the axes mean nothing, and drawings of two
-encoders are not aligned. So each is shown with the nearest-neighbour accuracy among its points.
+t-SNE preserves only neighbourhoods: distances between groups, their sizes and the axes have no meaning, and drawings of two
+encoders are not aligned. Each drawing is therefore shown with the nearest-neighbour accuracy among its points.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def choose(label: Tensor, draws: Generator) -> Tensor:
 
     Args:
         label: int64, N.
-        draws: advanced by the same amount for equal labels.
+        draws: the generator, which is advanced by the same amount for equal labels.
 
     Raises:
-        DataError: too few images for a drawing.
+        DataError: there are too few images for a drawing.
     """
     parts = [inside for _, inside in clusters.choose(label, CLASSES, PER_CLASS, draws)]
     found = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).sort().values
@@ -44,7 +44,7 @@ def draw(unit_ND: Tensor, seed: int) -> tuple[np.ndarray, float]:
         seed: 0..2**32-1.
 
     Returns:
-        points, N x 2, whose axes mean nothing; and the divergence that t-SNE minimised, in nats.
+        points, N x 2, whose axes have no meaning; and the divergence that t-SNE minimised, in nats.
 
     Raises:
         UserError: scikit-learn is not installed.

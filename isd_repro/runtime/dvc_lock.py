@@ -22,7 +22,7 @@ from isd_repro.runtime.errors import DataError, UserError
 from isd_repro.runtime.files import write_atomic
 
 _STAGE = re.compile(r"^  ([^\s#-][^\n]*):$", re.MULTILINE)  # a stage's name in the lock
-PATIENCE = 2.0  # seconds for which a lock may be cut off because another DVC, beside this stage's, is writing it
+PATIENCE = 2.0  # seconds for which a lock may be cut off because another DVC process is writing it
 
 
 @dataclass(frozen=True)

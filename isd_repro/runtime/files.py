@@ -236,7 +236,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
             if sys.platform != "win32":  # where nobody could read it
                 with naming(path):
                     path.write_text(holder, "utf-8")
-        except OSError:  # a full disk: the file is still ours, whatever it holds
+        except OSError:  # the disk is full: we hold the lock, even if nothing is written in it
             path.unlink(missing_ok=True)
             raise
         yield

@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
         folder = Path(name)
         added = {_FOLDER: name, _STARTER: f"{platform.node()} {os.getpid()}"}
         environment = {key: value for key, value in os.environ.items() if key != LAUNCHER} | added
-        try:  # a group of its own: a signal to this one must reach torchrun by one way, or by none
+        try:  # its own process group, so that torchrun gets no signal twice
             child = subprocess.Popen(words, env=environment, process_group=0)
         except OSError as error:
             raise UserError(f"{LAUNCHER}: {words[0]!r} cannot be started ({error.strerror})", "fix the command") from error

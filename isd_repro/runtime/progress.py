@@ -11,7 +11,7 @@ from rich.console import Console
 
 from isd_repro.runtime.errors import printable
 
-_SECONDS = 10.0  # between two lines where there is no terminal
+_SECONDS = 10.0  # between two lines if there is no terminal
 
 
 class Task:

@@ -67,7 +67,7 @@ def interrupt_on_signal() -> Iterator[None]:
         except Preempted:
             raise
         except Exception as error:
-            if came:  # compiled code that was interrupted may raise an error of its own, as if a file were damaged
+            if came:  # interrupted compiled code may raise another error, as if a file were damaged
                 raise KeyboardInterrupt from error
             raise
 

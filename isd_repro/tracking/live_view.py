@@ -44,7 +44,7 @@ class LiveView:
         for attempt in _attempts(mode, failures):
             try:
                 view = cls(session.start(attempt, run, tracking, folder), folder if attempt == "offline" else None)
-            except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run goes on without it
+            except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run continues without it
                 failures.append(f"{attempt} failed: {brief(error)}")
                 session.release()
             else:

@@ -395,8 +395,8 @@ def test_a_place_that_cannot_take_the_record_is_refused_before_anything_is_read(
     checkpoint = tmp_path / "x.pth"
     checkpoint.write_text("text")
     said = {
-        tmp_path / "pipe": "is no file",
-        tmp_path / "folder": "is no file",
+        tmp_path / "pipe": "is not a file",
+        tmp_path / "folder": "is not a file",
         tmp_path / "file" / "x.json": "Not a directory|File exists",
         tmp_path / ("x" * 300): "File name too long",
         checkpoint: "is the file that is being read",

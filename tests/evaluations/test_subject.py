@@ -38,7 +38,7 @@ def test_another_runs_encoder_and_features(world: World, kind: str) -> None:  # 
     add_run(world, "moco", seed=1)
     for path in (world.layout.encoder, world.layout.features):
         shutil.copy(path("moco"), path("isd"))
-    refused(world, kind, r"encoder\.safetensors: is of run 'moco', not 'isd'")
+    refused(world, kind, r"encoder\.safetensors: belongs to run 'moco', not 'isd'")
 
 
 @pytest.mark.parametrize("kind", evaluations.names())

@@ -59,7 +59,7 @@ def test_snapshots_of_another_run_or_other_images_and_none_at_all_are_refused(wo
     (snapshots / "epoch-00010 (copy).safetensors").write_bytes(b"of somebody who looked at it")  # left alone
     second = snapshots / snapshot_name(10)
     write_encoder(second, NARROW, ("student", "teacher"), world.manifest.sha256, run="byol")
-    with pytest.raises(DataError, match=r"epoch-00010\.safetensors: is of run 'byol', not 'isd'"):
+    with pytest.raises(DataError, match=r"epoch-00010\.safetensors: belongs to run 'byol', not 'isd'"):
         world.run(trajectory, "isd")
     write_encoder(second, NARROW, ("student", "teacher"), "of other images", run="isd")
     with pytest.raises(DataError, match=r"epoch-00010\.safetensors: manifest changed since"):
