@@ -113,18 +113,20 @@ def _function(stage: str) -> Callable[..., None]:
 
 def _stage(stage: str, names: list[str], file: Path, **options: int | None) -> None:
     """Run one stage for each name, in this process or as one of several ranks."""
-    code = launcher.start(stage, sys.argv[1:])
-    if code is not None:
-        raise typer.Exit(code)
-    from isd_repro import provenance
-
-    provenance.remember_code()
-    params, layout, console = _profile(file)
-    if complaint := provenance.git_complaint():
-        console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
-    if stage != "prepare":  # on every rank, so that all of them stop
-        _check_sources(names, params, layout)
     with ExitStack() as stack:
+        # before anything is imported: a scheduler that stops the run while it starts is to see that the command can be repeated
+        stop = stack.enter_context(signals.stop_on_signal()) if stage == "pretrain" else None
+        code = launcher.start(stage, sys.argv[1:])
+        if code is not None:
+            raise typer.Exit(code)
+        from isd_repro import provenance
+
+        provenance.remember_code()
+        params, layout, console = _profile(file)
+        if complaint := provenance.git_complaint():
+            console.print(f"warning: records will not name a commit: {complaint}", highlight=False, markup=False, soft_wrap=True)
+        if stage != "prepare":  # on every rank, so that all of them stop
+            _check_sources(names, params, layout)
         agreed: Callable[[bool], bool] = bool
         if launcher.ranks() > 1:
             from isd_repro.runtime import ranks
@@ -132,7 +134,6 @@ def _stage(stage: str, names: list[str], file: Path, **options: int | None) -> N
             stack.enter_context(ranks.joined())
             agreed = ranks.anywhere
             console.quiet = launcher.rank() > 0
-        stop = stack.enter_context(signals.stop_on_signal()) if stage == "pretrain" else None
         function = _function(stage)
         for name in names:
             if stop is not None and agreed(stop()):  # the signal came when the run before had nothing left to save

@@ -70,7 +70,7 @@ def test_a_second_process_and_sigterm(folder: Path, undisturbed_long: Path) -> N
     assert world.written(folder) == set()
     (state,) = world.states(folder)
     command = f"command: isd-repro pretrain isd --params {folder}/params.yaml"
-    assert (state / "resume-me").read_text("utf-8").splitlines() == ["run: isd", f"step: {step_of(state)} of 80", command]
+    assert (state / "resume-me").read_text("utf-8").splitlines() == ["run: isd", f"step: {step_of(state)} of 120", command]
     assert "resuming after step" in world.train(folder)
     assert_equal_runs(folder, undisturbed_long)
 

@@ -108,7 +108,7 @@ def disturb_and_repeat(station: Station, place: Path, seed: str) -> set[int]:
         # Before the command's handlers are there, a signal ends the process itself; before `evaluate` has begun with features
         # there is nothing to go on with; and a repetition may have less to do.
         resumed = {"pretrain": {75}, "evaluate": {75, 130}}.get(station.name, {130})
-        unbegun = ended.code == 1 and not ended.operations and not ended.said  # Ctrl-C in the fork server's own code
+        unbegun = ended.code in {1, 130} and not ended.operations and not ended.said  # 1: Ctrl-C in the fork server's own code
         assert unbegun or ended.code in {0, -blow.number, *resumed}, about
         assert "Traceback" not in ended.said, about
         codes.add(ended.code)
@@ -140,5 +140,5 @@ def test_a_disturbed_stage_can_be_repeated(line: dict[str, Station], tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_can_be_disturbed_at_any_moment(line: dict[str, Station], tmp_path: Path, stage: str) -> None:
-    found = [disturb_and_repeat(line[stage], tmp_path / str(turn), f"{stage} slow {turn}") for turn in range(12)]
-    assert sum(-9 in codes for codes in found) >= 6
+    found = [disturb_and_repeat(line[stage], tmp_path / str(turn), f"{stage} slow {turn}") for turn in range(4)]
+    assert sum(-9 in codes for codes in found) >= 2

@@ -34,7 +34,7 @@ def two(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     world.edit(copy, world.LONGER)
     ended = run(2, copy, "pretrain", "isd")
     assert ended.codes == [0, 0], ended.said
-    assert ended.said.count("epoch 16/16") == 1  # rank 0 alone speaks
+    assert ended.said.count("epoch 24/24") == 1  # rank 0 alone speaks
     return copy
 
 
@@ -49,7 +49,7 @@ def asked_to_resume(folder: Path) -> int:
     """The step that is kept, which `resume-me` names."""
     (state,) = world.states(folder)
     step = step_of(state)
-    assert (state / "resume-me").read_text("utf-8").splitlines()[1] == f"step: {step} of 80"
+    assert (state / "resume-me").read_text("utf-8").splitlines()[1] == f"step: {step} of 120"
     return step
 
 
@@ -75,7 +75,7 @@ def test_a_killed_rank_ends_the_run_and_the_run_resumes(long: Path, two: Path, r
     if rank == 1:
         assert f"last good checkpoint: {state}/checkpoint.pt, of step " in ended.said
     assert world.written(long) == set()
-    assert 10 <= step_of(state) < 80  # the third epoch may have been told and not yet saved
+    assert 10 <= step_of(state) < 120  # the third epoch may have been told and not yet saved
     assert_resumes(long, two)
     assert [attempt.outcome for attempt in world.record(long).attempts] == ["killed" if rank == 0 else "failed", "finished"]
 
@@ -92,7 +92,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_ends_on_one(long: Path) -> N
     ended = run(2, long, "pretrain", "isd", blow=Blow(said="epoch 3/", number=signal.SIGTERM, to=(1,)))
     assert (ended.codes, ended.said.count("isd: a signal to another rank: stopped after step")) == ([75, 75], 1), ended.said
     assert f"resuming after step {asked_to_resume(long)}" in world.train(long)
-    assert (world.record(long).steps, len(world.record(long).curve)) == (80, 16)
+    assert (world.record(long).steps, len(world.record(long).curve)) == (120, 24)
     features = long / "runs" / "isd" / "features.safetensors"
     assert chain.call(long, "extract", "isd").code == 0
     want = features.read_bytes()

@@ -1,6 +1,6 @@
 """Changed files, by the thousand: each is read as what it says or refused with its exit code; nothing crashes, hangs or swells.
 
-In the normal suite some dozens of seeded changes a parser; in the slow one as many as fit into `ISD_FUZZ_SECONDS` (10).
+In the normal suite some dozens of seeded changes a parser; in the slow one as many as fit into `ISD_FUZZ_SECONDS` (5).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = (
     "params", "manifest.json", "images.tsv", "store.npy", "list", "pretrain record", "knn record", "external record", "metrics",
     "encoder", "features", "our checkpoint", "torch checkpoint", "legacy checkpoint", "header", "old encoder",
 )  # fmt: skip
-SECONDS = float(os.environ.get("ISD_FUZZ_SECONDS", "10"))
+SECONDS = float(os.environ.get("ISD_FUZZ_SECONDS", "5"))
 SEED = os.environ.get("ISD_FUZZ_SEED", "0")  # read here: the tests themselves run without such variables
 HANG = 30  # seconds of one input; a valid one takes a hundredth
 GROWTH = 400 * 1024  # KiB that thousands of inputs of some kilobytes may add to the highest memory

@@ -22,9 +22,9 @@ def test_one_file_and_one_run_make_a_row(tmp_path: Path, name: str) -> None:
     file.resolve().parent.mkdir(exist_ok=True)
     shutil.copy(HERE / "barlow_twins.py", file)
     text = (ROOT / "params.yaml").read_text("utf-8")
-    text = re.sub(r"epochs: [1-9]\d*", "epochs: 2", text)  # raw pixels and the untrained encoder keep theirs, 0
-    run = (HERE / "barlow_twins.yaml").read_text("utf-8")
-    (tmp_path / "params.yaml").write_text(text.rstrip("\n") + "\n" + run.replace("name: barlow_twins", f"name: {name}"), "utf-8")
+    run = (HERE / "barlow_twins.yaml").read_text("utf-8").replace("name: barlow_twins", f"name: {name}")
+    text = re.sub(r"epochs: [1-9]\d*", "epochs: 2", f"{text.rstrip()}\n{run}")  # the untrained encoder keeps its 0
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
 
     env = {"PYTHONPATH": str(tmp_path)}
     shell(tmp_path, "isd-repro", "prepare", "digits", env=env)
