@@ -42,7 +42,7 @@ EXEMPT = {
     "isd_repro.runtime.terminal": "shows numbers and makes none",
     "isd_repro.runtime.files": "how files reach the disk",
     "isd_repro.runtime.signals": "when a stage stops",
-    "isd_repro.config.params": "ranges of what DVC tracks as parameters; tests/golden/defaults.json holds the defaults",
+    "isd_repro.config.params": "what DVC tracks, and how manifests state it; tests/golden/defaults.json holds the defaults",
     "isd_repro.config.fields": "types of what DVC tracks as parameters",
     "isd_repro.config.layout": "where files are",
     "isd_repro.interfaces": "no logic",
