@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import harness
-from isd_repro.evaluations import knn
+from isd_repro.evaluations import neighbour_search
 from isd_repro.evaluations.arithmetic import exact
 from isd_repro.runtime.errors import UserError
 
@@ -66,11 +66,11 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
         works[TOPK] = _by_topk(bank.to(device), query.to(device), sizes.k)
     elif not sizes.only or FAISS in sizes.only:
         works[FAISS] = _by_faiss(bank, query, sizes)
-    works[ONE] = lambda: knn.nearest(bank, label, query, sizes.k, device)
+    works[ONE] = lambda: neighbour_search.nearest(bank, label, query, sizes.k, device)
     if device.type == "cuda":
 
         def large_blocks() -> Tensor:
-            with patch.multiple(knn, QUERY_ROWS=8192, BANK_ROWS=32_768):
+            with patch.multiple(neighbour_search, QUERY_ROWS=8192, BANK_ROWS=32_768):
                 return works[ONE]()
 
         works["one search, blocks of 8,192 x 32,768"] = large_blocks
@@ -87,7 +87,10 @@ def measure(sizes: Sizes, say: harness.Say) -> harness.Comparison:
             if device.type == "cuda":
                 rate = harness.multiply_rate(device)
             else:
-                left, right = torch.ones(knn.QUERY_ROWS, sizes.dim), torch.ones(knn.BANK_ROWS, sizes.dim)
+                left, right = (
+                    torch.ones(neighbour_search.QUERY_ROWS, sizes.dim),
+                    torch.ones(neighbour_search.BANK_ROWS, sizes.dim),
+                )
                 block = harness.seconds_of(lambda: left @ right.T, device, 20)
                 rate = 2.0 * len(left) * len(right) * sizes.dim / block
         return {"GFLOP/s": rate / 1e9, "s of the products": flop / rate}
@@ -144,7 +147,7 @@ def _compared(bank: Tensor, label: Tensor, query: Tensor, ours: Tensor, theirs: 
     unit = functional.normalize(query[row].double(), dim=1)
     one, other = (functional.normalize(bank[found[row, rank]].double(), dim=1) for found in (ours, theirs))
     gap = ((unit * one).sum(dim=1) - (unit * other).sum(dim=1)).abs()
-    votes = (knn.vote(label[ours]) != knn.vote(label[theirs])).double().mean()
+    votes = (neighbour_search.vote(label[ours]) != neighbour_search.vote(label[theirs])).double().mean()
     return {
         "neighbours that are no near-ties": (float((gap > NEAR).sum()), 0.0),
         "share of other neighbours": (len(row) / ours.numel(), 1e-2),

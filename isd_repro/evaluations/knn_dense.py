@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import Field
 
 from isd_repro.config.fields import Count, Distinct, Frozen
-from isd_repro.evaluations.knn import nearest, vote
 from isd_repro.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
     """
     import torch
 
+    from isd_repro.evaluations.neighbour_search import nearest, vote
     from isd_repro.evaluations.subject import Outcome
 
     dense, most = dense_queries(subject.prepared.manifest, config.trained), max(config.k)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from isd_repro.config.fields import Count, Distinct, Frozen, Positive
-from isd_repro.evaluations.knn import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +48,7 @@ def head(metric: str) -> str:
 
 def evaluate(subject: Subject, config: Config) -> Outcome:
     """Classify the queries, for every k and encoder."""
+    from isd_repro.evaluations.neighbour_search import nearest
     from isd_repro.evaluations.subject import Outcome
 
     predictions = {}

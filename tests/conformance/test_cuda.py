@@ -11,7 +11,7 @@ from torch.nn import functional
 from isd_repro import methods
 from isd_repro.config.params import Blur, Jitter, Numerics, View
 from isd_repro.data import augment
-from isd_repro.evaluations import knn
+from isd_repro.evaluations import neighbour_search
 from tests.conformance import problem
 
 CPU = torch.device("cpu")
@@ -48,9 +48,11 @@ def test_neighbours_are_those_of_the_cpu(device: str) -> None:
     where = torch.device(device)
     label = torch.randint(10, (5000,), generator=draws(0))
     bank, query = (2.0 * torch.randint(0, 2, (rows, 64), generator=draws(rows)) - 1 for rows in (5000, 1100))
-    assert torch.equal(knn.nearest(bank, label, query, 20, where), knn.nearest(bank, label, query, 20, CPU))
+    assert torch.equal(
+        neighbour_search.nearest(bank, label, query, 20, where), neighbour_search.nearest(bank, label, query, 20, CPU)
+    )
     bank, query = (torch.randn(rows, 96, generator=draws(rows)) for rows in (5000, 1100))
-    ours, theirs = (knn.nearest(bank, label, query, 20, device) for device in (where, CPU))
+    ours, theirs = (neighbour_search.nearest(bank, label, query, 20, device) for device in (where, CPU))
     row, rank = (ours != theirs).nonzero(as_tuple=True)
     unit = functional.normalize(query[row].double(), dim=1)
     one, other = (functional.normalize(bank[found[row, rank]].double(), dim=1) for found in (ours, theirs))

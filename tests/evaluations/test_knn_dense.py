@@ -14,8 +14,8 @@ from isd_repro.config import params
 from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.subsets import select
 from isd_repro.evaluations.features import load_features
-from isd_repro.evaluations.knn import nearest
 from isd_repro.evaluations.knn_dense import Config, dense_queries, without_itself
+from isd_repro.evaluations.neighbour_search import nearest
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.records import unpack_labels
 from isd_repro.runtime.errors import ConfigError

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from isd_repro.evaluations.knn import nearest
+from isd_repro.evaluations.neighbour_search import nearest
 from isd_repro.evaluations.weighted_knn import similarities, vote
 
 CPU, CLASSES = torch.device("cpu"), 3
