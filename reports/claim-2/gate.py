@@ -18,7 +18,7 @@ from scipy import stats
 from isd_repro.config import reader
 from isd_repro.report.hypothesis import by_class
 from isd_repro.report.run_records import load
-from isd_repro.train.monitor import EMBEDDING_STD
+from isd_repro.train.collapse import EMBEDDING_STD
 
 HERE = Path(__file__).parent
 PROFILE = HERE.parents[1] / "pipelines" / "claim-2-gate" / "params.yaml"

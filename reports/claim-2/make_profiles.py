@@ -120,7 +120,7 @@ def gate() -> Settings:
         "The claim, second protocol: the gate",
         "What is decided before settings are chosen: the precision of training, whether the imbalance matters, and the size of"
         " the bank. Two development sets of 38 classes of Tiny-ImageNet at 32 px on a CPU.",
-        ["Rules and settings stand in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
+        ["Rules and settings are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
         20,
         runs,
     )
@@ -140,7 +140,7 @@ def tuning() -> Settings:
         " 8 large with 500 images and 30 rare with 38, at 32 px on a CPU.",
         [
             "No number here says which method is better: settings are chosen on these very images, so the best is optimistic.",
-            "Design and rule stand in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
+            "Design and rule are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
         ],
         0,
         runs,

@@ -160,7 +160,7 @@ def test_groups_by_training_images_have_panels_of_their_own(tmp_path: Path) -> N
     panels = {axes.get_title().partition(" queries")[0]: dots(axes)[0] for axes in drawn.draw().axes}
     assert list(panels) == ["All", "Many", "Medium", "Few", "Balancedness, points"]
     assert panels["Medium"] == [(10, pytest.approx(10)), (100, pytest.approx(20))]
-    assert "a group has other classes at another imbalance" in drawn.caption
+    assert "at another imbalance a group has other classes" in drawn.caption
 
 
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
