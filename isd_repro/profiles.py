@@ -217,7 +217,7 @@ def _split(given: str) -> tuple[str, str]:
 
 def _value(given: str, whole: str) -> Any:
     try:
-        return YAML(typ="safe").load(given)
+        return YAML(typ="safe", pure=True).load(given)
     except YAMLError as error:
         raise ConfigError(f"{whole}: its value is not YAML", "quote it for the shell, such as 'label=\"ISD, new\"'") from error
 

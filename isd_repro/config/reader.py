@@ -38,7 +38,7 @@ def load(path: Path) -> tuple[Params, Layout]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", "run the command in a folder with a params.yaml, or give one with --params")
     try:
-        tree = YAML(typ="safe").load(path.read_text("utf-8"))
+        tree = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))  # the parser that also finds lines, below
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", "fix the syntax") from error
