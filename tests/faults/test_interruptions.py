@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from isd_repro import provenance
 from isd_repro.provenance import source_hash
 from isd_repro.runtime.errors import Preempted, UserError
 from isd_repro.tensor_files import load_tensors
@@ -122,6 +123,16 @@ def test_after_the_last_step_a_run_is_finished_and_the_next_one_not_begun(folder
         world.at_step(patch, 15, stop)
         result = chain.call(folder, "pretrain", "isd", "other")
     chain.refused(result, "SIGTERM: stopped before other", code=75)
+    assert_equal_runs(folder, undisturbed)
+
+
+def test_a_signal_before_anything_is_read_asks_for_the_same_command(folder: Path, undisturbed: Path) -> None:
+    """Imports take seconds; a scheduler that stops the run meanwhile starts again what ended with 75."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "remember_code", stop)
+        result = chain.call(folder, "pretrain", "isd")
+    chain.refused(result, "SIGTERM: stopped before isd", code=75)
+    world.train(folder)
     assert_equal_runs(folder, undisturbed)
 
 
