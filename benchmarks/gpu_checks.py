@@ -243,7 +243,7 @@ def commands(context: Context) -> None:
     """
     with _profile_folder(context) as (place, images):
         call = _caller(context, place, images)
-        (place / "params.yaml").write_text(json.dumps(_profile(images, toy=context.toy, epochs=2 if context.toy else 8)))
+        (place / "params.yaml").write_text(json.dumps(_profile(images, toy=context.toy, epochs=8)))
         call("prepare", "unbalanced")
         call("pretrain", "isd", stop=True)
         for run in ("isd", "moco", "untrained"):

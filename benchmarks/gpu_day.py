@@ -110,7 +110,7 @@ class Day:
         (self.out / "summary.txt").write_text("\n".join([*lines, ""]), "utf-8")
         self._pack()
         _print("\n".join(lines))
-        return int(any(line.startswith("FAILED") for line in lines) or any(how != "ok" for _, how, _ in self.ends))
+        return int(lines[-1].startswith("failed"))
 
     def _start(self, name: str, limit: float) -> Running:
         log = self.out / f".{name}.log"
@@ -221,7 +221,9 @@ def summary(out: Path, ends: list[tuple[str, str, float]], seconds: float) -> li
             lines.append(f"{row['step']}: {row['name']}: {told}"[:210])
     while len("\n".join(lines)) > _MOST:
         lines.pop(max(range(1, len(lines)), key=lambda at: len(lines[at])))
-    return lines
+    wrong = [line.removeprefix("FAILED ").partition(":")[0] for line in lines if line.startswith("FAILED")]
+    wrong += [name for name, how, _ in ends if how != "ok"]
+    return [*lines, f"failed: {', '.join(dict.fromkeys(wrong))}" if wrong else "every step passed"]
 
 
 def _short(value: Any) -> str:

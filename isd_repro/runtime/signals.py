@@ -72,6 +72,12 @@ def interrupt_on_signal() -> Iterator[None]:
             raise
 
 
+def ignore() -> None:
+    """Ignore signals from here on: the command has ended, and its exit code stands."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _on_signal(react: Callable[[int], None]) -> Iterator[None]:
     """React to the first signal of each kind; the same one again, some time later, ends the process at once."""

@@ -117,6 +117,20 @@ def test_an_evaluation_that_is_stopped_while_it_extracts(
     assert chain.call(done, *chain.EVALUATE, *options).code == 0
 
 
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("check nothing.yaml", 3)])
+@pytest.mark.parametrize("number", signals.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_to_a_command_that_has_ended_leaves_its_exit_code(
+    number: signal.Signals, words: str, code: int, tmp_path: Path
+) -> None:
+    """Once torch is loaded, Python takes a second to end."""
+    script = (
+        f"import atexit, signal, sys\natexit.register(signal.raise_signal, {int(number)})\n"
+        f"from isd_repro.__main__ import run\nsys.argv[1:] = {words.split()}\nrun()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code, done
+
+
 def test_the_words_at_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_stage", lambda *_: signal.raise_signal(signal.SIGTERM))
     result = chain.call(folder, "knn", "isd")
