@@ -127,7 +127,8 @@ def test_views_are_those_of_the_augmentation(tmp_path: Path) -> None:
             chosen = images.order(len(split), settings, 2)[step]
             pixels, sizes = found.reader.read(split.index[chosen])
             law = View(crop_min=settings.crop_min, flip=settings.flip)
-            expected = augment.view(pixels, sizes, law, FRAME.size, generator_of(5, "linear", 2, step))
+            drawn = augment.draw(sizes, law, generator_of(5, "linear", 2, step))
+            expected = augment.apply(pixels, drawn, law, FRAME.size)
             assert torch.equal(views, augment.normalise(expected, FRAME.mean, FRAME.std))
             assert torch.equal(label, split.label[chosen])
 

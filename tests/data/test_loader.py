@@ -13,11 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from isd_repro.config.params import Data, Jitter, StoreSettings, View
-from isd_repro.data import augment
-from isd_repro.data.loader import Batches, Prefetch, generator_of
+from isd_repro.data.loader import Batches, Prefetch
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, convert
 from isd_repro.interfaces import Batch
@@ -114,14 +112,6 @@ def test_views_are_of_the_images_that_the_batch_names(store: Store) -> None:
         assert sorted(batch.shuffle.tolist()) == list(range(BATCH))
 
 
-def test_each_view_follows_its_own_law(store: Store) -> None:
-    """The student's is the whole image, the teacher's is not."""
-    data = WHOLE.model_copy(update={"view_teacher": View(crop_min=0.2, crop_max=0.3)})
-    batch, plain = make(store, data=data).at(0), make(store, data=WHOLE).at(0)
-    assert torch.equal(batch.view_student, plain.view_student)
-    assert not torch.equal(batch.view_teacher, plain.view_teacher)
-
-
 def test_a_split_smaller_than_a_batch_is_refused(store: Store) -> None:
     few = torch.arange(BATCH - 1)
     with pytest.raises(ConfigError, match=r"optim\.batch_size: 5, but subset 'toy' has only 4 images"):
@@ -170,29 +160,6 @@ def test_batches_are_bit_equal_for_any_workers_any_order_and_on_resume(tmp_path:
         assert all(map(torch.equal, tensors(many.at(step)), forward[step])), step
     for step in (7, 8, 2, 2, 11, 0):  # where a resumed run begins, and steps that were not read ahead
         assert all(map(torch.equal, tensors(resumed.at(step)), forward[step])), step
-
-
-def test_a_crop_is_torchvisions_of_the_decoded_image(folder: Path) -> None:
-    """The whole of a batch's views, by torchvision, one image at a time, from Pillow's own decoding of what the store keeps."""
-    law = View(crop_min=0.2, flip=0.5)
-    data = COLOUR.model_copy(update={"view_student": law, "view_teacher": law})
-    store = make_jpegs(folder)
-    index = torch.arange(PHOTOS)
-    source = Batches(store, Split(index, index), data, 4, 3, CPU)
-    for step in range(source.steps_per_epoch):
-        batch = source.at(step)
-        draws = generator_of(3, "step", step)
-        for view in (batch.view_student, batch.view_teacher):
-            crop = augment.draw_crop(store.sizes[batch.index], law, draws)
-            for row, position in enumerate(batch.index.tolist()):
-                height, width = store.sizes[position].tolist()
-                pixels = store.read(torch.tensor([position]))[0][0, :, :height, :width].float() / 255
-                assert min(pixels.shape[1:]) == 32
-                window = [int(side[row]) for side in (crop.top, crop.left, crop.height, crop.width)]
-                want = F.resized_crop(pixels, *window, [24, 24], antialias=True)
-                want = F.horizontal_flip(want) if crop.flip[row] else want
-                want = F.normalize(want, list(COLOUR.mean), list(COLOUR.std))
-                torch.testing.assert_close(view[row], want, rtol=0, atol=5e-5)
 
 
 class Counting:
