@@ -8,7 +8,7 @@ import netrc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,18 +26,15 @@ Attempt = Literal["online", "offline"]
 
 _QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
-_NEEDED = frozenset(
-    f"WANDB_{name}"
-    for name in ("API_KEY", "BASE_URL", "ENTITY", "MODE", "DIR", "CONFIG_DIR", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE")
-)
+_NEEDED = ("API_KEY", "BASE_URL", "ENTITY", "MODE", "DIR", "CONFIG_DIR", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE")
 
 _log = logging.getLogger("isd_repro.tracking")
-_ENVIRONMENT: Mapping[str, Mode] = {
+_ENVIRONMENT: dict[str, Mode] = {
     "online": "online",
-    "run": "online",
     "offline": "offline",
-    "dryrun": "offline",
     "disabled": "off",
+    "run": "online",
+    "dryrun": "offline",
 }
 
 
@@ -65,7 +62,7 @@ def hide_identity(wanted: bool = True) -> Iterator[None]:
 
     W&B reads them once per process and sends some with each request, so its service is restarted before and after the block.
     """
-    hidden = {name: value for name, value in os.environ.items() if wanted and name.startswith("WANDB_") and name not in _NEEDED}
+    hidden = {name: value for name, value in os.environ.items() if wanted and name[:6] == "WANDB_" and name[6:] not in _NEEDED}
     if hidden:
         release()
     for name in hidden:

@@ -76,16 +76,6 @@ def test_a_fit_is_the_minimum(c: float) -> None:
     assert np.abs(other - weight).max() > 10 * distance(c, 40), "a hundredth of C shows"
 
 
-@pytest.mark.parametrize(("c", "classes"), [(0.01, 3), (1.0, 5), (10.0, 5)])
-def test_a_fit_is_sklearns_with_the_same_c(c: float, classes: int) -> None:
-    raw, label = points(1, 120, classes, 6)
-    z = raw.double()
-    theirs = LogisticRegression(C=c, tol=1e-12, max_iter=100_000).fit(z.numpy(), label.numpy())
-    found = transfer.fit(z, label, classes, c, SHARP)
-    assert np.abs(found.weight.numpy() - theirs.coef_).max() < distance(c, 120)
-    assert found.predict(z).tolist() == theirs.predict(z.numpy()).tolist()
-
-
 def test_the_start_changes_no_solution_and_too_few_iterations_are_told() -> None:
     raw, label = points(2, 60)
     z = raw.double()
