@@ -13,7 +13,7 @@ import torch
 from isd_repro import evaluations
 from isd_repro.config.layout import snapshot_name
 from isd_repro.data import manifests
-from isd_repro.evaluations.subject import Curve, Outcome, Subject, Targets, open_run
+from isd_repro.evaluations.subject import Outcome, Subject, open_run
 from isd_repro.provenance import Provenance, describe
 from isd_repro.records import (
     CurvePoint,
@@ -22,11 +22,10 @@ from isd_repro.records import (
     Labels,
     ManifestIdentity,
     Mask,
-    PretrainRecord,
     unpack_labels,
 )
 from isd_repro.report import intervals, text
-from isd_repro.report.run_records import Evaluation, RunRecords
+from isd_repro.report.run_records import RunRecords
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from isd_repro.tensor_files import load_tensors
@@ -148,11 +147,11 @@ class _Again:
         """Repeat every evaluation that the options ask for; features are computed once for all."""
         left, settings = list[str](), self.subject.settings
         for kind, one in self.found.evaluations.items():
-            module, record, config = evaluations.load(kind), self.found.records[kind], getattr(settings, kind)
-            assert not isinstance(record, PretrainRecord)
-            if isinstance(one, Evaluation) and not self._inputs(kind, one.record, module):
+            module, config = evaluations.load(kind), getattr(settings, kind)
+            record = one if isinstance(one, CurveRecord) else one.record
+            if isinstance(record, EvaluationRecord) and not self._inputs(kind, record, module):
                 continue
-            option = "snapshots" if isinstance(one, CurveRecord) else "linear" if getattr(module, "TRAINS", False) else ""
+            option = "snapshots" if isinstance(one, CurveRecord) else "linear" if evaluations.trains(kind) else ""
             if option and not getattr(self.state.options, option):
                 left.append(f"{evaluations.title(kind)} (--{option})")
                 continue
@@ -160,23 +159,18 @@ class _Again:
                 continue  # which is a problem of the parameters
             try:
                 if isinstance(record, EvaluationRecord):
-                    outcome = module.evaluate(self.subject, config)
-                    assert isinstance(outcome, Outcome)
+                    outcome: Outcome = module.evaluate(self.subject, config)
                     if outcome.label is None or self.same_labels(kind, outcome.label.cpu().numpy()):
                         self._compare(kind, record, outcome.arrays, outcome.chosen)
                 elif isinstance(record, CurveRecord):
-                    curve = module.evaluate(self.subject, config)
-                    assert isinstance(curve, Curve)
-                    self._compare_points(kind, record, {point.epoch: point for point in curve.points})
+                    points = module.evaluate(self.subject, config).points
+                    self._compare_points(kind, record, {point.epoch: point for point in points})
                 else:
                     for stated in record.evaluations:
                         self._on_target(kind, stated, module, config)
             except (ConfigError, DataError) as error:
-                file, expected = (
-                    self.state.layout.encoder(self.subject.name),
-                    f"an evaluation as in {self.subject.name}/{kind}.json",
-                )
-                self.state.problem(file, f"{kind} again", error.message, expected, error.hint, self.subject.name)
+                name, expected = self.subject.name, f"an evaluation as in {self.subject.name}/{kind}.json"
+                self.state.problem(self.state.layout.encoder(name), f"{kind} again", error.message, expected, error.hint, name)
         if left:
             self.state.notes.append(f"{self.subject.name}: not re-evaluated unless the option is given: {', '.join(left)}")
 
@@ -204,9 +198,7 @@ class _Again:
         if missing := module.absent(key):
             self.state.notes.append(f"{key} is not here, so the numbers on it are not re-evaluated: {missing}")
             return
-        found = module.evaluate(self.subject, config.model_copy(update={"sets": (key,)}))
-        assert isinstance(found, Targets)
-        (now,) = found.evaluations
+        (now,) = module.evaluate(self.subject, config.model_copy(update={"sets": (key,)})).evaluations
         differing = _difference(stated.manifest, now.manifest)
         if differing or now.labels != stated.labels:
             where, said, truth = differing or ("", "other labels", "those of its images")
@@ -264,7 +256,7 @@ class _Again:
         None for an evaluation that trains, where the same change would be another training.
         """
         module, config = evaluations.load(kind), getattr(self.subject.settings, kind)
-        if getattr(module, "TRAINS", False):
+        if evaluations.trains(kind):
             return None
         found = np.zeros(len(now), dtype=np.bool_)
         for trial in range(TRIALS):

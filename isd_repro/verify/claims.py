@@ -65,8 +65,8 @@ def check_records(state: Verification, records: Records) -> None:
         case = Case(run, params.subsets[run.data.subset], state.layout.metrics(name), found, found.manifest)
         for title, check in {"numbers of images": image_counts, "queries of each class": queries_of_classes}.items():
             state.note(title, name, check(case), name)
+        untold = [Unproved("there is no record of the training")]
         for title, of_training in TRAINING.items():
-            untold = [Unproved("there is no record of the training")]
             state.note(title, name, of_training(case, found.pretrain) if found.pretrain else untold, name)
         state.note("commit and source", name, check_commits(found), name)
 
@@ -226,9 +226,8 @@ def _list(rule: ListFile | ImageList | NamedClasses, identity: ManifestIdentity,
     elif wanted is None:
         yield Unproved(f"the rule states no sha256 of its list {rule.listed}: any list of this name passes", State.RECORDED)
     elif digest != wanted:
-        yield Wrong(
-            record, "manifest.rule.sha256", digest, f"{wanted}, of the list {rule.listed} that the rule names", DRAW_AGAIN
-        )
+        truth = f"{wanted}, of the list {rule.listed} that the rule names"
+        yield Wrong(record, "manifest.rule.sha256", digest, truth, DRAW_AGAIN)
 
 
 def _copies(subset: Subset, identity: ManifestIdentity, record: Path, seen: Sequence[Manifest]) -> Iterator[Answer]:

@@ -14,9 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from isd_repro.config.layout import Layout
@@ -26,6 +24,7 @@ from isd_repro.report import text
 from isd_repro.report.run_records import load
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.progress import Progress
+from isd_repro.runtime.terminal import show_table
 from isd_repro.verify.claims import check_images, check_parameters, check_records
 from isd_repro.verify.commits import check_lock, check_rule
 from isd_repro.verify.findings import State, Verdict, Verification, VerifyOptions
@@ -108,15 +107,10 @@ def _failed(account: Mapping[str, Any]) -> str:
     return f"{count} check{'' if count == 1 else 's'} failed"
 
 
-def _table(title: str, first: str, columns: type[State | Verdict], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
+def _table(out: Console, title: str, first: str, columns: type[State | Verdict], rows: Mapping[str, Mapping[str, Any]]) -> None:
     shown = [str(column) for column in reversed(columns)]
-    for column in shown:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, counts in rows.items():
-        table.add_row(Text(name), *(Text(str(counts[column] or ""), _STYLES.get(column, "")) for column in shown))
-    return table
+    cells = [[name, *(Text(str(of[column] or ""), _STYLES.get(column, "")) for column in shown)] for name, of in rows.items()]
+    show_table(out, [first, *shown], cells, title)
 
 
 def _show(account: Mapping[str, Any]) -> None:
@@ -132,11 +126,11 @@ def _show(account: Mapping[str, Any]) -> None:
         for term in ("key", "found", "expected", "do"):
             say(f"  {term:<9} {one[term]}")
     if account["checks"]:
-        out.print(_table(f"{account['profile']}: checks of runs, images and the lock", "check", State, account["checks"]))
+        _table(out, f"{account['profile']}: checks of runs, images and the lock", "check", State, account["checks"])
     for check, one in account["checks"].items():
         for reason in one["reasons"]:
             say(f"{check}: {reason}", "dim")
-    out.print(_table(f"{account['profile']}: numbers by verdict", "run", Verdict, account["runs"]))
+    _table(out, f"{account['profile']}: numbers by verdict", "run", Verdict, account["runs"])
     for verdict, meaning in _MEANING.items():
         if account["counts"][verdict]:
             say(f"{verdict}: {meaning}", "dim")

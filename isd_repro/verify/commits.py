@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -71,9 +71,8 @@ def source_of(commit: str) -> str | None:
     if content is None:
         return None
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        modules = {PurePosixPath(one.name): one for one in archive if one.name.endswith(".py")}
-        read = ((Path(path.relative_to("isd_repro")), archive.extractfile(modules[path])) for path in sorted(modules))
-        return provenance.hash_of((path, file.read()) for path, file in read if file)
+        modules = {Path(one.name): archive.extractfile(one) for one in archive if one.name.endswith(".py")}
+        return provenance.hash_of((path.relative_to("isd_repro"), file.read()) for path, file in sorted(modules.items()) if file)
 
 
 # --- the rule of a comparison -----------------------------------------------------------------------------------------
@@ -100,22 +99,22 @@ def _before(state: Verification, records: Records, asked: Hypothesis) -> Iterato
         return
     made = {run: {record.provenance.commit for record in found.records.values()} for run, found in records.runs.items()}
     later = {
-        commit: commit is None or _git("merge-base", "--is-ancestor", first, commit, folder=layout.root) is None
-        for commit in {commit for commits in made.values() for commit in commits}
+        commit
+        for commit in set().union(*made.values())
+        if commit is None or _git("merge-base", "--is-ancestor", first, commit, folder=layout.root) is None
     }
-    if late := [run for run, commits in made.items() if any(later[commit] for commit in commits)]:
+    if late := [run for run, commits in made.items() if commits & later]:
         why = f"the rule is since commit {first[:12]}, which git does not know to be before the records of {', '.join(late)}"
         yield Unproved(why)
 
 
 def _first_commit(state: Verification, asked: Hypothesis) -> str | None:
     """The commit since which every version of the parameters has this rule; None if the last committed one does not."""
-    path, root = state.layout.file, state.layout.root
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    folder, name = state.layout.file.parent, state.layout.file.name
     first, wanted = None, _decisive(asked)
-    for commit in (_git("log", "--format=%H", "--", name, folder=root) or b"").decode().split():  # the newest first
+    for commit in (_git("log", "--format=%H", "--", name, folder=folder) or b"").decode().split():  # the newest first
         try:
-            text = (_git("show", f"{commit}:./{name}", folder=root) or b"").decode("utf-8")
+            text = (_git("show", f"{commit}:./{name}", folder=folder) or b"").decode("utf-8")
             alone = re.search(r"^report:.*?(?=^[^\s#]|\Z)", text, re.DOTALL | re.MULTILINE)  # runs and subsets take long to parse
             tree = YAML(typ="safe").load(alone[0] if alone else text)
             if _decisive(Hypothesis.model_validate(tree["report"]["hypothesis"])) != wanted:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image as Picture
 
 from isd_repro.config.params import Subset
 from isd_repro.data import manifests, sources, subsets
@@ -41,7 +40,7 @@ def draw_again(subset: Subset, identity: ManifestIdentity, record: Path, folder:
                 if ours != theirs:
                     truth = f"those of the draw, which differ in {', '.join(sorted(set(ours) ^ set(theirs))[:5])}"
                     yield Wrong(record, f"manifest.{key}", f"{len(ours)} classes", truth, DRAW_AGAIN)
-            yield from _same_images(subset, identity, record, folder, listing, selection, seen)
+            yield from _same_images(subset, identity, record, folder, (listing, selection), seen)
     except UnreadableError as error:
         yield Unproved(f"an image of the source cannot be read: {error}")
     except UserError as error:
@@ -49,21 +48,15 @@ def draw_again(subset: Subset, identity: ManifestIdentity, record: Path, folder:
 
 
 def _same_images(
-    subset: Subset,
-    identity: ManifestIdentity,
-    record: Path,
-    folder: Path,
-    listing: Listing,
-    selection: Selection,
-    seen: list[Manifest],
+    subset: Subset, identity: ManifestIdentity, record: Path, folder: Path, drawn: tuple[Listing, Selection], seen: list[Manifest]
 ) -> Iterator[Answer]:
     """The drawn images, with the hashes of the source's bytes, have the manifest's identity; the store has their pixels."""
+    listing, selection = drawn
     source = {name_of(image): image for image in listing.images}
     roles = {role: {name_of(listing.images[at]) for at in getattr(selection, role).tolist()} for role in _ROLES}
     used = sorted(set().union(*roles.values()))
     header = manifests.read_header(folder) if (folder / HEADER).is_file() else None
-    if header and header.identity.sha256 != identity.sha256:
-        header = None
+    header = header if header and header.identity.sha256 == identity.sha256 else None
     if header is None and (len(used) > SAMPLE or subset.corrupt_share):
         yield Unproved("the prepared images are not here: classes were drawn again, images were not compared")
         return
@@ -71,19 +64,19 @@ def _same_images(
     dropped = set(header.dropped) if header else set[str]()
     if readable := [name for name in sorted(dropped & source.keys()) if _is_readable(listing, source[name])]:
         yield Wrong(folder / HEADER, "dropped", readable[0], "images that cannot be read; the source's can", DRAW_AGAIN)
-    known = {_name(one): one.sha256 for one in here.images} if here else {}
+    known = {name_of(one): one.sha256 for one in here.images} if here else {}
     read = set(random.sample(used, min(SAMPLE, len(used))))
 
     def digest(name: str) -> str:
         return hashlib.sha256(listing.fetch(source[name])).hexdigest() if name in read else known.get(name, "")
 
-    drawn = _manifest(subset, identity, selection, {role: names - dropped for role, names in roles.items()}, digest)
-    if drawn.sha256 == identity.sha256:
-        seen.append(drawn)
+    again = _manifest(subset, identity, selection, {role: names - dropped for role, names in roles.items()}, digest)
+    if again.sha256 == identity.sha256:
+        seen.append(again)
     elif here is None:
-        yield Wrong(record, "manifest.sha256", identity.sha256, f"{drawn.sha256}, of the images that the rule draws", DRAW_AGAIN)
+        yield Wrong(record, "manifest.sha256", identity.sha256, f"{again.sha256}, of the images that the rule draws", DRAW_AGAIN)
     else:
-        pairs = enumerate(zip_longest(manifests.rows(here), manifests.rows(drawn), fillvalue="none"), start=2)  # 1 is the head
+        pairs = enumerate(zip_longest(manifests.rows(here), manifests.rows(again), fillvalue="none"), start=2)  # 1 is the head
         for line, (ours, theirs) in [(line, pair) for line, pair in pairs if pair[0] != pair[1]][:1]:
             truth = f"{theirs.strip()}, by the rule and the source's bytes"
             yield Wrong(folder / IMAGES, f"line {line}", ours.strip(), truth, DRAW_AGAIN)
@@ -116,23 +109,15 @@ def _is_readable(listing: Listing, image: Located) -> bool:
 
 
 def _pixels(here: Manifest, store: Store, folder: Path, listing: Listing, source: Mapping[str, Located]) -> Iterator[Answer]:
-    """A sample of the store has the pixels of the source's images."""
+    """A sample of the store has the pixels of the source's images; another shape is as far from them as can be."""
     for at in random.sample(range(len(here.images)), min(PACKED, len(here.images))):
-        image = source.get(name := _name(here.images[at]))
-        if image and (off := _distance(store, at, listing.decode(listing.fetch(image)))) > NEAR:
+        if (image := source.get(name := name_of(here.images[at]))) is None:
+            continue
+        pixels = torch.from_numpy(np.array(convert(listing.decode(listing.fetch(image)), store.info.settings)))
+        stored, sizes = store.read(torch.tensor([at]))
+        stored = stored[0, :, : sizes[0, 0], : sizes[0, 1]]
+        off = float((stored.float() - pixels.float()).abs().mean()) if stored.shape == pixels.shape else 255.0
+        if off > NEAR:
             found = f"{off:.0f} of 255 levels from it on average"
             yield Wrong(folder, f"pixels of {name}", found, f"the source's image, within {NEAR}", DRAW_AGAIN)
             return
-
-
-def _name(image: manifests.Image) -> str:
-    return f"{image.split}/{image.cls}/{image.file}"
-
-
-def _distance(store: Store, at: int, image: Picture) -> float:
-    """Mean difference of a stored image and the source's, in levels of 255; another shape is as far as can be."""
-    pixels = torch.from_numpy(np.array(convert(image, store.info.settings)))
-    stored, sizes = store.read(torch.tensor([at]))
-    tall, wide = sizes[0].tolist()
-    stored = stored[0, :, :tall, :wide]
-    return float((stored.float() - pixels.float()).abs().mean()) if stored.shape == pixels.shape else 255.0
