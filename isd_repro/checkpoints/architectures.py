@@ -201,7 +201,7 @@ def _refuse_variants(shapes: Shapes, where: str) -> None:
 def _width(shapes: Shapes, bottleneck: bool, where: str) -> int:
     """Number of channels of the first stage, by the majority of the stages, so that one wrong tensor does not decide."""
     last, expansion = ("bn3", 4) if bottleneck else ("bn2", 1)
-    places = {"bn1": 1, **{f"layer{stage}.0.{last}": expansion * 2 ** (stage - 1) for stage in (1, 2, 3, 4)}}
+    places = {"bn1": 1, **{f"layer{stage}.0.{last}": expansion << (stage - 1) for stage in (1, 2, 3, 4)}}
     votes = [_size(shapes, f"{name}.{part}") // times for name, times in places.items() for part in ("weight", "bias")]
     if not any(votes):
         raise DataError(f"{where}: no BatchNorm with one value per channel (GroupNorm, or not a ResNet)", _HINT)
@@ -209,7 +209,7 @@ def _width(shapes: Shapes, bottleneck: bool, where: str) -> int:
 
 
 def _inner(shapes: Shapes, base: int) -> int:
-    return statistics.mode(_size(shapes, f"layer{stage}.0.bn1.weight") // (base * 2 ** (stage - 1)) for stage in (1, 2, 3, 4))
+    return statistics.mode(_size(shapes, f"layer{stage}.0.bn1.weight") // (base << (stage - 1)) for stage in (1, 2, 3, 4))
 
 
 def _size(shapes: Shapes, name: str) -> int:
