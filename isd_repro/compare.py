@@ -167,7 +167,7 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
         numbers.append(Pair(where, cells[0]["value"], cells[1]["value"], bounds[0], bounds[1], margin))
         said = [_said(*one) for one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
-            conclusions.append(Change(where, *said))
+            conclusions.append(Change(where, said[0], said[1]))
     verdicts = _verdicts(ours), _verdicts(theirs)
     for lead in verdicts[0].keys() & verdicts[1].keys():
         if verdicts[0][lead] != verdicts[1][lead]:

@@ -32,8 +32,8 @@ class Cost(NamedTuple):
 class CostTable(NamedTuple):
     """A format-independent table of text, whose last three columns are numbers."""
 
-    rows: list[tuple[str, ...]]
-    notes: list[str]
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str]
     heads: tuple[str, ...] = ("Run", "Stage", "Outcome", "Attempts", "Device", "Wall time", "CPU-hours", "GPU-hours")
 
     def markdown(self) -> str:

@@ -247,9 +247,9 @@ def _draw_tables(
     for gain in paper_checks.gains(table):
         ours = {key: method_cell(records, of, ("student", gain.metric, gain.group)) for key, of in runs.items()}
         theirs = {(name, of): _theirs(paper, table, gain, name, of) for name in (*names, pair.equals) for of in table.draws}
-        for name, mean in zip(names, (gain.first, gain.second), strict=True):
+        for name, level in zip(names, (gain.first, gain.second), strict=True):
             mine, printed = ([of_all[name, of] for of in table.draws] for of_all in (ours, theirs))
-            printed.append(_computed(gain, mean, "mean of the column, misprints corrected"))
+            printed.append(_computed(gain, level, "mean of the column, misprints corrected"))
             levels.append((Column(gain.head, f"{name}, {OURS}"), [*mine, mean_cell(mine, "draws")]))
             levels.append((Column(gain.head, f"{name}, {THEIRS}"), printed))
         mine = [difference_cell(records, *(ours[name, of] for name in names)) for of in table.draws]
@@ -263,8 +263,9 @@ def _draw_tables(
             why = why or _unfit(params, records, cells, (row, row), images)
         mean = mean_cell(mine, "draws")
         detail = f"computed from the printed {'levels' if gain.column else 'groups'}, misprints corrected; {gain.paired.words}"
-        known = {"low": gain.paired.low, "high": gain.paired.high, "deviation": gain.paired.deviation, "count": gain.paired.n}
-        published = replace(_computed(gain, gain.paired.mean, detail), words=text.signed(gain.paired.mean, 2), **known)
+        published = replace(_computed(gain, gain.paired.mean, detail), words=text.signed(gain.paired.mean, 2))
+        published = replace(published, deviation=gain.paired.deviation, count=gain.paired.n)
+        published = replace(published, low=gain.paired.low, high=gain.paired.high)
         columns = ([*mine, mean], [*printed, published], [*both, judged(mean, published, gain.tolerance, why)])
         head = with_n(gain.head, list(ours.values()))
         differences += [(Column(head, word), cells) for word, cells in zip((OURS, THEIRS, DIFFERENCE), columns, strict=True)]

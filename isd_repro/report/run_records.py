@@ -271,12 +271,14 @@ def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> Run
     found: dict[str, PretrainRecord | AnyEvaluation] = {PRETRAIN: pretrain} if pretrain else {}
     checked: dict[str, Checked] = {}
     for kind, path in paths.items():
-        if kind != PRETRAIN and (record := _read(path, read_evaluation, name, tell)):
-            found[kind] = one = record
-            if isinstance(one, CurveRecord):
-                checked[kind] = one
-            elif part := _check_targets(one, path, tell) if isinstance(one, TargetsRecord) else check(one, path, name, tell):
-                checked[kind] = part
+        one: AnyEvaluation | None = None if kind == PRETRAIN else _read(path, read_evaluation, name, tell)
+        if one is None:
+            continue
+        found[kind] = one
+        if isinstance(one, CurveRecord | TargetsRecord):
+            checked[kind] = one if isinstance(one, CurveRecord) else _check_targets(one, path, tell)
+        elif evaluation := check(one, path, name, tell):
+            checked[kind] = evaluation
     for part, key, ours, theirs, said in consistency.facts(found, params.profile, name, params.runs[name].data.subset):
         if ours != theirs:
             other_run = key in ("encoder_sha256", "manifest.sha256")
