@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isd_repro.nn import engine, products
+from isd_repro.nn import engine
 from isd_repro.train import checkpoint
 from tests.faults import world
 
@@ -34,30 +34,6 @@ def test_the_record_names_engine_and_kernel(folder: Path, undisturbed: Path, mon
     assert fast.fingerprint != reference.fingerprint
     losses = [(row["loss"], other["loss"]) for row, other in zip(fast.curve, reference.curve, strict=True)]
     assert all(abs(one - other) < 0.02 * other for one, other in losses), losses
-
-
-@pytest.mark.skipif(not products.multiplies_bf16(), reason="this CPU does not multiply bf16")
-def test_bf16_on_a_cpu_that_multiplies_it(folder: Path, undisturbed: Path) -> None:
-    """Another run than in float32, near it, whose bank is float16; killed and resumed it is the same, bit for bit."""
-    world.edit(folder, ("precision: float32}", "precision: bf16, engine: fast}"))
-    world.train(folder)
-    first, exact = world.record(folder), world.record(undisturbed)
-    assert devices(folder) == [f"{CPU}, bank attention onednn on float16"]
-    ours, theirs = first.curve[0]["loss"], exact.curve[0]["loss"]
-    assert 0 < abs(ours - theirs) < 0.01 * theirs
-    for path in world.outputs(folder).values():
-        path.unlink()
-    world.stopped_at(folder, 3)
-    world.train(folder)
-    assert (len(devices(folder)), world.record(folder).encoder_sha256) == (2, first.encoder_sha256)
-
-
-def test_a_written_default_is_the_default(folder: Path, undisturbed: Path) -> None:
-    world.edit(folder, ("precision: float32}", "precision: float32, engine: reference}"))
-    world.train(folder)
-    assert world.plain(world.record(folder).model_dump(mode="json")) == world.plain(
-        world.record(undisturbed).model_dump(mode="json")
-    )
 
 
 @pytest.fixture
