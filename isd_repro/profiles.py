@@ -75,9 +75,8 @@ def variant(
     alike = [one.numerics.seed for one in params.runs.values() if _settings(one) == _settings(run)]
     first = shared.get(SEED, run.numerics.seed if shared or points != [{}] else max(alike) + 1)
     if seeds > 1 and (not isinstance(first, int) or any(SEED in point for point in points)):
-        raise ConfigError(
-            "--seeds counts up from one seed", f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
-        )
+        hint = f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
+        raise ConfigError("--seeds counts up from one seed", hint)
     added = []
     for at, point in enumerate(points, start=1):
         for seed in range(first, first + seeds) if seeds > 1 else [first]:
@@ -100,9 +99,8 @@ def variant(
     if trials and len(set(counts.values())) > 1:
         said = ", ".join(f"{method} {count}" for method, count in counts.items())
         say(f"trained runs by method: {said}; a fair comparison gives each method the same number of trials")
-    say(
-        f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {_shown(layout)}; `{_repro(layout)}` trains them"
-    )
+    runs = f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'}"
+    say(f"{runs} in {_shown(layout)}; `{_repro(layout)}` trains them")
 
 
 def _settings(run: Run) -> tuple[object, ...]:
@@ -197,9 +195,8 @@ def _range(given: str) -> tuple[str, tuple[float, float]]:
     low, separator, high = values.partition("..")
     ends = _value(low, given), _value(high, given)
     if not separator or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
-        raise ConfigError(
-            f"--range {given}: expected key=low..high with numbers, low below high", "for example optim.lr=0.01..0.1"
-        )
+        found = f"--range {given}: expected key=low..high with numbers, low below high"
+        raise ConfigError(found, "for example optim.lr=0.01..0.1")
     return key, ends
 
 
@@ -262,9 +259,8 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
     reader.find_run(params, old)
     if found := list(_results(old, layout)):
         message = f"run {old!r} has results, whose hashes cover its name: {', '.join(map(str, found))}"
-        raise DataError(
-            message, "change its label, which tables and pages show, or remove the run and train it under the new name"
-        )
+        hint = "change its label, which tables and pages show, or remove the run and train it under the new name"
+        raise DataError(message, hint)
     _check_new("run", new, params.runs)
     tree = _tree(layout)
     at = list(tree["runs"]).index(old)
@@ -291,10 +287,9 @@ def _replace(tree: Any, old: str, new: str | None) -> None:
             else:
                 del report[key]
     for table in report.get("paper", ()):
-        if old in table["rows"]:
-            row = table["rows"].pop(old)
-            if new:
-                table["rows"][new] = row
+        row = table["rows"].pop(old, None)
+        if row and new:
+            table["rows"][new] = row
 
 
 def _results(run: str, layout: Layout) -> Iterator[Path]:

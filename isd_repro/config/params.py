@@ -51,24 +51,12 @@ class Source(Frozen):
 Classes = Count | Distinct[Words] | None  # how many to draw, or which; none means all of them
 
 
-def _of(classes: Classes) -> str:
-    return f" of {classes if isinstance(classes, int) else len(classes)} classes" if classes else ""
-
-
-def _large_and_rare(large: str, rare: int) -> str:
-    return f"{large}, with all images; the rare ones with {rare} image{'' if rare == 1 else 's'} each"
-
-
 class AllClasses(Frozen):
     """Every training image of the chosen classes."""
 
     name: Literal["all"]
     classes: Count | None = None  # how many to draw; none means all of them
     seed: Natural = 0
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"all training images{_of(self.classes)}"
 
 
 class Balanced(Frozen):
@@ -78,10 +66,6 @@ class Balanced(Frozen):
     classes: Count | None = None
     per_class: Count
     seed: Natural = 0
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"{self.per_class} training images per class{_of(self.classes)}"
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
@@ -107,10 +91,6 @@ class Unbalanced(Frozen):
             raise ValueError(f"{found}; make the two numbers equal")
         return self
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return _large_and_rare(f"{self.large}{f' of {self.classes}' if self.classes else ''} classes large", self.rare_images)
-
 
 class Halves(Frozen):
     """`Unbalanced` on a part of the classes: some are set aside for tuning; the others are split into halves by `halving`."""
@@ -125,11 +105,6 @@ class Halves(Frozen):
     per_class: PerClass = None
     seed: Natural = 0
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        first = ", the first by name" if self.large_by == "name" else ""
-        return _large_and_rare(f"{self.large} classes large{first}", self.rare_images)
-
 
 class ListFile(Frozen):
     """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
@@ -142,10 +117,6 @@ class ListFile(Frozen):
     def listed(self) -> str:
         """The file that the rule reads."""
         return f"{self.list}.txt"
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"the authors' list {self.list}"
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,11 +132,6 @@ class Exponential(Frozen):
     order: Literal["name", "draw"] = "name"  # which class is the largest: the first by name, as in CIFAR-LT, or drawn
     seed: Natural = 0
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        most = f"{self.max_per_class} images" if self.max_per_class else "all its images"
-        return f"imbalance {self.imbalance:g}{_of(self.classes)}: the largest class with {most}, the others falling exponentially"
-
 
 class Pareto(Frozen):
     """Class sizes at the quantiles of a Pareto distribution: ImageNet-LT's defaults (Liu et al. 2019)."""
@@ -177,11 +143,6 @@ class Pareto(Frozen):
     min_per_class: Count = 5
     order: Literal["name", "draw"] = "draw"
     seed: Natural = 0
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        sizes = f"{self.max_per_class} to {self.min_per_class} images per class{_of(self.classes)}"
-        return f"{sizes}, Pareto distribution of power {self.alpha:g}"
 
     @model_validator(mode="after")
     def _sizes_are_a_range(self) -> Pareto:
@@ -203,10 +164,6 @@ class ImageList(Frozen):
         """The file that the rule reads."""
         return self.path
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"the list {self.path}"
-
 
 class NamedClasses(Frozen):
     """Classes by name, such as the 100 of ImageNet-100: all of their training images, or the same number of each."""
@@ -224,11 +181,6 @@ class NamedClasses(Frozen):
         """The file that the rule reads, if it reads one."""
         return self.file
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        images = f"{self.per_class} training images per class" if self.per_class else "all training images"
-        return f"{images} of {f'the classes of {self.file}' if self.file else f'{len(self.classes or ())} named classes'}"
-
     @model_validator(mode="after")
     def _one_list(self) -> NamedClasses:
         if (self.classes is None) == (self.file is None):
@@ -242,6 +194,35 @@ Rule = Annotated[
     AllClasses | Balanced | Unbalanced | Halves | ListFile | Exponential | Pareto | ImageList | NamedClasses,
     Field(discriminator="name"),
 ]
+
+
+def in_words(rule: Rule) -> str:
+    """The training images of a rule as tables state them."""
+    named = getattr(rule, "classes", None)
+    of = f" of {named if isinstance(named, int) else len(named)} classes" if named else ""
+    match rule:
+        case AllClasses():
+            return f"all training images{of}"
+        case Balanced():
+            return f"{rule.per_class} training images per class{of}"
+        case Unbalanced() | Halves():
+            first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
+            rare = f"{rule.rare_images} image{'' if rule.rare_images == 1 else 's'}"
+            large = f"{rule.large}{of.removesuffix(' classes')} classes large{first}"
+            return f"{large}, with all images; the rare ones with {rare} each"
+        case Exponential():
+            most = f"{rule.max_per_class} images" if rule.max_per_class else "all its images"
+            return f"imbalance {rule.imbalance:g}{of}: the largest class with {most}, the others falling exponentially"
+        case Pareto():
+            sizes = f"{rule.max_per_class} to {rule.min_per_class} images per class{of}"
+            return f"{sizes}, Pareto distribution of power {rule.alpha:g}"
+        case NamedClasses():
+            images = f"{rule.per_class} training images per class" if rule.per_class else "all training images"
+            return f"{images} of {f'the classes of {rule.file}' if rule.file else f'{len(named or ())} named classes'}"
+        case ListFile():
+            return f"the authors' list {rule.list}"
+        case ImageList():
+            return f"the list {rule.path}"
 
 
 class Shots(Frozen):
@@ -344,9 +325,8 @@ class BackboneConfig(Frozen):
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
     width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
-    pool: Annotated[int, Field(ge=1, le=64)] = (
-        1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
-    )
+    # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling.
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
     channels: Literal[1, 3] = 3
 
 
@@ -396,13 +376,9 @@ class Optim(Frozen):
     exclude_norm_and_bias: Annotated[bool, _unwritten(False)] = False  # from weight decay
 
     @model_validator(mode="after")
-    def _momentum_is_read(self) -> Optim:
+    def _keys_fit(self) -> Optim:
         if self.name == "adamw" and self.sgd_momentum != 0.9:
             raise ValueError("sgd_momentum: adamw does not read it; its betas are 0.9 and 0.999; remove the key")
-        return self
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> Optim:
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs; the warm-up must end before the training"

@@ -22,7 +22,7 @@ from torch.nn import functional
 from isd_repro.config.params import View
 from isd_repro.data import augment
 from isd_repro.data.augment import Crop
-from isd_repro.data.loader import generator_of
+from isd_repro.data.loader import generator_of, padded
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store
 from isd_repro.runtime import ranks
@@ -220,16 +220,8 @@ def _view(
         pixels, _ = reader.read(index[at])
         reader.ahead(torch.cat([index[mine[mine >= part.stop]], following]))
         window = Crop(crop.top[at], crop.left[at], crop.height[at], crop.width[at], crop.flip[at])
-        found.append(augment.resample(augment.to_device(_padded(pixels, sizes[part]), device), window, size))
+        found.append(augment.resample(augment.to_device(padded(pixels, sizes[part]), device), window, size))
     return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _padded(pixels: Tensor, sizes: Tensor) -> Tensor:
-    """Images padded to the largest of these sizes: the length of a sum decides how it is rounded."""
-    height, width = (int(side) for side in sizes.amax(dim=0))
-    if pixels.shape[2:] == (height, width):
-        return pixels
-    return functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
 
 def parts(sizes: Tensor, channels: int) -> list[slice]:

@@ -63,8 +63,6 @@ class FileReader:
         """As `Store.read`; `DataError` if an image cannot be decoded or its bytes have changed since it was hashed."""
         found = self._decoded.take(index.tolist())
         sizes = self.sizes[index]
-        if len(index) == 1:
-            return torch.from_numpy(found[int(index)][None].copy()), sizes
         height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
         batch = np.zeros((len(index), self.channels, height, width), dtype=np.uint8)
         for row, at in enumerate(index.tolist()):
@@ -148,9 +146,8 @@ def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...],
     if listed is None:
         return images, None, {at for at, image in enumerate(images) if image.split == "train"}, ()
     if not listed.is_file():
-        raise DataError(
-            f"{listed}: no such list", "give one of the authors' files, D1.txt to D10.txt, or a list such as ImageNet-LT's"
-        )
+        hint = "give one of the authors' files, D1.txt to D10.txt, or a list such as ImageNet-LT's"
+        raise DataError(f"{listed}: no such list", hint)
     authors = parse_list(listed) if is_authors(listed) else parse_labelled(listed)
     absent = sorted(set(authors.classes) - {image.cls for image in images})
     if absent:

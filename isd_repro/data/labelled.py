@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ORIGIN = (
     "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"
 )
-_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +105,7 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     if len(place) != len(files):
         raise DataError(f"{path}: two images have the same name, so that a list of names is ambiguous", "draw instead")
     if missing := [name for name in names if name not in place]:
-        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:3])}"
         raise DataError(f"{path}: {found}", ORIGIN)
     if again := len(names) - len(set(names)):
         raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)

@@ -31,6 +31,14 @@ def generator_of(*key: object) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def padded(pixels: Tensor, sizes: Tensor) -> Tensor:
+    """Images padded to the largest of these sizes, B x 2: the length of a sum decides how it is rounded."""
+    height, width = (int(side) for side in sizes.amax(dim=0))
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+
+
 class Batches:
     """Training batches of one split; every epoch has a new permutation, and an incomplete last batch is dropped."""
 
@@ -75,8 +83,8 @@ class Batches:
         drawn, shuffle = self._draws(step)
         pixels, _ = self._prefetch.at(step)
         if self.world > 1:
-            rows = self._rows
-            pixels, drawn, chosen = self._padded(pixels, chosen), [each.at(rows) for each in drawn], chosen[rows]
+            rows, sizes = self._rows, self.store.sizes[self.split.index[chosen]]
+            pixels, drawn, chosen = padded(pixels, sizes), [each.at(rows) for each in drawn], chosen[rows]
         settings = (self.data.view_student, self.data.view_teacher, *self.data.views_more)
         views = [self._view(pixels, *each) for each in zip(drawn, settings, strict=True)]
         index, label, shuffle = (augment.to_device(each, self.device) for each in (chosen, self.split.label[chosen], shuffle))
@@ -108,11 +116,6 @@ class Batches:
     def _wanted(self, step: int) -> Tensor:
         """Positions in the store of the images that this rank reads."""
         return self.split.index[self._chosen(step)[self._rows]]
-
-    def _padded(self, pixels: Tensor, chosen: Tensor) -> Tensor:
-        """Images padded to the largest of the whole batch: the length of a sum decides how it is rounded."""
-        height, width = (int(side) for side in self.store.sizes[self.split.index[chosen]].amax(dim=0))
-        return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
     def _view(self, pixels: Tensor, drawn: Drawn, settings: View) -> Tensor:
         images = augment.apply(pixels, drawn, settings, self.data.image_size, self._changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params
+from isd_repro.config.params import Params, in_words
 from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, run_details, text
 from isd_repro.report.cells import Cell
@@ -51,7 +51,7 @@ def _facts(params: Params, found: RunRecords, record: PretrainRecord) -> dict[st
         "protocols": dict.fromkeys(f"{one.record.kind.replace('_', ' ')}: {one.record.protocol}" for one in found.checked),
         "best": any(cell.metric.removesuffix("-top5").endswith("-best") for *_, cell in scores),
         "unchecked": any(cell.level == RECORDED for *_, cell in scores),
-        "rule": params.subsets[record.manifest.subset].rule.in_words(),
+        "rule": in_words(params.subsets[record.manifest.subset].rule),
         "terms": _TERMS[params.subsets[record.manifest.subset].source.name],
         "config": text.flatten({key: value for key, value in record.config.items() if key != "manifest"}),
         "deviations": [piece for piece, is_id in notes if is_id],

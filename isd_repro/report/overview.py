@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from isd_repro.config.params import Hypothesis, Params
+from isd_repro.config.params import Hypothesis, Params, in_words
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Table
@@ -115,7 +115,7 @@ def _scale(params: Params, records: Records) -> str:
             counts = f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes"
             images = f"{counts}, {text.count(manifest.query)} queries"
         else:
-            images = "the authors' lists" if config.rule.name == "list" else config.rule.in_words()
+            images = "the authors' lists" if config.rule.name == "list" else in_words(config.rule)
         draws = f"{len(subsets)} draws of " if len(subsets) > 1 else ""
         said.append(f"{draws}{config.source.dataset} ({images})")
     trained = [run for run in params.runs.values() if run.optim.epochs]

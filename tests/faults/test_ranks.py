@@ -207,4 +207,4 @@ def test_the_words_of_a_launcher() -> None:
     [([0, 0], 0, 0), ([75, 75], 1, 75), ([1, 4], 1, 4), ([75, 1], 1, 1), ([0], 1, 1), ([75], 1, 75)],
 )
 def test_one_exit_code_for_all(codes: list[int], launcher: int, want: int) -> None:
-    assert launch.code_of({str(rank): code for rank, code in enumerate(codes)}, launcher) == want
+    assert launch.code_of(codes, launcher) == want
