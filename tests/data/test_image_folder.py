@@ -25,6 +25,7 @@ from isd_repro.data.loader import generator_of
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.runtime.errors import DataError
+from tests.data import trees
 
 CPU = torch.device("cpu")
 FRAME = Frame(6, 0.75, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -52,10 +53,8 @@ def write(root: Path, train: int = 5, val: int = 3) -> Path:
         for position, cls in enumerate(("ant", "bee")):
             for number in range(count):
                 mode, form = kinds[number % len(kinds)]
-                seed = 100 * position + number + (1000 if split == "val" else 0)
-                path = root / split / cls / f"{number}.{'png' if form == 'PNG' else 'jpg'}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encode(mode, seed, 7 + number, 9 - number, form))
+                content = encode(mode, 100 * position + number + 1000 * (split == "val"), 7 + number, 9 - number, form)
+                trees.write(root, {f"{split}/{cls}/{number}.{'png' if form == 'PNG' else 'jpg'}": content})
     return root
 
 
@@ -107,10 +106,9 @@ def test_stores_of_the_other_channels_are_converted_as_pil_does(tmp_path: Path, 
     again = np.asarray(Image.fromarray(grey).convert("RGB")).copy()
     assert torch.equal(as_channels(torch.from_numpy(grey)[None, None], 3)[0], torch.from_numpy(again).permute(2, 0, 1))
     root = tmp_path / "images"
-    for split in ("train", "val"):
-        for cls in ("a", "b"):
-            (root / split / cls).mkdir(parents=True)
-            (root / split / cls / "0.png").write_bytes(encode("L", len(split + cls), 5, 6, "PNG"))
+    trees.write(
+        root, {f"{split}/{cls}/0.png": encode("L", len(split), 5, 6, "PNG") for split in ("train", "val") for cls in "ab"}
+    )
     packed = open_packed(pack(root, tmp_path, 1, monkeypatch), 3)
     with open_folder(root, 3) as found:
         assert torch.equal(found.reader.read(torch.arange(4))[0], packed.reader.read(torch.arange(4))[0])
@@ -158,15 +156,9 @@ def test_a_list_names_classes_and_groups(tmp_path: Path) -> None:
     root = write(tmp_path / "images")
     listed = tmp_path / "D1.txt"
     body = [f"/train/ant/{image.name}" for image in sorted((root / "train/ant").iterdir())]
-    listed.write_text(
-        "class names : \nant\nbee\nTrain Images: \n" + "\n".join([*body, "/train/bee/0.png", "/train/bee/gone.png"]) + "\n"
-    )
-    for cls in ("ant", "bee", "cat"):
-        (root / "val" / "cat").mkdir(exist_ok=True)
-        (root / "train" / "cat").mkdir(exist_ok=True)
-        for split in ("train", "val"):
-            if cls == "cat":
-                (root / split / "cat" / "0.png").write_bytes(encode("L", 3, 4, 4, "PNG"))
+    body += ["/train/bee/0.png", "/train/bee/gone.png"]
+    listed.write_text("\n".join(["class names : ", "ant", "bee", "Train Images: ", *body, ""]))
+    trees.write(root, {f"{split}/cat/0.png": encode("L", 3, 4, 4, "PNG") for split in ("train", "val")})
     with open_folder(root, 3, listed=listed) as found:
         manifest = found.prepared.manifest
         assert manifest.classes == ("ant", "bee")
@@ -254,16 +246,10 @@ def test_what_is_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("zipped", [False, True])
 def test_what_is_passed_over_is_counted(zipped: bool, tmp_path: Path) -> None:
     root = write(tmp_path / "images")
-    more = {
-        "train/ant/0.gif": 3, "train/ant/1.gif": 1, "val/bee/2.JP2": 1, "train/bee/.hidden": 1, "train/loose.png": 1,
-        "val/ant/more/x.txt": 1, "train/bee/LICENSE": 1,
-    }  # fmt: skip
-    for name in more:
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(b"x")
-    path = root
-    if zipped:
-        path = Path(shutil.make_archive(str(tmp_path / "x"), "zip", root))
+    more = ["train/ant/0.gif", "train/ant/1.gif", "val/bee/2.JP2", "train/bee/.hidden", "train/loose.png"]
+    more += ["val/ant/more/x.txt", "train/bee/LICENSE"]
+    trees.write(root, dict.fromkeys(more, "x"))
+    path = Path(shutil.make_archive(str(tmp_path / "x"), "zip", root)) if zipped else root
     with open_folder(path, 3) as found:
         assert len(found.prepared.manifest.images) == 16
         (note,) = found.notes

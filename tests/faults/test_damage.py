@@ -96,25 +96,3 @@ def test_a_large_store_is_hashed_once(done: Path, monkeypatch: pytest.MonkeyPatc
         assert opened() == at
     (folder / "store.u8").write_bytes((folder / "store.u8").read_bytes())
     assert opened() == 6
-
-
-def test_flipped_bits_of_an_encoder_and_of_kept_features_are_seen_by_evaluate(done: Path) -> None:
-    """`evaluate` keeps features; those that are damaged are computed again."""
-    ask = [*chain.EVALUATE, "--json", "--out", "out.json"]
-
-    def found() -> list[dict[str, Any]]:
-        result = chain.call(done, *ask)
-        assert result.code == 0, result
-        evaluations = json.loads((done / "out.json").read_text("utf-8"))["evaluations"]
-        return [{key: value for key, value in one.items() if key != "provenance"} for one in evaluations]
-
-    wanted = found()
-    kept = [path for path in (done / ".state/features").rglob("*") if path.is_file() and path.name != "lock"]
-    assert {path.name for path in kept} == {"identity.json", "search.npy", "search.shards", "query.npy", "query.shards"}
-    draws = random.Random(3)
-    for path in kept:
-        path.write_bytes(flipped(path.read_bytes(), draws.randrange(8 * path.stat().st_size)))
-        assert found() == wanted, path.name
-    path = done / "runs/isd/encoder.safetensors"
-    path.write_bytes(flipped(path.read_bytes(), 8 * (path.stat().st_size - 100)))
-    chain.refused(chain.call(done, *ask), "encoder.safetensors: damaged")

@@ -126,10 +126,7 @@ def test_what_ranks_cannot_do_is_said(folder: Path, ranks: int, words: tuple[str
 # --- the launcher ---------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, *words: str, launcher: str = "torchrun --nproc-per-node 2", **env: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "ISD_LAUNCHER": launcher, **env}
-    command = [sys.executable, "-m", "isd_repro", *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+LAUNCHED = {"ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
 
 
 def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
@@ -143,7 +140,7 @@ def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
 
 def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path) -> None:
     """Real torchrun: SIGTERM to the one process that the user knows; all save, and 75 is its exit code, too."""
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         lines = world.wait_for_epochs(running, 2)
         running.terminate()
         said = ends(running, lines)
@@ -153,13 +150,13 @@ def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path
 
 @pytest.mark.slow
 def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         lines = world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         os.kill(children(torchrun)[1], signal.SIGKILL)
         said = ends(running, lines)
     assert (running.returncode, LOST in said, "was ended by SIGKILL" in said) == (1, True, True), said
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         said = ends(running, [])
     assert (running.returncode, "resuming after step" in said) == (0, True), said
     assert world.encoder(long) == world.encoder(two)
@@ -169,7 +166,7 @@ def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
 @pytest.mark.parametrize("which", ["starter", "torchrun"])
 def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None:
     world.edit(folder, ("epochs: 3", "epochs: 16000"))
-    with start(folder, "pretrain", "isd") as running:
+    with world.process(folder, **LAUNCHED) as running:
         world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         ranks = children(torchrun)
