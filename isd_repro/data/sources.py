@@ -190,10 +190,8 @@ def open_images(root: Path) -> Iterator[Listing]:
     train/<class>/ holds the training images and val/<class>/ the validation images; in place of `val` also `valid`, `validation`
     or, if none of these exists, `test` is accepted, in upper or lower case. Both folders may be one level deeper. The images of a
     class may be in a subfolder `images`. All validation images may be in one folder, val/ or val/images/, if a file gives their
-    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012,
-        or a
-    list that the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note; hidden files are
-    skipped without a note.
+    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012, or a list that
+    the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note; hidden files without a note.
 
     Raises:
         DataError: see `open_source`.
@@ -348,15 +346,7 @@ def _flat_folder(tree: _Tree, val: str) -> str:
 
 
 def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """Class of each of these validation images, from the first file with classes that exists.
-
-    Args:
-        root: for messages.
-        tree: the images.
-        flat: the folder of the validation images.
-        files: names of the images in it, sorted.
-        classes: of the training images, sorted.
-    """
+    """Class of each of these validation images in the folder `flat`; `files` and the `classes` of training images are sorted."""
     where, found = _read_labels(root, tree, flat, files, classes)
     again = "unpack the images and their classes again"
     if unknown := [file for file in files if file not in found]:
@@ -368,7 +358,7 @@ def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: S
 
 
 def _read_labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The file with the classes, and class by image name; arguments as for `_labels`."""
+    """The first file with classes that exists, and class by image name; arguments as for `_labels`."""
     val = flat.removesuffix("/images")
     if os.environ.get(LABELS_ENV):
         path = paths.named_path(LABELS_ENV, _NO_CLASSES)

@@ -119,7 +119,7 @@ def sync(file: IO[bytes]) -> None:
 
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
-    """Create a file and hold its lock, without which it would be taken for a leftover; None if locks are not supported."""
+    """Create a file and hold its lock, without which it would be taken for a leftover, if locks are supported."""
     if sys.platform == "win32":  # a locked file can be neither written nor renamed there, and an open one cannot be removed
         yield
         return
