@@ -190,8 +190,8 @@ def open_images(root: Path) -> Iterator[Listing]:
     train/<class>/ holds the training images and val/<class>/ the validation images; in place of `val` also `valid`, `validation`
     or, if none of these exists, `test` is accepted, in upper or lower case. Both folders may be one level deeper. The images of a
     class may be in a subfolder `images`. All validation images may be in one folder, val/ or val/images/, if a file gives their
-    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012, or a list that
-    the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note, hidden files without one.
+    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012, or a list
+    that the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note, hidden files without one.
 
     Raises:
         DataError: see `open_source`.
