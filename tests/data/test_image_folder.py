@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params, View
+from isd_repro.config.params import Params, StoreSettings, View
 from isd_repro.data import augment
 from isd_repro.data import eval_loader as images
 from isd_repro.data import image_folder as folder
@@ -33,16 +33,9 @@ GREY = Frame(6, 0.75, (0.4,), (0.2,))
 
 
 def encode(mode: str, seed: int, width: int, height: int, form: str) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
-    image = {
-        "L": lambda: Image.fromarray(pixels[..., 0]),
-        "RGB": lambda: Image.fromarray(pixels[..., :3]),
-        "RGBA": lambda: Image.fromarray(pixels, "RGBA"),
-        "CMYK": lambda: Image.frombytes("CMYK", (width, height), pixels.tobytes()),
-        "P": lambda: Image.fromarray(pixels[..., :3]).quantize(16),
-    }[mode]()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    image.save(buffer, form)
+    Image.fromarray(pixels).convert(mode).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -59,12 +52,8 @@ def write(root: Path, train: int = 5, val: int = 3) -> Path:
 
 
 def pack(root: Path, folder: Path, channels: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISD_FOLDER_ROOT", str(root))
-    subset = {
-        "source": {"name": "image-folder", "root_env": "ISD_FOLDER_ROOT", "dataset": "images"},
-        "rule": {"name": "all"},
-        "store": {"channels": channels},
-    }
+    monkeypatch.setenv("ISD_TEST_ROOT", str(root))
+    subset = trees.subset(store=StoreSettings.model_validate({"channels": channels})).model_dump(mode="json")
     profile = {"profile": "p", "report": {"title": "t", "caption": "c"}, "subsets": {"all": subset}, "runs": {}}
     layout = Layout(folder=folder, root=folder, profile="p")
     prepare("all", Params.model_validate(profile), layout, Console(file=io.StringIO()))
@@ -87,15 +76,9 @@ def test_manifest_and_pixels_are_those_of_a_store(
             position = torch.arange(len(index) + 2).clamp_(max=len(index) - 1)
             ours, theirs = (centred(one.reader, index, frame, CPU)(position) for one in (found, packed))
             assert torch.equal(ours, theirs)
-        settings = Linear(batch_size=4, protocol="test")
-        split = found.prepared.split("search")
-        for one, two in zip(
-            images.augmented(found.reader, split, frame, settings, CPU)(1),
-            images.augmented(packed.reader, split, frame, settings, CPU)(1),
-            strict=True,
-        ):
-            assert torch.equal(one[0], two[0])
-            assert torch.equal(one[1], two[1])
+        split, settings = found.prepared.split("search"), Linear(batch_size=4, protocol="test")
+        ours, theirs = (images.augmented(one.reader, split, frame, settings, CPU)(1) for one in (found, packed))
+        assert all(all(map(torch.equal, *pair)) for pair in zip(ours, theirs, strict=True))
 
 
 def test_stores_of_the_other_channels_are_converted_as_pil_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

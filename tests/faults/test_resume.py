@@ -12,7 +12,7 @@ import torch
 
 from isd_repro.config import reader as config
 from isd_repro.data.manifests import open_prepared
-from isd_repro.runtime.errors import DataError, Preempted
+from isd_repro.runtime.errors import DataError
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.pretrain import make_plan
 from tests.faults import chain, world
@@ -255,21 +255,3 @@ def test_the_code_of_a_run_is_what_makes_its_numbers() -> None:
     assert names >= {"methods/isd.py", "nn/bank.py", "nn/ema.py", "nn/backbones.py", "nn/batchnorm.py", "nn/heads.py"}
     assert names >= {"train/loop.py", "train/schedule.py", "data/augment.py", "data/loader.py", "torch"}
     assert not {"methods/moco.py", "train/pretrain.py", "cli.py"} & names
-
-
-def test_the_record_has_every_attempt(folder: Path) -> None:
-    """One that fails, one that is killed after its first checkpoint, one that is stopped, one that finishes."""
-    world.stopped_at(folder, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        real = checkpoint.Attempts.note
-        patch.setattr(checkpoint.Attempts, "note", lambda self, *how: None if how else real(self))  # a killed one says nothing
-        world.stopped_at(folder, 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", lambda self: True)
-        with pytest.raises(Preempted):
-            world.train(folder)
-    world.train(folder)
-    record = world.record(folder)
-    found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
-    assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
-    assert {attempt.device for attempt in record.attempts} == {f"cpu ({checkpoint.arithmetic()})"}
