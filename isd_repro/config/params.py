@@ -48,6 +48,17 @@ class Source(Frozen):
         return self
 
 
+def _ordered(low: str, high: str) -> Any:
+    """A validator: one value is not above the other."""
+
+    def check(self: Any) -> Any:
+        if getattr(self, low) > getattr(self, high):
+            raise ValueError(f"{low} {getattr(self, low)} is above {high} {getattr(self, high)}")
+        return self
+
+    return model_validator(mode="after")(check)
+
+
 Classes = Count | Distinct[Words] | None  # how many to draw, or which; none means all of them
 
 
@@ -143,12 +154,7 @@ class Pareto(Frozen):
     min_per_class: Count = 5
     order: Literal["name", "draw"] = "draw"
     seed: Natural = 0
-
-    @model_validator(mode="after")
-    def _sizes_are_a_range(self) -> Pareto:
-        if self.min_per_class > self.max_per_class:
-            raise ValueError(f"min_per_class {self.min_per_class} is above max_per_class {self.max_per_class}")
-        return self
+    _sizes_are_a_range = _ordered("min_per_class", "max_per_class")
 
 
 class ImageList(Frozen):
@@ -402,12 +408,7 @@ class Blur(Frozen):
     sigma_min: Positive
     sigma_max: Positive
     p: Unit
-
-    @model_validator(mode="after")
-    def _sigma_is_a_range(self) -> Blur:
-        if self.sigma_min > self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
-        return self
+    _sigma_is_a_range = _ordered("sigma_min", "sigma_max")
 
 
 class View(Frozen):
@@ -420,12 +421,7 @@ class View(Frozen):
     grayscale: Unit = 0.0
     blur: Blur | None = None
     solarise: Annotated[Unit, _unwritten(0.0)] = 0.0
-
-    @model_validator(mode="after")
-    def _crop_is_a_range(self) -> View:
-        if self.crop_min > self.crop_max:
-            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}")
-        return self
+    _crop_is_a_range = _ordered("crop_min", "crop_max")
 
 
 class Data(Frozen):
