@@ -32,7 +32,6 @@ from isd_repro.data.subsets import group_by_size
 from isd_repro.records import Shot
 from isd_repro.runtime.errors import DataError, printable
 
-_SHOWN = 5
 _REPAIR = "repair these files or remove them from the folder"
 _WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of image files; docs/data.md lists other layouts"
 
@@ -179,7 +178,7 @@ def _identify(
         found.append(one)
         advance(1)
     if broken := [name for name, size in found if not size]:
-        shown = ", ".join(broken[:_SHOWN])
+        shown = ", ".join(broken[:5])
         raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _REPAIR)
     return [digest for digest, _ in found], torch.tensor([size for _, size in found], dtype=torch.int64)
 

@@ -68,10 +68,9 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
     list_sha256 = None
     if lists_env and os.environ.get(lists_env):
         path = files.named_path(lists_env, ORIGIN) / f"{percent(fraction)}percent.txt"
-        at, list_sha256 = _listed(path, [image.file for image in images])
-        source = path.name
+        source, (at, list_sha256) = path.name, _listed(path, [image.file for image in images])
     else:
-        at, source = drawn(search.label, fraction, seed), "drawn"
+        source, at = "drawn", drawn(search.label, fraction, seed)
     chosen = torch.tensor(at, dtype=torch.int64)
     bare = sorted(set(search.label.tolist()) - set(search.label[chosen].tolist()))
     if bare:

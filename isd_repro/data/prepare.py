@@ -79,14 +79,6 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
 
 
-def _list_of(subset: Subset) -> dict[str, object]:
-    """The sha256 of the list that was read; the list's name does not determine its content."""
-    rule = subset.rule
-    if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
-        return {}
-    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
-
-
 @dataclass(frozen=True)
 class _DrawnSubset:
     """What a rule drew of a source: the images that have a role, in manifest order, and their positions by role, ascending."""
@@ -144,10 +136,13 @@ class _DrawnSubset:
             raise DataError(f"subset {self.name!r}: {found}; first {_reasons(dropped)}", hint)
         place = {at: position for position, at in enumerate(kept)}
         positions = {role: np.array([place[at] for at in of if at in place], np.int64) for role, of in self.roles.items()}
+        rule, stated = self.subset.rule, self.subset.stated()
+        if isinstance(rule, ListFile | ImageList | NamedClasses) and rule.listed:  # its name does not determine its content
+            stated["sha256"] = files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)
         manifest = Manifest(
             dataset=self.subset.source.dataset,
             subset=self.name,
-            rule=self.subset.stated() | _list_of(self.subset),
+            rule=stated,
             classes=self.selection.classes,
             large=self.selection.large,
             images=tuple(Image(*self.images[at].key, one.sha256) for at, one in kept.items()),

@@ -121,17 +121,17 @@ def follow() -> None:
     """If torchrun started this process: stop when torchrun or its parent has ended, or when a stop is requested."""
     if ranks() == 1:
         return
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-torchrun").start()
+    parent = os.getppid()
+    asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if asked is not None and asked.exists():
+                return signals.ask(asked.read_text("utf-8") or "a request")
+            time.sleep(_EVERY)
+        return signals.ask("torchrun has ended")
+
+    threading.Thread(target=watch, daemon=True, name="follow-torchrun").start()
     node, _, pid = os.environ.get(_STARTER, "").rpartition(" ")
     if node == platform.node():
         signals.follow(int(pid), "the process that started torchrun has ended")
-
-
-def _follow(parent: int) -> None:
-    asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
-    while True:
-        if os.getppid() != parent:
-            return signals.ask("torchrun has ended")
-        if asked is not None and asked.exists():
-            return signals.ask(asked.read_text("utf-8") or "a request")
-        time.sleep(_EVERY)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +17,6 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, StoreSettings, View
 from isd_repro.data import augment
 from isd_repro.data import eval_loader as images
-from isd_repro.data import image_folder as folder
 from isd_repro.data.eval_loader import Frame, as_channels, centred, parts
 from isd_repro.data.image_folder import open_folder, open_packed
 from isd_repro.data.loader import generator_of
@@ -203,27 +201,6 @@ def test_a_file_that_changes_is_noticed(width: int, height: int, tmp_path: Path)
             found.reader.read(torch.arange(3))
         path.write_bytes(before)
         assert found.reader.read(torch.arange(1))[1].tolist() == [[9, 7]]
-
-
-def test_what_is_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write(tmp_path)
-    decoded: list[int] = []
-    decode = folder.FileReader._decode
-
-    def counted(self: folder.FileReader, at: int) -> npt.NDArray[np.uint8]:
-        decoded.append(at)
-        return decode(self, at)
-
-    monkeypatch.setattr(folder.FileReader, "_decode", counted)
-    with open_folder(root, 3, workers=1) as found:
-        bytes_of = (3 * found.reader.sizes.prod(dim=1)).tolist()
-        monkeypatch.setattr(folder, "PADDED", bytes_of[4] + bytes_of[5] + bytes_of[6] - 1)
-        found.reader.ahead(torch.tensor([4, 5, 6, 7]))
-        found.reader.read(torch.tensor([0, 1]))  # more than the bound allows ahead is read where it is asked for
-        assert sorted(decoded) == [0, 1, 4, 5]
-        found.reader.ahead(torch.tensor([5, 8]))
-        found.reader.read(torch.tensor([4, 5, 8]))  # 4 was let go, 5 was kept
-        assert sorted(decoded) == [0, 1, 4, 4, 5, 8]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
