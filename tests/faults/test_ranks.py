@@ -99,6 +99,16 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_ends_on_one(long: Path) -> N
     assert features.read_bytes() == want
 
 
+def test_the_linear_protocol_on_two_ranks(done: Path) -> None:
+    """The record of one process, written once."""
+    path = world.layout_of(done).record("isd", "linear")
+    want = world.parsed(path, path.read_bytes())
+    path.unlink()
+    ended = run(2, done, "linear", "isd")
+    assert (ended.codes, ended.said.count("linear epoch 2 ")) == ([0, 0], 1), ended.said
+    assert world.parsed(path, path.read_bytes()) == want
+
+
 def test_a_run_that_diverges_stops_on_all_ranks_at_one_step(folder: Path) -> None:
     world.edit(folder, ("lr: 0.05", "lr: 1e30"))
     ended = run(2, folder, "pretrain", "isd")
