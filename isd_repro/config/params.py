@@ -304,9 +304,8 @@ class Subset(Frozen):
         if isinstance(rule, Halves) and classes:
             classes = rule.tuning if rule.part == "tuning" else (classes - rule.tuning) // 2
         if classes is not None and large >= classes:
-            raise ValueError(
-                f"rule.large: {large} large classes of {classes} leave no rare one; lower large or raise the number of classes"
-            )
+            found = f"rule.large: {large} large classes of {classes} leave no rare one"
+            raise ValueError(f"{found}; lower large or raise the number of classes")
         return self
 
     def stated(self) -> dict[str, object]:
@@ -386,9 +385,8 @@ class Optim(Frozen):
         if self.name == "adamw" and self.sgd_momentum != 0.9:
             raise ValueError("sgd_momentum: adamw does not read it; its betas are 0.9 and 0.999; remove the key")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs; the warm-up must end before the training"
-            )
+            found = f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs"
+            raise ValueError(f"{found}; the warm-up must end before the training")
         return self
 
 
@@ -581,9 +579,8 @@ class Params(Frozen):
             if run.data.subset not in self.subsets:
                 problems.append(f"runs.{key}.data.subset: {run.data.subset!r} is not one of {sorted(self.subsets)}")
             elif (packed := self.subsets[run.data.subset].store.channels) != run.backbone.channels:
-                problems.append(
-                    f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset has {packed}-channel images"
-                )
+                found = f"{run.backbone.channels}, but its subset has {packed}-channel images"
+                problems.append(f"runs.{key}.backbone.channels: {found}")
         if self.trajectory_runs and not self.efficiency.snapshot_every:
             problems.append("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
         if self.transfer_runs and not self.evaluation.transfer.sets:

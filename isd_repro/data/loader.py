@@ -56,10 +56,8 @@ class Batches:
     ) -> None:
         """Raise `ConfigError` if the split does not fill one batch; `changes` is as for `augment.apply`."""
         if len(split.index) < batch_size:
-            raise ConfigError(
-                f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
-                "lower batch_size or enlarge the subset",
-            )
+            found = f"{batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on"
+            raise ConfigError(f"optim.batch_size: {found}", "lower batch_size or enlarge the subset")
         self.store, self.split, self.data = store, split, data
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
