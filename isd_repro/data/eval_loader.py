@@ -180,7 +180,8 @@ def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
 
 def order(count: int, settings: Any, epoch: int) -> Sequence[Tensor]:
     """Positions of each batch of one epoch of the linear protocol: every position once, a function of (seed, epoch)."""
-    return torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch)).split(settings.batch_size)
+    shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
+    return list(shuffled.split(settings.batch_size))
 
 
 def augmented(

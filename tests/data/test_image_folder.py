@@ -75,8 +75,8 @@ def test_manifest_and_pixels_are_those_of_a_store(
             ours, theirs = (centred(one.reader, index, frame, CPU)(position) for one in (found, packed))
             assert torch.equal(ours, theirs)
         split, settings = found.prepared.split("search"), Linear(batch_size=4, protocol="test")
-        ours, theirs = (images.augmented(one.reader, split, frame, settings, CPU)(1) for one in (found, packed))
-        assert all(all(map(torch.equal, *pair)) for pair in zip(ours, theirs, strict=True))
+        batches = (images.augmented(one.reader, split, frame, settings, CPU)(1) for one in (found, packed))
+        assert all(all(map(torch.equal, *pair)) for pair in zip(*batches, strict=True))
 
 
 def test_stores_of_the_other_channels_are_converted_as_pil_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from isd_repro.train.pretrain import pretrain
 
 def terminal(width: int, *, colours: bool = True) -> tuple[Console, io.StringIO]:
     file = io.StringIO()
-    system = "standard" if colours else None
-    return Console(file=file, force_terminal=colours, width=width, color_system=system, _environ={}), file
+    return Console(
+        file=file, force_terminal=colours, width=width, color_system="standard", no_color=not colours, _environ={}
+    ), file
 
 
 def frame(width: int, std: float, *, colours: bool) -> list[str]:
