@@ -122,7 +122,7 @@ class _Problem:
             PaperHead(_NAME, f"lr {each.lr}, weight decay {each.weight_decay}", self.task, each, self.device) for each in others
         ]
         found = linear.train({_NAME: self.backbone}, self.task, first, self.device, riders=riders)
-        return [found[_NAME].head, *(rider.outcome().head for rider in riders)]
+        return [found[_NAME].head, *(rider.head for rider in riders)]
 
     def alone(self, settings: Linear) -> nn.Linear:
         """One setting by itself, from the features of the passes."""

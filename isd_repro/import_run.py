@@ -34,8 +34,7 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
     Raises:
         ConfigError: the profile has no such run.
         DataError: a file is missing or damaged; the run's parameters or images differ from the profile's; encoder or metrics do
-        not
-            belong to the record; or the profile has another result of this run.
+            not belong to the record; or the profile has another result of this run.
         UserError: DVC is not installed or reports an error.
     """
     params, layout = reader.load(file)
@@ -44,11 +43,8 @@ def import_run(folder: Path, file: Path, say: Callable[[str], object], *, force:
     run = reader.find_run(params, record.run)
     prepared = open_prepared(layout.prepared(run.data.subset), layout.verified, params.efficiency.workers)
     plan = make_plan(record.run, run, prepared, layout)
-    problems = list(_differences(params.profile, plan.config, record))
-    if problems:
-        raise DataError(
-            f"{found['pretrain.json']}: {'; '.join(problems)}", "give the profile the parameters that the run was trained with"
-        )
+    if problems := "; ".join(_differences(params.profile, plan.config, record)):
+        raise DataError(f"{found['pretrain.json']}: {problems}", "give the profile the parameters that the run was trained with")
     check_manifest(found["pretrain.json"], record.manifest.sha256, prepared.identity.sha256, layout.prepared(run.data.subset))
     _check_files(found, record)
     here = layout.record(record.run, "pretrain")
@@ -89,9 +85,7 @@ def _differences(profile: str, config: dict[str, object], record: PretrainRecord
     """Parameters that differ between the profile and the run's record; images are compared separately."""
     if record.profile != profile:
         yield f"is of profile {record.profile!r}, not {profile!r}"
-    ours, theirs = (
-        dict(text.flatten({key: value for key, value in one.items() if key != "manifest"})) for one in (config, record.config)
-    )
+    ours, theirs = (dict(text.flatten({**one, "manifest": None})) for one in (config, record.config))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             yield f"{key} is {theirs.get(key, 'absent')}, the profile has {ours.get(key, 'none')}"
@@ -102,11 +96,9 @@ def _differences(profile: str, config: dict[str, object], record: PretrainRecord
 def _check_files(found: dict[str, Path], record: PretrainRecord) -> None:
     """Check that encoder and metrics are those of the record."""
     path = found["encoder.safetensors"]
-    sha256 = files.sha256_file(path)
-    if sha256 != record.encoder_sha256:
-        raise DataError(
-            f"{path}: has sha256 {sha256}, its record says {record.encoder_sha256}", "copy the files of the run again"
-        )
+    if (sha256 := files.sha256_file(path)) != record.encoder_sha256:
+        said = f"has sha256 {sha256}, its record says {record.encoder_sha256}"
+        raise DataError(f"{path}: {said}", "copy the files of the run again")
     encoders, identity = load_encoders(path)
     check_run(path, identity.run, record.run)
     if sorted(encoders) != sorted(record.encoders):
@@ -115,8 +107,8 @@ def _check_files(found: dict[str, Path], record: PretrainRecord) -> None:
         )
     if not all(value.isfinite().all() for encoder in encoders.values() for value in encoder.state_dict().values()):
         raise DataError(f"{path}: contains values that are not finite", "the run has diverged and cannot be evaluated")
-    rows = [(row.get("epoch"), row.get("loss")) for row in read_metrics(found["metrics.jsonl"])]
-    curve = [(row.get("epoch"), row.get("loss")) for row in record.curve]
+    given = read_metrics(found["metrics.jsonl"]), record.curve
+    rows, curve = ([(row.get("epoch"), row.get("loss")) for row in one] for one in given)
     if rows != curve:
         message = f"{found['metrics.jsonl']}: its {len(rows)} epochs are not the {len(curve)} of the record"
         raise DataError(message, "copy the files of the run again")

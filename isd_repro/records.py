@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import numpy as np
 from pydantic import Field, ValidationError
 
-from isd_repro.config.fields import GROUPS, Frozen, Group, Many, Words
+from isd_repro.config.fields import GROUPS, Frozen, Group, Many, Words, problems
 from isd_repro.provenance import Provenance
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import write_atomic
@@ -121,8 +121,8 @@ class PretrainRecord(Frozen):
     provenance: Provenance
 
 
-class EvaluationRecord(Frozen):
-    """The record of an evaluation: its scores, and the predictions from which they can be recomputed."""
+class _Evaluated(Frozen):
+    """What the record of any evaluation states."""
 
     format: Literal[1] = 1
     kind: Annotated[str, Field(pattern=KIND)]
@@ -131,12 +131,17 @@ class EvaluationRecord(Frozen):
     protocol: Words
     settings: dict[str, Any]
     manifest: ManifestIdentity
+    provenance: Provenance
+
+
+class EvaluationRecord(_Evaluated):
+    """The record of an evaluation: its scores, and the predictions from which they can be recomputed."""
+
     encoder_sha256: str
     features_sha256: str | None
     scores: Many[Score]
     labels: str  # packed class index of every query
     predictions: dict[str, str]  # "<encoder>/<metric>" -> packed predicted class of every query
-    provenance: Provenance
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -166,19 +171,11 @@ class TargetEvaluation(EvaluationRecord):
         }
 
 
-class TargetsRecord(Frozen):
+class TargetsRecord(_Evaluated):
     """The record of an evaluation on other data sets, one by one; `manifest` is of the images that the encoder was trained on."""
 
-    format: Literal[1] = 1
-    kind: Annotated[str, Field(pattern=KIND)]
-    profile: str
-    run: str
-    protocol: str
-    settings: dict[str, Any]
-    manifest: ManifestIdentity
     encoder_sha256: str
     evaluations: Annotated[tuple[TargetEvaluation, ...], Field(min_length=1)]
-    provenance: Provenance
 
 
 class CurvePoint(Frozen):
@@ -189,18 +186,10 @@ class CurvePoint(Frozen):
     scores: Annotated[Many[Score], Field(min_length=1)]
 
 
-class CurveRecord(Frozen):
+class CurveRecord(_Evaluated):
     """The record of an evaluation of the encoders saved during training: scores by epoch, without predictions."""
 
-    format: Literal[1] = 1
-    kind: Annotated[str, Field(pattern=KIND)]
-    profile: Words
-    run: Words
-    protocol: Words
-    settings: dict[str, Any]
-    manifest: ManifestIdentity
     points: Annotated[Many[CurvePoint], Field(min_length=1)]
-    provenance: Provenance
 
     @property
     def encoder_sha256(self) -> str:
@@ -234,12 +223,9 @@ AnyEvaluation = EvaluationRecord | TargetsRecord | CurveRecord
 def pack_labels(values: Labels) -> str:
     """Class indices as text: little-endian uint16, zlib, base64; `DataError` where one is below 0 or above 65,535."""
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= _LARGEST_CLASS:
-        raise DataError(
-            f"class indices from {int(values.min())} to {int(values.max())}: a record holds 0 to {_LARGEST_CLASS}",
-            "evaluate at most 65,536 classes at once",
-        )
-    raw = values.astype("<u2").tobytes()
-    return base64.b64encode(zlib.compress(raw, 9)).decode()
+        found = f"class indices from {int(values.min())} to {int(values.max())}: a record holds 0 to {_LARGEST_CLASS}"
+        raise DataError(found, "evaluate at most 65,536 classes at once")
+    return base64.b64encode(zlib.compress(values.astype("<u2").tobytes(), 9)).decode()
 
 
 def unpack_labels(text: str, most: int = MAX_QUERIES) -> Labels:
@@ -278,16 +264,12 @@ def query_groups(label: Labels, manifest: ManifestIdentity) -> dict[str, Mask]:
 def score_groups(key: str, predicted: Labels, label: Labels, groups: Mapping[str, Mask]) -> list[Score]:
     """Scores of `<encoder>/<metric>` in every group that has queries; `groups` maps a name to a boolean mask over the queries."""
     encoder, metric = key.split("/")
-    hit = predicted == label
-    rows = []
-    for group, mask in groups.items():
-        if bool(mask.any()):
-            rows.append(
-                Score.model_validate(
-                    {"encoder": encoder, "metric": metric, "group": group, "correct": int(hit[mask].sum()), "n": int(mask.sum())}
-                )
-            )
-    return rows
+    hit, named = predicted == label, {"encoder": encoder, "metric": metric}
+    return [
+        Score.model_validate({**named, "group": group, "correct": int(hit[mask].sum()), "n": int(mask.sum())})
+        for group, mask in groups.items()
+        if mask.any()
+    ]
 
 
 def mean_per_class(predicted: Labels, label: Labels) -> float:
@@ -304,8 +286,7 @@ def _class_accuracies(predicted: Labels, label: Labels) -> np.ndarray:
     """Share of its queries that is classified correctly, of each class that has any; float64."""
     size = np.bincount(label)
     right = np.bincount(label[predicted == label], minlength=len(size))
-    asked = size > 0
-    return right[asked] / size[asked]
+    return right[size > 0] / size[size > 0]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -331,25 +312,21 @@ def read_evaluation(path: Path) -> AnyEvaluation:
     """Read what any evaluation has written; its keys say which of the three models it is. Raises as `read_record`."""
     content = _content(path)
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        tree = None
-    keys = tree.keys() if isinstance(tree, dict) else ()
-    if "points" in keys:
-        return _parsed(path, content, CurveRecord)
-    if "evaluations" in keys:
-        return _parsed(path, content, TargetsRecord)
-    return _parsed(path, content, EvaluationRecord)
+        keys = {*json.loads(content)}
+    except (ValueError, TypeError, RecursionError):
+        keys = set()
+    model: type[AnyEvaluation] = EvaluationRecord
+    if keys & {"points", "evaluations"}:
+        model = CurveRecord if "points" in keys else TargetsRecord
+    return _parsed(path, content, model)
 
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"{path}: no such record, or no file", "run the stage that writes it")
     if path.stat().st_size > MAX_RECORD:
-        raise DataError(
-            f"{path}: {path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read",
-            "this is not a record; restore the file or run its stage again",
-        )
+        found = f"{path.stat().st_size:,} bytes, at most {MAX_RECORD:,} are read"
+        raise DataError(f"{path}: {found}", "this is not a record; restore the file or run its stage again")
     return path.read_bytes()
 
 
@@ -357,5 +334,4 @@ def _parsed(path: Path, content: bytes, model: type[Record]) -> Record:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataError(f"{path}: not a {model.__name__}: {problems}", "delete it and run its stage again") from error
+        raise DataError(f"{path}: not a {model.__name__}: {problems(error)}", "delete it and run its stage again") from error

@@ -9,19 +9,46 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from isd_repro.config.fields import Frozen, Many, Pixels, Positive, problems
+from isd_repro.config.params import BackboneConfig
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import naming, write_atomic
 
 FORMAT = 1
 KEY = "isd_repro"
 _DIGEST = "content_sha256"
+
+
+class EncoderIdentity(Frozen):
+    """The part of an encoder file's header that evaluation needs; other keys are allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    manifest: str  # sha256 of the images it was trained on
+    backbone: BackboneConfig
+    image_size: Pixels
+    crop_ratio: Annotated[float, Field(gt=0, le=1)]
+    mean: Many[float]
+    std: Many[Positive]
+    encoders: Annotated[Many[Literal["student", "teacher"]], Field(min_length=1)]
+
+
+def encoder_identity(path: Path, header: Mapping[str, Any]) -> EncoderIdentity:
+    """The identity in the header of an encoder file; `DataError` names every value that is missing or wrong."""
+    try:
+        return EncoderIdentity.model_validate(header)
+    except ValidationError as error:
+        hint = "the file was written by another version or for another backbone; run `pretrain` again"
+        raise DataError(f"{path}: its header is not that of an encoder: {problems(error)}", hint) from error
 
 
 def save_tensors(

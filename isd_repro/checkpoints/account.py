@@ -98,12 +98,9 @@ def float32(tensors: Mapping[str, Entry], where: str) -> dict[str, Tensor]:
             result[name] = entry.tensor.detach().to(torch.int64).clone()
             continue
         if entry.tensor.dtype not in _DTYPES:
-            raise DataError(
-                f"{where}: {entry.key} is {_dtype(entry.tensor)}, expected float16, bfloat16, float32 or float64",
-                "no ResNet has complex weights"
-                if entry.tensor.is_complex()
-                else "quantised weights cannot be read; use the original checkpoint",
-            )
+            found = f"{entry.key} is {_dtype(entry.tensor)}, expected float16, bfloat16, float32 or float64"
+            quantised = "quantised weights cannot be read; use the original checkpoint"
+            raise DataError(f"{where}: {found}", "no ResNet has complex weights" if entry.tensor.is_complex() else quantised)
         value = torch.empty(entry.tensor.shape, dtype=torch.float32).copy_(entry.tensor.detach())
         checks = [(~torch.isfinite(value), "NaN or infinite", "the training diverged or the file is damaged; use an earlier one")]
         if name.endswith(".running_var"):

@@ -12,7 +12,7 @@ convolution.
 from __future__ import annotations
 
 import re
-from collections import Counter
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -140,7 +140,8 @@ def infer(shapes: Shapes, where: str) -> Architecture:
     if not any(name.endswith(".running_mean") for name in shapes):
         words = "normalisation layers without running statistics (GroupNorm, or BatchNorm that uses each batch's own)"
         raise DataError(f"{where}: {words}", _HINT)
-    layers = tuple(_blocks(shapes, stage) for stage in (1, 2, 3, 4))
+    blocks = {match[0] for name in shapes if (match := re.match(r"layer(\d)\.(\d{1,3})\.", name))}
+    layers = tuple(sum(block.startswith(f"layer{stage}.") for block in blocks) for stage in (1, 2, 3, 4))
     bottleneck = any(re.search(r"^layer\d\.\d+\.conv3\.weight$", name) for name in shapes)
     family = _KNOWN.get((bottleneck, layers))
     if family is None:
@@ -157,11 +158,9 @@ def infer(shapes: Shapes, where: str) -> Architecture:
         return Architecture(family, layers, bottleneck, small=True, channels=stem[1], width=base)
     inner = _inner(shapes, base) if bottleneck else 1
     if base % 64 or not 1 <= base // 64 <= 4 or not 1 <= inner <= 4 or (inner > 1 and base != 64):
-        raise DataError(
-            f"{where}: a {family} with {base} channels in its first stage and {inner} times the inner width; "
-            "supported are 64, 128, 192 and 256 channels, or 1 to 4 times the inner width",
-            _HINT,
-        )
+        found = f"a {family} with {base} channels in its first stage and {inner} times the inner width"
+        supported = "supported are 64, 128, 192 and 256 channels, or 1 to 4 times the inner width"
+        raise DataError(f"{where}: {found}; {supported}", _HINT)
     return Architecture(family, layers, bottleneck, base // 64, inner, kernel == 3, channels=stem[1])
 
 
@@ -192,37 +191,25 @@ def _refuse_variants(shapes: Shapes, where: str) -> None:
         r"\.downsample\.2\.": "shortcuts with average pooling (ResNet-D)",
     }
     for sign, words in signs.items():
-        name = next((name for name in shapes if re.search(sign, name)), "")
-        if name:
+        if name := next((name for name in shapes if re.search(sign, name)), ""):
             raise DataError(f"{where}: {words}: {name}", _HINT)
     for name, shape in shapes.items():
         if re.search(r"^layer\d\.\d+\.conv2\.weight$", name) and len(shape) == 4 and shape[0] >= 32 * shape[1] > 0:
             raise DataError(f"{where}: grouped convolutions (ResNeXt): {name} is {shape}", _HINT)
 
 
-def _blocks(shapes: Shapes, stage: int) -> int:
-    found = {match.group(1) for name in shapes if (match := re.match(rf"layer{stage}\.(\d{{1,3}})\.", name))}
-    return len(found)
-
-
 def _width(shapes: Shapes, bottleneck: bool, where: str) -> int:
     """Number of channels of the first stage, by the majority of the stages, so that one wrong tensor does not decide."""
     last, expansion = ("bn3", 4) if bottleneck else ("bn2", 1)
-    votes: Counter[int] = Counter(_size(shapes, f"bn1.{part}") for part in ("weight", "bias"))
-    for stage in (1, 2, 3, 4):
-        for part in ("weight", "bias"):
-            votes[_size(shapes, f"layer{stage}.0.{last}.{part}") // (expansion * 2 ** (stage - 1))] += 1
-    votes.pop(0, None)
-    if not votes:
+    places = {"bn1": 1, **{f"layer{stage}.0.{last}": expansion * 2 ** (stage - 1) for stage in (1, 2, 3, 4)}}
+    votes = [_size(shapes, f"{name}.{part}") // times for name, times in places.items() for part in ("weight", "bias")]
+    if not any(votes):
         raise DataError(f"{where}: no BatchNorm with one value per channel (GroupNorm, or not a ResNet)", _HINT)
-    return votes.most_common(1)[0][0]
+    return statistics.mode(filter(None, votes))
 
 
 def _inner(shapes: Shapes, base: int) -> int:
-    votes: Counter[int] = Counter(
-        _size(shapes, f"layer{stage}.0.bn1.weight") // (base * 2 ** (stage - 1)) for stage in (1, 2, 3, 4)
-    )
-    return votes.most_common(1)[0][0]
+    return statistics.mode(_size(shapes, f"layer{stage}.0.bn1.weight") // (base * 2 ** (stage - 1)) for stage in (1, 2, 3, 4))
 
 
 def _size(shapes: Shapes, name: str) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -93,10 +93,6 @@ LAYOUTS = (
 )
 
 
-def _same_names(name: str) -> str:
-    return name
-
-
 def _numbered(name: str) -> str:
     """Children of `nn.Sequential(*resnet.children())`; 2, 3 and 8 are ReLU, max-pool and average pool, without tensors."""
     child, _, rest = name.partition(".")
@@ -115,7 +111,7 @@ def _transformers(name: str) -> str:
 
 # The first block of a ResNet -> what makes torchvision's names of its names.
 _NAMINGS: dict[str, tuple[re.Pattern[str], Callable[[str], str]]] = {
-    "torchvision's names": (re.compile(rf"^(|.*\.)layer1{_BLOCK}$"), _same_names),
+    "torchvision's names": (re.compile(rf"^(|.*\.)layer1{_BLOCK}$"), str),
     "numbered children": (re.compile(rf"^(|.*\.)4{_BLOCK}$"), _numbered),
     "transformers' names": (
         re.compile(r"^(|.*\.)encoder\.stages\.0\.layers\.0\.layer\.0\.(?:convolution|normalization)\.weight$"),
@@ -189,30 +185,24 @@ def parse(raw: Raw, key: str | None = None, prefix: str | None = None, *, drop_u
         places = {name: place for name, place in places.items() if any(each.startswith(place.prefix) for each in states[""])}
         container, layout = "", OURS
     else:
-        found = list(_places(states))
+        found = list(dict.fromkeys(_places(states)))
         places = _chosen(raw, states, _asked(raw, found, key, prefix), notes)
         container = next(iter(places.values())).container
         layout = _layout(raw, states[container], places)
         everything = [name for names in states.values() for name in names]
         if layout.padding != "same" and not any(name.endswith("num_batches_tracked") for name in everything):
-            notes.append(
-                "no num_batches_tracked: written before torch 0.4.1, or converted from TensorFlow or JAX, whose networks pad "
-                "otherwise (--padding same)"
-            )
+            origin = "written before torch 0.4.1, or converted from TensorFlow or JAX, whose networks pad otherwise"
+            notes.append(f"no num_batches_tracked: {origin} (--padding same)")
     entries: list[Entry] = []
+    encoders: dict[str, dict[str, Entry]] = {encoder: {} for encoder in places}
     for at, names in states.items():
         for name, (file_key, tensor) in names.items():
             shown = file_key if at == container else f"{at}/{file_key}".lstrip("/")
-            entries.append(_sort(places, found, at, name, Entry(shown, tensor, "not used"), drop_unknown))
-    encoders: dict[str, dict[str, Entry]] = {encoder: {} for encoder in places}
-    for entry in entries:
-        if entry.name and entry.name in encoders[entry.encoder]:
-            twin = encoders[entry.encoder][entry.name].key
-            raise DataError(
-                f"{raw.path}: {twin} and {entry.key} are both {entry.name}", "keep one of them and save the file again"
-            )
-        if entry.name:
-            encoders[entry.encoder][entry.name] = entry
+            entry = _sort(places, found, at, name, Entry(shown, tensor, "not used"), drop_unknown)
+            if entry.name and (twin := encoders[entry.encoder].setdefault(entry.name, entry)) is not entry:
+                both = f"{twin.key} and {entry.key} are both {entry.name}"
+                raise DataError(f"{raw.path}: {both}", "keep one of them and save the file again")
+            entries.append(entry)
     inside = {id(tensor) for names in states.values() for _, tensor in names.values()}
     for at, tensor in tensors_in(raw.tree):
         if id(tensor) not in inside:
@@ -232,10 +222,8 @@ def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
             if isinstance(value, Tensor):
                 names, bare = found.setdefault(place, {}), _WRAPPERS.sub("", str(key))
                 if bare in names:
-                    raise DataError(
-                        f"{raw.path}: {names[bare][0]} and {key} are both {bare} without module. and other wrappers",
-                        "keep only one of them and save the file again",
-                    )
+                    both = f"{names[bare][0]} and {key} are both {bare} without module. and other wrappers"
+                    raise DataError(f"{raw.path}: {both}", "keep only one of them and save the file again")
                 names[bare] = (str(key), value)
             elif isinstance(value, dict) and not (place == "" and str(key).startswith("optimizer")):
                 inside.append((f"{place}/{key}".lstrip("/"), value))
@@ -245,14 +233,11 @@ def _states(raw: Raw) -> dict[str, dict[str, tuple[str, Tensor]]]:
 
 def _places(states: States) -> Iterator[Place]:
     """Every place with a ResNet or with the beginning of one."""
-    seen = set()
     for container, names in states.items():
         for name in names:
             for naming, (first, _) in _NAMINGS.items():
-                match = first.match(name)
-                if match and (place := Place(container, match[1], naming)) not in seen:
-                    seen.add(place)
-                    yield place
+                if match := first.match(name):
+                    yield Place(container, match[1], naming)
 
 
 def _asked(raw: Raw, found: Sequence[Place], key: str | None, prefix: str | None) -> list[Place]:
@@ -263,9 +248,8 @@ def _asked(raw: Raw, found: Sequence[Place], key: str | None, prefix: str | None
         return kept
     if found:
         asked = " and ".join(f"{name} {value}" for name, value in (("--key", key), ("--prefix", prefix)) if value is not None)
-        raise DataError(
-            f"{raw.path}: no ResNet under {asked}; there are {_listed(found)}", "give one of these, or omit the option"
-        )
+        there = f"there are {_listed(found)}"
+        raise DataError(f"{raw.path}: no ResNet under {asked}; {there}", "give one of these, or omit the option")
     raise _unknown(raw)
 
 
@@ -277,10 +261,8 @@ def _chosen(raw: Raw, states: States, places: list[Place], notes: list[str]) -> 
         notes.append(f"the only encoder of the file, under {teachers[0]}, is evaluated as the student")
         students, teachers = teachers, []
     if len(students) != 1:
-        raise DataError(
-            f"{raw.path}: {len(students or teachers)} different ResNets: {_listed(students or teachers)}",
-            "choose one with --key (the container) or --prefix",
-        )
+        found = f"{len(students or teachers)} different ResNets: {_listed(students or teachers)}"
+        raise DataError(f"{raw.path}: {found}", "choose one with --key (the container) or --prefix")
     if len(teachers) > 1:
         notes.append(f"no teacher is read, because there are several: {_listed(teachers)}; --key and --prefix choose one")
     return {"student": students[0]} | ({"teacher": teachers[0]} if len(teachers) == 1 else {})
@@ -290,13 +272,9 @@ def _distinct(places: list[Place], states: States) -> list[Place]:
     """The places without repetitions of the same weights."""
     found: list[tuple[Place, dict[str, Tensor]]] = []
     for place in places:
-        names = states[place.container]
-        rename = _NAMINGS[place.naming][1]
-        own = {
-            rename(name[len(place.prefix) :]): tensor
-            for name, (_, tensor) in names.items()
-            if name.startswith(place.prefix) and _BACKBONE.match(rename(name[len(place.prefix) :]))
-        }
+        names, rename = states[place.container].items(), _NAMINGS[place.naming][1]
+        inner = {rename(name[len(place.prefix) :]): tensor for name, (_, tensor) in names if name.startswith(place.prefix)}
+        own = {name: tensor for name, tensor in inner.items() if _BACKBONE.match(name)}
         if not any(own.keys() == other.keys() and all(_equal(own[name], other[name]) for name in own) for _, other in found):
             found.append((place, own))
     return [place for place, _ in found]
@@ -329,17 +307,19 @@ def _sort(places: Mapping[str, Place], others: Sequence[Place], container: str, 
     mine = [(encoder, place) for encoder, place in owners if name.startswith(place.prefix)]
     encoder, place = max(mine, key=lambda each: len(each[1].prefix), default=("", None))
     if place is None or not encoder:
-        use = "bank" if _BANK.search(name) else "head dropped" if _HEAD.search(name) else "not used"
-        return Entry(entry.key, entry.tensor, use)
+        return replace(entry, use=_outside(name) or "not used")
     inner = _NAMINGS[place.naming][1](name[len(place.prefix) :])
     if not _BACKBONE.match(inner) and others:
-        module = inner.partition(".")[0]
-        if inner == "n_averaged":  # of torch's AveragedModel
-            return Entry(entry.key, entry.tensor, "not used", encoder)
-        if _BANK.search(module) or _HEAD.search(module) or (drop and not _PART.match(inner)):
-            use = "bank" if _BANK.search(module) else "head dropped" if _HEAD.search(module) else "dropped"
-            return Entry(entry.key, entry.tensor, use, encoder)
-    return Entry(entry.key, entry.tensor, "counter" if inner.endswith("num_batches_tracked") else "backbone", encoder, inner)
+        dropped = "not used" if inner == "n_averaged" else _outside(inner.partition(".")[0])  # of torch's AveragedModel
+        if dropped or (drop and not _PART.match(inner)):
+            return replace(entry, use=dropped or "dropped", encoder=encoder)
+    use = "counter" if inner.endswith("num_batches_tracked") else "backbone"
+    return replace(entry, use=use, encoder=encoder, name=inner)
+
+
+def _outside(name: str) -> str:
+    """The use of a tensor or a module that is no part of a ResNet; "" if its name does not say."""
+    return "bank" if _BANK.search(name) else "head dropped" if _HEAD.search(name) else ""
 
 
 def _unknown(raw: Raw) -> DataError:
@@ -348,7 +328,7 @@ def _unknown(raw: Raw) -> DataError:
     if not names:
         held = f"found {one_line(', '.join(list(raw.tree)[:_SHOWN]))}" if raw.tree else "the file is empty"
         return DataError(f"{raw.path}: no tensors in it: {held}", "save model.state_dict() and give that file")
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    shown = ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
     signs = {
         r"\.\d+\.\d+\.shortcut\.[01]\.": "lightly's own ResNet, whose exported form leaves out the ReLU behind the stem",
         r"cls_token|pos_embed": "a vision transformer",

@@ -8,21 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
 from torch import nn
 
 from isd_repro.checkpoints import account, layouts, read
 from isd_repro.checkpoints.account import TensorUse
 from isd_repro.checkpoints.architectures import AUTO, Architecture, infer, settle
 from isd_repro.checkpoints.layouts import Entry, Padding, Parsed
-from isd_repro.config.fields import Frozen, Many, Pixels, Positive
-from isd_repro.config.params import BackboneConfig
 from isd_repro.interfaces import Backbone
 from isd_repro.nn import backbones
 from isd_repro.runtime.errors import ConfigError, DataError, one_line
+from isd_repro.tensor_files import EncoderIdentity, encoder_identity
 
 Which = Literal["student", "teacher", "both"]
 Statistics = Literal["own", "student"]
@@ -30,19 +28,6 @@ Statistics = Literal["own", "student"]
 _NAMED = {"arch", "architecture", "model", "model_name", "backbone", "backbone_name", "encoder", "encoder_name", "base_model"}
 _RESNET = re.compile(r"[a-z]*resne[stx]\w*?\d\w*")
 _PLAIN = re.compile(r"resnet\d+(?:x\d)?(?:_\w+)?")
-
-
-class EncoderHeader(Frozen):
-    """The keys of our encoder files' headers that loading needs; other keys are allowed."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    backbone: BackboneConfig
-    image_size: Pixels
-    crop_ratio: Annotated[float, Field(gt=0, le=1)]
-    mean: Many[float]
-    std: Many[Positive]
-    encoders: Many[str] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,7 @@ def load(
     used: dict[str, set[str]] = {}
     plans = []
     for encoder in wanted:
-        tensors = _tensors_of(parsed, encoder, teacher_bn, raw)
+        tensors = _tensors_of(path, parsed, encoder, teacher_bn, _names(parsed, header))
         plan = _blueprint(parsed, tensors, header, arch, padding, f"{path}: {encoder}")
         encoders[encoder] = _filled(plan, parsed, tensors, encoder, path)
         plans.append(plan)
@@ -181,7 +166,7 @@ def inspect(path: Path, key: str | None = None, prefix: str | None = None) -> In
     except DataError as error:
         listed = tuple(account.row(Entry(place, tensor, ""), "not used") for place, tensor in read.tensors_in(raw.tree))
         return about(tensors=listed, problems=(f"{error.message}; {error.hint}",))
-    names = _names(parsed, raw)
+    names = _names(parsed, header)
     everything = {name: set(parsed.encoders.get(name, {})) for name in names}
     rows = account.uses(parsed, names, everything)
     found: list[str] = []
@@ -215,41 +200,29 @@ class _Misfit(DataError):
         self.found = found
 
 
-def _header(raw: read.Raw) -> EncoderHeader | None:
-    if raw.header is None:
-        return None
-    try:
-        return EncoderHeader.model_validate(raw.header)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataError(f"{raw.path}: its header is not that of an encoder: {problems}", "run `pretrain` again") from error
+def _header(raw: read.Raw) -> EncoderIdentity | None:
+    return None if raw.header is None else encoder_identity(raw.path, raw.header)
 
 
-def _names(parsed: Parsed, raw: read.Raw) -> tuple[str, ...]:
+def _names(parsed: Parsed, header: EncoderIdentity | None) -> tuple[str, ...]:
     """Names of the file's encoders, by the header if there is one, because raw pixels are an encoder without tensors."""
-    return tuple(raw.header.get("encoders", ())) if raw.header else tuple(parsed.encoders)
+    return header.encoders if header else tuple(parsed.encoders)
 
 
-def _tensors_of(parsed: Parsed, encoder: str, teacher_bn: Statistics, raw: read.Raw) -> dict[str, Entry]:
-    names = _names(parsed, raw)
+def _tensors_of(path: Path, parsed: Parsed, encoder: str, teacher_bn: Statistics, names: tuple[str, ...]) -> dict[str, Entry]:
     if encoder not in names:
-        raise DataError(
-            f"{raw.path}: no {encoder} in it (layout {parsed.layout.name}: {', '.join(names) or 'no encoder'})",
-            f"use --which {names[0]}" if names else "the file contains no backbone",
-        )
+        found = f"no {encoder} in it (layout {parsed.layout.name}: {', '.join(names) or 'no encoder'})"
+        raise DataError(f"{path}: {found}", f"use --which {names[0]}" if names else "the file contains no backbone")
     own = dict(parsed.encoders.get(encoder, {}))
     if encoder == "teacher" and teacher_bn == "student":
-        own = {name: entry for name, entry in own.items() if not _is_statistic(name)}
-        own |= {name: entry for name, entry in parsed.encoders.get("student", {}).items() if _is_statistic(name)}
+        student = parsed.encoders.get("student", {})
+        own = {name: own[name] for name in own if ".running_" not in name}
+        own |= {name: student[name] for name in student if ".running_" in name}
     return own
 
 
-def _is_statistic(name: str) -> bool:
-    return name.endswith((".running_mean", ".running_var"))
-
-
 def _blueprint(
-    parsed: Parsed, tensors: Mapping[str, Entry], header: EncoderHeader | None, arch: str, padding: Padding | None, where: str
+    parsed: Parsed, tensors: Mapping[str, Entry], header: EncoderIdentity | None, arch: str, padding: Padding | None, where: str
 ) -> _Blueprint:
     if header is not None:
         return _own(header, tensors, arch, where)
@@ -267,22 +240,18 @@ def _blueprint(
     found = replace(found, padding=padding or parsed.layout.padding)
     if found.small:
         source = "as --padding says" if padding else "solo-learn's" if found.padding == "2" else "torchvision's way"
-        notes.append(
-            f"3x3 stem: assumed to have stride 1, no max-pool and padding {found.padding} ({source}), which shapes do not show; "
-            "--padding states another padding"
-        )
+        assumed = f"stride 1, no max-pool and padding {found.padding} ({source}), which shapes do not show"
+        notes.append(f"3x3 stem: assumed to have {assumed}; --padding states another padding")
     return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
 
 
-def _own(header: EncoderHeader, tensors: Mapping[str, Entry], arch: str, where: str) -> _Blueprint:
+def _own(header: EncoderIdentity, tensors: Mapping[str, Entry], arch: str, where: str) -> _Blueprint:
     """The blueprint of one of this project's files, whose header states the architecture; `--arch` must agree with it."""
     config = header.backbone
     with torch.device("meta"):
         network = backbones.build(config, header.image_size)
-    name = config.arch + (
-        "-small" if config.arch.startswith("resnet") and "narrow" not in config.arch and config.stem == "small" else ""
-    )
-    name += f":{config.pool}" if config.pool > 1 else ""
+    small = config.stem == "small" and config.arch not in ("pixels", "resnet-narrow")
+    name = config.arch + ("-small" if small else "") + (f":{config.pool}" if config.pool > 1 else "")
     if config.arch != "pixels" and arch != AUTO:
         shapes = {key: tuple(entry.tensor.shape) for key, entry in tensors.items()}
         settle(replace(infer(shapes, where), pool=config.pool), arch, where, pool_known=True)
@@ -297,7 +266,7 @@ def _filled(plan: _Blueprint, parsed: Parsed, tensors: Mapping[str, Entry], enco
     if differences := account.compare(tensors, expected, encoder, parsed.prefixes.get(encoder, "")):
         raise _Misfit(f"{where}, {plan.arch}: {differences.words}", differences)
     weights = account.float32(tensors, where)
-    state = {name: weights[name] if name in weights else torch.zeros((), dtype=torch.int64) for name in expected}
+    state = {name: weights.get(name, torch.zeros((), dtype=torch.int64)) for name in expected}
     plan.network.load_state_dict(state, strict=True, assign=True)
     return plan.network.eval().requires_grad_(False)
 
@@ -317,10 +286,8 @@ def _stated(raw: read.Raw, archs: Iterable[str], given: str) -> list[str]:
             if found is None or _spelled(name) in plain:
                 continue
             if given == AUTO and not _PLAIN.fullmatch(found.group()):
-                raise DataError(
-                    f"{raw.path}: the file calls itself {one_line(name)}, a variant whose features a plain ResNet does not give",
-                    f"if it is a plain ResNet, say so with --arch {next(iter(archs))}",
-                )
+                what = f"the file calls itself {one_line(name)}, a variant whose features a plain ResNet does not give"
+                raise DataError(f"{raw.path}: {what}", f"if it is a plain ResNet, say so with --arch {next(iter(archs))}")
             notes[f"the file calls itself {one_line(name)}; it is read as {' / '.join(archs)}, as its tensor shapes say"] = None
     return list(notes)
 

@@ -7,6 +7,7 @@ restricted unpickler (`weights_only=True`) load it.
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
 import io
 import json
@@ -287,8 +288,9 @@ def _unknown(head: bytes) -> DataError:
 
 
 def _is_utf8(head: bytes) -> bool:
+    """Whether the first bytes of a file, cut off anywhere, are UTF-8."""
     try:
-        head[: len(head) - 3 if len(head) == 4096 else None].decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(head) - 8 and len(head) == 4096
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from isd_repro.runtime.errors import is_visible
 
@@ -44,3 +44,8 @@ class Frozen(BaseModel):
     """Base of every parameter block: immutable; an unknown key is an error, and so are `"5"` and `true` in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+def problems(error: ValidationError, prefix: str = "") -> str:
+    """Every problem of a validation error in one line; `prefix` stands before each key."""
+    return "; ".join(f"{prefix}{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

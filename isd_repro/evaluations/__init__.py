@@ -67,8 +67,7 @@ def _model() -> type[Frozen]:
 def asked(name: str, evaluation: Any) -> dict[str, Any]:
     """The settings of an evaluation in the form in which its record states them."""
     own = getattr(load(name), "settings", None)
-    found: dict[str, Any] = own(evaluation) if own else getattr(evaluation, name).model_dump(mode="json")
-    return found
+    return dict(own(evaluation) if own else getattr(evaluation, name).model_dump(mode="json"))
 
 
 def changes(name: str, evaluation: Any, stated: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -86,12 +85,14 @@ def problem(name: str, stated: Mapping[str, Any]) -> str:
     """What is wrong with the settings in a record, as text; "" if they are valid."""
     from pydantic import ValidationError
 
+    from isd_repro.config.fields import problems
+
     if name not in names():
         return f"no evaluation {name!r}: known are {', '.join(names())}"
     try:
         load(name).Config.model_validate({key: value for key, value in stated.items() if key in load(name).Config.model_fields})
     except ValidationError as error:
-        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        return problems(error)
     own = getattr(load(name), "problem", None)
     return str(own(stated)) if own else ""
 
@@ -104,8 +105,7 @@ def columns(evaluation: Any, name: str) -> tuple[str, ...]:
 @cache
 def kind_of(metric: str) -> str:
     """The evaluation that gives a metric; "" if there is none."""
-    found = (name for name in names() if re.fullmatch(load(name).METRICS, metric))
-    return next(found, "")
+    return next((name for name in names() if re.fullmatch(load(name).METRICS, metric)), "")
 
 
 def head(metric: str) -> str:
@@ -143,16 +143,6 @@ def trains(name: str) -> bool:
 def of_any_checkpoint() -> tuple[str, ...]:
     """The evaluations that need only an encoder and labelled images, which the command `evaluate` therefore offers."""
     return tuple(name for name in names() if load(name).evaluate.__annotations__["return"] == "Outcome")
-
-
-def in_all(name: str) -> bool:
-    """Whether `evaluate --protocol all` includes an evaluation."""
-    return bool(getattr(load(name), "IN_ALL", False))
-
-
-def options(name: str) -> tuple[str, ...]:
-    """The options of the command `evaluate` that an evaluation accepts."""
-    return tuple(getattr(load(name), "OPTIONS", ()))
 
 
 def with_options(name: str, given: Mapping[str, Any]) -> Frozen:

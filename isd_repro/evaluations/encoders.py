@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from isd_repro.config.fields import Frozen, Many, Pixels, Positive
-from isd_repro.config.params import BackboneConfig
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import DataError
-from isd_repro.tensor_files import load_tensors
-
-_HINT = "the file was written by another version or for another backbone; run `pretrain` again"
-
-
-class EncoderIdentity(Frozen):
-    """The part of an encoder file's header that evaluation needs; other keys are allowed."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    run: str
-    manifest: str  # sha256 of the images it was trained on
-    backbone: BackboneConfig
-    image_size: Pixels
-    crop_ratio: Annotated[float, Field(gt=0, le=1)]
-    mean: Many[float]
-    std: Many[Positive]
-    encoders: Annotated[Many[Literal["student", "teacher"]], Field(min_length=1)]
+from isd_repro.tensor_files import EncoderIdentity, encoder_identity, load_tensors
 
 
 def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
@@ -44,15 +23,10 @@ def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
             those of its backbone; the message lists every missing or unexpected tensor and every wrong shape or dtype.
     """
     tensors, header = load_tensors(path, "encoder")
-    try:
-        identity = EncoderIdentity.model_validate(header)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise DataError(f"{path}: its header is not that of an encoder: {problems}", _HINT) from error
+    identity = encoder_identity(path, header)
     with torch.random.fork_rng():  # the draw of initial weights, all of them replaced, leaves no trace
         encoders: dict[str, nn.Module] = {name: build(identity.backbone, identity.image_size) for name in identity.encoders}
-    expected = {f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()}
-    _account(path, tensors, expected)
+    _account(path, tensors, {f"{name}.{key}": value for name, net in encoders.items() for key, value in net.state_dict().items()})
     for name, encoder in encoders.items():
         encoder.load_state_dict({key: tensors[f"{name}.{key}"] for key in encoder.state_dict()}, strict=True)
         encoder.eval().requires_grad_(False)
@@ -62,11 +36,9 @@ def load_encoders(path: Path) -> tuple[dict[str, nn.Module], EncoderIdentity]:
 def check_manifest(path: Path, recorded: str, prepared: str, folder: Path | None = None) -> None:
     """Raise `DataError` if the file at `path` was made from other images than those in `folder`; both manifests by sha256."""
     if recorded != prepared:
-        raise DataError(
-            f"{path}: manifest changed since it was made: made with {recorded[:12]}, {folder or 'the prepared subset'} has"
-            f" {prepared[:12]}",
-            "restore or prepare that subset again; if its images have changed, run `pretrain` and all later stages again",
-        )
+        found = f"made with {recorded[:12]}, {folder or 'the prepared subset'} has {prepared[:12]}"
+        hint = "restore or prepare that subset again; if its images have changed, run `pretrain` and all later stages again"
+        raise DataError(f"{path}: manifest changed since it was made: {found}", hint)
 
 
 def check_run(path: Path, said: str, run: str) -> None:
@@ -87,4 +59,5 @@ def _account(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]
         if form(tensors[key]) != form(expected[key])
     ]
     if problems:
-        raise DataError(f"{path}: {len(problems)} tensors do not fit the backbone: {'; '.join(problems)}", _HINT)
+        hint = "the file was written by another version or for another backbone; run `pretrain` again"
+        raise DataError(f"{path}: {len(problems)} tensors do not fit the backbone: {'; '.join(problems)}", hint)

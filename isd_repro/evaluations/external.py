@@ -136,7 +136,7 @@ class Request:
         """The evaluations to run, in the order of their files."""
         known = evaluations.of_any_checkpoint()
         if self.protocol == "all":
-            return tuple(kind for kind in known if evaluations.in_all(kind))
+            return tuple(kind for kind in known if getattr(evaluations.load(kind), "IN_ALL", False))
         if self.protocol not in known:
             raise ConfigError(f"--protocol {self.protocol}: no such evaluation", f"there are {', '.join(known)}, and all")
         return (self.protocol,)
@@ -145,7 +145,7 @@ class Request:
     def settings(self) -> Frozen:
         """Every evaluation's Config, with the options that are given."""
         for option in self.options:
-            if not any(option in evaluations.options(kind) for kind in self.kinds):
+            if not any(option in getattr(evaluations.load(kind), "OPTIONS", ()) for kind in self.kinds):
                 raise ConfigError(f"{option} has no effect with --protocol {self.protocol}", f"omit {option}")
         return evaluations.settings({kind: evaluations.with_options(kind, self.options) for kind in self.kinds})
 
@@ -225,6 +225,7 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
         notes = [*checkpoint.notes, *opened.notes, *filter(None, [copies]), *_about(request, checkpoint, opened, frame)]
         for note in notes:
             progress.say(note)
+        transform = {**asdict(frame), "pixels": opened.pixels}
         identities: dict[str, feature_cache.Identity] = {
             name: {
                 "encoder_sha256": checkpoint.sha256,
@@ -233,12 +234,7 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
                 "place": [request.key, request.prefix, request.padding],
                 "teacher_bn": request.teacher_bn if name == "teacher" else "own",
                 "manifest": manifest.sha256,
-                "transform": {
-                    **asdict(frame),
-                    "pixels": opened.pixels,
-                    "group": group_size(frame.size, best_device()),
-                    "resize": 2,
-                },
+                "transform": {**transform, "group": group_size(frame.size, best_device()), "resize": 2},
                 "dtype": "float32",
                 "arithmetic": {"device": best_device().type, "torch": torch.__version__},
             }
@@ -269,9 +265,8 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
             assert isinstance(record, EvaluationRecord)
             found[kind] = record
         same = [name for name, rows in subject.features["search"].items() if feature_cache.same(rows)]
-    warnings = tuple(
-        f"{name}: features of all images are the same (collapsed), so its numbers are those of chance" for name in same
-    )
+    collapsed = "features of all images are the same (collapsed), so its numbers are those of chance"
+    warnings = tuple(f"{name}: {collapsed}" for name in same)
     for warning in warnings:
         progress.say(warning)
     whole = ExternalRecord(
@@ -282,7 +277,7 @@ def evaluate_checkpoint(request: Request, console: Console) -> None:
         layout=checkpoint.layout,
         arch=checkpoint.arch,
         teacher_bn=request.teacher_bn,
-        transform={**asdict(frame), "channels": checkpoint.channels, "dtype": "float32", "pixels": opened.pixels},
+        transform={**transform, "channels": checkpoint.channels, "dtype": "float32"},
         command=printable(request.command),
         warnings=warnings,
         evaluations=tuple(found[kind] for kind in request.kinds),
@@ -345,12 +340,12 @@ def _images(request: Request, channels: int, progress: Progress) -> Iterator[Ima
         yield image_folder.open_packed(request.prepared, channels, state_root() / "verified")
         return
     assert request.data is not None
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress.task("hashing images"))
-        opened = image_folder.open_folder(
+    with (
+        progress.task("hashing images") as bar,
+        image_folder.open_folder(
             request.data, channels, workers=request.workers, listed=request.listed, begin=bar.begin, advance=bar.advance
-        )
-        found = stack.enter_context(opened)
+        ) as found,
+    ):
         bar.close()
         yield found
 
@@ -360,15 +355,12 @@ def _about(request: Request, checkpoint: Checkpoint, opened: ImageSet, frame: Fr
     sizes = f"{identity.search} labelled images to search or fit, {identity.query} queries, {len(identity.classes)} classes"
     yield f"images: {identity.dataset}, {sizes}, manifest {identity.sha256[:16]}"
     yield f"view: short side to {frame.short_side}, central {frame.size} x {frame.size}"
-    small = int((opened.reader.sizes.amin(dim=1) < frame.short_side).sum())
-    if small:
+    if small := int((opened.reader.sizes.amin(dim=1) < frame.short_side).sum()):
         yield f"{small} of {len(opened.reader.sizes)} images have a short side below {frame.short_side} and are enlarged to it"
     stated = request.image_size or checkpoint.image_size
     if stated is None and ("-small" in checkpoint.arch or "narrow" in checkpoint.arch):
-        yield (
-            f"the encoder has a stem for small images and gets {frame.size} pixels; "
-            "--image-size gives the size that it was trained at"
-        )
+        hint = "--image-size gives the size that it was trained at"
+        yield f"the encoder has a stem for small images and gets {frame.size} pixels; {hint}"
 
 
 @contextmanager
@@ -414,7 +406,5 @@ def _print(request: Request, record: ExternalRecord, notes: Sequence[str]) -> No
     for one in record.evaluations:
         text = f"{evaluations.title(one.kind)}: {one.protocol}. {evaluations.note(one.kind)}"
         out.print(printable(text.strip()), markup=False, soft_wrap=True)
-    chance = 100 / len(manifest.classes)
-    out.print(
-        f"Chance is {chance:.2f} % top-1 ({len(manifest.classes)} classes). Intervals are over the queries, for this encoder."
-    )
+    chance = f"Chance is {100 / len(manifest.classes):.2f} % top-1 ({len(manifest.classes)} classes)."
+    out.print(f"{chance} Intervals are over the queries, for this encoder.")

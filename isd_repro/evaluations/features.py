@@ -141,19 +141,13 @@ def load_features(path: Path, encoder_sha256: str) -> Features:
     if identity.get("encoder_sha256") != encoder_sha256:
         made = str(identity.get("encoder_sha256"))[:12]
         raise DataError(f"{path}: made by encoder file {made}, but the run's encoder file is {encoder_sha256[:12]}", hint)
-    names = tuple(identity.get("encoders", ()))
+    names, found = tuple(identity.get("encoders", ())), dict[str, dict[str, Tensor]]()
     wanted = {"search.label", "query.label", *(f"{name}.{split}" for name in names for split in ("search", "query"))}
     if not names or wanted != set(tensors):
         raise DataError(f"{path}: expected tensors {sorted(wanted)}, found {sorted(tensors)}", hint)
-    for name in names:
-        for split in ("search", "query"):
-            rows, labels = len(tensors[f"{name}.{split}"]), len(tensors[f"{split}.label"])
-            if rows != labels:
-                raise DataError(f"{path}: {rows} rows in {name}.{split}, but {labels} in {split}.label", hint)
-    return Features(
-        search={name: tensors[f"{name}.search"] for name in names},
-        query={name: tensors[f"{name}.query"] for name in names},
-        search_label=tensors["search.label"],
-        query_label=tensors["query.label"],
-        identity=identity,
-    )
+    for split in ("search", "query"):
+        found[split] = {name: tensors[f"{name}.{split}"] for name in names}
+        for name, rows in found[split].items():
+            if len(rows) != (labels := len(tensors[f"{split}.label"])):
+                raise DataError(f"{path}: {len(rows)} rows in {name}.{split}, but {labels} in {split}.label", hint)
+    return Features(found["search"], found["query"], tensors["search.label"], tensors["query.label"], identity)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from isd_repro.config.fields import Distinct, Frozen, Natural, Words
+from isd_repro.config.fields import Distinct, Frozen, Natural, Words, problems
 from isd_repro.data.labelled import Labelled, labelled, percent
 from isd_repro.evaluations import linear
 from isd_repro.evaluations.linear import among_five, probe
@@ -58,8 +58,7 @@ def head(metric: str) -> str:
 def settings(evaluation: Any) -> dict[str, Any]:
     """The settings of the head and of the draw of labelled images, as the record states them."""
     own: Config = evaluation.few_label
-    head_settings: dict[str, Any] = evaluation.linear.model_dump(mode="json")
-    return {**head_settings, "fractions": list(own.fractions), "draw_seed": own.seed}
+    return {**evaluation.linear.model_dump(mode="json"), "fractions": list(own.fractions), "draw_seed": own.seed}
 
 
 def inputs(subject: Subject, config: Config) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def problem(stated: Mapping[str, Any]) -> str:
         parts = TypeAdapter(dict[str, _Labelled]).validate_python(stated.get("labelled"))
         fractions = TypeAdapter(tuple[float, ...]).validate_python(stated.get("fractions"))
     except ValidationError as error:
-        return "; ".join(f"labelled.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        return problems(error, "labelled.")
     shares = {percent(fraction) for fraction in fractions}
     return "" if shares == parts.keys() else f"labelled images of {sorted(parts)} %, fractions {sorted(shares)} %"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from isd_repro.data.manifests import Split
     from isd_repro.evaluations.linear_clean import CleanProbe
-    from isd_repro.evaluations.linear_head import HeadResult, LinearTask, PaperHead, Rider
+    from isd_repro.evaluations.linear_head import LinearTask, PaperHead, Rider
     from isd_repro.evaluations.subject import Outcome, Subject, Views
 
 TITLE = "Linear"
@@ -116,8 +116,7 @@ def evaluate(subject: Subject, config: Config) -> Outcome:
             notes.append(f"{name} linear-clean: learning rate {out.lr:g} and epoch {out.epoch}, {how}")
     if further:
         every = {(name, config.seed): one for name, one in results.items()}
-        every |= {key: one.outcome() for key, one in further.items()}
-        chosen["correct_by_seed"], lines = _by_seed(every, label)
+        chosen["correct_by_seed"], lines = _by_seed(every | further, label)
         notes += lines
     return Outcome(predictions, chosen, tuple(notes))
 
@@ -131,8 +130,8 @@ def probe(
     title: str = "linear",
     on_row: Callable[[Mapping[str, float]], None] = lambda row: None,
     riders: Callable[[LinearTask], Sequence[Rider]] = lambda task: (),
-) -> dict[str, HeadResult]:
-    """Print a time estimate, then train the heads on a labelled split; results by encoder.
+) -> dict[str, PaperHead]:
+    """Print a time estimate, then train the heads on a labelled split; the trained heads by encoder.
 
     Args:
         subject: what is evaluated.
@@ -226,7 +225,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _by_seed(results: Mapping[tuple[str, int], HeadResult], label: Tensor) -> tuple[dict[str, Any], list[str]]:
+def _by_seed(results: Mapping[tuple[str, int], PaperHead], label: Tensor) -> tuple[dict[str, Any], list[str]]:
     """Number of correct queries of every seed, by encoder and metric, and lines that state their mean and range."""
     correct: dict[str, dict[str, dict[str, int]]] = {}
     for (name, seed), out in sorted(results.items()):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from isd_repro.evaluations.features import require_finite
-from isd_repro.evaluations.linear_head import Standardise, answers, descend, new_head, rate, sgd, standardise
+from isd_repro.evaluations.linear_head import answers, descend, new_head, rate, sgd, standardise
 from isd_repro.runtime.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -90,12 +90,10 @@ class CleanProbe:
         require_finite(search, f"search features of encoder {name!r}")
         self.name = name
         self._held = hold_out(label, settings.seed)
-        found = standardise(search[~self._held])
-        self._transform = Standardise(found.mean.to(device), found.scale.to(device))
+        self._transform = standardise(search[~self._held], device)
         self._held_z = self._transform(search[self._held].to(device))
         self._held_label = label[self._held]
         self._order, self._now = order, (-1, [torch.empty(0, dtype=torch.int64)])
-        self._factors = FACTORS
         self._heads = [new_head(search.shape[1], classes, settings.seed).to(device) for _ in FACTORS]
         self._sgds = [sgd(head, settings, settings.lr * factor) for head, factor in zip(self._heads, FACTORS, strict=True)]
         self._settings = settings
@@ -113,7 +111,7 @@ class CleanProbe:
         z, lr = self._transform(features[taught]), rate(self._settings, epoch)
         for at, (head, optimiser) in enumerate(zip(self._heads, self._sgds, strict=True)):
             if self._alive[at]:
-                loss = descend(head, optimiser, z, label[taught], lr * self._factors[at])
+                loss = descend(head, optimiser, z, label[taught], lr * FACTORS[at])
                 self._alive[at] = math.isfinite(float(loss))
 
     def close_epoch(self, epoch: int) -> Mapping[str, float]:
@@ -134,11 +132,9 @@ class CleanProbe:
         """
         correct, epoch, at = self._best
         if correct < 0:
-            raise UserError(
-                f"linear-clean of encoder {self.name!r}: every learning rate of the grid diverged", "check its features"
-            )
+            found = f"linear-clean of encoder {self.name!r}: every learning rate of the grid diverged"
+            raise UserError(found, "check its features")
         head = self._heads[at]
         head.load_state_dict(self._kept)
         predicted, among = answers(head, self._transform(query.to(self._held_z.device)))
-        lr = self._settings.lr * self._factors[at]
-        return Chosen(predicted, among, lr, epoch, correct, len(self._held_label), head.cpu())
+        return Chosen(predicted, among, self._settings.lr * FACTORS[at], epoch, correct, len(self._held_label), head.cpu())

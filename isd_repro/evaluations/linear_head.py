@@ -64,26 +64,6 @@ class LinearTask:
     train_batches: TrainBatches
 
 
-@dataclass(frozen=True)
-class HeadResult:
-    """The result of one encoder's head.
-
-    Attributes:
-        last: predicted class of every query after the last epoch, int64, Q.
-        best: the same after the epoch with the most correct queries, the first of equals.
-        best_epoch: that epoch, counted from 1.
-        head: the head after the last epoch.
-        last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
-    """
-
-    last: Tensor
-    best: Tensor
-    best_epoch: int
-    head: nn.Linear
-    last5: Tensor
-    best5: Tensor
-
-
 class Rider(Protocol):
     """A further head that is trained in the same pass of a backbone over the views.
 
@@ -105,12 +85,12 @@ def rate(settings: Config, epoch: int) -> float:
     return settings.lr * settings.factor ** sum(epoch >= milestone for milestone in settings.milestones)
 
 
-def standardise(search: Tensor) -> Standardise:
-    """Statistics of the L2-normalised training features (N x D); `DataError` if N is below 2."""
+def standardise(search: Tensor, device: torch.device | None = None) -> Standardise:
+    """Statistics of the L2-normalised training features (N x D), then moved to `device`; `DataError` if N is below 2."""
     if len(search) < 2:
         raise DataError(f"linear evaluation needs at least 2 labelled images, found {len(search)}", "raise search_per_class")
     var, mean = torch.var_mean(functional.normalize(search, dim=1), dim=0, correction=1)
-    return Standardise(mean=mean, scale=(var + EPS).sqrt())
+    return Standardise(mean.to(device), (var + EPS).sqrt().to(device))
 
 
 def new_head(features: int, classes: int, seed: int) -> nn.Linear:
@@ -130,7 +110,7 @@ def train(
     device: torch.device,
     on_epoch: OnEpoch = lambda row: None,
     riders: Sequence[Rider] = (),
-) -> dict[str, HeadResult]:
+) -> dict[str, PaperHead]:
     """Train and score one head per encoder; all heads see the same views and start from the same seed.
 
     Several ranks share the forward passes; every rank then has the features of the whole batch and trains the same heads.
@@ -144,7 +124,7 @@ def train(
         riders: further heads, which do not affect the others.
 
     Returns:
-        the results by encoder.
+        the trained heads by encoder.
 
     Raises:
         UserError: a loss is not finite, or another rank has ended.
@@ -152,8 +132,8 @@ def train(
     """
     for encoder in encoders.values():
         encoder.to(device).eval()
-    probes = {name: PaperHead(name, name, task, settings, device) for name in encoders}
-    heads: list[Rider] = [*probes.values(), *riders]
+    found = {name: PaperHead(name, name, task, settings, device) for name in encoders}
+    heads: list[Rider] = [*found.values(), *riders]
     with exact(device):
         for epoch in range(settings.epochs):
             for step, (images, labels) in enumerate(task.train_batches(epoch)):
@@ -168,18 +148,25 @@ def train(
             for head in heads:
                 row |= head.close_epoch(epoch + 1)
             on_epoch(row)
-    return {name: probe.outcome() for name, probe in probes.items()}
+    return found
 
 
 class PaperHead:
-    """The paper's protocol for one encoder: its head and its best epoch so far."""
+    """The paper's protocol for one encoder: its head and its best epoch so far.
+
+    Attributes:
+        head: the head after the last epoch.
+        last: predicted class of every query after the last epoch, int64 on the CPU, Q.
+        best: the same after the epoch with the most correct queries, the first of equals.
+        best_epoch: that epoch, counted from 1.
+        last5, best5: the classes of the largest logits of every query after those epochs, int64, Q x min(5, classes).
+    """
 
     def __init__(self, name: str, title: str, task: LinearTask, settings: Config, device: torch.device) -> None:
         require_finite(task.search[name], f"search features of encoder {name!r}")
         require_finite(task.query[name], f"query features of encoder {name!r}")
-        found = standardise(task.search[name])
         self.name, self.title = name, title
-        self.transform = Standardise(found.mean.to(device), found.scale.to(device))
+        self.transform = standardise(task.search[name], device)
         self.query = self.transform(task.query[name].to(device))
         self.query_label = task.query_label
         self.head = new_head(self.query.shape[1], task.classes, settings.seed).to(self.query)
@@ -209,10 +196,6 @@ class PaperHead:
         self.loss.zero_()
         self.seen = 0
         return {f"{self.title}/loss": loss, f"{self.title}/top1": 100.0 * correct / max(len(self.query_label), 1)}
-
-    def outcome(self) -> HeadResult:
-        """The results of the last and of the best epoch."""
-        return HeadResult(self.last, self.best, self.best_epoch, self.head.cpu(), self.last5, self.best5)
 
 
 def sgd(head: nn.Linear, settings: Config, lr: float) -> torch.optim.SGD:

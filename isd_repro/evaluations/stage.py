@@ -125,19 +125,12 @@ def extract(name: str, params: Params, layout: Layout, console: Console) -> None
     if ranks.rank() > 0:
         return
     search, query = subject.split("search"), subject.split("query")
-    identity = {
-        "run": name,
-        "encoder_sha256": subject.sha256,
-        "manifest": subject.manifest.sha256,
-        "encoders": list(subject.encoders),
-        "image_size": subject.frame.size,
-        "normalised": False,
-    }
-    save_features(
-        layout.features(name), Features(dict(found["search"]), dict(found["query"]), search.label, query.label, identity)
-    )
+    made_from = {"encoder_sha256": subject.sha256, "manifest": subject.manifest.sha256}
+    made_by = {"run": name, "encoders": list(subject.encoders), "image_size": subject.frame.size, "normalised": False}
+    kept = Features(dict(found["search"]), dict(found["query"]), search.label, query.label, made_by | made_from)
+    save_features(layout.features(name), kept)
     seconds = time.monotonic() - started
-    config = {"encoder_sha256": subject.sha256, "manifest": subject.manifest.sha256, **shown_provenance()}
+    config = {**made_from, **shown_provenance()}
     row = {"epoch": params.runs[name].optim.epochs, "images": len(search) + len(query), "seconds": round(seconds, 3)}
     with open_stage("extract", name, params, layout, identity=subject.sha256, config=config) as tracker:
         tracker.log(row)

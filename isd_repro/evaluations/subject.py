@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.data import eval_loader, manifests
-from isd_repro.data.eval_loader import Frame, Reader, StoreReader, ViewSettings
+from isd_repro.data.eval_loader import Frame, Reader, StoreReader
 from isd_repro.data.manifests import Prepared, Split, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
@@ -154,21 +154,15 @@ class Subject:
 
     def extract(self) -> SplitFeatures:
         """Compute the features of both splits; every image is read only once for all encoders."""
-        splits = {name: self.prepared.split(name) for name in ("search", "query")}
+        splits, found = {name: self.prepared.split(name) for name in ("search", "query")}, {}
         with self.progress.task(f"{self.name}: features") as bar:
             bar.begin(sum(map(len, splits.values())))
-            return {
-                name: features(
-                    self.encoders,
-                    eval_loader.centred(self.reader, split.index, self.frame, self.device),
-                    len(split),
-                    self.device,
-                    bar.advance,
-                )
-                for name, split in splits.items()
-            }
+            for name, split in splits.items():
+                images = eval_loader.centred(self.reader, split.index, self.frame, self.device)
+                found[name] = features(self.encoders, images, len(split), self.device, bar.advance)
+        return found
 
-    def augmented(self, split: Split, settings: ViewSettings) -> Views:
+    def augmented(self, split: Split, settings: Any) -> Views:
         """Batches of augmented images of a split, each image once per epoch; a pure function of (seed, epoch)."""
         return eval_loader.augmented(self.reader, split, self.frame, settings, self.device)
 
@@ -236,19 +230,15 @@ def open_run(
             prepared = open_prepared(folder, layout.verified, manifest=manifest)
         return prepared, StoreReader(prepared.store)
 
+    def snapshot(one: Path) -> Subject:
+        other = open_run(name, params, layout, progress, path=one)
+        return replace(other, open_images=lambda: (subject.prepared, subject.reader))  # opened once for all snapshots
+
     def snapshots() -> dict[int, Callable[[], Subject]]:
-        found = snapshots_in(layout.snapshots(name))
-        if not found:
+        if not (found := snapshots_in(layout.snapshots(name))):
             hint = "set efficiency.snapshot_every and run `pretrain` again"
             raise DataError(f"{layout.snapshots(name)}: no snapshot in it", hint)
-        return {epoch: _at(one) for epoch, one in {**found, run.optim.epochs: file}.items()}
-
-    def _at(one: Path) -> Callable[[], Subject]:
-        def open_it() -> Subject:
-            other = open_run(name, params, layout, progress, path=one)
-            return replace(other, open_images=lambda: (subject.prepared, subject.reader))  # opened once for all snapshots
-
-        return open_it
+        return {epoch: partial(snapshot, one) for epoch, one in {**found, run.optim.epochs: file}.items()}
 
     subject = Subject(
         name=name,

@@ -36,8 +36,7 @@ def columns(config: Config) -> list[str]:
 
 def settings(evaluation: Any) -> dict[str, Any]:
     """The settings of `knn`, as the record states them."""
-    found: dict[str, Any] = evaluation.knn.model_dump(mode="json")
-    return found
+    return dict(evaluation.knn.model_dump(mode="json"))
 
 
 def evaluate(subject: Subject, config: Config) -> Curve:

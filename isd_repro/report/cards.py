@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params
+from isd_repro.config.params import Params, in_words
 from isd_repro.evaluations import head
 from isd_repro.records import PretrainRecord
 from isd_repro.report import costs, run_details, text
@@ -46,7 +46,7 @@ def render(params: Params, records: Records, layout: Layout) -> dict[str, bytes]
             protocols=dict.fromkeys(f"{one.record.kind.replace('_', ' ')}: {one.record.protocol}" for one in evaluated),
             best=any(cell.metric.removesuffix("-top5").endswith("-best") for *_, cell in scores),
             unchecked=any(cell.level == RECORDED for *_, cell in scores),
-            rule=params.subsets[record.manifest.subset].rule.in_words(),
+            rule=in_words(params.subsets[record.manifest.subset].rule),
             terms=_TERMS[params.subsets[record.manifest.subset].source.name],
             config=text.flatten({key: value for key, value in record.config.items() if key != "manifest"}),
             deviations=[piece for piece, is_id in notes if is_id],

@@ -24,13 +24,13 @@ from isd_repro import methods
 from isd_repro.config.fields import Frozen
 from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Params
-from isd_repro.config.reader import find_run
+from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.data import contact_sheet
 from isd_repro.data.eval_loader import Frame, StoreReader, centred
 from isd_repro.data.loader import generator_of
 from isd_repro.data.manifests import Prepared, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
-from isd_repro.evaluations.encoders import EncoderIdentity, check_manifest, load_encoders
+from isd_repro.evaluations.encoders import check_manifest, load_encoders
 from isd_repro.evaluations.features import Features, features, load_features, require_finite
 from isd_repro.provenance import source_hash
 from isd_repro.report import clusters, image_pages, tsne
@@ -38,8 +38,8 @@ from isd_repro.report.clusters import scikit_learn
 from isd_repro.report.templating import environment
 from isd_repro.runtime.errors import DataError
 from isd_repro.runtime.files import sha256_file, write_atomic
-from isd_repro.tensor_files import load_tensors
-from isd_repro.tracking import names, open_stage
+from isd_repro.tensor_files import EncoderIdentity, load_tensors
+from isd_repro.tracking import open_stage
 
 BANK = 4096  # anchors if the method has no bank
 TOP = 10  # anchors shown of each query, as in the paper
@@ -130,7 +130,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
     files["figures.json"] = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
     for file, content in files.items():
         write_atomic(folder / file, content)
-    identity = names.digest(facts["files"])
+    identity = fingerprint(facts["files"])
     with open_stage("figures", name, params, layout, identity=identity, config=image_pages.config(facts)) as tracker:
         purity = {f"clusters/{key}": facts["clusters"][key] for key in ("purity", "purity_of_shuffled_labels")}
         tracker.log({"epoch": params.runs[name].optim.epochs, **purity})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from isd_repro.config.params import Hypothesis, Params
+from isd_repro.config.params import Hypothesis, Params, in_words
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Table
@@ -107,7 +107,7 @@ def _scale(params: Params, records: Records) -> str:
     for subsets in families(params):
         config = params.subsets[subsets[0]]
         manifest = next(filter(None, (records.runs[run].manifest for subset in subsets for run in runs_of(params, subset))), None)
-        images = "the authors' lists" if config.rule.name == "list" else config.rule.in_words()
+        images = "the authors' lists" if config.rule.name == "list" else in_words(config.rule)
         if manifest:
             counts = f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes"
             images = f"{counts}, {text.count(manifest.query)} queries"

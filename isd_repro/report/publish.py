@@ -17,7 +17,7 @@ from rich.console import Console
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.config.reader import find_run
+from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.evaluations import summary
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
 from isd_repro.report import image_pages, page, run_records
@@ -183,7 +183,7 @@ class _Builder:
         path = self.layout.encoder(name).parent / "figures" / "figures.json"
         if rows and pictures and path.is_file():
             facts = json.loads(path.read_text("utf-8"))
-            identity = names.digest(facts["files"])
+            identity = fingerprint(facts["files"])
             yield self._replay(name, "figures", identity, image_pages.config(facts), rows=rows, pictures=pictures)
 
     def report(self, assembled: page.Report, results: list[Artifact]) -> Replay:
@@ -191,7 +191,7 @@ class _Builder:
         kept = ANONYMOUS_FILES if self.options.anonymous else REPORT_FILES
         texts = {name: content for name, content in page.render(assembled).items() if name in kept}
         made = Artifact(self._artifact_name("report"), "report", texts=texts)
-        identity = names.digest({one.name: sorted(one.digests.items()) for one in results})
+        identity = fingerprint({one.name: sorted(one.digests.items()) for one in results})
         return self._replay(self.params.profile, "report", identity, {}, needs=results, makes=[made])
 
     def _replay(self, name: str, stage: str, identity: str, config: dict[str, Any], **rest: Any) -> Replay:

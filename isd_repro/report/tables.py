@@ -15,7 +15,7 @@ import numpy as np
 
 from isd_repro import evaluations
 from isd_repro.config.fields import GROUPS
-from isd_repro.config.params import Halves, ListFile, Params, Unbalanced
+from isd_repro.config.params import Halves, ListFile, Params, Unbalanced, in_words
 from isd_repro.evaluations import head
 from isd_repro.records import SHOTS, TargetEvaluation
 from isd_repro.report import intervals, text
@@ -166,7 +166,7 @@ def _external_cell(external: External, key: Key) -> Cell:
 
 def describe(params: Params, records: Records, subset: str) -> str:
     """One sentence on a subset's images; sizes are given only if a record states them."""
-    drawn = params.subsets[subset].rule.in_words()
+    drawn = in_words(params.subsets[subset].rule)
     manifest = next(filter(None, (records.runs[name].manifest for name in runs_of(params, subset))), None)
     if manifest is None:
         return f"Training images: {drawn}."
@@ -253,7 +253,7 @@ def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> lis
     found = [records.runs[run] for subset in subsets for run in planned(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
-    images = f"the authors' lists {text.listing(lists)}" if lists else params.subsets[subsets[0]].rule.in_words()
+    images = f"the authors' lists {text.listing(lists)}" if lists else in_words(params.subsets[subsets[0]].rule)
     notes = (f"Training images of each draw: {images}.", *protocols(params, found))
     first = one_seed(params, [run.run for run in found], "Subset")
     tables: list[Table] = []

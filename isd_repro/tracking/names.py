@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
+from isd_repro.config.reader import fingerprint
 from isd_repro.records import CHOSEN
 
 ID_LENGTH = 8  # hex digits of what a stage was made from
@@ -50,7 +50,7 @@ def describe(params: Params, layout: Layout, name: str, stage: str, *, identity:
         layout: where its files are.
         name: a run or a subset.
         stage: the command.
-        identity: hex digits that identify the stage's inputs: the fingerprint for `pretrain`, otherwise their `digest`.
+        identity: hex digits that identify the stage's inputs: the fingerprint for `pretrain`, otherwise of their identity.
         config: values of this stage, versions and machine.
     """
     group, title = f"{params.profile}-{name}", f"{params.profile}-{name}-{stage}"
@@ -80,16 +80,10 @@ def allowed(name: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", name.lower())
 
 
-def digest(parts: Mapping[str, object]) -> str:
-    """Sha256 of JSON-serialisable parts."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def evaluation_identity(encoder_sha256: str, settings: Mapping[str, object]) -> str:
     """The identity of an evaluation's inputs: the encoder and the settings."""
     asked = {key: value for key, value in settings.items() if key not in CHOSEN}
-    return digest({"encoder": encoder_sha256, "settings": asked})
+    return fingerprint({"encoder": encoder_sha256, "settings": asked})
 
 
 def image(key: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isd_repro.config.params import Tracking
+from isd_repro.config.reader import fingerprint
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import UserError
 from isd_repro.tracking import history, names, session
@@ -35,11 +36,7 @@ _log = logging.getLogger("isd_repro.tracking")
 
 # The publishing machine is not the one that made the results, and `config` says what that was: W&B need not look at this one.
 _QUIET = {
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-    "disable_git": True,
-    "disable_code": True,
+    **dict.fromkeys(("x_disable_machine_info", "x_disable_meta", "x_disable_stats", "disable_git", "disable_code"), True),
     "program": "isd-repro",
     "host": "published",
     "finish_timeout_raises": True,
@@ -141,12 +138,8 @@ class Publisher:
         try:
             history.mark_synced(self._folder, replay.run.id, self._tracking.project)
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-            title = replay.run.title
-            _log.warning(
-                "%s was sent, but its offline files could not be marked (%s): `wandb sync` would send it again",
-                title,
-                brief(error),
-            )
+            words = "%s was sent, but its offline files could not be marked (%s): `wandb sync` would send it again"
+            _log.warning(words, replay.run.title, brief(error))
 
     def _log(self, run: Any, replay: Replay, there: History) -> None:
         define_metrics(run, replay.rows[0] if replay.rows else {})
@@ -162,11 +155,10 @@ class Publisher:
 
     def _artifacts(self, run: Any, replay: Replay) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            made = [_artifact(one, Path(folder)) for one in replay.makes]
-            for artifact in [_artifact(one, Path(folder)) for one in replay.needs] if self.mode == "online" else []:
-                run.use_artifact(artifact)
-            for artifact in made:
-                logged = run.log_artifact(artifact)
+            for one in replay.needs if self.mode == "online" else ():
+                run.use_artifact(_artifact(one, Path(folder)))
+            for one in replay.makes:
+                logged = run.log_artifact(_artifact(one, Path(folder)))
                 if self.mode == "online":
                     logged.wait(timeout=int(session.FINISH_TIMEOUT))
 
@@ -197,15 +189,14 @@ def _artifact(one: Artifact, folder: Path) -> Any:
 def neutral_folder(folder: Path) -> Path:
     """The staging folder of anonymous artifacts: W&B writes its path into what it sends, so it must not identify anybody."""
     base = next((path for path in (Path("/var/tmp"), Path(tempfile.gettempdir())) if os.access(path, os.W_OK)), folder)  # noqa: S108
-    return base / f"isd-repro-{names.digest({'folder': str(folder.resolve())})[:12]}"
+    return base / f"isd-repro-{fingerprint({'folder': str(folder.resolve())})[:12]}"
 
 
 def notes_folder(folder: Path, tracking: Tracking, mode: Attempt) -> Path:
     """The folder that notes what was sent to one server, entity and project; without it, W&B's server is queried."""
     server = session.server() if mode == "online" else "offline"
     entity = tracking.entity or os.environ.get("WANDB_ENTITY")
-    target = names.digest({"server": server, "entity": entity, "project": tracking.project})
-    return folder / "wandb" / "published" / target[:16]
+    return folder / "wandb" / "published" / fingerprint({"server": server, "entity": entity, "project": tracking.project})
 
 
 def write_note(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""The linear protocol against a slow oracle in float64, written from its equations."""
+"""Both linear protocols against a slow oracle in float64; no query and no held-out image has a part in the clean one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isd_repro.evaluations import linear_clean as clean
 from isd_repro.evaluations import linear_head as linear
 from isd_repro.evaluations.linear import Config as Linear
-from isd_repro.evaluations.linear import check_protocol
+from isd_repro.evaluations.linear import check_protocol, for_checkpoint
+from isd_repro.evaluations.linear_clean import CleanProbe, hold_out
 from isd_repro.evaluations.linear_head import LinearTask
+from isd_repro.records import Mask
 from isd_repro.runtime.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
 CLASSES, TRAIN, QUERIES, DIM = 4, 50, 30, 6
 Matrix = npt.NDArray[np.float64]
+EVERY: Mask = np.ones(TRAIN, dtype=np.bool_)
 
 
 def network(seed: int) -> nn.Sequential:
@@ -41,17 +45,21 @@ def forward(net: nn.Sequential, images: Tensor) -> Matrix:
     return rectified
 
 
+def order(epoch: int) -> Sequence[Tensor]:
+    """Which images each batch of an epoch shows."""
+    return list(torch.randperm(TRAIN, generator=torch.Generator().manual_seed(100 + epoch)).split(16))
+
+
 class World:
     """Images in classes, noisy copies of them as views, and the task that a stage would make of them."""
 
-    def __init__(self, nets: Mapping[str, nn.Sequential], batch: int = 16) -> None:
+    def __init__(self, nets: Mapping[str, nn.Sequential]) -> None:
         draw = torch.Generator().manual_seed(0)
         centre = torch.randn(CLASSES, 3, 2, 2, generator=draw)
         self.label = torch.arange(TRAIN) % CLASSES
         self.train = centre[self.label] + 0.8 * torch.randn(TRAIN, 3, 2, 2, generator=draw)
         self.query_label = torch.arange(QUERIES) % CLASSES
         self.query = centre[self.query_label] + 0.8 * torch.randn(QUERIES, 3, 2, 2, generator=draw)
-        self.batch = batch
         self.epochs: list[int] = []
         self.task = LinearTask(
             search={name: torch.from_numpy(forward(net, self.train)).float() for name, net in nets.items()},
@@ -63,45 +71,50 @@ class World:
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         self.epochs.append(epoch)
-        draw = torch.Generator().manual_seed(100 + epoch)
-        for chosen in torch.randperm(TRAIN, generator=draw).split(self.batch):
+        draw = torch.Generator().manual_seed(200 + epoch)
+        for chosen in order(epoch):
             views = self.train[chosen] + 0.3 * torch.randn(len(chosen), 3, 2, 2, generator=draw)
             yield views, self.label[chosen]
 
 
+def unit(rows: Matrix) -> Matrix:
+    return np.stack([row / max(float(np.sqrt((row**2).sum())), 1e-12) for row in rows])
+
+
+def standardised(net: nn.Sequential, world: World, taught: Mask, images: Tensor) -> Matrix:
+    """Features of some images by the mean and variance of those that are taught."""
+    known = unit(forward(net, world.train)[taught])
+    mean = known.sum(axis=0) / len(known)
+    var = ((known - mean) ** 2).sum(axis=0) / (len(known) - 1)
+    scaled: Matrix = (unit(forward(net, images)) - mean) / np.sqrt(var + 1e-5)
+    return scaled
+
+
 def oracle(
-    net: nn.Sequential, world: World, settings: Linear, rates: list[float]
-) -> tuple[Matrix, Matrix, list[Matrix], list[float]]:
-    """Weight and bias after the last epoch, and every epoch's predictions and mean loss."""
-
-    def unit(rows: Matrix) -> Matrix:
-        return np.stack([row / max(float(np.sqrt((row**2).sum())), 1e-12) for row in rows])
-
-    known = unit(forward(net, world.train))
-    mean = known.sum(axis=0) / TRAIN
-    var = ((known - mean) ** 2).sum(axis=0) / (TRAIN - 1)
+    net: nn.Sequential, world: World, settings: Linear, rates: Sequence[float], taught: Mask = EVERY
+) -> list[tuple[Matrix, Matrix, float]]:
+    """Weight, bias and mean loss of every epoch; only the images that are taught take part."""
     start = linear.new_head(DIM, CLASSES, settings.seed)
     values = {"w": start.weight.detach().double().numpy().copy(), "b": start.bias.detach().double().numpy().copy()}
     speed = {key: np.zeros_like(value) for key, value in values.items()}
-    predictions, losses = [], []
+    found = []
     for epoch, lr in enumerate(rates):
         total = 0.0
-        for images, label in world.batches(epoch):
-            z = (unit(forward(net, images)) - mean) / np.sqrt(var + 1e-5)
+        for (images, label), chosen in zip(world.batches(epoch), order(epoch), strict=True):
+            kept = taught[chosen.numpy()]
+            z = standardised(net, world, taught, images)[kept]
             logits = z @ values["w"].T + values["b"]
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             p = odds / odds.sum(axis=1, keepdims=True)
-            hot = np.eye(CLASSES)[label.numpy()]
+            hot = np.eye(CLASSES)[label.numpy()[kept]]
             total -= float(np.log((p * hot).sum(axis=1)).sum())
-            error = (p - hot) / len(label)
+            error = (p - hot) / kept.sum()
             gradient = {"w": error.T @ z, "b": error.sum(axis=0)}
             for key, value in values.items():
                 speed[key] = settings.sgd_momentum * speed[key] + gradient[key] + settings.weight_decay * value
                 values[key] = value - lr * speed[key]
-        z = (unit(forward(net, world.query)) - mean) / np.sqrt(var + 1e-5)
-        predictions.append((z @ values["w"].T + values["b"]).argmax(axis=1))
-        losses.append(total / TRAIN)
-    return values["w"], values["b"], predictions, losses
+        found.append((values["w"], values["b"], total / TRAIN))
+    return found
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
@@ -116,11 +129,14 @@ def test_weights_losses_and_predictions_equal_the_oracle(epochs: int) -> None:
     assert [row["lr"] for row in rows] == pytest.approx(rates, rel=1e-12)
     assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
     for name, net in nets.items():
-        weight, bias, predictions, losses = oracle(net, world, settings, rates)
+        epochs_of = oracle(net, world, settings, rates)
+        asked = standardised(net, world, EVERY, world.query)
+        predictions = [(asked @ weight.T + bias).argmax(axis=1) for weight, bias, _ in epochs_of]
+        weight, bias, _ = epochs_of[-1]
         out = found[name]
         assert np.abs(out.head.weight.detach().double().numpy() - weight).max() < 1e-5
         assert np.abs(out.head.bias.detach().double().numpy() - bias).max() < 1e-5
-        assert [row[f"{name}/loss"] for row in rows] == pytest.approx(losses, abs=1e-5)
+        assert [row[f"{name}/loss"] for row in rows] == pytest.approx([loss for *_, loss in epochs_of], abs=1e-5)
         top1 = [100 * float((guess == world.query_label.numpy()).mean()) for guess in predictions]
         assert [row[f"{name}/top1"] for row in rows] == pytest.approx(top1, abs=1e-9)
         assert out.best_epoch == int(np.argmax(top1)) + 1
@@ -214,3 +230,108 @@ def test_only_the_papers_values_may_call_themselves_paper() -> None:
     check_protocol(Linear(epochs=10, flip=0.0, protocol="short"))
     with pytest.raises(ConfigError, match=r"epochs 10 \(paper 40\), flip 0.0 \(paper 0.5\)"):
         check_protocol(Linear(epochs=10, flip=0.0))
+
+
+# --- the clean protocol -------------------------------------------------------------------------------------------------
+
+SETTINGS = Linear(epochs=4, lr=0.2, weight_decay=0.01, milestones=(2,), factor=0.2, seed=3, protocol="test")
+
+
+def ride(
+    world: World, nets: dict[str, nn.Sequential], settings: Linear = SETTINGS
+) -> tuple[CleanProbe, dict[str, linear.PaperHead]]:
+    probe = CleanProbe("student", world.task.search["student"], world.label, CLASSES, order, settings, CPU)
+    return probe, linear.train(nets, world.task, settings, CPU, riders=[probe])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_heads_choice_and_answers_equal_the_oracle(epochs: int) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": epochs})
+    nets = {"student": network(1)}
+    net, world = nets["student"], World(nets)
+    probe, _ = ride(world, nets, settings)
+    held = hold_out(world.label, settings.seed).numpy()
+    held_z, asked = (standardised(net, world, ~held, images) for images in (world.train[held], world.query))
+    rates = [settings.lr * settings.factor ** sum(epoch >= at for at in settings.milestones) for epoch in range(epochs)]
+    grids = {factor: oracle(net, world, settings, [factor * rate for rate in rates], ~held) for factor in clean.FACTORS}
+    best: tuple[int, int, float] = (-1, 0, 0.0)
+    for epoch in range(epochs):
+        for factor in clean.FACTORS:
+            w, b, _ = grids[factor][epoch]
+            correct = int(((held_z @ w.T + b).argmax(axis=1) == world.label.numpy()[held]).sum())
+            best = (correct, epoch, factor) if correct > best[0] else best
+    out = probe.outcome(world.task.query["student"])
+    w, b, _ = grids[best[2]][best[1]]
+    assert (out.held_correct, out.epoch, out.lr) == (best[0], best[1] + 1, settings.lr * best[2])
+    assert out.held == int(held.sum())
+    assert np.abs(out.head.weight.detach().double().numpy() - w).max() < 2e-5
+    assert np.abs(out.head.bias.detach().double().numpy() - b).max() < 2e-5
+    logits = asked @ w.T + b
+    assert out.predicted.tolist() == logits.argmax(axis=1).tolist()
+    assert [set(row) for row in out.among.tolist()] == [set(np.argsort(-row)[:5].tolist()) for row in logits]
+
+
+def test_the_papers_heads_do_not_notice_a_rider() -> None:
+    nets = {"student": network(1)}
+    alone = linear.train(nets, World(nets).task, SETTINGS, CPU)["student"]
+    _, found = ride(World(nets), nets)
+    assert torch.equal(found["student"].head.weight, alone.head.weight)
+    assert torch.equal(found["student"].last, alone.last)
+    assert found["student"].best_epoch == alone.best_epoch
+
+
+def test_queries_have_no_part_in_the_choice() -> None:
+    nets = {"student": network(1)}
+    world = World(nets)
+    first = ride(world, nets)[0].outcome(world.task.query["student"])
+    other = World(nets)
+    other.task.query["student"].copy_(torch.randn(other.task.query["student"].shape).abs())
+    other.query_label.copy_(other.query_label.flip(0))
+    again = ride(other, nets)[0].outcome(world.task.query["student"])
+    assert (again.lr, again.epoch, again.held_correct) == (first.lr, first.epoch, first.held_correct)
+    assert torch.equal(again.head.weight, first.head.weight)
+
+
+def test_held_out_images_have_no_part_in_the_head_or_its_statistics() -> None:
+    nets = {"student": network(1)}
+    once = SETTINGS.model_copy(update={"epochs": 1})
+    world = World(nets)
+    probe, _ = ride(world, nets, once)
+    other = World(nets)
+    held = hold_out(world.label, once.seed)
+    other.train[held] = 5 * torch.randn(int(held.sum()), 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    other.task.search["student"][held] = 3.0
+    changed, _ = ride(other, nets, once)
+    assert torch.equal(probe._transform.mean, changed._transform.mean)
+    assert torch.equal(probe._transform.scale, changed._transform.scale)
+    for one, two in zip(probe._heads, changed._heads, strict=True):
+        # the same rows reach the head; a convolution in another batch may differ in the last bits
+        assert torch.allclose(one.weight, two.weight, atol=1e-5)
+
+
+def test_a_tenth_of_every_class_is_held_out() -> None:
+    label = torch.cat([torch.zeros(30), torch.ones(14), torch.full((2,), 2)]).long()
+    held = hold_out(label, seed=0)
+    assert [int(held[label == cls].sum()) for cls in range(3)] == [3, 1, 1]
+    assert torch.equal(held, hold_out(label, seed=0))
+    assert not torch.equal(held, hold_out(label, seed=1))
+    with pytest.raises(DataError, match="class number 3 has 1 labelled image"):
+        hold_out(torch.cat([label, torch.tensor([3])]), seed=0)
+
+
+def test_a_rate_that_diverges_is_left_and_all_of_them_are_an_error() -> None:
+    probe = CleanProbe("student", torch.randn(20, 4), torch.arange(20) % 2, 2, lambda epoch: [torch.arange(20)], SETTINGS, CPU)
+    probe.learn(torch.full((20, 4), torch.nan), torch.arange(20) % 2, 0, 0)
+    probe.close_epoch(1)
+    with pytest.raises(UserError, match="every learning rate of the grid diverged"):
+        probe.outcome(torch.randn(3, 4))
+
+
+def test_a_shortened_protocol_is_named_so() -> None:
+    whole = for_checkpoint()
+    assert whole == Linear(clean=True, top5=True) == for_checkpoint(epochs=40)
+    check_protocol(whole)
+    short = for_checkpoint(epochs=4)
+    assert (short.epochs, short.milestones) == (4, (2, 3))
+    assert "4 epochs" in short.protocol
+    check_protocol(short)
