@@ -50,12 +50,10 @@ def check(file: Path, *, images: bool = False, say: Callable[[str], object]) -> 
     written = file / layout.name if file.is_dir() else file
     tree = YAML(typ="rt").load(layout.file.read_text("utf-8"))
     found = [*_profile(params, layout), *_runs(params, tree), *_subsets(params), *_evaluations(params), *_report(params, layout)]
+    if images and not found:
+        found = list(_draw(params, say))
     if found:
         raise ConfigError(reader.listed(written, tree, found), HINT)
-    if images:
-        found = list(_draw(params, say))
-        if found:
-            raise ConfigError(reader.listed(written, tree, found), HINT)
     say(f"{file}: ok")
 
 
@@ -144,11 +142,9 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
     if power := report.trials and report.trials.power:
         known = sorted({run.method.name for run in params.runs.values()})
         for key in ("first", "second"):
-            if getattr(power, key) not in known:
-                yield (
-                    ("report", "trials", "power", key),
-                    f"{getattr(power, key)!r} is not a method of these runs: {', '.join(known)}",
-                )
+            if (named := getattr(power, key)) not in known:
+                found = f"{named!r} is not a method of these runs: {', '.join(known)}"
+                yield ("report", "trials", "power", key), found
     try:
         page.assemble(params, Records({name: RunRecords(name) for name in params.runs}, ()), layout)
     except ConfigError as error:
@@ -161,9 +157,8 @@ def _report(params: Params, layout: Layout) -> Iterator[Problem]:
 def _draw(params: Params, say: Callable[[str], object]) -> Iterator[Problem]:
     """Draw every subset, and compare its size with the batch sizes and numbers of neighbours of the runs."""
     metrics = [metric for kind in evaluations.names() for metric in evaluations.columns(params.evaluation, kind)]
-    neighbours = {
-        int(number[1]): evaluations.kind_of(number[0]) for number in (re.fullmatch(r"(\d+)-NN", one) for one in metrics) if number
-    }
+    numbers = [metric.removesuffix("-NN") for metric in metrics if re.fullmatch(r"\d+-NN", metric)]
+    neighbours = {int(number): evaluations.kind_of(f"{number}-NN") for number in numbers}
     for name, subset in params.subsets.items():
         with sources.open_source(subset.source) as listing:
             drawn = subsets.select(listing.images, subset, name)

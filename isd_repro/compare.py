@@ -34,6 +34,7 @@ SAME = 1e-4  # points: cells.json rounds to four decimals
 State = Literal["equal", "within", "outside", "no interval", "only ours", "only theirs"]
 Tree = Mapping[str, Any]
 Key = tuple[Any, ...]
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Pair:
     where: str
     ours: float | None
     theirs: float | None
-    ours_interval: tuple[float, float] | None
-    theirs_interval: tuple[float, float] | None
+    ours_interval: Bounds | None
+    theirs_interval: Bounds | None
     margin: float | None
 
     @property
@@ -91,13 +92,9 @@ class ResultComparison:
 
 
 def compare(other: str, params: Params, layout: Layout, *, as_json: bool) -> None:
-    """Compare and print.
+    """Compare and print a table of the numbers that differ, or with `as_json` one JSON object with every number.
 
-    Args:
-        other: a revision of git, or a folder: a checkout, a profile's reports, or a folder with a `cells.json`.
-        params: the profile.
-        layout: where its records are.
-        as_json: print one JSON object with every number instead of a table of those that differ.
+    `other` is a revision of git, or a folder: a checkout, a profile's reports, or a folder with a `cells.json`.
 
     Raises:
         DataError: there is nothing to compare with, or the two do not agree.
@@ -133,10 +130,8 @@ def _read(other: str, layout: Layout) -> tuple[str, Tree]:
     except OSError as error:
         raise UserError(f"git cannot be started ({error.strerror})", "install git, or compare with a folder") from error
     if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())
-        raise DataError(
-            f"{other!r} is not a folder, and git says: {said}", "name a folder or a commit with this profile's report"
-        )
+        said = f"{other!r} is not a folder, and git says: {' '.join(done.stderr.decode('utf-8', 'replace').split())}"
+        raise DataError(said, "name a folder or a commit with this profile's report")
     commit = named.stdout.decode().strip()
     return f"{other} ({commit})" if commit and commit != other else other, _parsed(where, done.stdout)
 
@@ -153,22 +148,24 @@ def _parsed(where: str, content: bytes) -> Tree:
     raise DataError(f"{where}: expected cells of format {FORMAT}, found {found}", "render that report with this version")
 
 
+_NONE: Tree = {"value": None, "low": None, "kind": "", "deviation": None, "verdict": ""}  # in the place of a cell
+
+
 def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
     """Both sides' cells, circumstances and conclusions, from the trees of `cells.json`."""
     mine, other = _cells(ours), _cells(theirs)
     halves = _score_halves(ours), _score_halves(theirs)
     numbers, conclusions = [], []
     for key in {**other, **mine}:
-        cells = mine.get(key), other.get(key)
-        values = [cell["value"] if cell else None for cell in cells]
-        if values == [None, None]:
+        cells = [found.get(key, _NONE) for found in (mine, other)]
+        if all(cell["value"] is None for cell in cells):
             continue
-        half = [_half(cell, known) if cell else None for cell, known in zip(cells, halves, strict=True)]
+        half = [_half(cell, known) for cell, known in zip(cells, halves, strict=True)]
         margin = None if half[0] is None or half[1] is None else round(math.hypot(half[0], half[1]), 4)
-        bounds = [(cell["low"], cell["high"]) if cell and cell["low"] is not None else None for cell in cells]
+        bounds = [None if cell["low"] is None else (cell["low"], cell["high"]) for cell in cells]
         where = ", ".join(part for part in key if part)
-        numbers.append(Pair(where, values[0], values[1], bounds[0], bounds[1], margin))
-        said = [_said(cell, one) if cell else "" for cell, one in zip(cells, half, strict=True)]
+        numbers.append(Pair(where, cells[0]["value"], cells[1]["value"], bounds[0], bounds[1], margin))
+        said = [_said(*one) for one in zip(cells, half, strict=True)]
         if all(said) and said[0] != said[1]:
             conclusions.append(Change(where, said[0], said[1]))
     verdicts = _verdicts(ours), _verdicts(theirs)
@@ -176,9 +173,6 @@ def compared(name: str, ours: Tree, theirs: Tree) -> ResultComparison:
         if verdicts[0][lead] != verdicts[1][lead]:
             conclusions.insert(0, Change(lead, verdicts[0][lead], verdicts[1][lead]))
     return ResultComparison(ours["profile"], name, tuple(numbers), tuple(_circumstances(ours, theirs)), tuple(conclusions))
-
-
-# --- numbers and what they say ----------------------------------------------------------------------------------------
 
 
 def _cells(tree: Tree) -> dict[Place, Mapping[str, Any]]:
@@ -226,16 +220,9 @@ def _said(cell: Mapping[str, Any], half: float | None) -> str:
 
 def _verdicts(tree: Tree) -> dict[str, str]:
     """Verdicts by hypothesis."""
-    found = {}
-    for finding in tree["findings"]:
-        lead, _, body = finding.partition(": ")
-        verdict = body.partition(":")[0]
-        if verdict in get_args(Outcome):
-            found[lead] = verdict
-    return found
-
-
-# --- circumstances ----------------------------------------------------------------------------------------------------
+    said = (finding.split(": ", 1)[:2] for finding in tree["findings"] if ": " in finding)
+    verdicts = {lead: body.partition(":")[0] for lead, body in said}
+    return {lead: verdict for lead, verdict in verdicts.items() if verdict in get_args(Outcome)}
 
 
 def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
@@ -255,28 +242,21 @@ def _circumstances(ours: Tree, theirs: Tree) -> Iterator[Change]:
 
 def _facts(run: Tree) -> dict[str, str]:
     """Machine, threads, code, packages, images, encoder and parameters of a run, as text."""
-    found: dict[str, set[str]] = {}
-
-    def add(what: str, said: object) -> None:
-        found.setdefault(what, set()).add(str(said))
-
+    found: list[tuple[str, str]] = []
     for part, facts in run["parts"].items():
-        machine = facts["machine"]
-        add("machine", f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, {machine['system']}")
-        add("threads", machine["threads"])
-        add("code", f"source {facts['source'][:12]} of commit {str(facts['commit'])[:12]}")
-        for name, version in facts["versions"].items():
-            add(f"version of {name}", version)
-        add("encoder", f"sha256 {facts['encoder_sha256'][:12]}")
-        add("images", f"manifest {facts['manifest_sha256'][:12]}")
-        for key, value in text.flatten({k: v for k, v in (facts.get("settings") or {}).items() if k not in CHOSEN}):
-            add(f"parameter evaluation.{part}.{key}", value)
-    for key, value in text.flatten({key: value for key, value in run["config"].items() if key not in ("manifest", "store")}):
-        add(f"parameter {key}", value)
-    return {what: ", ".join(sorted(values)) for what, values in found.items()}
-
-
-# --- output -----------------------------------------------------------------------------------------------------------
+        machine, settings = facts["machine"], {k: v for k, v in (facts.get("settings") or {}).items() if k not in CHOSEN}
+        found += [
+            ("machine", f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, {machine['system']}"),
+            ("threads", f"{machine['threads']}"),
+            ("code", f"source {facts['source'][:12]} of commit {str(facts['commit'])[:12]}"),
+            ("encoder", f"sha256 {facts['encoder_sha256'][:12]}"),
+            ("images", f"manifest {facts['manifest_sha256'][:12]}"),
+            *((f"version of {name}", version) for name, version in facts["versions"].items()),
+            *((f"parameter evaluation.{part}.{key}", value) for key, value in text.flatten(settings)),
+        ]
+    config = {key: value for key, value in run["config"].items() if key not in ("manifest", "store")}
+    found += [(f"parameter {key}", value) for key, value in text.flatten(config)]
+    return {what: ", ".join(sorted({said for of, said in found if of == what})) for what in dict(found)}
 
 
 def _print(found: ResultComparison) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import os
 import re
 import shutil
@@ -22,7 +23,6 @@ from ruamel.yaml.error import YAMLError
 from isd_repro.check import check
 from isd_repro.config import reader, writer
 from isd_repro.config.layout import Layout, state_root
-from isd_repro.config.params import Params, Run
 from isd_repro.report import text
 from isd_repro.runtime import dvc_lock, files
 from isd_repro.runtime.errors import ConfigError, DataError
@@ -72,12 +72,12 @@ def variant(
     tree = _tree(layout)
     shared = dict(_pair(change) for change in changes)
     points = _points(grid, sobol, ranges)
-    alike = [one.numerics.seed for one in params.runs.values() if _settings(one) == _settings(run)]
+    same = operator.attrgetter("backbone", "method", "optim", "data")  # what repetitions of a run have in common
+    alike = [one.numerics.seed for one in params.runs.values() if same(one) == same(run)]
     first = shared.get(SEED, run.numerics.seed if shared or points != [{}] else max(alike) + 1)
     if seeds > 1 and (not isinstance(first, int) or any(SEED in point for point in points)):
-        raise ConfigError(
-            "--seeds counts up from one seed", f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
-        )
+        hint = f"give the first as -S {SEED}=10, or a grid of seeds without --seeds"
+        raise ConfigError("--seeds counts up from one seed", hint)
     added = []
     for at, point in enumerate(points, start=1):
         for seed in range(first, first + seeds) if seeds > 1 else [first]:
@@ -89,7 +89,9 @@ def variant(
             if trials:
                 settings.setdefault("label", _trial_label(tree["runs"], source))
             _add(tree, added[-1], source, settings)
-    _join_lists(tree, params, source, added)
+    for listed in _lists(tree):
+        if source in listed:
+            listed.extend(new for new in added if new not in listed)  # two keys may share one list by an anchor
     if trials and not tree["report"].get("trials"):
         tree["report"]["trials"] = {"k": params.evaluation.knn.k[0]}
     _write(layout, tree)
@@ -100,14 +102,8 @@ def variant(
     if trials and len(set(counts.values())) > 1:
         said = ", ".join(f"{method} {count}" for method, count in counts.items())
         say(f"trained runs by method: {said}; a fair comparison gives each method the same number of trials")
-    say(
-        f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'} in {_shown(layout)}; `{_repro(layout)}` trains them"
-    )
-
-
-def _settings(run: Run) -> tuple[object, ...]:
-    """The settings that repetitions of a run have in common."""
-    return run.backbone, run.method, run.optim, run.data
+    runs = f"{text.count(len(added))} new {'run' if len(added) == 1 else 'runs'}"
+    say(f"{runs} in {_shown(layout)}; `{_repro(layout)}` trains them")
 
 
 def _add(tree: Any, name: str, source: str, settings: Settings) -> None:
@@ -152,15 +148,9 @@ def _check_new(what: str, name: str, taken: Collection[str]) -> None:
         raise ConfigError(f"{name!r} is not a valid name of a {what}", "use small letters, digits and hyphens")
 
 
-def _join_lists(tree: Any, params: Params, source: str, added: Sequence[str]) -> None:
-    """Add new runs to the evaluations of their source."""
-    for place, run in params.named_runs():
-        group, *_ = place.rsplit(".", 1)
-        if run == source and (group.endswith("_runs") or group == "report.exploratory"):
-            listed = tree
-            for part in group.split("."):
-                listed = listed[part]
-            listed.extend(new for new in added if new not in listed)  # two keys may share one list by an anchor
+def _lists(tree: Any) -> list[Any]:
+    """The profile's lists of runs."""
+    return [*(tree[key] for key in tree if key.endswith("_runs")), tree["report"].get("exploratory", [])]
 
 
 def _points(grid: Sequence[str], sobol: int, ranges: Sequence[str]) -> list[Settings]:
@@ -197,9 +187,8 @@ def _range(given: str) -> tuple[str, tuple[float, float]]:
     low, separator, high = values.partition("..")
     ends = _value(low, given), _value(high, given)
     if not separator or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
-        raise ConfigError(
-            f"--range {given}: expected key=low..high with numbers, low below high", "for example optim.lr=0.01..0.1"
-        )
+        found = f"--range {given}: expected key=low..high with numbers, low below high"
+        raise ConfigError(found, "for example optim.lr=0.01..0.1")
     return key, ends
 
 
@@ -262,9 +251,8 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
     reader.find_run(params, old)
     if found := list(_results(old, layout)):
         message = f"run {old!r} has results, whose hashes cover its name: {', '.join(map(str, found))}"
-        raise DataError(
-            message, "change its label, which tables and pages show, or remove the run and train it under the new name"
-        )
+        hint = "change its label, which tables and pages show, or remove the run and train it under the new name"
+        raise DataError(message, hint)
     _check_new("run", new, params.runs)
     tree = _tree(layout)
     at = list(tree["runs"]).index(old)
@@ -278,7 +266,7 @@ def rename(old: str, new: str, file: Path, say: Say) -> None:
 def _replace(tree: Any, old: str, new: str | None) -> None:
     """Replace or remove a run's name wherever the profile names it outside `runs`."""
     report = tree["report"]
-    for listed in [*(tree[key] for key in tree if key.endswith("_runs")), report.get("exploratory", [])]:
+    for listed in _lists(tree):
         while old in listed:
             at = listed.index(old)
             listed.pop(at)
@@ -291,10 +279,9 @@ def _replace(tree: Any, old: str, new: str | None) -> None:
             else:
                 del report[key]
     for table in report.get("paper", ()):
-        if old in table["rows"]:
-            row = table["rows"].pop(old)
-            if new:
-                table["rows"][new] = row
+        row = table["rows"].pop(old, None)
+        if row and new:
+            table["rows"][new] = row
 
 
 def _results(run: str, layout: Layout) -> Iterator[Path]:

@@ -48,15 +48,18 @@ class Source(Frozen):
         return self
 
 
+def _ordered(low: str, high: str) -> Any:
+    """A validator: one value is not above the other."""
+
+    def check(self: Any) -> Any:
+        if getattr(self, low) > getattr(self, high):
+            raise ValueError(f"{low} {getattr(self, low)} is above {high} {getattr(self, high)}")
+        return self
+
+    return model_validator(mode="after")(check)
+
+
 Classes = Count | Distinct[Words] | None  # how many to draw, or which; none means all of them
-
-
-def _of(classes: Classes) -> str:
-    return f" of {classes if isinstance(classes, int) else len(classes)} classes" if classes else ""
-
-
-def _large_and_rare(large: str, rare: int) -> str:
-    return f"{large}, with all images; the rare ones with {rare} image{'' if rare == 1 else 's'} each"
 
 
 class AllClasses(Frozen):
@@ -66,10 +69,6 @@ class AllClasses(Frozen):
     classes: Count | None = None  # how many to draw; none means all of them
     seed: Natural = 0
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"all training images{_of(self.classes)}"
-
 
 class Balanced(Frozen):
     """The same number of training images of each chosen class."""
@@ -78,10 +77,6 @@ class Balanced(Frozen):
     classes: Count | None = None
     per_class: Count
     seed: Natural = 0
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"{self.per_class} training images per class{_of(self.classes)}"
 
 
 # Images of every class, large or rare, in place of the unbalanced draw: its balanced control. A class that is rare keeps the
@@ -107,10 +102,6 @@ class Unbalanced(Frozen):
             raise ValueError(f"{found}; make the two numbers equal")
         return self
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return _large_and_rare(f"{self.large}{f' of {self.classes}' if self.classes else ''} classes large", self.rare_images)
-
 
 class Halves(Frozen):
     """`Unbalanced` on a part of the classes: some are set aside for tuning; the others are split into halves by `halving`."""
@@ -125,11 +116,6 @@ class Halves(Frozen):
     per_class: PerClass = None
     seed: Natural = 0
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        first = ", the first by name" if self.large_by == "name" else ""
-        return _large_and_rare(f"{self.large} classes large{first}", self.rare_images)
-
 
 class ListFile(Frozen):
     """One of the authors' lists (`D1`..`D10`), read from a folder that an environment variable names."""
@@ -142,10 +128,6 @@ class ListFile(Frozen):
     def listed(self) -> str:
         """The file that the rule reads."""
         return f"{self.list}.txt"
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"the authors' list {self.list}"
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,11 +143,6 @@ class Exponential(Frozen):
     order: Literal["name", "draw"] = "name"  # which class is the largest: the first by name, as in CIFAR-LT, or drawn
     seed: Natural = 0
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        most = f"{self.max_per_class} images" if self.max_per_class else "all its images"
-        return f"imbalance {self.imbalance:g}{_of(self.classes)}: the largest class with {most}, the others falling exponentially"
-
 
 class Pareto(Frozen):
     """Class sizes at the quantiles of a Pareto distribution: ImageNet-LT's defaults (Liu et al. 2019)."""
@@ -177,17 +154,7 @@ class Pareto(Frozen):
     min_per_class: Count = 5
     order: Literal["name", "draw"] = "draw"
     seed: Natural = 0
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        sizes = f"{self.max_per_class} to {self.min_per_class} images per class{_of(self.classes)}"
-        return f"{sizes}, Pareto distribution of power {self.alpha:g}"
-
-    @model_validator(mode="after")
-    def _sizes_are_a_range(self) -> Pareto:
-        if self.min_per_class > self.max_per_class:
-            raise ValueError(f"min_per_class {self.min_per_class} is above max_per_class {self.max_per_class}")
-        return self
+    _sizes_are_a_range = _ordered("min_per_class", "max_per_class")
 
 
 class ImageList(Frozen):
@@ -202,10 +169,6 @@ class ImageList(Frozen):
     def listed(self) -> str:
         """The file that the rule reads."""
         return self.path
-
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        return f"the list {self.path}"
 
 
 class NamedClasses(Frozen):
@@ -224,11 +187,6 @@ class NamedClasses(Frozen):
         """The file that the rule reads, if it reads one."""
         return self.file
 
-    def in_words(self) -> str:
-        """The training images as tables state them."""
-        images = f"{self.per_class} training images per class" if self.per_class else "all training images"
-        return f"{images} of {f'the classes of {self.file}' if self.file else f'{len(self.classes or ())} named classes'}"
-
     @model_validator(mode="after")
     def _one_list(self) -> NamedClasses:
         if (self.classes is None) == (self.file is None):
@@ -242,6 +200,35 @@ Rule = Annotated[
     AllClasses | Balanced | Unbalanced | Halves | ListFile | Exponential | Pareto | ImageList | NamedClasses,
     Field(discriminator="name"),
 ]
+
+
+def in_words(rule: Rule) -> str:
+    """The training images of a rule as tables state them."""
+    named = getattr(rule, "classes", None)
+    of = f" of {named if isinstance(named, int) else len(named)} classes" if named else ""
+    match rule:
+        case AllClasses():
+            return f"all training images{of}"
+        case Balanced():
+            return f"{rule.per_class} training images per class{of}"
+        case Unbalanced() | Halves():
+            first = ", the first by name" if isinstance(rule, Halves) and rule.large_by == "name" else ""
+            rare = f"{rule.rare_images} image{'' if rule.rare_images == 1 else 's'}"
+            large = f"{rule.large}{of.removesuffix(' classes')} classes large{first}"
+            return f"{large}, with all images; the rare ones with {rare} each"
+        case Exponential():
+            most = f"{rule.max_per_class} images" if rule.max_per_class else "all its images"
+            return f"imbalance {rule.imbalance:g}{of}: the largest class with {most}, the others falling exponentially"
+        case Pareto():
+            sizes = f"{rule.max_per_class} to {rule.min_per_class} images per class{of}"
+            return f"{sizes}, Pareto distribution of power {rule.alpha:g}"
+        case NamedClasses():
+            images = f"{rule.per_class} training images per class" if rule.per_class else "all training images"
+            return f"{images} of {f'the classes of {rule.file}' if rule.file else f'{len(named or ())} named classes'}"
+        case ListFile():
+            return f"the authors' list {rule.list}"
+        case ImageList():
+            return f"the list {rule.path}"
 
 
 class Shots(Frozen):
@@ -317,9 +304,8 @@ class Subset(Frozen):
         if isinstance(rule, Halves) and classes:
             classes = rule.tuning if rule.part == "tuning" else (classes - rule.tuning) // 2
         if classes is not None and large >= classes:
-            raise ValueError(
-                f"rule.large: {large} large classes of {classes} leave no rare one; lower large or raise the number of classes"
-            )
+            found = f"rule.large: {large} large classes of {classes} leave no rare one"
+            raise ValueError(f"{found}; lower large or raise the number of classes")
         return self
 
     def stated(self) -> dict[str, object]:
@@ -344,9 +330,8 @@ class BackboneConfig(Frozen):
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet-narrow", "pixels"]
     stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
     width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
-    pool: Annotated[int, Field(ge=1, le=64)] = (
-        1  # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling
-    )
+    # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling.
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
     channels: Literal[1, 3] = 3
 
 
@@ -396,17 +381,12 @@ class Optim(Frozen):
     exclude_norm_and_bias: Annotated[bool, _unwritten(False)] = False  # from weight decay
 
     @model_validator(mode="after")
-    def _momentum_is_read(self) -> Optim:
+    def _keys_fit(self) -> Optim:
         if self.name == "adamw" and self.sgd_momentum != 0.9:
             raise ValueError("sgd_momentum: adamw does not read it; its betas are 0.9 and 0.999; remove the key")
-        return self
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> Optim:
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs; the warm-up must end before the training"
-            )
+            found = f"warmup_epochs: {self.warmup_epochs} of {self.epochs} epochs"
+            raise ValueError(f"{found}; the warm-up must end before the training")
         return self
 
 
@@ -426,12 +406,7 @@ class Blur(Frozen):
     sigma_min: Positive
     sigma_max: Positive
     p: Unit
-
-    @model_validator(mode="after")
-    def _sigma_is_a_range(self) -> Blur:
-        if self.sigma_min > self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
-        return self
+    _sigma_is_a_range = _ordered("sigma_min", "sigma_max")
 
 
 class View(Frozen):
@@ -444,12 +419,7 @@ class View(Frozen):
     grayscale: Unit = 0.0
     blur: Blur | None = None
     solarise: Annotated[Unit, _unwritten(0.0)] = 0.0
-
-    @model_validator(mode="after")
-    def _crop_is_a_range(self) -> View:
-        if self.crop_min > self.crop_max:
-            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}")
-        return self
+    _crop_is_a_range = _ordered("crop_min", "crop_max")
 
 
 class Data(Frozen):
@@ -609,9 +579,8 @@ class Params(Frozen):
             if run.data.subset not in self.subsets:
                 problems.append(f"runs.{key}.data.subset: {run.data.subset!r} is not one of {sorted(self.subsets)}")
             elif (packed := self.subsets[run.data.subset].store.channels) != run.backbone.channels:
-                problems.append(
-                    f"runs.{key}.backbone.channels: {run.backbone.channels}, but its subset has {packed}-channel images"
-                )
+                found = f"{run.backbone.channels}, but its subset has {packed}-channel images"
+                problems.append(f"runs.{key}.backbone.channels: {found}")
         if self.trajectory_runs and not self.efficiency.snapshot_every:
             problems.append("trajectory_runs: no snapshots are saved; set efficiency.snapshot_every")
         if self.transfer_runs and not self.evaluation.transfer.sets:

@@ -114,14 +114,10 @@ def find_sets(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder", _WHAT)
-        lists = sorted(path.glob("*.txt"), key=_natural) if path.is_dir() and not _has_images(path) else []
-        found += lists or [path]
+        inside = {each.name.lower() for each in path.iterdir() if each.is_dir()} if path.is_dir() else set[str]()
+        images = (path / HEADER).is_file() or inside & {"train", "ilsvrc"}  # Kaggle's ImageNet also has .txt files
+        found += [path] if images else sorted(path.glob("*.txt"), key=_natural) or [path]
     return found
-
-
-def _has_images(folder: Path) -> bool:
-    top = {inside.name.lower() for inside in folder.iterdir() if inside.is_dir()}
-    return (folder / HEADER).is_file() or not top.isdisjoint({"train", "ilsvrc"})  # Kaggle's ImageNet also has .txt files
 
 
 def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> AuditReport:
@@ -137,13 +133,11 @@ def inspect(paths: Sequence[Path], words: Mapping[str, str] | None = None) -> Au
     authors = {path: parse_list(path) for path in paths if path.is_file() and is_authors(path)}
     counted = {path: _sizes(authors[path]) if path in authors else _counts(path) for path in paths}
     read = {path: found for path, found in authors.items() if found.large}
-    lists = tuple(_audit(path, found, words or {}) for path, found in read.items())
     biggest = max((max(_sizes(found).values()) for found in read.values()), default=0)
-    pairs = itertools.combinations(read.items(), 2)
     return AuditReport(
         sets=tuple(_describe(path.name or str(path), counts) for path, counts in counted.items()),
-        lists=lists,
-        overlaps=tuple(_overlap((one.name, a), (two.name, b), biggest) for (one, a), (two, b) in pairs),
+        lists=tuple(_audit(path, found, words or {}) for path, found in read.items()),
+        overlaps=tuple(_overlap(one, two, biggest) for one, two in itertools.combinations(read.items(), 2)),
         distinct_classes=len({cls for found in read.values() for cls in found.classes}),
         distinct_large=len({cls for found in read.values() for cls in found.large}),
     )
@@ -175,9 +169,8 @@ def _counts(path: Path) -> Counter[str]:
 
 
 def _describe(name: str, counts: Mapping[str, int]) -> Sizes:
-    rising = sorted(counts.values())
+    rising, groups = sorted(counts.values()), group_by_size(counts, Shots())
     n, total = len(rising), sum(rising)
-    groups = group_by_size(counts, Shots())
     return Sizes(
         name=name,
         images=total,
@@ -202,8 +195,7 @@ def _sizes(found: Listed) -> Counter[str]:
 
 
 def _audit(path: Path, found: Listed, words: Mapping[str, str]) -> Audit:
-    sizes = _sizes(found)
-    classes, large = sorted(found.classes), set(found.large)
+    sizes, classes, large = _sizes(found), sorted(found.classes), set(found.large)
     rare = [cls for cls in classes if cls not in large]
     last = max(place for place, cls in enumerate(classes, start=1) if cls in large)
     return Audit(
@@ -231,15 +223,14 @@ def _animals(classes: Sequence[str], large: set[str]) -> Animals | None:
     return Animals(both, len(of) - both, float(hypergeom.sf(both - 1, len(classes), len(of), len(large))))
 
 
-def _overlap(one: tuple[str, Listed], two: tuple[str, Listed], biggest: int) -> Overlap:
+def _overlap(one: tuple[Path, Listed], two: tuple[Path, Listed], biggest: int) -> Overlap:
     (first, a), (second, b) = one, two
-    shared = set(a.classes) & set(b.classes)
+    shared, images = set(a.classes) & set(b.classes), set(a.images) & set(b.images)
     rare = shared - set(a.large) - set(b.large)
-    images = set(a.images) & set(b.images)
     n, m = _sizes(a), _sizes(b)
     return Overlap(
-        first=first,
-        second=second,
+        first=first.name,
+        second=second.name,
         classes=len(shared),
         large=len(set(a.large) & set(b.large)),
         rare=len(rare),
@@ -279,7 +270,7 @@ def audit(paths: Sequence[Path], words: Path | None, *, as_json: bool) -> AuditR
     rows = []
     for one in report.sets:
         counts = [one.images, one.classes, one.largest, f"{one.median:g}", one.smallest, f"{one.imbalance:.4g}"]
-        rows.append([one.name, *counts, f"{one.gini:.3f}", *(one.shots[group] for group in SHOTS)])
+        rows.append([one.name, *counts, f"{one.gini:.3f}", *one.shots.values()])
     heads = ["set", "images", "classes", "largest", "median", "smallest", "imbalance", "Gini", *SHOTS]
     show_table(out, heads, rows)
     sys.stdout.write(_SIZES)

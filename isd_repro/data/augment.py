@@ -230,9 +230,8 @@ def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Te
 
 def _draw_softness(count: int, settings: Blur, generator: Generator) -> Softness:
     chosen = torch.rand(count, generator=generator) < settings.p
-    return Softness(
-        chosen, settings.sigma_min + (settings.sigma_max - settings.sigma_min) * torch.rand(count, generator=generator)
-    )
+    reach = settings.sigma_max - settings.sigma_min
+    return Softness(chosen, settings.sigma_min + reach * torch.rand(count, generator=generator))
 
 
 def _soften(images: Tensor, drawn: Softness, settings: Blur) -> Tensor:

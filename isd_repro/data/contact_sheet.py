@@ -93,8 +93,7 @@ def grid(store: Store, rows: Sequence[Sequence[int]], side: int = SIDE, gap: int
         side: px.
         gap: px between squares.
     """
-    step = side + gap
-    wide = max((len(row) for row in rows), default=0)
+    step, wide = side + gap, max((len(row) for row in rows), default=0)
     sheet = Image.new("RGB", (max(wide * step - gap, 1), max(len(rows) * step - gap, 1)), (128, 128, 128))
     for y, row in enumerate(rows):
         for x, position in enumerate(row):

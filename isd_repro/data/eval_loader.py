@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from isd_repro.config.params import View
 from isd_repro.data import augment
-from isd_repro.data.augment import Crop
-from isd_repro.data.loader import generator_of
+from isd_repro.data.loader import generator_of, padded
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store
 from isd_repro.runtime import ranks
@@ -181,7 +180,8 @@ def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
 
 def order(count: int, settings: Any, epoch: int) -> Sequence[Tensor]:
     """Positions of each batch of one epoch of the linear protocol: every position once, a function of (seed, epoch)."""
-    return torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch)).split(settings.batch_size)
+    shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
+    return list(shuffled.split(settings.batch_size))
 
 
 def augmented(
@@ -197,39 +197,24 @@ def augmented(
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = order(len(split), settings, epoch)
         for step, batch in enumerate(chosen):
-            draws = generator_of(settings.seed, "linear", epoch, step)
             following = chosen[step + 1] if step + 1 < len(chosen) else batch[:0]
-            following = following[ranks.rows(len(following))]
-            views = _view(reader, split.index[batch], split.index[following], crop_and_flip, frame.size, draws, device)
+            following = split.index[following[ranks.rows(len(following))]]
+            index = split.index[batch]
+            sizes = reader.sizes[index]
+            # All windows are drawn first, so parts and ranks change no draw.
+            crop = augment.draw_crop(sizes, crop_and_flip, generator_of(settings.seed, "linear", epoch, step))
+            mine, found = ranks.rows(len(index)), []
+            for part in parts(sizes, reader.channels):
+                at = mine[(mine >= part.start) & (mine < part.stop)]
+                if len(at):
+                    pixels, _ = reader.read(index[at])
+                    reader.ahead(torch.cat([index[mine[mine >= part.stop]], following]))
+                    pixels = augment.to_device(padded(pixels, sizes[part]), device)
+                    found.append(augment.resample(pixels, crop.at(at), frame.size))
+            views = found[0] if len(found) == 1 else torch.cat(found)
             yield augment.normalise(views, frame.mean, frame.std), split.label[batch]
 
     return batches
-
-
-def _view(
-    reader: Reader, index: Tensor, following: Tensor, crop_and_flip: View, size: int, draws: torch.Generator, device: torch.device
-) -> Tensor:
-    """`augment.apply` that only crops and flips: all windows are drawn first, so parts and ranks change no draw."""
-    sizes = reader.sizes[index]
-    crop = augment.draw_crop(sizes, crop_and_flip, draws)
-    mine, found = ranks.rows(len(index)), []
-    for part in parts(sizes, reader.channels):
-        at = mine[(mine >= part.start) & (mine < part.stop)]
-        if not len(at):
-            continue
-        pixels, _ = reader.read(index[at])
-        reader.ahead(torch.cat([index[mine[mine >= part.stop]], following]))
-        window = Crop(crop.top[at], crop.left[at], crop.height[at], crop.width[at], crop.flip[at])
-        found.append(augment.resample(augment.to_device(_padded(pixels, sizes[part]), device), window, size))
-    return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _padded(pixels: Tensor, sizes: Tensor) -> Tensor:
-    """Images padded to the largest of these sizes: the length of a sum decides how it is rounded."""
-    height, width = (int(side) for side in sizes.amax(dim=0))
-    if pixels.shape[2:] == (height, width):
-        return pixels
-    return functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
 
 def parts(sizes: Tensor, channels: int) -> list[slice]:

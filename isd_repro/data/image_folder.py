@@ -32,7 +32,6 @@ from isd_repro.data.subsets import group_by_size
 from isd_repro.records import Shot
 from isd_repro.runtime.errors import DataError, printable
 
-_SHOWN = 5
 _REPAIR = "repair these files or remove them from the folder"
 _WHERE = "give a folder or a zip with train/<class>/ and val/<class>/ of image files; docs/data.md lists other layouts"
 
@@ -63,8 +62,6 @@ class FileReader:
         """As `Store.read`; `DataError` if an image cannot be decoded or its bytes have changed since it was hashed."""
         found = self._decoded.take(index.tolist())
         sizes = self.sizes[index]
-        if len(index) == 1:
-            return torch.from_numpy(found[int(index)][None].copy()), sizes
         height, width = (0, 0) if not len(index) else (int(side) for side in sizes.amax(dim=0))
         batch = np.zeros((len(index), self.channels, height, width), dtype=np.uint8)
         for row, at in enumerate(index.tolist()):
@@ -148,9 +145,8 @@ def _chosen(listing: Listing, listed: Path | None) -> tuple[tuple[Located, ...],
     if listed is None:
         return images, None, {at for at, image in enumerate(images) if image.split == "train"}, ()
     if not listed.is_file():
-        raise DataError(
-            f"{listed}: no such list", "give one of the authors' files, D1.txt to D10.txt, or a list such as ImageNet-LT's"
-        )
+        hint = "give one of the authors' files, D1.txt to D10.txt, or a list such as ImageNet-LT's"
+        raise DataError(f"{listed}: no such list", hint)
     authors = parse_list(listed) if is_authors(listed) else parse_labelled(listed)
     absent = sorted(set(authors.classes) - {image.cls for image in images})
     if absent:
@@ -182,7 +178,7 @@ def _identify(
         found.append(one)
         advance(1)
     if broken := [name for name, size in found if not size]:
-        shown = ", ".join(broken[:_SHOWN])
+        shown = ", ".join(broken[:5])
         raise DataError(f"{len(broken)} of {len(located)} images cannot be read; first {shown}", _REPAIR)
     return [digest for digest, _ in found], torch.tensor([size for _, size in found], dtype=torch.int64)
 

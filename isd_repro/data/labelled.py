@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ORIGIN = (
     "the published lists are semi_supervised/imagenet_subsets/ of repository UCDvision/CMSF (google-research/simclr made them)"
 )
-_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +68,9 @@ def labelled(prepared: Prepared, fraction: float, lists_env: str, seed: int) -> 
     list_sha256 = None
     if lists_env and os.environ.get(lists_env):
         path = files.named_path(lists_env, ORIGIN) / f"{percent(fraction)}percent.txt"
-        at, list_sha256 = _listed(path, [image.file for image in images])
-        source = path.name
+        source, (at, list_sha256) = path.name, _listed(path, [image.file for image in images])
     else:
-        at, source = drawn(search.label, fraction, seed), "drawn"
+        source, at = "drawn", drawn(search.label, fraction, seed)
     chosen = torch.tensor(at, dtype=torch.int64)
     bare = sorted(set(search.label.tolist()) - set(search.label[chosen].tolist()))
     if bare:
@@ -106,7 +104,7 @@ def _listed(path: Path, files: Sequence[str]) -> tuple[list[int], str]:
     if len(place) != len(files):
         raise DataError(f"{path}: two images have the same name, so that a list of names is ambiguous", "draw instead")
     if missing := [name for name in names if name not in place]:
-        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:_SHOWN])}"
+        found = f"{len(missing)} of its {len(names)} images are not in the search set, first {', '.join(missing[:3])}"
         raise DataError(f"{path}: {found}", ORIGIN)
     if again := len(names) - len(set(names)):
         raise DataError(f"{path}: {again} of its {len(names)} lines name an image again", ORIGIN)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from isd_repro.config.params import Data, View
+from isd_repro.config.params import Data
 from isd_repro.data import augment
-from isd_repro.data.augment import CHANGES, Change, Drawn
+from isd_repro.data.augment import CHANGES, Change
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store
 from isd_repro.interfaces import Batch
@@ -29,6 +28,14 @@ def generator_of(*key: object) -> Generator:
     """A CPU generator seeded by a tuple such as (seed, "step", 17)."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def padded(pixels: Tensor, sizes: Tensor) -> Tensor:
+    """Images padded to the largest of these sizes, B x 2: the length of a sum decides how it is rounded."""
+    height, width = (int(side) for side in sizes.amax(dim=0))
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
 
 
 class Batches:
@@ -49,16 +56,15 @@ class Batches:
     ) -> None:
         """Raise `ConfigError` if the split does not fill one batch; `changes` is as for `augment.apply`."""
         if len(split.index) < batch_size:
-            raise ConfigError(
-                f"optim.batch_size: {batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on",
-                "lower batch_size or enlarge the subset",
-            )
+            found = f"{batch_size}, but subset {data.subset!r} has only {len(split.index)} images to train on"
+            raise ConfigError(f"optim.batch_size: {found}", "lower batch_size or enlarge the subset")
         self.store, self.split, self.data = store, split, data
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = len(split.index) // batch_size
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self.rank, self.world, self._changes = rank, world, changes
-        self._prefetch = Prefetch(store, self._wanted, device)
+        self.world, self._changes = world, changes
+        self._rows = torch.arange(batch_size).chunk(world)[rank]  # rows of the batch that this rank holds
+        self._prefetch = Prefetch(store, lambda step: split.index[self._chosen(step)[self._rows]], device)
 
     def part(self, rank: int, world: int) -> Batches:
         """The part of these batches that one of `world` ranks has, see `interfaces.Batch`; `batch_size` is a multiple of `world`.
@@ -71,14 +77,19 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
-        chosen = self._chosen(step)
-        drawn, shuffle = self._draws(step)
+        chosen, data, draws = self._chosen(step), self.data, generator_of(self.seed, "step", step)
+        sizes = self.store.sizes[self.split.index[chosen]]
+        drawn = [augment.draw(sizes, view, draws) for view in (data.view_student, data.view_teacher)]
+        shuffle = torch.randperm(self.batch_size, generator=draws)
+        drawn += [augment.draw(sizes, view, draws) for view in data.views_more]
         pixels, _ = self._prefetch.at(step)
         if self.world > 1:
             rows = self._rows
-            pixels, drawn, chosen = self._padded(pixels, chosen), [each.at(rows) for each in drawn], chosen[rows]
-        settings = (self.data.view_student, self.data.view_teacher, *self.data.views_more)
-        views = [self._view(pixels, *each) for each in zip(drawn, settings, strict=True)]
+            pixels, drawn, chosen = padded(pixels, sizes), [each.at(rows) for each in drawn], chosen[rows]
+        views = []
+        for each, settings in zip(drawn, (data.view_student, data.view_teacher, *data.views_more), strict=True):
+            images = augment.apply(pixels, each, settings, data.image_size, self._changes)
+            views.append(augment.normalise(images, data.mean, data.std))
         index, label, shuffle = (augment.to_device(each, self.device) for each in (chosen, self.split.label[chosen], shuffle))
         return Batch(views[0], views[1], index, label, shuffle, step, tuple(views[2:]))
 
@@ -92,40 +103,8 @@ class Batches:
             self._order = (epoch, torch.randperm(len(self.split.index), generator=generator_of(self.seed, "epoch", epoch)))
         return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
 
-    def _draws(self, step: int) -> tuple[list[Drawn], Tensor]:
-        """What the views of the whole batch draw, and the shuffle of its teacher side."""
-        sizes = self.store.sizes[self.split.index[self._chosen(step)]]
-        draws = generator_of(self.seed, "step", step)
-        drawn = [augment.draw(sizes, view, draws) for view in (self.data.view_student, self.data.view_teacher)]
-        shuffle = torch.randperm(self.batch_size, generator=draws)
-        return drawn + [augment.draw(sizes, view, draws) for view in self.data.views_more], shuffle
 
-    @cached_property
-    def _rows(self) -> Tensor:
-        """Rows of the batch that this rank holds."""
-        return torch.arange(self.batch_size).chunk(self.world)[self.rank]
-
-    def _wanted(self, step: int) -> Tensor:
-        """Positions in the store of the images that this rank reads."""
-        return self.split.index[self._chosen(step)[self._rows]]
-
-    def _padded(self, pixels: Tensor, chosen: Tensor) -> Tensor:
-        """Images padded to the largest of the whole batch: the length of a sum decides how it is rounded."""
-        height, width = (int(side) for side in self.store.sizes[self.split.index[chosen]].amax(dim=0))
-        return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-
-    def _view(self, pixels: Tensor, drawn: Drawn, settings: View) -> Tensor:
-        images = augment.apply(pixels, drawn, settings, self.data.image_size, self._changes)
-        return augment.normalise(images, self.data.mean, self.data.std)
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A batch that was read; on a CUDA device it is complete after the event `ready`."""
-
-    pixels: Tensor
-    sizes: Tensor
-    ready: torch.cuda.Event | None = None
+_Loaded = tuple[Tensor, Tensor, torch.cuda.Event | None]  # pixels, sizes; on a CUDA device they are complete after the event
 
 
 class Prefetch:
@@ -149,13 +128,13 @@ class Prefetch:
             return pixels.to(self._device), sizes
         waiting, self._next = self._next, None
         begun = waiting[1] if waiting is not None and waiting[0] == step else self._begin(step)
-        loaded = begun.result()
+        pixels, sizes, ready = begun.result()
         self._next = step + 1, self._begin(step + 1)
-        if loaded.ready is not None:
+        if ready is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_event(loaded.ready)
-            loaded.pixels.record_stream(current)
-        return loaded.pixels, loaded.sizes
+            current.wait_event(ready)
+            pixels.record_stream(current)
+        return pixels, sizes
 
     def _begin(self, step: int) -> Future[_Loaded]:
         # made here, where "cuda" is this process's device: in a thread that never chose one it is the machine's first
@@ -164,13 +143,13 @@ class Prefetch:
 
     def _load(self, index: Tensor, stream: torch.cuda.Stream | None) -> _Loaded:
         if stream is None:
-            return _Loaded(*self._store.read(index))
+            return *self._store.read(index), None
         with torch.cuda.stream(stream):  # torch keeps the page-locked memory until the copy from it is done
             pixels, sizes = self._store.read(index, pinned=True)
             pixels = pixels.to(self._device, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record(stream)
-        return _Loaded(pixels, sizes, ready)
+        return pixels, sizes, ready
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:

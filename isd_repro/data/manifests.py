@@ -170,13 +170,12 @@ class Header(Frozen):
 
 def rows(manifest: Manifest) -> Iterator[str]:
     """The body of `images.tsv`, one line per image."""
-    roles = np.zeros((len(manifest.images), len(ROLES)), dtype=bool)
-    for column, name in enumerate(ROLES.values()):
-        roles[getattr(manifest, name), column] = True
-    texts = ["", "q", "s", "sq", "t", "tq", "ts", "tsq"]
-    codes = roles @ np.array([4, 2, 1])  # as the columns of ROLES
-    for image, code in zip(manifest.images, codes.tolist(), strict=True):
-        yield f"{image.split}\t{image.cls}\t{image.file}\t{image.sha256}\t{texts[code]}\n"
+    roles = [""] * len(manifest.images)
+    for letter, name in ROLES.items():
+        for at in getattr(manifest, name).tolist():
+            roles[at] += letter
+    for image, text in zip(manifest.images, roles, strict=True):
+        yield f"{image.split}\t{image.cls}\t{image.file}\t{image.sha256}\t{text}\n"
 
 
 def write(folder: Path, manifest: Manifest, *, store: StoreInfo | None = None, dropped: Iterable[str] = ()) -> None:
@@ -210,10 +209,7 @@ def read(folder: Path) -> Manifest:
     header = read_header(folder)
     path = folder / IMAGES
     images, roles = _parse(path)
-    positions = {
-        name: np.flatnonzero(np.fromiter((letter in text for text in roles), dtype=bool, count=len(roles))).astype(np.int64)
-        for letter, name in ROLES.items()
-    }
+    positions = {name: np.flatnonzero([letter in text for text in roles]) for letter, name in ROLES.items()}
     claimed = header.identity
     classes = {image.cls for image in images if image.split != UNLABELLED}
     groups = {*claimed.large, *itertools.chain(*claimed.shots.values())}
@@ -226,9 +222,7 @@ def read(folder: Path) -> Manifest:
         classes=claimed.classes,
         large=claimed.large,
         images=tuple(images),
-        train=positions["train"],
-        search=positions["search"],
-        query=positions["query"],
+        **positions,
         shots=dict(claimed.shots),
     )
     packed = None if header.store is None else header.store.settings.model_dump(mode="json", exclude={"external"})
@@ -292,7 +286,7 @@ class Prepared:
 
     def split(self, name: Literal["train", "search", "query"]) -> Split:
         """The images of one role, in manifest order."""
-        positions = {"train": self.manifest.train, "search": self.manifest.search, "query": self.manifest.query}[name]
+        positions: Positions = getattr(self.manifest, name)
         return Split(index=torch.from_numpy(positions.copy()), label=torch.from_numpy(self.manifest.labels[positions]))
 
     def groups(self, label: Labels) -> dict[str, Mask]:

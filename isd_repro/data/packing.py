@@ -169,9 +169,8 @@ class Packer:
             sha256 = found.digest.hexdigest()
             for line in journal:
                 block, after = _parse_line(line)
-                failed = [
-                    image for image, one in zip(self.images[len(found.done) :], block, strict=False) if isinstance(one, str)
-                ]
+                images = zip(self.images[len(found.done) :], block, strict=False)
+                failed = [image for image, one in images if isinstance(one, str)]
                 if not block or any(isinstance(self._read(image)[0], PackedImage) for image in failed):
                     break
                 found.done, sha256, found.journal_bytes = found.done + block, after, journal.tell()
@@ -221,6 +220,5 @@ def _parse_line(line: bytes) -> tuple[list[Outcome], str]:
         found = json.loads(line)
     except ValueError:
         return [], ""
-    return [one if isinstance(one, str) else PackedImage(one[0], StoredImage(*one[1:])) for one in found["images"]], found[
-        "sha256"
-    ]
+    block = [one if isinstance(one, str) else PackedImage(one[0], StoredImage(*one[1:])) for one in found["images"]]
+    return block, found["sha256"]

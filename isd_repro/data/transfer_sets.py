@@ -72,6 +72,11 @@ _TWO: dict[Part, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split
 _THREE: dict[Part, dict[str, Any]] = {part: {"split": part} for part in ("train", "val", "test")}
 _CIFAR: dict[Part, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _PETS: dict[Part, dict[str, Any]] = {"train": {"split": "trainval"}, "test": {"split": "test"}}
+_PET_FILES = _in("oxford-iiit-pet", "images", "annotations/trainval.txt", "annotations/test.txt")
+_CIFAR_FILES = _in("cifar-10-batches-py", "data_batch_1", "test_batch", "batches.meta")
+_LATER = "not in the paper, but in later tables of the same group"
+_FLOWERS = _in("flowers-102", "jpg", "imagelabels.mat", "setid.mat")
+_CALTECH = _in("caltech101", "101_ObjectCategories/BACKGROUND_Google")
 _CARS = ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test")
 _TEXTURES = ("images", *(f"labels/{part}1.txt" for part in ("train", "val", "test")))
 _SUN = _in("SUN397", "ClassName.txt", "Partitions/Training_01.txt", "Partitions/Testing_01.txt")
@@ -81,40 +86,15 @@ _BY_CLASS: Metric = "mean-per-class"
 
 SETS: dict[TransferName, TransferSet] = {
     "food101": TransferSet("Food-101", "Food101", _TWO, _in("food-101", "images", "meta/train.json", "meta/test.json")),
-    "cifar10": TransferSet(
-        "CIFAR-10", "CIFAR10", _CIFAR, _in("cifar-10-batches-py", "data_batch_1", "test_batch", "batches.meta")
-    ),
+    "cifar10": TransferSet("CIFAR-10", "CIFAR10", _CIFAR, _CIFAR_FILES),
     "cifar100": TransferSet("CIFAR-100", "CIFAR100", _CIFAR, _in("cifar-100-python", "train", "test", "meta")),
     "sun397": TransferSet("SUN397, partition 1", "SUN397", {"pool": {}}, _SUN),
     "cars": TransferSet("Stanford Cars", "StanfordCars", _TWO, _in("stanford_cars", *_CARS)),
     "dtd": TransferSet("DTD, partition 1", "DTD", _THREE, _in("dtd/dtd", *_TEXTURES), note=""),
-    "pets": TransferSet(
-        "Oxford-IIIT Pets",
-        "OxfordIIITPet",
-        _PETS,
-        _in("oxford-iiit-pet", "images", "annotations/trainval.txt", "annotations/test.txt"),
-        _BY_CLASS,
-    ),
-    "caltech101": TransferSet(
-        "Caltech-101",
-        "Caltech101",
-        {"pool": {}},
-        _in("caltech101", "101_ObjectCategories/BACKGROUND_Google"),
-        _BY_CLASS,
-        _BACKGROUND,
-        train_per_class=30,
-    ),
-    "flowers102": TransferSet(
-        "Oxford Flowers-102", "Flowers102", _THREE, _in("flowers-102", "jpg", "imagelabels.mat", "setid.mat"), _BY_CLASS, ""
-    ),
-    "aircraft": TransferSet(
-        "FGVC Aircraft, variants",
-        "FGVCAircraft",
-        _THREE,
-        _PLANES,
-        _BY_CLASS,
-        "not in the paper, but in later tables of the same group",
-    ),
+    "pets": TransferSet("Oxford-IIIT Pets", "OxfordIIITPet", _PETS, _PET_FILES, _BY_CLASS),
+    "caltech101": TransferSet("Caltech-101", "Caltech101", {"pool": {}}, _CALTECH, _BY_CLASS, _BACKGROUND, train_per_class=30),
+    "flowers102": TransferSet("Oxford Flowers-102", "Flowers102", _THREE, _FLOWERS, _BY_CLASS, ""),
+    "aircraft": TransferSet("FGVC Aircraft, variants", "FGVCAircraft", _THREE, _PLANES, _BY_CLASS, _LATER),
     "cifar10-folder": TransferSet(
         "CIFAR-10 in an image folder",
         "ImageFolder",
@@ -254,10 +234,9 @@ def _drawn(
         members = among[label[among] == cls]
         wanted = count(len(members))
         if wanted >= len(members):
-            found = (
-                f"class number {cls} has {len(members)} images, but {wanted} are drawn for {purpose} and at least one must remain"
-            )
-            raise DataError(f"{SETS[name].title}: {found}", f"check the folder that {SETS[name].root_env} names")
+            found = f"{len(members)} images, but {wanted} are drawn for {purpose} and at least one must remain"
+            hint = f"check the folder that {SETS[name].root_env} names"
+            raise DataError(f"{SETS[name].title}: class number {cls} has {found}", hint)
         order = torch.randperm(len(members), generator=generator_of(seed, "transfer", name, purpose, cls))
         chosen.append(members[order[:wanted]])
     taken = torch.cat(chosen).sort().values
@@ -335,13 +314,11 @@ def identity(name: TransferName, images: TransferImages, opened: Opened, divisio
         seed: of the division's draws.
     """
     roles = {at: role for role in ("train", "val", "test") for at in getattr(division, role).tolist()}
-    hasher = hashlib.sha256()
+    hasher, spec = hashlib.sha256(), opened.spec
     for at in sorted(roles):
         hasher.update(f"{roles[at]}\t{opened.classes[int(images.label[at])]}\t{images.digest[at]}\n".encode())
-    spec = opened.spec
-    own = "val" in opened.part
-    rule: dict[str, Any] = {"source": f"torchvision.datasets.{spec.reader}", "seed": seed, "validation": len(division.val)}
-    rule |= {"drawn": "nothing" if own else f"{spec.val_share:g} of each class's train images for validation"}
+    drawn = "nothing" if "val" in opened.part else f"{spec.val_share:g} of each class's train images for validation"
+    rule = {"source": f"torchvision.datasets.{spec.reader}", "seed": seed, "validation": len(division.val), "drawn": drawn}
     rule |= {} if spec.train_per_class is None else {"train_per_class": spec.train_per_class}
     return ManifestIdentity(
         sha256=hasher.hexdigest(),

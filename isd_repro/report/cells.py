@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
@@ -18,25 +19,17 @@ Verdict = Literal["", "within", "outside", "not comparable"]
 
 @dataclass(frozen=True)
 class Printed:
-    """A number of the paper: its place, and its correction if it is misprinted.
-
-    Attributes:
-        table, row, column: place in `paper.yaml`.
-        where: the place as text, with the paper's version.
-        printed, corrected: percent; `corrected` is None if the printed number is right.
-        why: reason for the correction.
-        source: the publication that was read; `borrowed` if it is not the paper's own table.
-    """
+    """A number of the paper in percent, its place in `paper.yaml`, and its correction if it is misprinted."""
 
     table: str
     row: str
     column: str
-    where: str
+    where: str  # the place as text, with the paper's version
     printed: float
-    corrected: float | None
-    why: str
-    source: str
-    borrowed: bool
+    corrected: float | None  # None if the printed number is right
+    why: str  # reason for the correction
+    source: str  # the publication that was read
+    borrowed: bool  # whether this is another one than the table's
     confidence: str
 
 
@@ -44,41 +37,31 @@ class Printed:
 class Cell:
     """One cell; `value` is in percent or points, and None if the cell has no number.
 
-    Attributes:
-        kind: ours: a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
-            or draws, a `statistic` of differences over draws (a bound, a deviation, a count, p), `not run`, or `none` where no
-            number can exist; the paper's: a number as printed or corrected (`paper`), or `computed` from its printed ones;
-            `against` is ours minus the paper's.
-        runs: the runs from which the number comes.
-        correct, n, level: only for a score.
-        low, high: 95 % interval: Wilson's for a score, in percent; the bootstrap's for a mean difference, in points.
-        deviation, count: standard deviation over `count` seeds or draws of a mean.
-        detail: how a number that is not a score was computed, or why there is no number.
-        best: whether it is the largest of the values with which it is compared.
-        paper: the published number that the cell shows or is compared with.
-        verdict, tolerance: only for `against`; the tolerance is in points.
-        words: text that is shown instead of the value.
+    Kinds: ours are a score of one run, of a snapshot of it or of an evaluated checkpoint, a difference of two, a mean over seeds
+    or draws, a `statistic` of differences over draws (a bound, a deviation, a count, p), `not run`, or `none` where no number can
+    exist; the paper's are a number as printed or corrected (`paper`), or `computed` from its printed ones; `against` is ours
+    minus the paper's.
     """
 
     kind: Kind
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()  # from which the number comes
     encoder: str = ""
     metric: str = ""
     group: str = ""
     value: float | None = None
-    correct: int | None = None
+    correct: int | None = None  # of a score, as `n` and `level`
     n: int | None = None
-    low: float | None = None
+    low: float | None = None  # 95 % interval: Wilson's of a score, in percent; the bootstrap's of a mean difference, in points
     high: float | None = None
-    deviation: float | None = None
+    deviation: float | None = None  # standard deviation over `count` seeds or draws of a mean
     count: int | None = None
     level: str = ""
-    detail: str = ""
-    best: bool = False
-    paper: Printed | None = None
-    verdict: Verdict = ""
-    tolerance: float | None = None
-    words: str = ""
+    detail: str = ""  # how a number that is not a score was computed, or why there is no number
+    best: bool = False  # whether it is the largest of the values with which it is compared
+    paper: Printed | None = None  # the published number that the cell shows or is compared with
+    verdict: Verdict = ""  # of `against`
+    tolerance: float | None = None  # of `against`, in points
+    words: str = ""  # shown instead of the value
 
     @property
     def part(self) -> str:
@@ -146,11 +129,6 @@ class Row:
         """Whether it cannot have a number, such as a teacher's row of a method without a teacher, or differences without runs."""
         return not any(cell.plain for cell in self.cells if cell.kind != "none")
 
-    @property
-    def scored(self) -> bool:
-        """Whether any of its cells has a number."""
-        return any(cell.value is not None for cell in self.cells)
-
 
 @dataclass(frozen=True)
 class Table:
@@ -171,7 +149,7 @@ class Table:
         """The rows above the foot that have a number; if none has, or in comparisons with the paper, those that can have one."""
         rows = tuple(row for row in self.rows if not row.blank)
         beside_paper = any(cell.kind == "paper" for row in rows for cell in row.cells)
-        return tuple(row for row in rows if row.scored or beside_paper) or rows
+        return tuple(row for row in rows if beside_paper or any(cell.value is not None for cell in row.cells)) or rows
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -194,10 +172,32 @@ class Table:
         means = {row.label for row, seeds in self.groups if seeds}
         return tuple(row for row in self.foot if row.label not in means)
 
+    def only(self, columns: Sequence[int]) -> Table:
+        """The table with these columns alone."""
+        rows, foot = (
+            tuple(replace(row, cells=tuple(row.cells[at] for at in columns)) for row in part) for part in (self.rows, self.foot)
+        )
+        return replace(self, columns=tuple(self.columns[at] for at in columns), rows=rows, foot=foot)
+
     @property
     def spans(self) -> list[tuple[str, int]]:
         """Shared headings with the number of columns under each."""
         return [(span, len(list(under))) for span, under in groupby(column.span for column in self.columns)]
+
+
+def by_columns(
+    blank: Table,
+    labels: Sequence[str],
+    columns: Sequence[tuple[Column, Sequence[Cell]]],
+    *,
+    runs: Sequence[str] = (),
+    foot: int = 0,
+) -> Table:
+    """A table filled from its columns, each a heading with its cells; the last `foot` rows are the foot's."""
+    cells = zip(*(under for _, under in columns), strict=True)
+    rows = [Row(*one) for one in zip(labels, cells, [*runs, *[""] * (len(labels) - len(runs))], strict=True)]
+    body = len(rows) - foot
+    return replace(blank, columns=tuple(head for head, _ in columns), rows=tuple(rows[:body]), foot=tuple(rows[body:]))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from isd_repro.config.reader import fingerprint
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, PretrainRecord, Score, TargetsRecord
+from isd_repro.report.problems import Key
 
 Parts = Mapping[str, PretrainRecord | AnyEvaluation]
 Fact = tuple[str, str, object, object, str]  # part, key, found, expected, and what says so where it is another part
@@ -36,9 +37,8 @@ def facts(parts: Parts, profile: str, run: str, subset: str) -> Iterator[Fact]:
         if isinstance(record, PretrainRecord):
             yield from _of_pretrain(part, record)
             continue
-        scored = {score.encoder for score in _scores(record)}
         if encoders is not None:
-            yield part, "encoders with scores", sorted(scored), sorted(scored & encoders), ""
+            yield part, "encoders with scores", sorted(_encoders(record)), sorted(_encoders(record) & encoders), ""
         if isinstance(record, EvaluationRecord):
             yield part, "settings.best_epoch", _impossible_epochs(record.settings), [], ""
         if isinstance(record, TargetsRecord):
@@ -63,12 +63,15 @@ def _epochs(record: PretrainRecord) -> Any:
     return optim.get("epochs") if isinstance(optim, dict) else None
 
 
-def _scores(record: AnyEvaluation) -> Iterator[Score]:
+def _key(score: Score) -> Key:
+    return score.encoder, score.metric, score.group
+
+
+def _encoders(record: AnyEvaluation) -> set[str]:
     if isinstance(record, EvaluationRecord):
-        yield from record.scores
-        return
-    for one in record.points if isinstance(record, CurveRecord) else record.evaluations:
-        yield from one.scores
+        return {score.encoder for score in record.scores}
+    found = record.points if isinstance(record, CurveRecord) else record.evaluations
+    return {score.encoder for one in found for score in one.scores}
 
 
 def _impossible_epochs(settings: Mapping[str, Any]) -> list[object]:
@@ -85,16 +88,15 @@ def _of_curve(part: str, record: CurveRecord, parts: Parts) -> Iterator[Fact]:
     epochs, last = [point.epoch for point in record.points], record.points[-1]
     yield part, "epochs", epochs, sorted(set(epochs)), ""
     sizes = {score.group: score.n for score in last.scores} | {"all": record.manifest.query}
-    ours = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in last.scores}
+    ours = {_key(score): (score.correct, score.n) for score in last.scores}
     for other, known in parts.items():
         if isinstance(known, PretrainRecord):
             yield part, "last epoch", last.epoch, _epochs(known), f", as {other}.json says"
         if isinstance(known, EvaluationRecord):
-            stated = {(score.encoder, score.metric, score.group): (score.correct, score.n) for score in known.scores}
-            both = {key: value for key, value in stated.items() if key in ours}
+            both = {_key(score): (score.correct, score.n) for score in known.scores if _key(score) in ours}
             yield part, LAST, {key: ours[key] for key in both}, both, f", as {other}.json says"
     for point in record.points:
-        keys = [(score.encoder, score.metric, score.group) for score in point.scores]
+        keys = [_key(score) for score in point.scores]
         at = f"epoch {point.epoch}"
         yield part, f"{at}: scores stated twice", sorted({key for key in keys if keys.count(key) > 1}), [], ""
         wrong = {score.group: score.n for score in point.scores if sizes.get(score.group, score.n) != score.n}

@@ -7,18 +7,17 @@ that it used. For a run without a list of attempts they are the seconds of its r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from isd_repro.config.params import Params
 from isd_repro.provenance import Provenance
-from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
+from isd_repro.records import PretrainRecord
 from isd_repro.report import text
 from isd_repro.report.run_records import Records, RunRecords
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """One attempt at one stage of one run."""
 
     label: str
@@ -30,36 +29,31 @@ class Cost:
     on_gpu: bool
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """A format-independent table of text; the last `numbers` columns are numbers."""
+class CostTable(NamedTuple):
+    """A format-independent table of text, whose last three columns are numbers."""
 
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: int
-    notes: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str]
+    heads: tuple[str, ...] = ("Run", "Stage", "Outcome", "Attempts", "Device", "Wall time", "CPU-hours", "GPU-hours")
 
     def markdown(self) -> str:
         """As a Markdown table under no heading."""
-        marks = [":---"] * (len(self.heads) - self.numbers) + ["---:"] * self.numbers
-        lines = [self.heads, tuple(marks), *(tuple(text.markdown(cell) for cell in row) for row in self.rows)]
+        marks = (*[":---"] * (len(self.heads) - 3), *["---:"] * 3)
+        lines = [self.heads, marks, *(tuple(text.markdown(cell) for cell in row) for row in self.rows)]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def of_run(found: RunRecords, label: str) -> list[Cost]:
     """Every attempt at every stage of a run, in order."""
-    return [cost for part, record in found.records.items() for cost in _of_part(label, part, record)]
-
-
-def _of_part(label: str, part: str, record: PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord) -> Iterator[Cost]:
-    machine = record.provenance.machine
-    attempts = record.attempts if isinstance(record, PretrainRecord) else ()
-    if not attempts:
-        yield _finished(label, part, record.provenance)
-    for one in attempts:
-        on_gpu = not one.device.lower().startswith("cpu")
-        device = (machine.gpu or one.device) if on_gpu else machine.cpu
-        yield Cost(label, part, one.outcome, device, machine.threads, one.seconds, on_gpu)
+    costs = []
+    for part, record in found.records.items():
+        machine, attempts = record.provenance.machine, record.attempts if isinstance(record, PretrainRecord) else ()
+        for one in attempts:
+            on_gpu = not one.device.lower().startswith("cpu")
+            device = (machine.gpu or one.device) if on_gpu else machine.cpu
+            costs.append(Cost(label, part, one.outcome, device, machine.threads, one.seconds, on_gpu))
+        costs += [] if attempts else [_finished(label, part, record.provenance)]
+    return costs
 
 
 def _finished(label: str, stage: str, origin: Provenance) -> Cost:
@@ -79,13 +73,11 @@ def table(costs: Sequence[Cost]) -> CostTable:
     for cost in costs:
         grouped.setdefault((cost.label, cost.stage, cost.outcome, cost.device), []).append(cost)
     rows = [(*key[:3], str(len(members)), key[3], *_hours(members)) for key, members in grouped.items()]
-    sums = [("All", "", "", str(len(costs)), "", *_hours(costs))] if costs else []
-    lost = [cost for cost in costs if cost.outcome in ("failed", "killed")]
+    rows += [("All", "", "", str(len(costs)), "", *_hours(costs))] if costs else []
+    lost = [cost.seconds for cost in costs if cost.outcome in ("failed", "killed")]
     notes = ["CPU-hours are wall-clock time times threads, an upper bound of the CPU time used."]
-    if lost:
-        notes.append(f"{len(lost)} attempts failed or were killed: {text.duration(math.fsum(cost.seconds for cost in lost))}.")
-    heads = ("Run", "Stage", "Outcome", "Attempts", "Device", "Wall time", "CPU-hours", "GPU-hours")
-    return CostTable(heads, (*rows, *sums), 3, tuple(notes))
+    notes += [f"{len(lost)} attempts failed or were killed: {text.duration(math.fsum(lost))}."] if lost else []
+    return CostTable(rows, notes)
 
 
 def _hours(members: Sequence[Cost]) -> tuple[str, str, str]:

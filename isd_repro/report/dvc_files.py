@@ -5,10 +5,9 @@ They contain the student's scores, as the main tables do. All other numbers are 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 
+from isd_repro.report.export import table_csv
 from isd_repro.report.run_records import Records
 
 ENCODER = "student"
@@ -36,12 +35,6 @@ def render(records: Records) -> dict[str, bytes]:
     rows = [[name, f"{row['epoch']:g}", *(f"{row[key]:.6g}" if key in row else "" for key in measured)] for name, row in curves]
     return {
         METRICS: (json.dumps(metrics, indent=1) + "\n").encode(),
-        CURVES: _table(heads, rows),
-        SCORES: _table(["run", "metric", "group", "top-1"], [[*key, f"{value:g}"] for *key, value in scores]),
+        CURVES: table_csv([heads, *rows]).encode(),
+        SCORES: table_csv([["run", "metric", "group", "top-1"], *([*key, f"{value:g}"] for *key, value in scores)]).encode(),
     }
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
-    return text.getvalue().encode()

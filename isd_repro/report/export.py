@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain, count
 from typing import Any
 
 from isd_repro.report import run_details, text
@@ -23,33 +24,19 @@ PLAIN = (  # columns of the CSV
 def flat(tables: Sequence[Table], parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every cell as a flat mapping; numbers are rounded to 4 decimals, far below the width of any interval.
 
-    Args:
-        tables: in the order of the page.
-        parts: facts of each run, as `runs.run_facts` gives them.
+    `parts` are the facts of each run, as `run_details.run_facts` gives them.
     """
     for table in tables:
         for row in (*table.rows, *table.foot):
             for column, cell in zip(table.columns, row.cells, strict=True):
-                numbers = {key: getattr(cell, key) for key in ("value", "low", "high", "deviation", "tolerance")}
-                runs = list(dict.fromkeys(cell.runs))
-                yield {
-                    "table": table.id,
-                    "row": row.label,
-                    "span": column.span,
-                    "column": column.head,
-                    "kind": cell.kind,
-                    "runs": runs,
-                    "encoder": cell.encoder,
-                    "metric": cell.metric,
-                    "group": cell.group,
-                    **{key: None if value is None else round(value, 4) for key, value in numbers.items()},
-                    "correct": cell.correct,
-                    "n": cell.n,
-                    "count": cell.count,
-                    "best": cell.best,
-                    "verification": cell.level or None,
+                runs, facts = list(dict.fromkeys(cell.runs)), asdict(cell)
+                del facts["words"]
+                facts |= {"table": table.id, "row": row.label, "span": column.span, "column": column.head, "runs": runs}
+                for key in ("value", "low", "high", "deviation", "tolerance"):
+                    facts[key] = None if facts[key] is None else round(facts[key], 4)
+                yield facts | {
+                    "verification": facts.pop("level") or None,
                     "verdict": cell.verdict or None,
-                    "paper": asdict(cell.paper) if cell.paper else None,
                     "detail": cell.detail or None,
                     "records": [run_details.record_link(run, cell.part) for run in runs if cell.part in parts[run]["parts"]],
                     "commands": [run_details.command(run, cell.part) for run in (runs if len(runs) < 3 else ["RUN"])],
@@ -61,25 +48,26 @@ def by_place(cells: Iterable[Mapping[str, Any]]) -> dict[Place, Mapping[str, Any
     found: dict[Place, Mapping[str, Any]] = {}
     for cell in cells:
         table, row, span, column = (str(cell[key]) for key in ("table", "row", "span", "column"))
-        place, again = (table, row, span, column), 1
-        while place in found:
-            again += 1
-            place = (table, f"{row} ({again})", span, column)
-        found[place] = cell
+        names = chain([row], (f"{row} ({again})" for again in count(2)))
+        found[next(place for name in names if (place := (table, name, span, column)) not in found)] = cell
     return found
 
 
 def as_csv(cells: Iterable[Mapping[str, Any]]) -> str:
     """Flat cells as CSV without provenance, one line per cell."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(PLAIN)
+    rows: list[Sequence[Any]] = [PLAIN]
     for cell in cells:
         paper = cell["paper"] or {}
         row = {**cell, "runs": " ".join(cell["runs"])}
         row |= {"paper_printed": paper.get("printed"), "paper_corrected": paper.get("corrected")}
-        values = ["" if row[key] is None else row[key] for key in PLAIN]
-        writer.writerow([text.csv_cell(value) if isinstance(value, str) else value for value in values])
+        rows.append([text.csv_cell(row[key]) if isinstance(row[key], str) else row[key] for key in PLAIN])
+    return table_csv(rows)
+
+
+def table_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 

@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.75,
 }
+Line = tuple[str, str, list[dict[float, list[float]]]]  # a method, its colour, and in each panel the values at each place
 STYLE = (  # the font is set once here, because a chart with many labels would repeat it for each
     f"svg{{font-family:{FONTS}}}"
     "svg{color:#1d2126}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}@media print{svg{color:#000}}"
@@ -77,19 +78,12 @@ STYLE = (  # the font is set once here, because a chart with many labels would r
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart.
+    """One chart."""
 
-    Attributes:
-        name: of its file, without `.svg`.
-        title: what it shows; also the text alternative.
-        caption: how to read it.
-        draw: returns the matplotlib figure.
-    """
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[], Canvas]
+    name: str  # of its file, without `.svg`
+    title: str  # what it shows; also the text alternative
+    caption: str  # how to read it
+    draw: Callable[[], Canvas]  # returns the matplotlib figure
 
     def svg(self) -> str:
         """The chart as an SVG document, the same bytes for the same numbers.
@@ -162,11 +156,11 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
     metric = first_metric(params)
     groups = list(dict.fromkeys(group for subset in subsets for group in groups_of(params, records, subset)))
     rows: list[tuple[str, str, list[list[Cell]]]] = []
-    for name, by_subset in methods(params, subsets).items():
+    for name, mark, by_subset in _methods(params, subsets):
         runs = [run for subset in subsets for run in by_subset.get(subset, ())]
         cells = [[score_cell(records.runs[run], "student", metric, group) for run in runs] for group in groups]
         known = [[cell for cell in of_group if cell.value is not None] for of_group in cells]
-        rows += [(name, colour(params.runs[runs[0]]), known)] if any(known) else []
+        rows += [(name, mark, known)] if any(known) else []
     if not rows:
         return None
 
@@ -184,8 +178,7 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
                     ax.scatter([fmean(values)], [row], s=150, marker="|", color=mark, lw=2.5)
                 ax.scatter(values, [row] * len(values), s=34 if len(values) == 1 else 16, color=mark, alpha=0.8, lw=0)
             _rows(ax, [name if ax is axes[0] else "" for name, *_ in rows])
-            ax.set_title(f"{group.capitalize()} queries")
-            ax.set_xlabel(f"{metric} accuracy, %")
+            ax.set(title=f"{group.capitalize()} queries", xlabel=f"{metric} accuracy, %")
         return figure
 
     where = subsets[0] if len(subsets) == 1 else f"{subsets[0]} to {subsets[-1]}"
@@ -195,24 +188,23 @@ def scores(params: Params, records: Records, subsets: Sequence[str]) -> Figure |
     return Figure(name, title, f"{what}. The axis does not start at zero.", draw)
 
 
+def _methods(params: Params, subsets: Sequence[str]) -> Iterator[tuple[str, str, dict[str, list[str]]]]:
+    """Name, colour and runs by subset of every method."""
+    for name, by_subset in methods(params, subsets).items():
+        yield name, colour(params.runs[next(iter(by_subset.values()))[0]]), by_subset
+
+
 def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float]) -> Figure | None:
     """The student's first nearest-neighbour accuracy (one panel per query group) and balancedness against the imbalance.
 
-    Args:
-        params: the profile.
-        records: of its runs.
-        imbalance: of each subset.
-
-    Returns:
-        a chart with a dot for each run and a line through the means of each method; None if nothing has been scored.
+    `imbalance` is by subset. Every run is a dot, and a line goes through the means of each method; None if there is no score.
     """
     metric = first_metric(params)
     found_groups = {group for subset in imbalance for group in groups_of(params, records, subset)}
     groups = [group for group in GROUPS if group in found_groups]
-
     titles = [*(f"{group.capitalize()} queries: {metric} accuracy, %" for group in groups), "Balancedness, points"]
-    lines: list[tuple[str, str, list[dict[float, list[float]]]]] = []
-    for name, by_subset in methods(params, list(imbalance)).items():
+    lines: list[Line] = []
+    for name, mark, by_subset in _methods(params, list(imbalance)):
         values: list[dict[float, list[float]]] = [{} for _ in titles]
         for subset in sorted(by_subset, key=lambda subset: imbalance[subset]):
             for found in (records.runs[run] for run in by_subset[subset]):
@@ -220,19 +212,15 @@ def by_imbalance(params: Params, records: Records, imbalance: Mapping[str, float
                 for points, cell in zip(values, [*cells, balancedness_cell(found, "student", metric)], strict=True):
                     if cell.value is not None:
                         points.setdefault(imbalance[subset], []).append(cell.value)
-        lines += [(name, colour(params.runs[next(iter(by_subset.values()))[0]]), values)] if any(values) else []
+        lines += [(name, mark, values)] if any(values) else []
     if not lines:
         return None
     ticks = sorted(set(imbalance.values()))
 
     def draw() -> Canvas:
-        figure, axes = canvas(len(titles), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
-        for at, (ax, title) in enumerate(zip(axes, titles, strict=True)):
-            _against(ax, [(mark, values[at]) for _, mark, values in lines], ticks)
-            ax.set_title(title)
+        figure, axes = _against(lines, titles, "imbalance: largest over smallest class", ticks)
+        for ax in axes:
             ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
-            ax.set_xlabel("imbalance: largest over smallest class")
-        _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
         return figure
 
     caption = "Dots: runs. Lines: means over seeds. Balancedness: standard deviation over classes; smaller is more even."
@@ -296,29 +284,23 @@ def training_images(manifest: ManifestIdentity) -> dict[str, float]:
 def class_accuracy(params: Params, records: Records, subsets: Sequence[str]) -> Figure | None:
     """Accuracy of every method against a class's training images; None if classes have one size or their sizes are unknown."""
     metric = first_metric(params)
-    lines: list[tuple[str, str, dict[float, list[float]]]] = []
-    for name, by_subset in methods(params, subsets).items():
+    lines: list[Line] = []
+    for name, mark, by_subset in _methods(params, subsets):
         points: dict[float, list[float]] = {}
         for runs in by_subset.values():
             manifest = records.runs[runs[0]].manifest
             sizes = training_images(manifest) if manifest else {}
             for cls, accuracy in by_class(records, runs, ("student", metric, "all")).items() if sizes else ():
                 points.setdefault(sizes[cls], []).append(accuracy)
-        if len(points) > 1:
-            mark = colour(params.runs[next(iter(by_subset.values()))[0]])
-            lines.append((name, mark, dict(sorted(points.items()))))
+        lines += [(name, mark, [dict(sorted(points.items()))])] if len(points) > 1 else []
     if not lines:
         return None
-    ticks = sorted({size for *_, points in lines for size in points})
-    dots = sum(len(values) for *_, points in lines for values in points.values()) <= MOST_DOTS
+    ticks = sorted({size for *_, [points] in lines for size in points})
+    dots = sum(len(values) for *_, [points] in lines for values in points.values()) <= MOST_DOTS
 
     def draw() -> Canvas:
-        figure, (ax,) = canvas(1, 260, left=44, legend=math.ceil(len(lines) / 5))
-        _against(ax, [(mark, points) for _, mark, points in lines], ticks if len(ticks) < 6 else None, dots=dots)
-        ax.set_title(f"{metric} accuracy of a class, %")
-        ax.set_xlabel("training images of the class")
-        _legend(figure, _dashed([(name, mark) for name, mark, _ in lines]), 5)
-        return figure
+        titles, few = [f"{metric} accuracy of a class, %"], ticks if len(ticks) < 6 else ()
+        return _against(lines, titles, "training images of the class", few, dots=dots)[0]
 
     caption = f"{'Dots: classes. ' if dots else ''}Lines: means over classes with equally many training images."
     title = f"Accuracy of each class against its number of training images, {metric}, student"
@@ -330,11 +312,11 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
 
     Many classes are shown as the groups rare and large, and not at all if there are no such groups.
     """
-    metric, runs = first_metric(params), methods(params, subsets)
+    metric, marks = first_metric(params), {name: (mark, runs) for name, mark, runs in _methods(params, subsets)}
     panels = []
     for name in (first, second):
-        of_method = [run for subset in subsets for run in runs[name].get(subset, ())]
-        panels.append((name, colour(params.runs[of_method[0]]), _answers(records, of_method, metric)))
+        mark, runs = marks[name]
+        panels.append((name, mark, _answers(records, [run for subset in subsets for run in runs.get(subset, ())], metric)))
     if not all(counts for *_, counts in panels):
         return None
     rows, columns = (sorted({key[at] for *_, counts in panels for key in counts}) for at in (0, 1))
@@ -345,9 +327,8 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
         room = max(len(_shorten(class_name(name), 24)) for name in rows) * 6.6 + 16
         figure, axes = canvas(2, 22 * len(rows) + 74, left=room, gap=room)
         for ax, (name, mark, counts) in zip(axes, panels, strict=True):
-            shares = [
-                [counts[row, column] / max(1, sum(counts[row, of] for of in columns)) for column in columns] for row in rows
-            ]
+            sums = [max(1, sum(counts[row, column] for column in columns)) for row in rows]
+            shares = [[counts[row, column] / whole for column in columns] for row, whole in zip(rows, sums, strict=True)]
             edges = [[at - 0.5 for at in range(len(names) + 1)] for names in (columns, rows)]
             shades = LinearSegmentedColormap.from_list("shares", [(mark, 0.0), (mark, 1.0)])
             ax.pcolormesh(*edges, shares, cmap=shades, vmin=0, vmax=1)
@@ -358,8 +339,7 @@ def confusions(params: Params, records: Records, subsets: Sequence[str], first: 
             _rows(ax, [_shorten(class_name(row), 24) for row in rows])
             ax.set_xticks(range(len(columns)), columns)
             ax.grid(visible=False)
-            ax.set_title(name)
-            ax.set_xlabel("prediction")
+            ax.set(title=name, xlabel="prediction")
         return figure
 
     title = f"{first} and {second}: predictions for the queries of each class, percent ({metric}, student)"
@@ -429,11 +409,10 @@ def trajectories(params: Params, found: Mapping[str, CurveRecord], subset: str, 
                     line = [(epoch, score.top1) for epoch, score in points]
                     ax.plot(*zip(*line, strict=True), color=marks[name], linestyle=ours[encoder], marker=".")
             for one in paper if group == "all" else ():
-                line = [(epoch, cell.value or 0.0) for epoch, cell in one.points]
+                line = [(epoch, cell.value or 0.0) for epoch, cell in one.points.items()]
                 style = {"linestyle": theirs[one.encoder], "linewidth": 1, "marker": "s", "markersize": 2.5}
                 ax.plot(*zip(*line, strict=True), color=marks[one.run], alpha=0.8, **style)
-            ax.set_title(f"{group.capitalize()} queries")
-            ax.set_xlabel("epoch")
+            ax.set(title=f"{group.capitalize()} queries", xlabel="epoch")
             ax.sharey(axes[0])
         axes[0].set_ylabel(f"{metric} accuracy, %")
         known = [(params.runs[name].label + ("" if name in found else " (not run)"), {"color": marks[name]}) for name in names]
@@ -459,8 +438,7 @@ def class_sizes(counts: Mapping[str, Mapping[str, int]]) -> Figure:
             lines.append((name, style))
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:,.0f}")
-        ax.set_xlabel("classes, largest first")
-        ax.set_ylabel("training images")
+        ax.set(xlabel="classes, largest first", ylabel="training images")
         _legend(figure, lines, 4)
         return figure
 
@@ -496,13 +474,8 @@ def canvas(
 ) -> tuple[Canvas, list[Axes]]:
     """A figure with at most three panels per row; lengths are in px.
 
-    Args:
-        panels: number of panels.
-        height: of a row, including a title above and `labels` below its panels.
-        left: space for the labels of rows or values.
-        gap: space between the panels of a row.
-        legend: number of lines of the legend above all panels.
-        labels: space for the axis below a panel.
+    `height` is of a row, including a title above and `labels` for the axis below its panels; `left` is the space for the labels
+    of rows or values, `gap` that between the panels of a row, and `legend` the number of lines of the legend above all panels.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -515,24 +488,24 @@ def canvas(
 
 
 def _against(
-    ax: Axes, lines: Sequence[tuple[str, Mapping[float, Sequence[float]]]], ticks: Sequence[float] | None, *, dots: bool = True
-) -> None:
-    """A line through the means and, unless there are too many, a dot for each value, against a logarithmic axis."""
-    for row, (mark, values) in enumerate(lines):
-        if means := [(x, fmean(found)) for x, found in values.items()]:
-            ax.plot(*zip(*means, strict=True), color=mark, linestyle=_DASHES[row % len(_DASHES)], lw=1.6)
-        if values and dots:
-            points = [(x, value) for x, found in values.items() for value in found]
-            ax.scatter(*zip(*points, strict=True), s=16, color=mark, alpha=0.8, lw=0)
-    ax.set_xscale("log")
-    if ticks:
-        ax.set_xticks(ticks, [f"{one:g}" for one in ticks])
-        ax.minorticks_off()
-
-
-def _dashed(lines: Sequence[tuple[str, str]]) -> list[tuple[str, dict[str, Any]]]:
-    """Entries of a legend for the lines that `_against` draws, from their names and colours."""
-    return [(name, {"color": mark, "linestyle": _DASHES[row % len(_DASHES)]}) for row, (name, mark) in enumerate(lines)]
+    lines: Sequence[Line], titles: Sequence[str], label: str, ticks: Sequence[float], *, dots: bool = True
+) -> tuple[Canvas, list[Axes]]:
+    """Panels with a line through each method's means, and with dots for the values, against a logarithmic axis."""
+    figure, axes = canvas(len(titles), 260, left=44, gap=52, legend=math.ceil(len(lines) / 5))
+    styles = [{"color": mark, "linestyle": _DASHES[row % len(_DASHES)]} for row, (_, mark, _) in enumerate(lines)]
+    for at, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+        for values, style in ((panels[at], style) for (*_, panels), style in zip(lines, styles, strict=True) if panels[at]):
+            ax.plot(list(values), [fmean(found) for found in values.values()], **style, lw=1.6)
+            if dots:
+                points = [(x, value) for x, found in values.items() for value in found]
+                ax.scatter(*zip(*points, strict=True), s=16, color=style["color"], alpha=0.8, lw=0)
+        ax.set_xscale("log")
+        if ticks:
+            ax.set_xticks(ticks, [f"{one:g}" for one in ticks])
+            ax.minorticks_off()
+        ax.set(title=title, xlabel=label)
+    _legend(figure, [(name, style) for (name, *_), style in zip(lines, styles, strict=True)], 5)
+    return figure, axes
 
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:
@@ -548,14 +521,9 @@ def _legend(canvas: Canvas, entries: Sequence[tuple[str, dict[str, Any]]], colum
 
     lines = [Line2D([], [], **style, label=f"{at}") for at, (_, style) in enumerate(entries)]
     names = [_shorten(name, 34) for name, _ in entries]
-    place: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (0, 1),
-        "borderaxespad": 0.4,
-        "borderpad": 0,
-        "frameon": False,
-    }
-    legend = canvas.legend(lines, [name.lstrip("_") or "-" for name in names], ncols=min(columns, len(lines)), **place)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": min(columns, len(lines))}
+    plain = [name.lstrip("_") or "-" for name in names]
+    legend = canvas.legend(lines, plain, borderaxespad=0.4, borderpad=0, frameon=False, **place)
     for entry, name in zip(legend.get_texts(), names, strict=True):
         entry.set_text(name)
 

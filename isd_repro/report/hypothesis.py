@@ -35,23 +35,15 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method minus another for one (encoder, metric, group), over the draws that have both.
-
-    Attributes:
-        draws: the compared subsets with their differences in points, averaged over seeds.
-        first, second: mean scores in percent.
-        classes: by class, both methods' scores in each draw in which the class is in the group; empty without predictions.
-        runs: all runs that contribute.
-        queries: description of what is compared, if it is not the queries of one group.
-    """
+    """One method minus another for one (encoder, metric, group), over the draws that have both."""
 
     key: Key
-    draws: dict[str, float]
-    first: float
+    draws: dict[str, float]  # the compared subsets with their differences in points, averaged over seeds
+    first: float  # mean score in percent
     second: float
-    classes: dict[str, list[tuple[float, float]]]
-    runs: tuple[str, ...]
-    queries: str = ""
+    classes: dict[str, list[tuple[float, float]]]  # both methods' scores in each draw in which the class is in the group
+    runs: tuple[str, ...]  # all that contribute
+    queries: str = ""  # what is compared, if it is not the queries of one group
 
     @property
     def name(self) -> str:
@@ -149,9 +141,6 @@ def within_class(rare: Mapping[str, Sequence[float]], large: Mapping[str, Sequen
     return [fmean(rare[cls]) - fmean(large[cls]) for cls in sorted(rare.keys() & large.keys()) if rare[cls] and large[cls]]
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def hypothesis_table(params: Params, records: Records, asked: Hypothesis) -> Table | None:
     """A table with the stated comparison in the first row, followed by the same two methods for every other key."""
     primary: Key = (asked.encoder, f"{asked.k}-NN", asked.group)
@@ -198,18 +187,17 @@ def _within_classes(rare: Comparison, large: Comparison) -> Row | None:
     interval = intervals.student_interval(difference) if difference else None
     if interval is None:
         return None
-    first, second = (
-        within_class(*({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large)))
-        for at in (0, 1)
-    )
-    values = [fmean(first), fmean(second), fmean(difference), None, None, None, *interval, None, None, None]
-    shown = [text.decimal, text.decimal, *[text.signed] * 9]
+    levels = []
+    for at in (0, 1):
+        of_method = ({name: [pair[at] for pair in pairs] for name, pairs in one.classes.items()} for one in (rare, large))
+        levels.append(fmean(within_class(*of_method)))
     detail = f"over {len(difference)} classes that are rare in some draws and large in others"
     blank = Cell("statistic", (*rare.runs, *large.runs), *rare.key, detail=detail)
-    cells = [
-        replace(blank, value=value, words=text.ABSENT if value is None else show(value, 2))
-        for value, show in zip(values, shown, strict=True)
+    numbers = [fmean(difference), None, None, None, *interval, None, None, None]
+    words = [text.decimal(level, 2) for level in levels] + [
+        text.ABSENT if one is None else text.signed(one, 2) for one in numbers
     ]
+    cells = [replace(blank, value=value, words=said) for value, said in zip([*levels, *numbers], words, strict=True)]
     return Row(f"Rare less large within {len(difference)} classes, {rare.key[1]}, {rare.key[0]}", tuple(cells))
 
 
@@ -222,18 +210,17 @@ def comparison_table(name: str, title: str, pair: tuple[str, str], comparisons: 
         if group == "rare" and (encoder, metric, "large") in by_key
     ]
     rows = []
-    for done in (*comparisons, *(_contrast(*pair) for pair in both_groups)):
+    for done in (*comparisons, *(_contrast(*groups) for groups in both_groups)):
         blank = Cell("statistic", done.runs, *done.key, detail=f"over {text.listing(list(done.draws))}")
         both = (intervals.student_interval(done.values), done.over_classes)
-        cells = list(statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both))
+        cells = statistic_cells(blank, (done.first, done.second), intervals.paired(done.values), both)
         cells[2] = replace(cells[2], detail=", ".join(f"{draw} {text.signed(value, 2)}" for draw, value in done.draws.items()))
         rows.append(Row(done.name, tuple(cells)))
-    within = [row for pair in both_groups if (row := _within_classes(*pair))]
-    rows += within
+    within = [row for groups in both_groups if (row := _within_classes(*groups))]
     n = f"n = {len(comparisons[0].draws)} of {draws} draws, those with both methods; seeds are averaged within a draw first."
     columns = statistic_columns(*pair, (OVER_DRAWS, OVER_CLASSES))
     notes = (n, NOTE, *([WITHIN] if within else []))
-    return Table(name, title, "Queries", columns, tuple(rows), notes=notes, sortable=False)
+    return Table(name, title, "Queries", columns, (*rows, *within), notes=notes, sortable=False)
 
 
 def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Column, ...]:
@@ -247,7 +234,7 @@ def statistic_columns(first: str, second: str, named: Sequence[str]) -> tuple[Co
     )
 
 
-def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, found: Sequence[Interval]) -> tuple[Cell, ...]:
+def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, found: Sequence[Interval]) -> list[Cell]:
     """The cells of these columns."""
     bounds = [bound for interval in found for bound in interval or (None, None)]
     numbers: list[tuple[float | None, str]] = [
@@ -258,10 +245,7 @@ def statistic_cells(blank: Cell, means: tuple[float, float], paired: Paired, fou
         *((count, str(count)) for count in (paired.above, paired.below)),
         (paired.p, f"{paired.p:.3f}" if paired.n > 1 else ""),
     ]
-    return tuple(replace(blank, value=value, words=words or text.ABSENT) for value, words in numbers)
-
-
-# --- the verdict ------------------------------------------------------------------------------------------------------
+    return [replace(blank, value=value, words=words or text.ABSENT) for value, words in numbers]
 
 
 def outcome(asked: Hypothesis, values: Sequence[float]) -> Outcome:
@@ -285,9 +269,9 @@ def finding(params: Params, records: Records, asked: Hypothesis) -> Statement:
     verdict, values = outcome(asked, done.values), done.values
     said = f"{text.signed(fmean(values), 2)} points on average over {len(values)} of {len(subsets)} draws"
     if interval := intervals.student_interval(values):
-        said += f", 95 % interval {_range(interval)} over draws"
+        said += f", 95 % interval {text.span(interval)} over draws"
     if interval := done.over_classes:
-        said += f" and {_range(interval)} over {len(done.classes)} classes"
+        said += f" and {text.span(interval)} over {len(done.classes)} classes"
     if asked.contradicted_below is None:
         return Statement(lead, f"{said}. A secondary outcome, without a verdict.")
     if verdict == "no verdict":
@@ -305,13 +289,6 @@ def _registered(records: Records, asked: Hypothesis, runs: Sequence[str]) -> str
     if asked.registered is None:
         return "The rule (when it was set is not stated here; `isd-repro verify` checks this with git)"
     made = [one.provenance for run in runs for one in records.runs[run].records.values()]
-    first = min(made, key=lambda one: one.written)
-    commit = first.commit[:12] if first.commit else "unknown"
-    return (
-        f"The rule (since commit {asked.registered[:12]}, first record at commit {commit}; `isd-repro verify` checks this with"
-        " git)"
-    )
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return f"{text.signed(interval[0], 2)} to {text.signed(interval[1], 2)}"
+    first = min(made, key=lambda one: one.written).commit
+    since = f"since commit {asked.registered[:12]}, first record at commit {first[:12] if first else 'unknown'}"
+    return f"The rule ({since}; `isd-repro verify` checks this with git)"

@@ -48,21 +48,13 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "pillow", "jinja2")
 
 @dataclass(frozen=True)
 class Asked:
-    """Options of the command.
+    """Options of the command."""
 
-    Attributes:
-        k: number of clusters of k-means; None means as many as classes.
-        clusters: number of clusters to show.
-        members: number of images to show per cluster.
-        queries: number of queries to show with their anchors.
-        seed: of every draw, 0..2**32-1.
-    """
-
-    k: int | None = None
-    clusters: int = 12
-    members: int = 16
-    queries: int = 6
-    seed: int = 0
+    k: int | None = None  # number of clusters of k-means; None means as many as classes
+    clusters: int = 12  # number of clusters to show
+    members: int = 16  # number of images to show per cluster
+    queries: int = 6  # number of queries to show with their anchors
+    seed: int = 0  # of every draw, 0..2**32-1
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ def figures(name: str, params: Params, layout: Layout, asked: Asked, console: Co
         "anchors": _anchors(run),
         "tsne": _tsne(run, layout.snapshots(name)),
     }
-    thumbs = contact_sheet.data_uris(run.prepared.store, {image["position"] for image in image_pages.images(facts)})
+    thumbs = contact_sheet.data_uris(run.prepared.store, image_pages.positions(facts))
     folder = layout.encoder(name).parent / "figures"
     files = image_pages.render(facts, thumbs)
     facts["files"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -157,9 +149,6 @@ def _open(name: str, params: Params, layout: Layout, asked: Asked) -> _Run:
     prepared = open_prepared(layout.prepared(run.data.subset))
     check_manifest(path, identity.manifest, prepared.identity.sha256)
     return _Run(name, path, sha256, encoders, identity, prepared, found, method, asked)
-
-
-# --- clusters -----------------------------------------------------------------------------------------------------------
 
 
 def _clusters(run: _Run) -> dict[str, Any]:
@@ -189,22 +178,14 @@ def _clusters(run: _Run) -> dict[str, Any]:
         "purity": 100 * sum(hits) / len(label),
         "purity_of_shuffled_labels": 100 * fmean(shuffled) / len(label),
         "all": [
-            {
-                "cluster": number,
-                "size": size,
-                "purity": 100 * hit / size if size else 0.0,
-                "class": classes[cls] if size else None,
-            }
-            for number, (size, cls, hit) in enumerate(zip(sizes, most, hits, strict=True))
+            {"cluster": at, "size": size, "purity": 100 * hit / max(1, size), "class": classes[cls] if size else None}
+            for at, (size, cls, hit) in enumerate(zip(sizes, most, hits, strict=True))
         ],
         "shown": [
             {"cluster": number, "members": [run.image(position) for position in index[inside].tolist()]}
             for number, inside in chosen
         ],
     }
-
-
-# --- anchors ------------------------------------------------------------------------------------------------------------
 
 
 def _anchors(run: _Run) -> dict[str, Any]:
@@ -219,8 +200,8 @@ def _anchors(run: _Run) -> dict[str, Any]:
     """
     train, query = run.prepared.split("train"), run.prepared.split("query")
     wanted = getattr(run.method, "bank_size", None)
-    filled = _draw(len(train), wanted or BANK, run.draws("bank"))
-    asked = _draw(len(query), run.asked.queries, run.draws("queries"))
+    filled = torch.randperm(len(train), generator=run.draws("bank"))[: wanted or BANK]
+    asked = torch.randperm(len(query), generator=run.draws("queries"))[: run.asked.queries]
     target = {run.target: run.encoders[run.target]}
     bank_KD = functional.normalize(_features(run.prepared, run.identity, target, train.index[filled])[run.target].double(), dim=1)
 
@@ -228,10 +209,8 @@ def _anchors(run: _Run) -> dict[str, Any]:
         """Q x K, float64."""
         return functional.normalize(run.features.query[encoder][asked].double(), dim=1) @ bank_KD.T
 
-    tau = {
-        "teacher": getattr(run.method, "tau_teacher", None),
-        "student": getattr(run.method, "tau_student", getattr(run.method, "tau", None)),
-    }
+    tau_student = getattr(run.method, "tau_student", getattr(run.method, "tau", None))
+    tau = {"teacher": getattr(run.method, "tau_teacher", None), "student": tau_student}
     similar = {"teacher": cosine(run.target), "student": cosine(run.main)}
     probability = {who: torch.softmax(similar[who] / value, dim=1) for who, value in tau.items() if value is not None}
     entropy = {who: torch.special.entr(found).sum(dim=1) for who, found in probability.items()}  # nats
@@ -239,26 +218,27 @@ def _anchors(run: _Run) -> dict[str, Any]:
     near = similar["teacher"].sort(dim=1, descending=True, stable=True).indices[:, :TOP]  # the lower position of equals first
     shown = []
     for row, position in enumerate(query.index[asked].tolist()):
-        columns = near[row].tolist()
-        cards = [run.image(place) for place in train.index[filled][near[row]].tolist()]
-        for card, column in zip(cards, columns, strict=True):
-            card["similarity"] = float(similar["teacher"][row, column])
-            card["probability"] = {who: float(found[row, column]) for who, found in probability.items()}
+        cards = [
+            run.image(int(train.index[filled[column]]))
+            | {"similarity": float(similar["teacher"][row, column])}
+            | {"probability": {who: float(found[row, column]) for who, found in probability.items()}}
+            for column in near[row].tolist()
+        ]
         measures = {
             who: {"entropy": float(entropy[who][row]), "top10": float(best[row].sum()), "highest": float(best[row, 0])}
             for who, best in likeliest.items()
         }
         shown.append({"query": run.image(position), "spread": measures, "anchors": cards})
-    means = {
-        who: {"entropy": float(entropy[who].mean()), "top10": float(best.sum(dim=1).mean())} for who, best in likeliest.items()
-    }
     return {
         "bank": {"images": len(filled), "asked": wanted, "split": "train", "view": "evaluation", "encoder": run.target},
         "positions_sha256": _sha256(train.index[filled]),
         "embedding": _embedding(run.method),
         "tau": tau,
         "one_hot": {"other view of the query": 1.0, "each anchor": 0.0, "entropy": 0.0, "top10": 0.0},
-        "mean_spread": means,
+        "mean_spread": {
+            who: {"entropy": float(entropy[who].mean()), "top10": float(best.sum(dim=1).mean())}
+            for who, best in likeliest.items()
+        },
         "shown": shown,
     }
 
@@ -274,9 +254,6 @@ def _embedding(method: Frozen) -> dict[str, str | bool]:
     teacher = f"{pooled}, as in the bank of training" if same else behind.format("projector")
     student = behind.format("predictor") if same else behind.format("heads")
     return {"teacher_as_in_training": same, "teacher": teacher, "student": student}
-
-
-# --- t-SNE --------------------------------------------------------------------------------------------------------------
 
 
 def _tsne(run: _Run, folder: Path) -> dict[str, Any]:
@@ -329,19 +306,11 @@ def _snapshot(path: Path, run: _Run, index: Tensor) -> Tensor:
     return _features(run.prepared, identity, {run.main: encoders[run.main]}, index)[run.main]
 
 
-# --- shared -------------------------------------------------------------------------------------------------------------
-
-
 def _features(prepared: Prepared, identity: EncoderIdentity, encoders: dict[str, nn.Module], index: Tensor) -> dict[str, Tensor]:
     """Features of the images at these positions of the store, computed as in the stage `extract`."""
     device = best_device()
     frame = Frame(identity.image_size, identity.crop_ratio, identity.mean, identity.std)
     return features(encoders, centred(StoreReader(prepared.store), index, frame, device), len(index), device)
-
-
-def _draw(count: int, wanted: int, draws: torch.Generator) -> Tensor:
-    """Random positions of at most `wanted` of `count` items, in the order in which they are drawn."""
-    return torch.randperm(count, generator=draws)[:wanted]
 
 
 def _sha256(values: Tensor) -> str:

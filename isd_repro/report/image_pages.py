@@ -6,7 +6,7 @@ Names of classes and files are untrusted, so the templates escape all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from isd_repro.report import figures
@@ -20,18 +20,9 @@ def sheets(facts: Facts) -> list[tuple[str, list[list[int]], str]]:
     clusters = [[image["position"] for image in row["members"]] for row in facts["clusters"]["shown"]]
     anchors = [[image["position"] for image in (row["query"], *row["anchors"])] for row in facts["anchors"]["shown"]]
     who, bank = facts["clusters"]["encoder"], facts["anchors"]["bank"]
-    return [
-        (
-            "clusters",
-            clusters,
-            f"Random members of random clusters, one cluster per row: k-means of the search images under the {who}.",
-        ),
-        (
-            "anchors",
-            anchors,
-            f"Queries (first column) and their nearest of {bank['images']} anchors under the {bank['encoder']}.",
-        ),
-    ]
+    members = f"Random members of random clusters, one cluster per row: k-means of the search images under the {who}."
+    near = f"Queries (first column) and their nearest of {bank['images']} anchors under the {bank['encoder']}."
+    return [("clusters", clusters, members), ("anchors", anchors, near)]
 
 
 def config(facts: Facts) -> dict[str, Any]:
@@ -40,13 +31,9 @@ def config(facts: Facts) -> dict[str, Any]:
     return {**asked, "encoder_sha256": facts["encoder_sha256"], "versions": facts["versions"]}
 
 
-def images(facts: Facts) -> Iterator[Mapping[str, Any]]:
-    """Every image that the pages show, with repetitions."""
-    for row in facts["clusters"]["shown"]:
-        yield from row["members"]
-    for row in facts["anchors"]["shown"]:
-        yield row["query"]
-        yield from row["anchors"]
+def positions(facts: Facts) -> set[int]:
+    """The positions in the store of all images that the pages show."""
+    return {position for _, rows, _ in sheets(facts) for row in rows for position in row}
 
 
 def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
@@ -56,20 +43,13 @@ def render(facts: Facts, thumbs: Mapping[int, str]) -> dict[str, bytes]:
     keys = ("profile", "run", "dataset", "subset", "manifest", "encoder_sha256", "features_sha256", "seed", "source")
     provenance = [(key.replace("_", " "), str(facts[key])) for key in keys]
     provenance += [(part, ", ".join(f"{key} {value}" for key, value in facts[part].items())) for part in ("method", "versions")]
-    known = {
-        "f": facts,
-        "thumbs": thumbs,
-        "style": template_text("style.css") + template_text("gallery.css"),
-        "provenance": provenance,
-    }
-    every = {cluster["cluster"]: cluster for cluster in facts["clusters"]["all"]}
-    files = {
-        "clusters.html": templates.get_template("clusters.html.jinja").render(every=every, **known),
-        "anchors.html": templates.get_template("anchors.html.jinja").render(
-            log_k=math.log(facts["anchors"]["bank"]["images"]), **known
-        ),
-        "tsne.svg": figures.embedding(facts["tsne"]).svg(),
-    }
+    about = {"f": facts, "thumbs": thumbs, "provenance": provenance}
+    about |= {"style": template_text("style.css") + template_text("gallery.css")}
+    about |= {"every": {cluster["cluster"]: cluster for cluster in facts["clusters"]["all"]}}
+    about |= {"log_k": math.log(facts["anchors"]["bank"]["images"])}
+    pages = ("clusters.html", "anchors.html")
+    files = {name: templates.get_template(f"{name}.jinja").render(about) for name in pages}
+    files["tsne.svg"] = figures.embedding(facts["tsne"]).svg()
     return {name: content.encode("utf-8") for name, content in files.items()}
 
 

@@ -39,17 +39,11 @@ def sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation with n - 1 (None for fewer than two values)."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
-
-
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's 95 % interval of a mean: mean +- t(n - 1) s / sqrt(n); None for fewer than two values."""
-    mean, deviation = mean_and_deviation(values)
-    if deviation is None:
+    if len(values) < 2:
         return None
-    half = student_quantile(len(values) - 1) * deviation / len(values) ** 0.5
+    mean, half = fmean(values), student_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5
     return mean - half, mean + half
 
 
@@ -93,37 +87,32 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """What paired differences, such as those of two methods over draws of a subset, say of their mean.
+    """What paired differences, such as those of two methods over draws of a subset, say of their mean, in their unit."""
 
-    Attributes:
-        n: number of pairs.
-        mean, deviation: in the unit of the differences; the standard deviation with n - 1 is None for one pair.
-        low, high: bootstrap interval of the mean; None for one or two pairs, from which resampling learns nothing.
-        p: of the sign-flip test.
-        above, below: pairs with a positive and with a negative difference.
-    """
-
-    n: int
+    n: int  # number of pairs
     mean: float
-    deviation: float | None
-    low: float | None
+    deviation: float | None  # standard deviation with n - 1; None for one pair
+    low: float | None  # bootstrap interval of the mean; None for one or two pairs, from which resampling learns nothing
     high: float | None
-    p: float
-    above: int
+    p: float  # of the sign-flip test
+    above: int  # pairs with a positive difference
     below: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both of its ends, if there are any."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def words(self) -> str:
         """Interval and test of the mean difference."""
-        interval = ""
-        if self.low is not None and self.high is not None:
-            interval = f"95 % bootstrap interval {text.signed(self.low, 2)} to {text.signed(self.high, 2)}; "
+        interval = f"95 % bootstrap interval {text.span(self.interval)}; " if self.interval else ""
         return f"{interval}sign-flip test over {self.n} pairs {text.p_value(self.p)}"
 
 
 def paired(differences: Sequence[float]) -> Paired:
     """Mean, interval and test of paired differences."""
-    mean, deviation = mean_and_deviation(differences)
-    low, high = bootstrap([[value] for value in differences]) if len(differences) > 2 else (None, None)
+    n, deviation = len(differences), stdev(differences) if len(differences) > 1 else None
+    low, high = bootstrap([[value] for value in differences]) if n > 2 else (None, None)
     above, below = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    return Paired(len(differences), mean, deviation, low, high, sign_flip(differences), above, below)
+    return Paired(n, fmean(differences), deviation, low, high, sign_flip(differences), above, below)

@@ -35,7 +35,7 @@ class Reference:
     run: str
     encoder: str
     label: str
-    points: tuple[tuple[int, Cell], ...]
+    points: dict[int, Cell]
 
 
 def of_runs(records: Records) -> dict[str, CurveRecord]:
@@ -68,8 +68,7 @@ def references(params: Params, records: Records, subset: str) -> list[Reference]
     found = []
     for wanted in params.report.paper:
         paper = papers.load()
-        table = paper.table(wanted.table)
-        if not table.curve:
+        if not paper.table(wanted.table).curve:
             continue
         table = paper_comparison.resolve(params, paper, wanted)
         for run, named in wanted.rows.items():
@@ -78,11 +77,11 @@ def references(params: Params, records: Records, subset: str) -> list[Reference]
                 continue
             for key, row in table.rows.items():
                 if (row.method, row.arch) == (about.method, about.arch):
-                    cells = [
-                        (at.epoch or 0, paper_comparison.paper_cell(paper, table, key, name))
-                        for name, at in table.columns.items()
-                    ]
-                    points = tuple((epoch, cell) for epoch, cell in cells if cell.value is not None)
+                    cells = {
+                        column.epoch or 0: paper_comparison.paper_cell(paper, table, key, name)
+                        for name, column in table.columns.items()
+                    }
+                    points = {epoch: cell for epoch, cell in cells.items() if cell.value is not None}
                     found.append(Reference(run, row.encoder, f"{row.method}, ResNet-{(row.arch or '')[6:]}", points))
     return found
 
@@ -94,7 +93,7 @@ def curve_table(
     metric = first_metric(params)
     names = names_of(params, found, subset, paper)
     ours = {point.epoch for name in names if name in found for point in found[name].points}
-    epochs = sorted(ours | {epoch for one in paper for epoch, _ in one.points})
+    epochs = sorted(ours.union(*(one.points for one in paper)))
     rows = []
     for name in names:
         label = params.runs[name].label
@@ -106,8 +105,7 @@ def curve_table(
                     rows.append(Row(f"{label}, {encoder}, {group}", cells, name))
             for one in paper:
                 if (one.run, one.encoder) == (name, encoder):
-                    theirs = dict(one.points)
-                    cells = tuple(theirs.get(epoch, Cell("none", (), encoder, metric, "all")) for epoch in epochs)
+                    cells = tuple(one.points.get(epoch, Cell("none", (), encoder, metric, "all")) for epoch in epochs)
                     rows.append(Row(f"The paper's {one.label}, {encoder}", cells))
     if not rows:
         return None
@@ -121,9 +119,10 @@ def curve_table(
 
 
 def _cell(records: Records, run: str, key: tuple[str, str, str], points: Mapping[int, Score], epoch: int) -> Cell:
-    cell, score = Cell("not run", (run,), *key, detail="no snapshot at this epoch"), points.get(epoch)
+    score = points.get(epoch)
+    cell = Cell("none" if points else "not run", (run,), *key, detail="no snapshot at this epoch")
     if score is None:
-        return cell if not points else replace(cell, kind="none")
+        return cell
     own = records.runs[run].evaluation(key[1])
     level = own.levels.get(key, RECORDED) if own and epoch == max(points) else RECORDED
     return scored(replace(cell, detail=""), score, level, "snapshot")

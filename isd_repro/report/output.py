@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -52,11 +51,8 @@ def report(params: Params, layout: Layout, console: Console) -> None:
 def show(params: Params, layout: Layout, *, metric: str = "", wide: bool = False) -> None:
     """Print the result on standard output without writing files; the URL of the page, if it has been rendered, comes last.
 
-    Args:
-        params: of the profile.
-        layout: of the profile.
-        metric: the score that the table shows for each group of queries; by default the first one.
-        wide: print every column of every main table, with one row per seed.
+    The table shows the score `metric` for each group of queries, by default the first one; with `wide`, every column of every
+    main table is printed, with one row per seed.
 
     Raises:
         DataError: as for `report`.
@@ -64,9 +60,8 @@ def show(params: Params, layout: Layout, *, metric: str = "", wide: bool = False
     """
     assembled, out = _assemble(params, layout), Console(file=sys.stdout, highlight=False)
     mains = [[table for table in block.tables if table.main] for block in assembled.blocks]
-    known = sorted(
-        {name for tables in mains for table in tables for at in range(len(table.columns)) for name in _metrics(table, at)}
-    )
+    every = [table for tables in mains for table in tables]
+    known = sorted({name for table in every for at in range(len(table.columns)) for name in _metrics(table, at)})
     if metric and metric not in known:
         raise UserError(f"--metric {metric}: no table of profile {params.profile!r} has it", f"choose from {', '.join(known)}")
     for block, tables in zip(assembled.blocks, mains, strict=True):
@@ -102,11 +97,7 @@ def _narrowed(tables: list[Table], metric: str) -> list[Table]:
         wanted = {metric} if metric else next(filter(None, shown), set())
         keep = [at for at, metrics in enumerate(shown) if len(metrics) != 1 or metrics == wanted]
         if wanted <= set().union(*shown):
-            rows, foot = (
-                tuple(replace(row, cells=tuple(row.cells[at] for at in keep)) for row in part)
-                for part in (table.rows, table.foot)
-            )
-            found.append(replace(table, columns=tuple(table.columns[at] for at in keep), rows=rows, foot=foot))
+            found.append(table.only(keep))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from isd_repro.config.params import Hypothesis, Params
+from isd_repro.config.params import Hypothesis, Params, in_words
 from isd_repro.records import SHOTS
 from isd_repro.report import hypothesis, intervals, text, trials
 from isd_repro.report.cells import Table
@@ -54,7 +54,7 @@ def _difference(params: Params, records: Records, asked: Hypothesis) -> str:
         return ""
     mean, interval = fmean(done.values), intervals.student_interval(done.values)
     side = "above" if mean > 0 else "below"
-    between = f", 95 % interval {text.signed(interval[0], 2)} to {text.signed(interval[1], 2)}" if interval else ""
+    between = f", 95 % interval {text.span(interval)}" if interval else ""
     verdict = hypothesis.outcome(asked, done.values)
     judged = "" if verdict == "no verdict" else f"; verdict by the stated rule: {verdict}"
     reading = f" {asked.readings[verdict]}" if verdict in asked.readings else ""
@@ -75,22 +75,18 @@ def _levels(params: Params, records: Records, subset: str, pair: tuple[str, str]
             values = [f"{text.decimal(cell.value or 0)} %" for cell in cells]
             said.append(f"{text.listing(values)} on {group}{'-shot' if group in SHOTS else ''} queries")
             seeds = [cell.count or 1 for cell in cells]
-            behind = (
-                f"means of {' and '.join(map(str, dict.fromkeys(seeds)))} seeds"
-                if max(seeds) > 1
-                else "one training each, so the difference may be due to the seed"
-            )
+            behind = f"means of {' and '.join(map(str, dict.fromkeys(seeds)))} seeds"
+            behind = behind if max(seeds) > 1 else "one training each, so the difference may be due to the seed"
     return f"{text.listing(list(pair))} reach {text.listing(said)} ({metric}, student; {behind})." if said else ""
 
 
 def facts(params: Params, records: Records, tables: Sequence[Table], tally: tuple[int, int]) -> list[Fact]:
     """Computed facts about the page as (question, answer); `tally` is the result of `numbers.tally`."""
-    found = [
+    return [
         ("What was run", _run(params, records, tally)),
         ("Scale", _scale(params, records)),
         ("Compared with the paper", _verdicts(params, tables)),
     ]
-    return [(question, answer) for question, answer in found if answer]
 
 
 def _run(params: Params, records: Records, tally: tuple[int, int]) -> str:
@@ -111,11 +107,10 @@ def _scale(params: Params, records: Records) -> str:
     for subsets in families(params):
         config = params.subsets[subsets[0]]
         manifest = next(filter(None, (records.runs[run].manifest for subset in subsets for run in runs_of(params, subset))), None)
+        images = "the authors' lists" if config.rule.name == "list" else in_words(config.rule)
         if manifest:
             counts = f"{text.count(manifest.train)} training images of {len(manifest.classes)} classes"
             images = f"{counts}, {text.count(manifest.query)} queries"
-        else:
-            images = "the authors' lists" if config.rule.name == "list" else config.rule.in_words()
         draws = f"{len(subsets)} draws of " if len(subsets) > 1 else ""
         said.append(f"{draws}{config.source.dataset} ({images})")
     trained = [run for run in params.runs.values() if run.optim.epochs]
@@ -142,23 +137,17 @@ def _verdicts(params: Params, tables: Sequence[Table]) -> str:
     return said
 
 
-# --- irregularities ---------------------------------------------------------------------------------------------------
-
-
 def footnotes(params: Params, records: Records, recorded: int) -> list[str]:
     """One sentence for each irregularity; `recorded` numbers cannot be recomputed."""
     notes = []
     if recorded:
-        notes.append(
-            f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): without stored predictions they cannot"
-            " be recomputed."
-        )
+        why = "without stored predictions they cannot be recomputed"
+        notes.append(f"{text.count(recorded)} numbers are recorded only (scores with \N{DAGGER}): {why}.")
     parts = [(name, part, record.provenance) for name, run in records.runs.items() for part, record in run.of_one_encoder.items()]
-    for words, named in (
-        ("Produced with uncommitted changes", [name for name, _, origin in parts if origin.dirty]),
-        ("Produced outside a git checkout; the commit is unknown", [name for name, _, origin in parts if origin.commit is None]),
-    ):
-        notes += [f"{words}: {text.listing(list(dict.fromkeys(named)))}."] if named else []
+    if dirty := dict.fromkeys(name for name, _, origin in parts if origin.dirty):
+        notes.append(f"Produced with uncommitted changes: {text.listing(list(dirty))}.")
+    if unknown := dict.fromkeys(name for name, _, origin in parts if origin.commit is None):
+        notes.append(f"Produced outside a git checkout; the commit is unknown: {text.listing(list(unknown))}.")
     for part in dict.fromkeys(part for _, part, _ in parts):
         sources = {origin.source for _, of, origin in parts if of == part}
         if len(sources) > 1:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
-from isd_repro.records import CurveRecord
 from isd_repro.report import (
     costs,
     export,
@@ -31,9 +30,7 @@ from isd_repro.report.repetitions import families, imbalances, rivals
 from isd_repro.report.run_records import Records
 from isd_repro.report.stamp import stamped
 from isd_repro.report.templating import data_uri, environment, template_text
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from isd_repro.runtime.files import sha256_file
 
 DEVIATIONS = "../../../DEVIATIONS.md"  # from reports/<profile>/tables/
 
@@ -80,36 +77,34 @@ def assemble(params: Params, records: Records, layout: Layout) -> Report:
     Raises:
         ConfigError: `report.paper` names a table or row that does not exist.
     """
-    blocks = [*_beside(params, records), *_asked(params, records)]
+    blocks = [*_paper(params, records), *_hypothesis(params, records)]
+    tried = params.report.trials  # trials are compared with nothing, and there are too many for charts
     for subsets in families(params):
         if len(subsets) > 1:
             name = f"{subsets[0]} to {subsets[-1]}"
             tables = [*ours.draw_tables(params, records, subsets), *hypothesis.family_tables(params, records, subsets)]
         else:
-            name = subsets[0]  # trials are compared with nothing, and there are too many for charts
-            differences = None if params.report.trials else ours.difference_table(params, records, name)
-            tables = [*ours.subset_tables(params, records, subsets[0]), *([differences] if differences else [])]
-        chart = None if params.report.trials else figures.scores(params, records, subsets)
-        blocks.append(Block(name, tuple(tables), figures=_present(chart)))
-        if not params.report.trials:
+            name = subsets[0]
+            tables = [*ours.subset_tables(params, records, name)]
+            if not tried and (differences := ours.difference_table(params, records, name)):
+                tables.append(differences)
+        chart = None if tried else figures.scores(params, records, subsets)
+        blocks.append(Block(name, tuple(tables), figures=(chart,) if chart else ()))
+        if not tried:
             pair = rivals(params, subsets)
             gains = figures.class_gains(params, records, subsets, *pair) if pair else None
             answers = figures.confusions(params, records, subsets, *pair) if pair else None
-            drawn = _present(gains, figures.class_accuracy(params, records, subsets), answers)
-            blocks += [Block("By class", figures=drawn)] if drawn else []
-    by_imbalance = [figures.by_imbalance(params, records, series) for series in imbalances(params)]
-    blocks += [Block("Accuracy against imbalance", figures=(figure,)) for figure in by_imbalance if figure]
-    if tried := params.report.trials:
+            blocks += _charts("By class", gains, figures.class_accuracy(params, records, subsets), answers)
+    for series in imbalances(params):
+        blocks += _charts("Accuracy against imbalance", figures.by_imbalance(params, records, series))
+    if tried:
         blocks.append(Block("Trials", tuple(trials.trial_tables(params, records, tried))))
     blocks += [Block(title, tuple(tables)) for title, tables in ours.exploratory_tables(params, records)]
     blocks += [Block(table.title, (table,)) for table in ours.own_tables(params, records)]
     every = [table for block in blocks for table in block.tables]
-    blocks += _trajectories(params, records, learning_curves.of_runs(records))
-    if curves := figures.losses(params, records):
-        blocks.append(Block("Training loss", figures=(curves,)))
+    blocks += [*_trajectories(params, records), *_charts("Training loss", figures.losses(params, records))]
     runs = {name: run_details.run_facts(params, found) for name, found in records.runs.items()}
-    shown = [table for block in blocks for table in block.tables]
-    tally = numbers.tally(export.flat(shown, runs), records)
+    tally = numbers.tally(export.flat([table for block in blocks for table in block.tables], runs), records)
     return Report(
         params=params,
         records=records,
@@ -124,41 +119,42 @@ def assemble(params: Params, records: Records, layout: Layout) -> Report:
     )
 
 
-def _asked(params: Params, records: Records) -> list[Block]:
+def _charts(title: str, *drawn: Figure | None) -> list[Block]:
+    """A section of the charts that there are; none if there are none."""
+    found = tuple(filter(None, drawn))
+    return [Block(title, figures=found)] if found else []
+
+
+def _hypothesis(params: Params, records: Records) -> Iterator[Block]:
     """The section with the profile's stated comparison over its draws."""
-    blocks = []
     if wanted := params.report.hypothesis:
-        table, said = hypothesis.hypothesis_table(params, records, wanted), hypothesis.finding(params, records, wanted)
         groups = ("rare", "all", "large") if wanted.group == "rare" else (wanted.group,)
         keys = [(wanted.encoder, f"{wanted.k}-NN", group) for group in groups]
         pairs = [done for key in keys if (done := hypothesis.compared(params, records, wanted, key))]
         drawn = figures.differences(pairs, wanted.first, wanted.second, wanted.contradicted_below) if pairs else None
-        blocks.append(Block("The hypothesis", (table,) if table else (), (said,), _present(drawn)))
-    return blocks
+        table, said = hypothesis.hypothesis_table(params, records, wanted), hypothesis.finding(params, records, wanted)
+        yield Block("The hypothesis", (table,) if table else (), (said,), (drawn,) if drawn else ())
 
 
-def _trajectories(params: Params, records: Records, kept: Mapping[str, CurveRecord]) -> list[Block]:
-    """One block for each subset with snapshots, or with runs that are compared with the paper's figure."""
-    blocks = []
+def _trajectories(params: Params, records: Records) -> Iterator[Block]:
+    """One section for each subset with snapshots, or with runs that are compared with the paper's figure."""
+    kept = learning_curves.of_runs(records)
     for subset in params.subsets:
         paper = learning_curves.references(params, records, subset)
         figure = figures.trajectories(params, kept, subset, paper)
         table = learning_curves.curve_table(params, records, kept, subset, paper)
         if figure and table:
-            blocks.append(Block(table.title, (table,), figures=(figure,)))
-    return blocks
+            yield Block(table.title, (table,), figures=(figure,))
 
 
-def _beside(params: Params, records: Records) -> list[Block]:
-    """One block for each table of the paper that runs are compared with."""
-    blocks = []
+def _paper(params: Params, records: Records) -> Iterator[Block]:
+    """One section for each table of the paper that runs are compared with."""
     for wanted in params.report.paper:
         paper = papers.load()
         table = paper_comparison.resolve(params, paper, wanted)
         if not table.curve:  # drawn with our own curve
             tables = paper_comparison.comparison_tables(params, records, paper, table, wanted)
-            blocks.append(Block(table.title, tuple(tables), tuple(paper_comparison.findings(paper, table))))
-    return blocks
+            yield Block(table.title, tuple(tables), tuple(paper_comparison.findings(paper, table)))
 
 
 def _sources(params: Params) -> tuple[tuple[str, str], ...]:
@@ -166,16 +162,12 @@ def _sources(params: Params) -> tuple[tuple[str, str], ...]:
     if not params.report.paper:
         return ()
     paper = papers.load()
-    tables = [paper.table(wanted.table) for wanted in params.report.paper]
-    read = [(table, paper.sources[table.source]) for table in tables]
-    pinned = ("Published numbers and tolerances", f"paper.yaml of this package, sha256 {papers.sha256()}")
-    return (
-        pinned,
-        *(
-            (table.title, f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}")
-            for table, source in read
-        ),
-    )
+    said = [("Published numbers and tolerances", f"paper.yaml of this package, sha256 {sha256_file(papers.FILE)}")]
+    for table in (paper.table(wanted.table) for wanted in params.report.paper):
+        source = paper.sources[table.source]
+        read = f"{table.version}; read from {source.title}: {source.where}; confidence {table.confidence}"
+        said.append((table.title, read))
+    return tuple(said)
 
 
 def render(report: Report) -> dict[str, bytes]:
@@ -185,39 +177,26 @@ def render(report: Report) -> dict[str, bytes]:
         UserError: jinja2 or matplotlib is not installed.
     """
     drawn = {figure.name: figure.svg() for figure in report.figures}
+    spent = costs.of_profile(report.params, report.records)
+    known = {
+        "report": report,
+        "params": report.params,
+        "deviations": DEVIATIONS,
+        "seconds": math.fsum(cost.seconds for cost in spent),
+        "spent": costs.table(spent),
+        "style": template_text("style.css"),
+        "script": template_text("script.js"),
+        "facts": run_details,
+        "flatten": text.flatten,
+        "picture": lambda figure: data_uri(drawn[figure.name]),
+    }
     templates = {"table.md": "markdown", "table.tex": "latex", "index.html": "html"}
-    files = {name: _fill(environment(kind), f"{name}.jinja", report, drawn) for name, kind in templates.items()}
-    files |= {f"{figure.name}.svg": drawn[figure.name] for figure in report.figures}
+    files = {name: environment(kind).get_template(f"{name}.jinja").render(known) for name, kind in templates.items()}
+    files |= {f"{name}.svg": content for name, content in drawn.items()}
     tree = cells(report)
     files |= {export.CELLS: export.as_json(tree), "cells.csv": export.as_csv(tree["cells"])}
     encoded = {name: content.encode("utf-8") for name, content in sorted(files.items())}
     return stamped(report.params, report.records, encoded)
-
-
-def _present(*drawn: Figure | None) -> tuple[Figure, ...]:
-    return tuple(figure for figure in drawn if figure)
-
-
-def _fill(environment: Environment, name: str, report: Report, drawn: Mapping[str, str]) -> str:
-    recomputed, recorded = report.tally
-    spent = costs.of_profile(report.params, report.records)
-    return environment.get_template(name).render(
-        report=report,
-        params=report.params,
-        deviations=DEVIATIONS,
-        seconds=math.fsum(cost.seconds for cost in spent),
-        recomputed=recomputed,
-        recorded=recorded,
-        spent=costs.table(spent),
-        style=template_text("style.css"),
-        script=template_text("script.js"),
-        cell_facts=lambda cell: run_details.cell_facts(report.records, cell, report.folder),
-        part_rows=run_details.part_rows,
-        image_rows=run_details.image_rows,
-        flatten=text.flatten,
-        command=run_details.command,
-        picture=lambda figure: data_uri(drawn[figure.name]),
-    )
 
 
 def cells(report: Report) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from ruamel.yaml import YAML
 
 from isd_repro.config.fields import Frozen, Many, Name
 from isd_repro.runtime.errors import ConfigError
-from isd_repro.runtime.files import sha256_file
 
 Exact = Annotated[Decimal, Strict(False)]  # a number as it is printed; YAML gives a float or an integer
 
@@ -62,42 +61,30 @@ class Value(Frozen):
 
 
 class PaperColumn(Frozen):
-    """One column: with which of our numbers it is compared, and how.
-
-    Attributes:
-        metric, group: our number, of the student; no metric if no stage measures it.
-        tolerance: for a verdict on single values.
-        not_comparable: instead of a tolerance, the reason why there is no verdict.
-        mean_difference: tolerance for a verdict on the mean difference of two methods over draws.
-        epoch: for a curve over training, whose columns are epochs.
-    """
+    """One column: with which of our numbers, of the student, it is compared, and how."""
 
     head: str
-    metric: str | None = None
+    metric: str | None = None  # None if no stage measures it
     group: Literal["all", "rare", "large"] = "all"
-    tolerance: Tolerance | None = None
-    not_comparable: str = ""
-    mean_difference: Tolerance | None = None
-    epoch: int | None = None
+    tolerance: Tolerance | None = None  # for a verdict on single values
+    not_comparable: str = ""  # instead of a tolerance, the reason why there is no verdict
+    mean_difference: Tolerance | None = None  # for a verdict on the mean difference of two methods over draws
+    epoch: int | None = None  # of a curve over training, whose columns are epochs
 
 
 class PaperRow(Frozen):
     """One row's identity and its values in the order of the columns.
 
-    Attributes:
-        epochs: of pretraining; None if the paper does not state them.
-        symmetric: whether both views pass through both encoders (twice the work).
-        draw: D1 to D10, of the unbalanced table.
-        group: `comparable` rows have ISD's budget and protocol; `reference` rows use labels, a larger teacher or no training;
-            `other` rows have another budget or protocol.
+    `comparable` rows have ISD's budget and protocol; `reference` rows use labels, a larger teacher or no training; `other` rows
+    have another budget or protocol.
     """
 
     method: str
     arch: Literal["resnet18", "resnet50"] | None = None
-    epochs: int | None = None
+    epochs: int | None = None  # of pretraining; None if the paper does not state them
     batch: int | None = None
-    symmetric: bool | None = None
-    draw: str | None = None
+    symmetric: bool | None = None  # whether both views pass through both encoders (twice the work)
+    draw: str | None = None  # D1 to D10, of the unbalanced table
     encoder: Literal["student", "teacher"] = "student"
     group: Literal["comparable", "reference", "other"]
     values: Many[Value | None]
@@ -149,18 +136,12 @@ class Implied(Frozen):
 
 
 class PaperImages(Frozen):
-    """The images of a table, which ours must match for a comparison with the paper.
-
-    Attributes:
-        classes, query: numbers of classes and of validation images.
-        train: number of images for pretraining; None if a published list determines them.
-        manifests: sha256 of manifests (`manifest.sha256` of a record) that are known to consist of exactly these images.
-    """
+    """The numbers of images and classes of a table, which ours must match for a comparison with the paper."""
 
     classes: int
-    train: int | None = None
-    query: int
-    manifests: Many[str] = ()
+    train: int | None = None  # for pretraining; None if a published list determines them
+    query: int  # validation images
+    manifests: Many[str] = ()  # sha256 of manifests that are known to consist of exactly these images
 
 
 class PaperTable(Frozen):
@@ -209,8 +190,7 @@ class PaperTable(Frozen):
     def of_draw(self, method: str, draw: str, column: str) -> Value | None:
         """The value of a method on a draw."""
         found = (name for name, row in self.rows.items() if (row.method, row.draw) == (method, draw))
-        name = next(found, None)
-        return self.value(name, column) if name else None
+        return next((self.value(name, column) for name in found), None)
 
 
 class Disagreement(Frozen):
@@ -243,12 +223,6 @@ class Paper(Frozen):
         if name not in found:
             raise ConfigError(f"report.paper: the paper has no table {name!r}", f"its tables are {', '.join(found)}")
         return found[name]
-
-
-@cache
-def sha256() -> str:
-    """Sha256 of the package's file with the published numbers, their corrections and the tolerances."""
-    return sha256_file(FILE)
 
 
 @cache

@@ -24,24 +24,18 @@ Agreement = Literal["adds up", "within rounding", "does not add up"]
 class Check:
     """One printed mean or difference, recomputed.
 
-    Attributes:
-        table, where: the table's id, and row and column as text.
-        rule: the formula that was recomputed, with its numbers.
-        printed, recomputed: percent or points; `recomputed` is computed from the printed numbers and not rounded.
-        outcome: `adds up` if the recomputed value rounds to the printed one, `within rounding` if unrounded numbers could have
-            given both, otherwise `does not add up`.
-        corrected: the outcome with the corrected numbers; None if no number in it is corrected.
-        why: the reason for the correction.
+    It `adds up` if the recomputed value rounds to the printed one, is `within rounding` if unrounded numbers could have given
+    both, and otherwise `does not add up`.
     """
 
-    table: str
-    where: str
-    rule: str
-    printed: Decimal
-    recomputed: Decimal
+    table: str  # its id
+    where: str  # row and column
+    rule: str  # the formula that was recomputed, with its numbers
+    printed: Decimal  # percent or points
+    recomputed: Decimal  # from the printed numbers, not rounded
     outcome: Agreement
-    corrected: Agreement | None
-    why: str
+    corrected: Agreement | None  # the outcome with the corrected numbers; None if no number in it is corrected
+    why: str  # the reason for the correction
 
     @property
     def sentence(self) -> str:
@@ -52,11 +46,8 @@ class Check:
 
 def checks(published: Paper) -> list[Check]:
     """Every mean and every difference that the published tables print, in order."""
-    found: list[Check] = []
-    for table in published.tables:
-        for check in table.checks:
-            found += _means(table, check) if isinstance(check, MeanCheck) else _differences(table, check)
-    return found
+    every = [(table, check) for table in published.tables for check in table.checks]
+    return [done for of, rule in every for done in (_means(of, rule) if isinstance(rule, MeanCheck) else _differences(of, rule))]
 
 
 def _means(table: PaperTable, check: MeanCheck) -> Iterator[Check]:
@@ -71,9 +62,8 @@ def _means(table: PaperTable, check: MeanCheck) -> Iterator[Check]:
 def _differences(table: PaperTable, check: DifferenceCheck) -> Iterator[Check]:
     for draw in table.draws:
         for column, about in table.columns.items():
-            first, second, difference = (
-                table.of_draw(name, draw, column) for name in (check.minuend, check.subtrahend, check.equals)
-            )
+            named = (check.minuend, check.subtrahend, check.equals)
+            first, second, difference = (table.of_draw(name, draw, column) for name in named)
             if first and second and difference:
                 rule = f"{check.minuend} {first.printed} {text.MINUS} {check.subtrahend} {second.printed}"
                 yield _check(table, f"{draw}, {about.head}", rule, [first, second], difference, [Decimal(1), Decimal(-1)])
@@ -97,30 +87,19 @@ def _check(table: PaperTable, where: str, rule: str, parts: list[Value], whole: 
 
 @dataclass(frozen=True)
 class Gain:
-    """One method against another over the draws of a published table, in one group of queries.
-
-    Attributes:
-        head, group, metric: the group, and our number for it.
-        column: the paper's column; empty if the group is implied by two printed groups.
-        tolerance: for the mean difference.
-        first, second: mean of each method, percent.
-        differences: by draw, in points, in the table's order of draws, with corrected values.
-        paired: statistics of the mean difference.
-        hidden: the largest change of one difference, in points, that rounding can cause.
-        hidden_mean: standard deviation of the mean difference due to rounding, if rounding errors are independent.
-    """
+    """One method against another over the draws of a published table, in one group of queries."""
 
     head: str
     group: str
-    metric: str
-    column: str
-    tolerance: Tolerance | None
-    first: float
+    metric: str  # our number for the group
+    column: str  # the paper's; empty if the group is implied by two printed groups
+    tolerance: Tolerance | None  # for the mean difference
+    first: float  # mean of each method, percent
     second: float
-    differences: tuple[float, ...]
-    paired: intervals.Paired
-    hidden: float
-    hidden_mean: float
+    differences: tuple[float, ...]  # points, in the table's order of draws, with corrected values
+    paired: intervals.Paired  # of the mean difference
+    hidden: float  # the largest change of one difference, in points, that rounding can cause
+    hidden_mean: float  # standard deviation of the mean difference due to rounding, if rounding errors are independent
 
 
 def gains(table: PaperTable) -> list[Gain]:
@@ -157,9 +136,6 @@ def _gain(about: tuple[str, str, str, str, Tolerance | None], sides: list[list[D
     return Gain(*about, means[0], means[1], differences, intervals.paired(differences), hidden, hidden_mean)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
 def check(*, as_json: bool = False) -> None:
     """Print which printed means and differences do not add up, what the draws say, and where the sources disagree."""
     published = paper.load()
@@ -169,16 +145,13 @@ def check(*, as_json: bool = False) -> None:
         rounded = json.loads(exact, parse_float=lambda number: round(float(number), 6))  # so that sums in binary do not show
         sys.stdout.write(f"{json.dumps(rounded, indent=1, sort_keys=True, ensure_ascii=False)}\n")
         return
-    odd = [check for check in found if check.outcome != "adds up"]
-    titles = {table.id: table.title for table in published.tables}
+    odd, titles = [one for one in found if one.outcome != "adds up"], {table.id: table.title for table in published.tables}
     lines = [f"Computed: {len(found)} printed means and differences, {len(odd)} do not add up as printed."]
-    lines += [f"- {titles[check.table]}: {check.sentence}." for check in odd]
+    lines += [f"- {titles[one.table]}: {one.sentence}." for one in odd]
     for table in published.tables:
         if pair := table.difference:
-            lines += [
-                "",
-                f"Computed: {table.title}, {pair.minuend} {text.MINUS} {pair.subtrahend} in points, misprints corrected.",
-            ]
+            versus = f"{pair.minuend} {text.MINUS} {pair.subtrahend}"
+            lines += ["", f"Computed: {table.title}, {versus} in points, misprints corrected."]
             lines += [f"- {gain.head}: mean {text.signed(gain.paired.mean, 2)}; {gain.paired.words}" for gain in gains(table)]
     lines += ["", f"Read, not computed: {len(published.disagreements)} disagreements between sources."]
     for item in published.disagreements:

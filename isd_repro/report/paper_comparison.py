@@ -6,17 +6,17 @@ its images or steps differ from the paper's or are not known to be the same, or 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from statistics import fmean
 
 from isd_repro.config.params import ListFile, PaperRows, Params, Run
 from isd_repro.data.lists import LIST_SHA256
 from isd_repro.evaluations import kind_of
 from isd_repro.report import paper_checks, text
-from isd_repro.report.cells import Cell, Column, Printed, Row, Statement, Table, Verdict
+from isd_repro.report.cells import Cell, Column, Printed, Row, Statement, Table, Verdict, by_columns
 from isd_repro.report.hypothesis import statistic_cells, statistic_columns
-from isd_repro.report.paper import MeanCheck, Paper, PaperImages, PaperRow, PaperTable, Tolerance, Value
+from isd_repro.report.paper import DifferenceCheck, MeanCheck, Paper, PaperImages, PaperRow, PaperTable, Tolerance, Value
 from isd_repro.report.paper_checks import Gain
 from isd_repro.report.repetitions import method_name
 from isd_repro.report.run_details import changes
@@ -48,8 +48,8 @@ def resolve(params: Params, paper: Paper, wanted: PaperRows) -> PaperTable:
 
 def comparison_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
     """A table of the paper with our numbers, followed by the paper's rows without our runs and by its own statistics."""
-    if table.difference:
-        return [*_draw_tables(params, records, paper, table, wanted), published_table(table)]
+    if pair := table.difference:
+        return [*_draw_tables(params, records, paper, table, wanted, pair), _published_table(table, pair)]
     return _row_tables(params, records, paper, table, wanted)
 
 
@@ -61,9 +61,6 @@ def findings(paper: Paper, table: PaperTable) -> list[Statement]:
         *(Statement("The paper's numbers", f"{check.sentence}.") for check in wrong),
         *(Statement("Sources disagree", f"{item.about}: {item.verdict}.") for item in disagreements),
     ]
-
-
-# --- single cells -----------------------------------------------------------------------------------------------------
 
 
 def paper_cell(paper: Paper, table: PaperTable, row: str, column: str) -> Cell:
@@ -166,9 +163,6 @@ def judged(ours: Cell, theirs: Cell, tolerance: Tolerance | None, why_not: str) 
     return replace(cell, value=difference, verdict=verdict, detail=detail)
 
 
-# --- tables whose rows are encoders -----------------------------------------------------------------------------------
-
-
 def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
     """Three rows for each compared row of the paper (ours, the paper's, the difference), then its other rows."""
     placed: dict[str, list[str]] = {}
@@ -185,29 +179,17 @@ def _row_tables(params: Params, records: Records, paper: Paper, table: PaperTabl
         label = params.runs[runs[0]].label if len(runs) == 1 else f"{method_name(params, runs[0])}, {len(runs)} seeds"
         for word, cells in zip((OURS, THEIRS, DIFFERENCE), zip(*triples, strict=True), strict=True):
             rows.append(Row(f"{label}: {word}", cells, runs[0] if word == OURS and len(runs) == 1 else ""))
-    columns = [
-        Column("Accuracy, %", with_n(about.head, [one.cells[at] for one in rows]))
-        for at, about in enumerate(table.columns.values())
-    ]
-    title, notes = f"Compared with the paper: {table.title}", _notes(table)
-    found = [
-        Table(
-            f"paper-{table.id}",
-            title,
-            one_seed(params, list(wanted.rows), "Run"),
-            tuple(columns),
-            tuple(rows),
-            notes=notes,
-            sortable=False,
-        )
-    ]
-    if rest := [name for name in table.rows if name not in placed]:
-        heads = tuple(Column("Paper", about.head) for about in table.columns.values())
+    heads = [with_n(about.head, [row.cells[at] for row in rows]) for at, about in enumerate(table.columns.values())]
+    columns, first = tuple(Column("Accuracy, %", head) for head in heads), one_seed(params, list(wanted.rows), "Run")
+    title = f"Compared with the paper: {table.title}"
+    found = [Table(f"paper-{table.id}", title, first, columns, tuple(rows), notes=_notes(table), sortable=False)]
+    if rest := {name: row for name, row in table.rows.items() if name not in placed}:
+        columns = tuple(Column("Paper", about.head) for about in table.columns.values())
         others = [
-            Row(table.rows[name].label, tuple(paper_cell(paper, table, name, key) for key in table.columns)) for name in rest
+            Row(row.label, tuple(paper_cell(paper, table, name, key) for key in table.columns)) for name, row in rest.items()
         ]
         title = f"{table.title}: rows of the paper without a run here"
-        found.append(Table(f"paper-{table.id}-rest", title, "Row of the paper", heads, tuple(others), main=False))
+        found.append(Table(f"paper-{table.id}-rest", title, "Row of the paper", columns, tuple(others), main=False))
     return found
 
 
@@ -227,7 +209,7 @@ def _our_cell(records: Records, table: PaperTable, runs: Sequence[str], row: Pap
     if len(values) < len(parts):
         return cell
     level = RECORDED if any(part.level == RECORDED for part in parts) else ""
-    return replace(cell, kind="mean", value=math.fsum(values) / len(values), level=level, detail=f"mean of {len(values)} columns")
+    return replace(cell, kind="mean", value=fmean(values), level=level, detail=f"mean of {len(values)} columns")
 
 
 def _notes(table: PaperTable) -> tuple[str, ...]:
@@ -247,83 +229,70 @@ def _notes(table: PaperTable) -> tuple[str, ...]:
     return (*table.notes, *marks, *([f"Tolerances, fixed before any run: {limits}."] if limits else []))
 
 
-# --- tables of two methods over draws ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Input of both tables of draws: our runs of the two methods by draw, and the paper's numbers."""
-
-    params: Params
-    records: Records
-    paper: Paper
-    table: PaperTable
-    methods: tuple[str, str, str]  # first, second, and their printed difference
-    runs: dict[str, tuple[list[str], list[str]]]  # by draw, of the first two
-    gains: list[Gain]
-
-    def row(self, method: int, draw: str) -> str:
-        """The paper's row of a method on a draw."""
-        wanted = (self.methods[method], draw)
-        return next(name for name, row in self.table.rows.items() if (row.method, row.draw) == wanted)
-
-    def ours(self, method: int, draw: str, gain: Gain) -> Cell:
-        """Our number of a method on a draw."""
-        return method_cell(self.records, self.runs[draw][method], ("student", gain.metric, gain.group))
-
-    def theirs(self, method: int, draw: str, gain: Gain) -> Cell:
-        """The paper's number, printed or implied."""
-        if gain.column:
-            return paper_cell(self.paper, self.table, self.row(method, draw), gain.column)
-        if method == 2:
-            value = gain.differences[list(self.runs).index(draw)]
-            return _computed(gain, value, f"from the printed groups; rounding can move it by {gain.hidden:.2f}")
-        rule = self.table.implied
-        parts = [self.table.of_draw(self.methods[method], draw, key) for key in (rule.whole, rule.part)] if rule else []
-        values = [part.value for part in parts if part]
-        assert rule
-        return _computed(gain, float(rule.of(*values)), "implied by the printed groups")
-
-
 def _computed(gain: Gain, value: float, detail: str) -> Cell:
     return Cell("computed", (), "student", gain.metric, gain.group, value, detail=detail)
 
 
-def _draw_tables(params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows) -> list[Table]:
+def _draw_tables(
+    params: Params, records: Records, paper: Paper, table: PaperTable, wanted: PaperRows, pair: DifferenceCheck
+) -> list[Table]:
     """A table of differences by draw with their mean and its verdict, and a table of both methods' accuracies."""
-    pair = table.difference
-    if pair is None:
-        return []
-    runs: dict[str, tuple[list[str], list[str]]] = {draw: ([], []) for draw in table.draws}
-    for run in params.runs:
-        row = table.rows[wanted.rows[run]] if run in wanted.rows else None
-        if row and row.draw and row.method in (pair.minuend, pair.subtrahend):
-            runs[row.draw][row.method == pair.subtrahend].append(run)
-    names = (pair.minuend, pair.subtrahend, pair.equals)
-    every = _Draws(params, records, paper, table, names, runs, paper_checks.gains(table))
-    return [_difference_table(every), _level_table(every)]
+    names = (pair.minuend, pair.subtrahend)
+    rows = {(row.method, row.draw): name for name, row in table.rows.items()}
+    runs = {
+        (name, of): [run for run in params.runs if wanted.rows.get(run) == rows[name, of]] for name in names for of in table.draws
+    }
+    differences: list[tuple[Column, list[Cell]]] = []
+    levels: list[tuple[Column, list[Cell]]] = []
+    for gain in paper_checks.gains(table):
+        ours = {key: method_cell(records, of, ("student", gain.metric, gain.group)) for key, of in runs.items()}
+        theirs = {(name, of): _theirs(paper, table, gain, name, of) for name in (*names, pair.equals) for of in table.draws}
+        for name, level in zip(names, (gain.first, gain.second), strict=True):
+            mine, printed = ([of_all[name, of] for of in table.draws] for of_all in (ours, theirs))
+            printed.append(_computed(gain, level, "mean of the column, misprints corrected"))
+            levels.append((Column(gain.head, f"{name}, {OURS}"), [*mine, mean_cell(mine, "draws")]))
+            levels.append((Column(gain.head, f"{name}, {THEIRS}"), printed))
+        mine = [difference_cell(records, *(ours[name, of] for name in names)) for of in table.draws]
+        printed = [_signed(theirs[pair.equals, of]) for of in table.draws]
+        both = [_without_verdict(*cells) for cells in zip(mine, printed, strict=True)]
+        images, why = paper.images[table.images], ""
+        if missing := sum(cell.value is None for cell in mine):
+            why = f"{len(mine) - missing} of {len(mine)} draws have been run"
+        for of in table.draws:
+            cells, row = [replace(ours[name, of], runs=tuple(runs[name, of])) for name in names], table.rows[rows[names[0], of]]
+            why = why or _unfit(params, records, cells, (row, row), images)
+        mean = mean_cell(mine, "draws")
+        detail = f"computed from the printed {'levels' if gain.column else 'groups'}, misprints corrected; {gain.paired.words}"
+        published = replace(_computed(gain, gain.paired.mean, detail), words=text.signed(gain.paired.mean, 2))
+        published = replace(published, deviation=gain.paired.deviation, count=gain.paired.n)
+        published = replace(published, low=gain.paired.low, high=gain.paired.high)
+        columns = ([*mine, mean], [*printed, published], [*both, judged(mean, published, gain.tolerance, why)])
+        head = with_n(gain.head, list(ours.values()))
+        differences += [(Column(head, word), cells) for word, cells in zip((OURS, THEIRS, DIFFERENCE), columns, strict=True)]
+    labels, reasons = [*table.draws, "Mean"], dict.fromkeys(about.not_comparable for about in table.columns.values())
+    title = f"Compared with the paper: {names[0]} {text.MINUS} {names[1]}, 1-NN, points"
+    first = Table(f"paper-{table.id}", title, "Draw", notes=_notes(table))
+    notes = tuple(f"Not comparable: {reason}." for reason in reasons if reason)
+    second = Table(f"paper-{table.id}-levels", f"{table.title}: levels, not comparable", "Draw", notes=notes, main=False)
+    return [by_columns(first, labels, differences, foot=1), by_columns(second, labels, levels, foot=1)]
 
 
-def _difference_table(every: _Draws) -> Table:
-    first, second, _ = every.methods
-    columns: list[Column] = []
-    body: dict[str, list[Cell]] = {draw: [] for draw in every.runs}
-    foot: list[Cell] = []
-    for gain in every.gains:
-        scores = {draw: [every.ours(method, draw, gain) for method in (0, 1)] for draw in every.runs}
-        ours = [difference_cell(every.records, *both) for both in scores.values()]
-        columns += [
-            Column(with_n(gain.head, [cell for both in scores.values() for cell in both]), word)
-            for word in (OURS, THEIRS, DIFFERENCE)
-        ]
-        for (draw, cells), our in zip(body.items(), ours, strict=True):
-            theirs = every.theirs(2, draw, gain)
-            theirs = replace(theirs, words=text.signed(theirs.value or 0.0) + "*" * theirs.number.endswith("*"))
-            cells += [our, theirs, _without_verdict(our, theirs)]
-        foot += _mean_cells(every, gain, ours)
-    rows = tuple(Row(draw, tuple(cells)) for draw, cells in body.items())
-    title = f"Compared with the paper: {first} {text.MINUS} {second}, 1-NN, points"
-    return Table(f"paper-{every.table.id}", title, "Draw", tuple(columns), rows, (Row("Mean", tuple(foot)),), _notes(every.table))
+def _theirs(paper: Paper, table: PaperTable, gain: Gain, method: str, draw: str) -> Cell:
+    """The paper's number of a method on a draw, or of the difference of two: printed, or implied by printed groups."""
+    if gain.column:
+        row = next(name for name, row in table.rows.items() if (row.method, row.draw) == (method, draw))
+        return paper_cell(paper, table, row, gain.column)
+    rule = table.implied
+    assert rule
+    if table.difference and method == table.difference.equals:
+        value = gain.differences[table.draws.index(draw)]
+        return _computed(gain, value, f"from the printed groups; rounding can move it by {gain.hidden:.2f}")
+    parts = [table.of_draw(method, draw, key) for key in (rule.whole, rule.part)]
+    return _computed(gain, float(rule.of(*(part.value for part in parts if part))), "implied by the printed groups")
+
+
+def _signed(theirs: Cell) -> Cell:
+    return replace(theirs, words=text.signed(theirs.value or 0.0) + "*" * theirs.number.endswith("*"))
 
 
 def _without_verdict(ours: Cell, theirs: Cell) -> Cell:
@@ -333,51 +302,12 @@ def _without_verdict(ours: Cell, theirs: Cell) -> Cell:
     return replace(cell, value=ours.value - theirs.value, detail="only the mean over draws has a verdict, not a single draw")
 
 
-def _mean_cells(every: _Draws, gain: Gain, ours: Sequence[Cell]) -> list[Cell]:
-    """Our mean difference, the paper's, and the verdict, which needs every draw."""
-    mine, paired = mean_cell(ours, "draws"), gain.paired
-    detail = f"computed from the printed {'levels' if gain.column else 'groups'}, misprints corrected; {paired.words}"
-    theirs = _computed(gain, paired.mean, detail)
-    theirs = replace(theirs, low=paired.low, high=paired.high, deviation=paired.deviation, count=paired.n)
-    theirs = replace(theirs, words=text.signed(paired.mean, 2))
-    done = sum(cell.value is not None for cell in ours)
-    why = f"{done} of {len(ours)} draws have been run" if done < len(ours) else ""
-    images = every.paper.images[every.table.images]
-    for draw, both in every.runs.items():
-        row = every.table.rows[every.row(0, draw)]
-        scores = [replace(every.ours(method, draw, gain), runs=tuple(runs)) for method, runs in enumerate(both)]
-        why = why or _unfit(every.params, every.records, scores, (row, row), images)
-    return [mine, theirs, judged(mine, theirs, gain.tolerance, why)]
-
-
-def _level_table(every: _Draws) -> Table:
-    """Both methods' accuracy, ours and the paper's, without a verdict."""
-    columns: list[Column] = []
-    body: dict[str, list[Cell]] = {draw: [] for draw in every.runs}
-    foot: list[Cell] = []
-    for gain in every.gains:
-        for method, mean in enumerate((gain.first, gain.second)):
-            columns += [Column(gain.head, f"{every.methods[method]}, {word}") for word in (OURS, THEIRS)]
-            ours = [every.ours(method, draw, gain) for draw in every.runs]
-            for (draw, cells), our in zip(body.items(), ours, strict=True):
-                cells += [our, every.theirs(method, draw, gain)]
-            foot += [mean_cell(ours, "draws"), _computed(gain, mean, "mean of the column, misprints corrected")]
-    rows = tuple(Row(draw, tuple(cells)) for draw, cells in body.items())
-    reasons = dict.fromkeys(about.not_comparable for about in every.table.columns.values() if about.not_comparable)
-    notes = tuple(f"Not comparable: {reason}." for reason in reasons)
-    title = f"{every.table.title}: levels, not comparable"
-    return Table(
-        f"paper-{every.table.id}-levels", title, "Draw", tuple(columns), rows, (Row("Mean", tuple(foot)),), notes, main=False
-    )
-
-
-def published_table(table: PaperTable) -> Table:
+def _published_table(table: PaperTable, pair: DifferenceCheck) -> Table:
     """Our statistics of the published table: means, difference, interval and test by group."""
-    pair, rows = table.difference, []
+    rows = []
     for gain in paper_checks.gains(table):
         blank = _computed(gain, 0.0, f"computed from {table.title}, misprints corrected")
-        interval = None if gain.paired.low is None or gain.paired.high is None else (gain.paired.low, gain.paired.high)
-        rows.append(Row(gain.head, statistic_cells(blank, (gain.first, gain.second), gain.paired, [interval])))
+        rows.append(Row(gain.head, tuple(statistic_cells(blank, (gain.first, gain.second), gain.paired, [gain.paired.interval]))))
     notes = ["Computed from the printed numbers, misprints corrected; the paper prints neither means nor tests."]
     if rule := table.implied:
         rest, gain = rule.classes - rule.part_classes, paper_checks.gains(table)[-1]
@@ -386,7 +316,6 @@ def published_table(table: PaperTable) -> Table:
             f" {rest}. Rounding of the printed numbers can move one draw's difference by up to {gain.hidden:.2f} points and gives"
             f" the mean a standard deviation of {gain.hidden_mean:.2f}. It assumes {rule.assumes}."
         )
-    names = (pair.minuend, pair.subtrahend) if pair else ("", "")
-    columns = statistic_columns(*names, (f"95 % bootstrap, {len(table.draws)} draws",))
+    columns = statistic_columns(pair.minuend, pair.subtrahend, (f"95 % bootstrap, {len(table.draws)} draws",))
     title = f"The published table, recomputed: {table.title}"
     return Table(f"published-{table.id}", title, "Queries", columns, tuple(rows), notes=tuple(notes))

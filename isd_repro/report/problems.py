@@ -14,24 +14,15 @@ AGAIN = "run its stage again; if it was edited by hand, restore it from git"
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem.
-
-    Attributes:
-        file: the file in which it was found.
-        key: the key, number or line in the file.
-        found, expected: both values, as shown to the user.
-        hint: what to do.
-        runs: the runs whose numbers it invalidates; empty for a problem of a rendered file.
-        score: the invalid number of that run; None means all of its numbers.
-    """
+    """One problem: what a file says at a key, what was expected there, and what to do."""
 
     file: Path
-    key: str
-    found: str
+    key: str  # or number, or line
+    found: str  # as shown to the user, like `expected`
     expected: str
     hint: str
-    runs: tuple[str, ...] = ()
-    score: Key | None = None
+    runs: tuple[str, ...] = ()  # whose numbers it invalidates; empty for a problem of a rendered file
+    score: Key | None = None  # the invalid number of that run; None means all of its numbers
 
     @property
     def message(self) -> str:

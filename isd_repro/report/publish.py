@@ -19,7 +19,6 @@ from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.evaluations import summary
-from isd_repro.provenance import Provenance
 from isd_repro.records import AnyEvaluation, CurveRecord, EvaluationRecord, ManifestIdentity, PretrainRecord, TargetsRecord
 from isd_repro.report import image_pages, page, run_records
 from isd_repro.report.run_records import RunRecords
@@ -29,7 +28,7 @@ from isd_repro.tracking import media, names, read_metrics, session
 from isd_repro.tracking.anonymous import Scrubber, secrets
 from isd_repro.tracking.metrics import Row
 from isd_repro.tracking.publisher import Publisher, project_of
-from isd_repro.tracking.replay import Artifact, LoggedTable, Replay
+from isd_repro.tracking.replay import Artifact, Replay
 
 REPORT_FILES = ("cells.csv", "cells.json", "index.html", "table.md", "table.tex")
 ANONYMOUS_FILES = ("cells.csv", "table.md", "table.tex")  # the others show commits and commands
@@ -61,7 +60,7 @@ def publish(chosen: Sequence[str], params: Params, layout: Layout, options: Opti
         for replay in replays(chosen or list(params.runs), params, layout, options):
             outcome = publisher.send(scrubber.replay(replay) if scrubber else replay)
             counts[outcome] += 1
-            words = {"sent": "sent", "known": "already there"}[outcome] + (" (failed run)" if replay.failed else "")
+            words = ("sent" if outcome == "sent" else "already there") + (" (failed run)" if replay.failed else "")
             console.print(f"{replay.run.title}: {words}", highlight=False, markup=False, soft_wrap=True)
     if not sum(counts.values()):
         raise DataError(f"profile {params.profile!r} has nothing to publish", "run its stages first")
@@ -111,8 +110,6 @@ class _Builder:
     def __init__(self, params: Params, layout: Layout, options: Options) -> None:
         self.params, self.layout, self.options = params, layout, options
 
-    # --- stages -------------------------------------------------------------------------------------------------------
-
     def prepare(self, manifest: ManifestIdentity) -> Replay:
         """The images of a subset."""
         config = {"manifest": manifest.model_dump(mode="json", exclude={"classes"})}
@@ -123,12 +120,13 @@ class _Builder:
         """A finished pretraining, or the state that a stopped one has left."""
         pictures = self._pictures(name, "pretrain")
         if record is not None:
+            rows, stated = _rows_in(self.layout.metrics(name)), [(row["epoch"], row["loss"]) for row in record.curve]
             yield self._replay(
                 name,
                 "pretrain",
                 record.fingerprint,
-                {**record.config, **_provenance(record.provenance)},
-                rows=_curve(self.layout.metrics(name), record),
+                {**record.config, **_provenance(record)},
+                rows=rows if [(row.get("epoch"), row.get("loss")) for row in rows] == stated else list(record.curve),
                 summary={"steps": record.steps, "seconds": record.provenance.seconds},
                 pictures=pictures,
                 needs=[self._manifest(record.manifest)],
@@ -151,15 +149,18 @@ class _Builder:
             rows = self._log_rows(name, "extract")
             yield self._replay(name, "extract", sha256, config, rows=rows, needs=needs, makes=features)
         for record in found:
+            logged, stated = self._log_rows(name, record.kind), rows_of(record)
+            single = (record,) if isinstance(record, EvaluationRecord) else ()
+            scored = record.evaluations if isinstance(record, TargetsRecord) else single
             needs = [self._encoder(name, record.encoder_sha256), *(features if record in own else [])]
             yield self._replay(
                 name,
                 record.kind,
                 names.evaluation_identity(record.encoder_sha256, record.settings),
-                {**record.settings, "protocol": record.protocol, **_provenance(record.provenance)},
-                rows=self._rows(name, record),
+                {**record.settings, "protocol": record.protocol, **_provenance(record)},
+                rows=logged if logged and stated[-1].items() <= logged[-1].items() else stated,
                 summary={"seconds": record.provenance.seconds},
-                tables=_tables(record),
+                tables={summary.class_key(one): summary.class_rows(one) for one in scored},
                 pictures=self._pictures(name, record.kind),
                 needs=needs,
                 makes=[self.result(name, record)],
@@ -173,14 +174,8 @@ class _Builder:
             if not isinstance(one, CurveRecord):
                 final |= rows_of(one)[-1]
         seconds = record.provenance.seconds + sum(one.provenance.seconds for one in found)
-        return self._replay(
-            name,
-            "summary",
-            record.fingerprint,
-            config,
-            summary={**final, "steps": record.steps, "seconds": seconds},
-            needs=results,
-        )
+        final |= {"steps": record.steps, "seconds": seconds}
+        return self._replay(name, "summary", record.fingerprint, config, summary=final, needs=results)
 
     def figures(self, name: str) -> Iterator[Replay]:
         """Pictures of clusters and anchors, if `isd-repro figures` has drawn them."""
@@ -202,8 +197,6 @@ class _Builder:
     def _replay(self, name: str, stage: str, identity: str, config: dict[str, Any], **rest: Any) -> Replay:
         run = names.describe(self.params, self.layout, name, stage, identity=identity, config=config)
         return Replay(replace(run, tags=(*run.tags, "failed")) if rest.get("failed") else run, **rest)
-
-    # --- artifacts ----------------------------------------------------------------------------------------------------
 
     def result(self, name: str, record: AnyEvaluation) -> Artifact:
         """The artifact with scores and predictions, which is the record itself."""
@@ -229,38 +222,19 @@ class _Builder:
     def _artifact_name(self, *parts: str) -> str:
         return "-".join((self.params.profile, *parts))
 
-    # --- rows ---------------------------------------------------------------------------------------------------------
-
     def _log_rows(self, name: str, stage: str) -> list[Row]:
-        path = self.layout.log(name, stage) / "metrics.jsonl"
-        return read_metrics(path) if path.is_file() else []
-
-    def _rows(self, name: str, record: AnyEvaluation) -> list[Row]:
-        """The rows that the stage logged, if they exist and agree with its record, otherwise the record's rows."""
-        logged, stated = self._log_rows(name, record.kind), rows_of(record)
-        return logged if logged and stated[-1].items() <= logged[-1].items() else stated
+        return _rows_in(self.layout.log(name, stage) / "metrics.jsonl")
 
     def _pictures(self, name: str, stage: str) -> list[media.Picture]:
         return list(media.kept(self.layout.log(name, stage) / "media"))
 
 
-def _curve(path: Path, record: PretrainRecord) -> list[Row]:
-    """Rows of the run's `metrics.jsonl` if it exists and belongs to the record, otherwise the record's curve."""
-    curve = [dict(row) for row in record.curve]
-    rows = read_metrics(path) if path.is_file() else []
-    same = [(row["epoch"], row["loss"]) for row in curve] == [(row.get("epoch"), row.get("loss")) for row in rows]
-    return rows if same else curve
+def _rows_in(path: Path) -> list[Row]:
+    return read_metrics(path) if path.is_file() else []
 
 
-def _tables(record: AnyEvaluation) -> dict[str, LoggedTable]:
-    if isinstance(record, CurveRecord):
-        return {}
-    every = record.evaluations if isinstance(record, TargetsRecord) else (record,)
-    return {summary.class_key(one): summary.class_rows(one) for one in every}
-
-
-def _provenance(found: Provenance) -> dict[str, Any]:
-    return {"provenance": found.model_dump(mode="json", exclude={"seconds"})}
+def _provenance(record: PretrainRecord | AnyEvaluation) -> dict[str, Any]:
+    return {"provenance": record.provenance.model_dump(mode="json", exclude={"seconds"})}
 
 
 def _state_of(name: str, profile: str, layout: Layout) -> tuple[Path, dict[str, Any]] | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params, Run
-from isd_repro.records import CurveRecord, EvaluationRecord, PretrainRecord, TargetsRecord
+from isd_repro.records import AnyEvaluation, EvaluationRecord, PretrainRecord
 from isd_repro.report import text
-from isd_repro.report.cells import Cell, Printed
+from isd_repro.report.cells import Cell
 from isd_repro.report.run_records import Records, RunRecords
 from isd_repro.report.scores import score_cell
 
@@ -51,21 +51,13 @@ def run_facts(params: Params, found: RunRecords) -> dict[str, Any]:
     }
 
 
-def _part_facts(run: str, part: str, record: PretrainRecord | EvaluationRecord | TargetsRecord | CurveRecord) -> dict[str, Any]:
-    if isinstance(record, PretrainRecord):
-        own: dict[str, Any] = {
-            "fingerprint": record.fingerprint,
-            "encoders": list(record.encoders),
-            "steps": record.steps,
-            "sources": list(record.sources),
-        }
-    else:
-        own = {"protocol": record.protocol, "settings": record.settings}
-        own |= {"features_sha256": record.features_sha256} if isinstance(record, EvaluationRecord) else {}
+def _part_facts(run: str, part: str, record: PretrainRecord | AnyEvaluation) -> dict[str, Any]:
+    keys = {"fingerprint", "encoders", "steps", "sources"} if isinstance(record, PretrainRecord) else {"protocol", "settings"}
+    keys |= {"features_sha256"} if isinstance(record, EvaluationRecord) else set()
     return {
         "record": record_link(run, part),
         "command": command(run, part),
-        **own,
+        **record.model_dump(mode="json", include=keys),
         "encoder_sha256": record.encoder_sha256,
         "manifest_sha256": record.manifest.sha256,
         **record.provenance.model_dump(mode="json"),
@@ -107,25 +99,18 @@ def image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     manifest = facts["manifest"]
     if manifest is None:
         return []
+    large = f", large: {', '.join(map(text.class_name, manifest['large']))}" if manifest["large"] else ""
+    copies = "queries that are copies of training or search images were not counted when this record was made"
+    if (shared := manifest.get("shared")) is not None:
+        copies = f"{text.count(shared)} of {text.count(manifest['query'])} queries have the bytes of a training or search image"
     return [
         ("Data set", f"{manifest['dataset']}, subset {manifest['subset']}"),
         ("Rule", ", ".join(f"{key} {value}" for key, value in text.flatten(manifest["rule"]) if value != "null")),
         ("Sizes", ", ".join(f"{text.count(manifest[role])} {role}" for role in ("train", "search", "query"))),
-        (
-            "Classes",
-            f"{len(manifest['classes'])}"
-            + (f", large: {', '.join(map(text.class_name, manifest['large']))}" if manifest["large"] else ""),
-        ),
-        ("Copies", _copies(manifest)),
+        ("Classes", f"{len(manifest['classes'])}{large}"),
+        ("Copies", copies),
         ("Manifest", f"sha256 {manifest['sha256']}"),
     ]
-
-
-def _copies(manifest: dict[str, Any]) -> str:
-    """The number of queries that are copies of training or search images, as text."""
-    if (shared := manifest.get("shared")) is None:
-        return "queries that are copies of training or search images were not counted when this record was made"
-    return f"{text.count(shared)} of {text.count(manifest['query'])} queries have the bytes of a training or search image"
 
 
 def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str]]:
@@ -141,14 +126,14 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
     if cell.deviation is not None:
         rows.append(("s.d.", f"standard deviation {cell.deviation:.2f} points, n = {cell.count} seeds or draws"))
     if cell.kind == "difference" and cell.low is not None and cell.high is not None:
-        rows.append(
-            ("95 % interval", f"{text.signed(cell.low, 2)} to {text.signed(cell.high, 2)} points (bootstrap of the mean)")
-        )
-    if cell.verdict:
-        rows.append(("Verdict", cell.verdict))
-    if cell.detail:
-        rows.append(("Why" if cell.value is None else "How", cell.detail))
-    rows += _paper_facts(cell.paper) if cell.paper else []
+        rows.append(("95 % interval", f"{text.span((cell.low, cell.high))} points (bootstrap of the mean)"))
+    rows += [("Verdict", cell.verdict)] if cell.verdict else []
+    rows += [("Why" if cell.value is None else "How", cell.detail)] if cell.detail else []
+    if paper := cell.paper:
+        rows.append(("The paper prints", f"{paper.printed}"))
+        rows += [("Corrected value", f"{paper.corrected}: {paper.why}")] if paper.corrected is not None else []
+        rows.append(("Where", f"{paper.where}{'; printed in another paper of the group' if paper.borrowed else ''}"))
+        rows.append(("Read from", f"{paper.source}; confidence {paper.confidence}"))
     runs = list(dict.fromkeys(cell.runs))
     if len(runs) > 1 and cell.kind != "statistic":
         values = {run: score_cell(records.runs[run], cell.encoder, cell.metric, cell.group).value for run in runs}
@@ -158,14 +143,6 @@ def cell_facts(records: Records, cell: Cell, folder: str) -> list[tuple[str, str
         each = command(runs[0] if len(runs) == 1 else "RUN", cell.part, folder)
         rows.append(("Made by", f"{each}{'' if len(runs) == 1 else ' for each of these runs'}"))
     return rows
-
-
-def _paper_facts(paper: Printed) -> list[tuple[str, str]]:
-    """The place of a published number, and its correction if it is misprinted."""
-    rows = [("The paper prints", f"{paper.printed}")]
-    rows += [("Corrected value", f"{paper.corrected}: {paper.why}")] if paper.corrected is not None else []
-    about = "; printed in another paper of the group" if paper.borrowed else ""
-    return [*rows, ("Where", f"{paper.where}{about}"), ("Read from", f"{paper.source}; confidence {paper.confidence}")]
 
 
 def linked(note: str) -> list[tuple[str, bool]]:

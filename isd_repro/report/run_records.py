@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from isd_repro import evaluations
 from isd_repro.config.layout import Layout
 from isd_repro.config.params import Params
@@ -47,28 +49,16 @@ RECOMPUTED = "recomputed from stored predictions"
 RECORDED = "recorded only"
 
 
-# --- one evaluation ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation record that has passed every check.
-
-    Attributes:
-        record: what the file says.
-        scores: each score by (encoder, metric, group).
-        levels: how far each score was verified, by the same key.
-        label: class of every query, int64, N.
-        predictions: predicted class of every query by "<encoder>/<metric>", int64, N.
-        masks: queries of each group, bool, N.
-    """
+    """One evaluation record that has passed every check."""
 
     record: EvaluationRecord
-    scores: Mapping[Key, Score]
-    levels: Mapping[Key, str]
-    label: Labels
-    predictions: Mapping[str, Labels]
-    masks: Mapping[str, Mask]
+    scores: Mapping[Key, Score]  # by (encoder, metric, group)
+    levels: Mapping[Key, str]  # how far each score was verified
+    label: Labels  # class of every query, int64, N
+    predictions: Mapping[str, Labels]  # predicted class of every query by "<encoder>/<metric>", int64, N
+    masks: Mapping[str, Mask]  # queries of each group, bool, N
 
     def hits(self, encoder: str, metric: str, group: str) -> Mask | None:
         """Whether each query of a group was classified correctly, bool; None without stored predictions."""
@@ -94,13 +84,12 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
     def wrong(key: str, found: str, expected: str, score: Key | None = None) -> None:
         tell(Problem(path, key, found, expected, AGAIN, (run,), score))
 
-    manifest = record.manifest
-    groups = {"large": manifest.large, **{f"shots.{group}": classes for group, classes in manifest.shots.items()}}
-    for where, of_group in groups.items():
-        if unknown := sorted(set(of_group) - set(manifest.classes)):
-            wrong(f"manifest.{where}", ", ".join(unknown), "names in manifest.classes")
-            return None
-    classes = len(manifest.classes)
+    manifest, classes = record.manifest, len(record.manifest.classes)
+    groups = {"large": manifest.large, **{f"shots.{group}": names for group, names in manifest.shots.items()}}
+    unknown = {where: sorted(set(of_group) - set(manifest.classes)) for where, of_group in groups.items()}
+    if where := next(filter(unknown.get, unknown), None):
+        wrong(f"manifest.{where}", ", ".join(unknown[where]), "names in manifest.classes")
+        return None
     label = _unpack(record.labels, "labels", None if evaluations.own_queries(record.kind) else manifest.query, classes, wrong)
     if label is None:
         return None
@@ -110,23 +99,7 @@ def check(record: EvaluationRecord, path: Path, run: str, tell: OnProblem) -> Ev
         predictions |= {} if predicted is None else {name: predicted}
     if len(predictions) < len(record.predictions):
         return None
-    masks = query_groups(label, manifest)
-    scores, levels = _recompute(record, label, predictions, masks, wrong)
-    if lone := sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores}):
-        wrong(f"predictions[{lone[0]!r}]", "without a score", "a score of the same name")
-    return Evaluation(record, scores, levels, label, predictions, masks)
-
-
-def _recompute(
-    record: EvaluationRecord,
-    label: Labels,
-    predictions: Mapping[str, Labels],
-    masks: Mapping[str, Mask],
-    wrong: Wrong,
-) -> tuple[dict[Key, Score], dict[Key, str]]:
-    """Each score, and how far it was verified."""
-    scores: dict[Key, Score] = {}
-    levels: dict[Key, str] = {}
+    masks, scores, levels = query_groups(label, manifest), dict[Key, Score](), dict[Key, str]()
     for one in record.scores:
         key = (one.encoder, one.metric, one.group)
         where, given = f"scores[{' '.join(key)}]", f"{one.correct} of {one.n}"
@@ -136,14 +109,15 @@ def _recompute(
             wrong(where, given, "a score", key)
             continue
         predicted = predictions.get(f"{one.encoder}/{one.metric}")
-        levels[key] = RECORDED if predicted is None else RECOMPUTED
+        scores[key], levels[key] = one, RECORDED if predicted is None else RECOMPUTED
         if predicted is not None:
-            mask = masks.get(one.group)
-            correct, n = (0, 0) if mask is None else (int((predicted == label)[mask].sum()), int(mask.sum()))
+            mask = masks.get(one.group, np.zeros(len(label), dtype=np.bool_))
+            correct, n = int((predicted == label)[mask].sum()), int(mask.sum())
             if (correct, n) != (one.correct, one.n):
                 wrong(where, given, f"{correct} of {n}, from its predictions", key)
-        scores[key] = one
-    return scores, levels
+    if lone := sorted(set(predictions) - {f"{encoder}/{metric}" for encoder, metric, _ in scores}):
+        wrong(f"predictions[{lone[0]!r}]", "without a score", "a score of the same name")
+    return Evaluation(record, scores, levels, label, predictions, masks)
 
 
 def _unpack(packed: str, key: str, wanted: int | None, classes: int, wrong: Wrong) -> Labels | None:
@@ -167,24 +141,20 @@ def _check_targets(record: TargetsRecord, path: Path, tell: OnProblem) -> Checke
     checked: dict[str, Evaluation] = {}
     for part in record.evaluations:
         key = part.manifest.subset
-        one = check(part, path, record.run, partial(_of_set, key, tell))
-        if one is None:
-            continue
-        checked[key] = one
-        means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
-        given = part.mean_per_class
-        if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
-            tell(Problem(path, f"{key}: mean_per_class", f"{given}", f"{means}, from its predictions", AGAIN, (record.run,)))
+
+        def tell_set(problem: Problem, key: str = key) -> None:
+            """A problem of one target data set: it is that set's number which it makes worthless."""
+            score = (problem.score[0], f"{problem.score[1]}-{key}", problem.score[2]) if problem.score else None
+            tell(replace(problem, key=f"{key}: {problem.key}", score=score))
+
+        if one := check(part, path, record.run, tell_set):
+            checked[key] = one
+            means = {name: mean_per_class(found, one.label) for name, found in one.predictions.items()}
+            given = part.mean_per_class
+            if given.keys() != means.keys() or any(abs(means[name] - given[name]) > 1e-9 for name in means):
+                expected = f"{means}, from its predictions"
+                tell(Problem(path, f"{key}: mean_per_class", f"{given}", expected, AGAIN, (record.run,)))
     return CheckedTargets(record, checked)
-
-
-def _of_set(key: str, tell: OnProblem, problem: Problem) -> None:
-    """A problem of one target data set: it is that set's number which it makes worthless."""
-    score = (problem.score[0], f"{problem.score[1]}-{key}", problem.score[2]) if problem.score else None
-    tell(replace(problem, key=f"{key}: {problem.key}", score=score))
-
-
-# --- a run, and a profile ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,11 +192,6 @@ class RunRecords:
         return {kind: one for kind, one in self.evaluations.items() if isinstance(one, CurveRecord)}
 
     @property
-    def checked(self) -> list[Evaluation]:
-        """Every checked evaluation, those on other data sets one by one."""
-        return [*self.own.values(), *(one for found in self.targets.values() for one in found.sets.values())]
-
-    @property
     def manifest(self) -> ManifestIdentity | None:
         """The images behind every record; None where nothing was run."""
         return next((record.manifest for record in self.of_one_encoder.values()), None)
@@ -248,11 +213,6 @@ class External:
         """Of its row, which tells it from runs and from other checkpoints."""
         return f"{self.record.label} (checkpoint {self.record.name})"
 
-    @property
-    def manifest(self) -> ManifestIdentity:
-        """The images behind its evaluations."""
-        return self.record.evaluations[0].manifest
-
 
 @dataclass(frozen=True)
 class Records:
@@ -272,13 +232,11 @@ def load(params: Params, layout: Layout, tell: OnProblem = refuse) -> Records:
     """
     runs = {name: _load_run(name, params, layout, tell) for name in params.runs}
     _same_images(runs, params, layout, tell)
-    folders = sorted(path.name for path in layout.records.iterdir() if path.is_dir()) if layout.records.is_dir() else []
-    others = [name for name in folders if name not in params.runs and not name.startswith(".")]
-    files = {name: layout.records / name / EXTERNAL for name in others}
-    found = (_load_external(name, path, tell) for name, path in files.items() if path.is_file())
-    externals = tuple(filter(None, found))
-    strays = tuple(name for name, path in files.items() if not path.is_file())
-    return Records(runs=runs, strays=strays, externals=externals)
+    folders = sorted(path for path in layout.records.iterdir() if path.is_dir()) if layout.records.is_dir() else []
+    others = [path for path in folders if path.name not in params.runs and not path.name.startswith(".")]
+    externals = (_load_external(path / EXTERNAL, tell) for path in others if (path / EXTERNAL).is_file())
+    strays = tuple(path.name for path in others if not (path / EXTERNAL).is_file())
+    return Records(runs, strays, tuple(filter(None, externals)))
 
 
 def kinds_in(folder: Path) -> list[str]:
@@ -288,12 +246,12 @@ def kinds_in(folder: Path) -> list[str]:
     return [*(kind for kind in known if kind in found), *sorted(found - set(known))]
 
 
-def _read(path: Path, read: Callable[[], Record], run: str, tell: OnProblem) -> Record | None:
+def _read(path: Path, read: Callable[[Path], Record], run: str, tell: OnProblem) -> Record | None:
     """One record; None where the file is missing, or is none and the tell takes that. A link to nowhere is not missing."""
     if not (path.exists() or path.is_symlink()):
         return None
     try:
-        record = read()
+        record = read(path)
     except DataError as error:
         if tell is refuse:
             raise
@@ -308,32 +266,31 @@ def _read(path: Path, read: Callable[[], Record], run: str, tell: OnProblem) -> 
 
 
 def _load_run(name: str, params: Params, layout: Layout, tell: OnProblem) -> RunRecords:
-    kinds = kinds_in(layout.records / name)
-    paths = {kind: layout.record(name, kind) for kind in (PRETRAIN, *kinds)}
-    pretrain = _read(paths[PRETRAIN], lambda: read_record(paths[PRETRAIN], PretrainRecord), name, tell)
+    paths = {kind: layout.record(name, kind) for kind in (PRETRAIN, *kinds_in(layout.records / name))}
+    pretrain = _read(paths[PRETRAIN], partial(read_record, model=PretrainRecord), name, tell)
     found: dict[str, PretrainRecord | AnyEvaluation] = {PRETRAIN: pretrain} if pretrain else {}
-    for kind in kinds:
-        record: AnyEvaluation | None = _read(paths[kind], partial(read_evaluation, paths[kind]), name, tell)
-        found |= {kind: record} if record else {}
-    checked: dict[str, Checked | None] = {}
-    for kind, one in found.items():
-        if isinstance(one, EvaluationRecord):
-            checked[kind] = check(one, paths[kind], name, tell)
-        elif isinstance(one, TargetsRecord):
-            checked[kind] = _check_targets(one, paths[kind], tell)
-        elif isinstance(one, CurveRecord):
-            checked[kind] = one
+    checked: dict[str, Checked] = {}
+    for kind, path in paths.items():
+        one: AnyEvaluation | None = None if kind == PRETRAIN else _read(path, read_evaluation, name, tell)
+        if one is None:
+            continue
+        found[kind] = one
+        if isinstance(one, CurveRecord | TargetsRecord):
+            checked[kind] = one if isinstance(one, CurveRecord) else _check_targets(one, path, tell)
+        elif evaluation := check(one, path, name, tell):
+            checked[kind] = evaluation
     for part, key, ours, theirs, said in consistency.facts(found, params.profile, name, params.runs[name].data.subset):
         if ours != theirs:
             other_run = key in ("encoder_sha256", "manifest.sha256")
             hint = "the records come from different runs; run the later stages again" if other_run else AGAIN
             tell(Problem(paths[part], key, repr(ours), f"{theirs!r}{said}", hint, (name,)))
-    return RunRecords(name, pretrain, {kind: part for kind, part in checked.items() if part is not None})
+    return RunRecords(name, pretrain, checked)
 
 
-def _load_external(name: str, path: Path, tell: OnProblem) -> External | None:
+def _load_external(path: Path, tell: OnProblem) -> External | None:
     """A record that `evaluate --out` wrote; checked like a run's, and against what it says of its own file."""
-    record = _read(path, lambda: read_record(path, ExternalRecord), name, tell)
+    name = path.parent.name
+    record = _read(path, partial(read_record, model=ExternalRecord), name, tell)
     if record is None:
         return None
     kinds = [one.kind for one in record.evaluations]
@@ -344,8 +301,8 @@ def _load_external(name: str, path: Path, tell: OnProblem) -> External | None:
     for key, found, expected in facts:
         if found != expected:
             tell(Problem(path, key, repr(found), repr(expected), "run `evaluate` again", (name,)))
-    checked = {part.kind: check(part, path, name, tell) for part in record.evaluations}
-    return External(record, RunRecords(name, None, {kind: part for kind, part in checked.items() if part is not None}))
+    checked = {part.kind: one for part in record.evaluations if (one := check(part, path, name, tell))}
+    return External(record, RunRecords(name, None, checked))
 
 
 def _same_images(runs: Mapping[str, RunRecords], params: Params, layout: Layout, tell: OnProblem) -> None:

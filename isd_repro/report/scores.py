@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 
 from isd_repro.records import Score, balancedness
 from isd_repro.report import intervals, text
@@ -72,16 +73,17 @@ def mean_cell(cells: Sequence[Cell], what: str) -> Cell:
     values = [cell.value for cell in cells if cell.value is not None]
     if len(cells) == 1 or not values:
         return replace(like, runs=runs)
-    mean, deviation = intervals.mean_and_deviation(values)
     differences = all(cell.kind == "difference" for cell in cells if cell.value is not None)
     kind: Kind = "difference" if differences else "mean"
     runs = tuple(run for cell in cells if cell.value is not None for run in cell.runs)
     missing = f"; {len(cells) - len(values)} more not run" if len(values) < len(cells) else ""
     detail = f"mean of {len(values)} {what}{missing}"
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else ""
-    found = Cell(kind, runs, like.encoder, like.metric, like.group, mean, detail=detail, level=level)
-    found = replace(found, deviation=deviation, count=len(values))
-    if not differences or len(values) < 2:
+    found = Cell(kind, runs, like.encoder, like.metric, like.group, fmean(values), detail=detail, level=level, count=len(values))
+    if len(values) < 2:
+        return found
+    found = replace(found, deviation=stdev(values))
+    if not differences:
         return found
     paired = intervals.paired(values)
     return replace(found, low=paired.low, high=paired.high, detail=f"{detail}; {paired.words}")
@@ -101,27 +103,11 @@ def difference_cell(records: Records, first: Cell, second: Cell) -> Cell:
         return replace(cell, kind="not run" if "not run" in kinds else "none", detail="needs both runs")
     sides = [text.listing(list(side.runs)) for side in (first, second)]
     detail = f"{sides[0]} {text.MINUS} {sides[1]},{' means over seeds,' if len(cell.runs) > 2 else ''} before rounding"
-    pair = discordant(records, first, second)
-    if pair:
-        detail += (
-            f"; one training of each, so their variation is unknown; queries only the first classifies correctly:"
-            f" {text.count(pair[0])}, only the second: {text.count(pair[1])}"
-        )
+    if len(first.runs) < 2 and len(second.runs) < 2:
+        found = [(side, records.runs[side.runs[0]].evaluation(side.metric)) for side in (first, second)]
+        ours, theirs = (one.hits(side.encoder, side.metric, side.group) if one else None for side, one in found)
+        if ours is not None and theirs is not None and len(ours) == len(theirs):
+            only = [text.count(int(hits.sum())) for hits in (ours & ~theirs, theirs & ~ours)]
+            detail += "; one training of each, so their variation is unknown; queries only the first classifies correctly:"
+            detail += f" {only[0]}, only the second: {only[1]}"
     return replace(cell, value=first.value - second.value, detail=detail)
-
-
-def discordant(records: Records, first: Cell, second: Cell) -> tuple[int, int] | None:
-    """Numbers of queries that only the first run, and that only the second run, classifies correctly.
-
-    None if predictions are not stored, or if one side is a mean over seeds.
-    """
-    if len(first.runs) > 1 or len(second.runs) > 1:
-        return None
-    hits = []
-    for cell in (first, second):
-        evaluation = records.runs[cell.runs[0]].evaluation(cell.metric)
-        hits.append(evaluation.hits(cell.encoder, cell.metric, cell.group) if evaluation else None)
-    ours, theirs = hits
-    if ours is None or theirs is None or len(ours) != len(theirs):
-        return None
-    return int((ours & ~theirs).sum()), int((theirs & ~ours).sum())

@@ -31,19 +31,17 @@ def stamped(params: Params, records: Records, files: Mapping[str, bytes]) -> dic
     stamp = {
         "format": 1,
         "code": _code(),
-        "params": _digest(_canonical(shown)),
-        "records": {name: _digest(_canonical(record.model_dump(mode="json"))) for name, record in parts.items()},
+        "params": _digest(shown),
+        "records": {name: _digest(record.model_dump(mode="json")) for name, record in parts.items()},
         "files": {name: _digest(content) for name, content in files.items()},
     }
     return {**files, STAMP: json.dumps(stamp, indent=1, sort_keys=True).encode() + b"\n"}
 
 
-def _canonical(tree: object) -> bytes:
-    return json.dumps(tree, sort_keys=True, allow_nan=False).encode()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(content: object) -> str:
+    """Of bytes, or of a tree as JSON."""
+    found = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True, allow_nan=False).encode()
+    return hashlib.sha256(found).hexdigest()
 
 
 @cache

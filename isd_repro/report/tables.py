@@ -7,19 +7,19 @@ one kind of subset have one row per draw and one column per method, as in the pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 
 from isd_repro import evaluations
 from isd_repro.config.fields import GROUPS
-from isd_repro.config.params import Halves, ListFile, Params, Unbalanced
-from isd_repro.evaluations import head as head
+from isd_repro.config.params import Halves, ListFile, Params, Unbalanced, in_words
+from isd_repro.evaluations import head
 from isd_repro.records import SHOTS, TargetEvaluation
 from isd_repro.report import intervals, text
-from isd_repro.report.cells import Cell, Column, Kind, Row, Table
+from isd_repro.report.cells import Cell, Column, Kind, Row, Table, by_columns
 from isd_repro.report.repetitions import counterpart, families, method_name, methods, planned, repetitions, runs_of, under_test
 from isd_repro.report.run_records import RECORDED, Evaluation, External, Key, Records, RunRecords
 from isd_repro.report.scores import (
@@ -89,9 +89,6 @@ def one_seed(params: Params, runs: Sequence[str], first: str) -> str:
     return f"{first} (one seed each)" if all(len(seeds) == 1 for seeds in repetitions(params, runs)) else first
 
 
-# --- one subset -------------------------------------------------------------------------------------------------------
-
-
 _BALANCEDNESS = "Balancedness is the standard deviation over classes of top-1 accuracy, in points: smaller is more even."
 
 
@@ -109,40 +106,40 @@ def subset_tables(params: Params, records: Records, subset: str) -> list[Table]:
         many, few = f"more than {text.count(shots.many_above)}", f"fewer than {text.count(shots.few_below)}"
         notes += (f"Many and few: queries of classes with {many} and with {few} training images; medium: the others.",)
     if len(groups) == 1:
-        keys = [(encoder, metric, "all") for encoder in ENCODERS for metric in metrics[encoder]]
-        columns = tuple(Column(encoder.capitalize(), head(metric)) for encoder, metric, _ in keys)
-        return [run_table(params, found, keys, Table(subset, f"{subset}: {title}", first, columns, notes=notes), externals)]
+        keys = [(encoder, metric) for encoder in ENCODERS for metric in metrics[encoder]]
+        heads = [(Column(encoder.capitalize(), head(metric)), (encoder, metric, "all")) for encoder, metric in keys]
+        return [run_table(params, found, heads, Table(subset, f"{subset}: {title}", first, notes=notes), externals)]
     tables = []
     for encoder in ENCODERS:
-        keys = [(encoder, metric, group) for group in groups for metric in metrics[encoder]]
-        columns = tuple(Column(group_head(found, group), head(metric)) for _, metric, group in keys)
-        keys += [(encoder, metric, BALANCEDNESS) for metric in metrics[encoder]]
-        columns += tuple(Column("Balancedness", head(metric)) for metric in metrics[encoder])
-        blank = Table(f"{subset}-{encoder}", f"{subset}, {encoder}: {title}", first, columns, notes=(*notes, _BALANCEDNESS))
-        if keys:
-            tables.append(run_table(params, found, keys, replace(blank, main=encoder == "student"), externals))
+        spans = {**{group: group_head(found, group) for group in groups}, BALANCEDNESS: BALANCEDNESS.capitalize()}
+        heads = [
+            (Column(span, head(metric)), (encoder, metric, group)) for group, span in spans.items() for metric in metrics[encoder]
+        ]
+        name, about = f"{subset}-{encoder}", (*notes, _BALANCEDNESS)
+        blank = Table(name, f"{subset}, {encoder}: {title}", first, notes=about, main=encoder == "student")
+        tables += [run_table(params, found, heads, blank, externals)] if heads else []
     return tables
 
 
 def run_table(
-    params: Params, found: Sequence[RunRecords], keys: Sequence[Key], blank: Table, externals: Sequence[External] = ()
+    params: Params,
+    found: Sequence[RunRecords],
+    heads: Sequence[tuple[Column, Key]],
+    blank: Table,
+    externals: Sequence[External] = (),
 ) -> Table:
     """A table with a row per run and a column per key; evaluated checkpoints below the runs, means over seeds in the foot."""
-    columns = [_column(found, key) for key in keys]
-    rows = [Row(params.runs[run.run].label, tuple(column[at] for column in columns), run.run) for at, run in enumerate(found)]
-    of_run = {row.run: row.cells for row in rows}
-    seeds = [names for names in repetitions(params, [run.run for run in found]) if len(names) > 1]
-    means = [[mean_cell([of_run[name][at] for name in names], "seeds") for names in seeds] for at in range(len(keys))]
-    means = [
-        [replace(cell, kind="statistic") for cell in column] if key[2] == BALANCEDNESS else mark_best(column)
-        for key, column in zip(keys, means, strict=True)
-    ]
-    foot = tuple(
-        Row(f"{method_name(params, names[0])}, {len(names)} seeds", tuple(column[at] for column in means))
-        for at, names in enumerate(seeds)
-    )
-    rows += [Row(external.label, tuple(_external_cell(external, key) for key in keys)) for external in externals]
-    return replace(blank, rows=tuple(rows), foot=foot)
+    names = [run.run for run in found]
+    seeds = [alike for alike in repetitions(params, names) if len(alike) > 1]
+    columns = []
+    for column, key in heads:
+        cells = _column(found, key)
+        means = [mean_cell([cells[names.index(run)] for run in alike], "seeds") for alike in seeds]
+        means = [replace(cell, kind="statistic") for cell in means] if key[2] == BALANCEDNESS else mark_best(means)
+        columns.append((column, [*cells, *(_external_cell(external, key) for external in externals), *means]))
+    labels = [*(params.runs[run].label for run in names), *(external.label for external in externals)]
+    labels += [f"{method_name(params, alike[0])}, {len(alike)} seeds" for alike in seeds]
+    return by_columns(blank, labels, columns, runs=names, foot=len(seeds))
 
 
 def _column(found: Sequence[RunRecords], key: Key) -> list[Cell]:
@@ -155,7 +152,7 @@ def _column(found: Sequence[RunRecords], key: Key) -> list[Cell]:
 def externals_of(params: Params, records: Records, subset: str) -> list[External]:
     """Evaluated checkpoints with the same queries and search set as this subset, which are those with the same manifest."""
     manifests = {run.manifest.sha256 for run in (records.runs[name] for name in runs_of(params, subset)) if run.manifest}
-    return [external for external in records.externals if external.manifest.sha256 in manifests]
+    return [external for external in records.externals if external.record.evaluations[0].manifest.sha256 in manifests]
 
 
 def _external_cell(external: External, key: Key) -> Cell:
@@ -169,7 +166,7 @@ def _external_cell(external: External, key: Key) -> Cell:
 
 def describe(params: Params, records: Records, subset: str) -> str:
     """One sentence on a subset's images; sizes are given only if a record states them."""
-    drawn = params.subsets[subset].rule.in_words()
+    drawn = in_words(params.subsets[subset].rule)
     manifest = next(filter(None, (records.runs[name].manifest for name in runs_of(params, subset))), None)
     if manifest is None:
         return f"Training images: {drawn}."
@@ -195,9 +192,6 @@ def protocols(params: Params, found: Sequence[RunRecords]) -> list[str]:
         if uses and (note := evaluations.note(kind)):
             sentences.append(note)
     return sentences
-
-
-# --- differences on one subset ----------------------------------------------------------------------------------------
 
 
 def difference_table(params: Params, records: Records, subset: str) -> Table | None:
@@ -230,33 +224,28 @@ def exploratory_tables(params: Params, records: Records) -> list[tuple[str, list
     return found
 
 
+_SINGLE = (
+    "One training of each method: the variation between trainings of one method is unknown, so differences have no intervals."
+)
 Side = tuple[str, list[str]]  # a method's name, and its runs on a subset
 
 
 def _differences(params: Params, records: Records, subset: str, pairs: Sequence[tuple[Side, Side]], blank: Table) -> Table | None:
     metric, groups = first_metric(params), groups_of(params, records, subset)
-    columns = [Column(group_head(records.runs.values(), group), f"{metric}, student") for group in groups]
     rows, most = [], 1
     for (first, ours), (second, theirs) in pairs:
         cells = [[method_cell(records, runs, ("student", metric, group)) for group in groups] for runs in (ours, theirs)]
         differences = [difference_cell(records, *both) for both in zip(*cells, strict=True)]
         if any(cell.value is not None for cell in differences):
-            counts = [side[0].count or 1 for side in cells]
-            most = max(most, *counts)
-            sizes = [
-                Cell("statistic", side[0].runs, "student", metric, "all", count, words=str(count))
-                for side, count in zip(cells, counts, strict=True)
-            ]
-            rows.append(Row(f"{first} {text.MINUS} {second}", (*differences, *sizes)))
+            for of_all, *_ in cells:
+                count = of_all.count or 1
+                most = max(most, count)
+                differences.append(Cell("statistic", of_all.runs, "student", metric, "all", count, words=str(count)))
+            rows.append(Row(f"{first} {text.MINUS} {second}", tuple(differences)))
+    columns = [Column(group_head(records.runs.values(), group), f"{metric}, student") for group in groups]
     columns += [Column("Runs", "of the first"), Column("Runs", "of the second")]
-    single = (
-        "One training of each method: the variation between trainings of one method is unknown, so differences have no intervals."
-    )
-    notes = ("Differences are computed before rounding.", *([single] if most == 1 else []))
+    notes = ("Differences are computed before rounding.", *([_SINGLE] if most == 1 else []))
     return replace(blank, columns=tuple(columns), rows=tuple(rows), notes=notes) if rows else None
-
-
-# --- draws ------------------------------------------------------------------------------------------------------------
 
 
 def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> list[Table]:
@@ -264,7 +253,7 @@ def draw_tables(params: Params, records: Records, subsets: Sequence[str]) -> lis
     found = [records.runs[run] for subset in subsets for run in planned(params, subset)]
     dataset = params.subsets[subsets[0]].source.dataset
     lists = [rule.list for rule in (params.subsets[subset].rule for subset in subsets) if isinstance(rule, ListFile)]
-    images = f"the authors' lists {text.listing(lists)}" if lists else params.subsets[subsets[0]].rule.in_words()
+    images = f"the authors' lists {text.listing(lists)}" if lists else in_words(params.subsets[subsets[0]].rule)
     notes = (f"Training images of each draw: {images}.", *protocols(params, found))
     first = one_seed(params, [run.run for run in found], "Subset")
     tables: list[Table] = []
@@ -303,27 +292,24 @@ def _mean_row(rows: Sequence[Row], scores: int, width: int) -> Row:
     differences. A column without a number in any row (a method that has not been run, the teacher of a method without one) is
     ignored.
     """
-    columns = [[row.cells[at] for row in rows] for at in range(len(rows[0].cells))]
+    columns = list(zip(*(row.cells for row in rows), strict=True))
     needed = [column for column in columns if any(cell.value is not None for cell in column)]
     complete = [at for at in range(len(rows)) if needed and all(column[at].value is not None for column in needed)]
-    cells = [_mean([column[at] for at in complete], column) for column in columns]
+    cells = []
+    for column in columns:
+        members, like = [column[at] for at in complete], column[0]
+        if all(cell.value is None for cell in members):
+            kind: Kind = "not run" if any(cell.kind == "not run" for cell in column) else "none"
+            runs = tuple(run for cell in members for run in cell.runs)
+            cells.append(Cell(kind, runs, like.encoder, like.metric, like.group, detail="no draw has every number"))
+        elif len(members) > 1:
+            cells.append(mean_cell(members, "draws"))
+        else:
+            kind, [one] = "difference" if members[0].kind == "difference" else "mean", members
+            cells.append(Cell(kind, one.runs, one.encoder, one.metric, one.group, one.value, detail="of one draw", count=1))
     for start in range(0, len(cells), width):
         cells[start : start + scores] = mark_best(cells[start : start + scores])
     return Row("Mean" if len(complete) == len(rows) else f"Mean ({len(complete)} of {len(rows)})", tuple(cells))
-
-
-def _mean(members: Sequence[Cell], column: Sequence[Cell]) -> Cell:
-    like, runs = column[0], tuple(run for cell in members for run in cell.runs)
-    if all(cell.value is None for cell in members):
-        kind: Kind = "not run" if any(cell.kind == "not run" for cell in column) else "none"
-        return Cell(kind, runs, like.encoder, like.metric, like.group, detail="no draw has every number")
-    if len(members) > 1:
-        return mean_cell(members, "draws")
-    kind = "difference" if members[0].kind == "difference" else "mean"
-    return Cell(kind, runs, like.encoder, like.metric, like.group, members[0].value, detail="of one draw", count=1)
-
-
-# --- evaluations with tables of their own -----------------------------------------------------------------------------
 
 
 def own_tables(params: Params, records: Records) -> list[Table]:
@@ -347,25 +333,24 @@ def _own_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
     for subset in dict.fromkeys(params.runs[name].data.subset for name in asked_of(params, kind)):
         found = [records.runs[name] for name in asked_of(params, kind) if params.runs[name].data.subset == subset]
         done = [run.own[kind] for run in found if kind in run.own]
+        notes = [evaluations.note(kind)]
+        if done:
+            record, more = done[0].record, getattr(evaluations.load(kind), "notes", lambda settings: ())
+            notes = [
+                f"Protocol: {record.protocol}.",
+                f"n = {text.count(len(done[0].label))} queries.",
+                *more(record.settings),
+                *notes,
+            ]
         for encoder in ENCODERS if any(key[0] == "teacher" for one in done for key in one.scores) else ENCODERS[:1]:
-            heads = [head(metric).partition(", ") for metric in metrics]
-            columns = tuple(Column(first, rest) if rest else Column(encoder.capitalize(), first) for first, _, rest in heads)
-            name, title = kind.replace("_", "-"), evaluations.title(kind)
-            blank = Table(
-                f"{name}-{subset}-{encoder}", f"{title}: {subset}, {encoder}", "Run", columns, main=encoder == "student"
-            )
-            blank = replace(blank, notes=tuple(_own_notes(kind, done)))
-            yield run_table(params, found, [(encoder, metric, "all") for metric in metrics], blank)
-
-
-def _own_notes(kind: str, done: Sequence[Evaluation]) -> list[str]:
-    notes = []
-    if done:
-        record = done[0].record
-        about = getattr(evaluations.load(kind), "notes", None)
-        notes = [f"Protocol: {record.protocol}.", f"n = {text.count(len(done[0].label))} queries."]
-        notes += about(record.settings) if about else []
-    return [*notes, *filter(None, [evaluations.note(kind)])]
+            words = [(metric, *head(metric).partition(", ")) for metric in metrics]
+            heads = [
+                (Column(first, rest) if rest else Column(encoder.capitalize(), first), (encoder, metric, "all"))
+                for metric, first, _, rest in words
+            ]
+            name, title = f"{kind.replace('_', '-')}-{subset}-{encoder}", f"{evaluations.title(kind)}: {subset}, {encoder}"
+            blank = Table(name, title, "Run", notes=tuple(filter(None, notes)), main=encoder == "student")
+            yield run_table(params, found, heads, blank)
 
 
 def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Table]:
@@ -373,37 +358,31 @@ def _target_tables(params: Params, records: Records, kind: str) -> Iterator[Tabl
     found, keys = [records.runs[name] for name in asked_of(params, kind)], _targets(params, kind)
     done = [run.targets[kind] for run in found if kind in run.targets]
     sets = {key: one for targets in done for key, one in targets.sets.items()}
+    sizes = [
+        f"{one.dataset}, {text.count(one.train)} training, {text.count(one.search - one.train)} validation"
+        f" and {text.count(one.query)} test images"
+        for one in (evaluation.record.manifest for evaluation in sets.values())
+    ]
+    notes = (f"Protocol: {done[0].record.protocol}.", f"Images of each data set: {'; '.join(sizes)}.") if done else ()
     encoders = {"student", *(key[0] for one in sets.values() for key in one.scores)}
     for encoder in (one for one in ENCODERS if one in encoders):
-        by_column = [mark_best([target_cell(run, kind, encoder, key) for run in found]) for key in keys]
-        columns = [
-            Column(reported(sets[key]), with_n(sets[key].record.manifest.dataset, cells))
-            if key in sets
-            else Column("Data set", key)
-            for key, cells in zip(keys, by_column, strict=True)
-        ]
+        columns = []
+        for key in keys:
+            cells, one = mark_best([target_cell(run, kind, encoder, key) for run in found]), sets.get(key)
+            named = Column(reported(one), with_n(one.record.manifest.dataset, cells)) if one else Column("Data set", key)
+            columns.append((named, cells))
         if len(keys) > 1:
-            means = [_mean_of_targets(kind, [column[at] for column in by_column]) for at in range(len(found))]
-            by_column.append(mark_best(means))
-            columns.append(Column("All", "mean"))
-        rows = [Row(params.runs[run.run].label, tuple(cells[at] for cells in by_column), run.run) for at, run in enumerate(found)]
-        sizes = [
-            f"{one.dataset}, {text.count(one.train)} training, {text.count(one.search - one.train)} validation"
-            f" and {text.count(one.query)} test images"
-            for one in (evaluation.record.manifest for evaluation in sets.values())
-        ]
-        notes = (f"Protocol: {done[0].record.protocol}.", f"Images of each data set: {'; '.join(sizes)}.") if done else ()
+            means = [_mean_of_targets(kind, [cells[at] for _, cells in columns]) for at in range(len(found))]
+            columns.append((Column("All", "mean"), mark_best(means)))
         title = f"{evaluations.title(kind)} to other data sets, {encoder}"
-        yield Table(f"{kind}-{encoder}", title, "Run", tuple(columns), tuple(rows), notes=notes, main=encoder == "student")
+        blank = Table(f"{kind}-{encoder}", title, "Run", notes=notes, main=encoder == "student")
+        yield by_columns(blank, [params.runs[run.run].label for run in found], columns, runs=[run.run for run in found])
 
 
 def reported(one: Evaluation) -> str:
     """Which of the two accuracies is customary for a target data set."""
-    return "mean per class" if _per_class(one) else "top-1"
-
-
-def _per_class(one: Evaluation) -> bool:
-    return isinstance(one.record, TargetEvaluation) and one.record.metric == "mean-per-class"
+    per_class = isinstance(one.record, TargetEvaluation) and one.record.metric == "mean-per-class"
+    return "mean per class" if per_class else "top-1"
 
 
 def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
@@ -418,7 +397,7 @@ def target_cell(run: RunRecords, kind: str, encoder: str, key: str) -> Cell:
     if score is None:
         return replace(cell, detail=f"this method has no {encoder}")
     cell = scored(cell, score, one.levels[encoder, kind, "all"])
-    if not _per_class(one):
+    if reported(one) == "top-1":
         return cell
     hits, n = one.predictions[f"{encoder}/{kind}"] == one.label, np.bincount(one.label)
     mean, low, high = intervals.mean_per_class(np.bincount(one.label[hits], minlength=len(n)).tolist(), n.tolist())
@@ -437,4 +416,4 @@ def _mean_of_targets(kind: str, cells: Sequence[Cell]) -> Cell:
         return replace(blank, detail=f"{len(values)} of {len(cells)} data sets have a number")
     level = RECORDED if any(cell.level == RECORDED for cell in cells) else like.level
     detail = f"mean of the {len(cells)} numbers to the left"
-    return replace(blank, kind="mean", value=math.fsum(values) / len(values), level=level, detail=detail)
+    return replace(blank, kind="mean", value=fmean(values), level=level, detail=detail)

@@ -69,9 +69,8 @@ def data_uri(svg: str) -> str:
 
 
 def _tex_cell(cell: Cell) -> str:
-    number = text.latex(cell.number)
-    shown = f"\\textbf{{{number}}}" if cell.best else number
-    return f"{shown} {{\\scriptsize {text.latex(cell.aside)}}}".strip() if cell.aside else shown
+    number = f"\\textbf{{{text.latex(cell.number)}}}" if cell.best else text.latex(cell.number)
+    return f"{number} {{\\scriptsize {text.latex(cell.aside)}}}".strip() if cell.aside else number
 
 
 def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
@@ -86,23 +85,15 @@ def panels(table: Table, most: int = 10, wide: int = 6) -> list[Table]:
         if at + width - cuts[-1] > wide and at > cuts[-1]:
             cuts.append(at)
         at += width
-    parts = [slice(start, end) for start, end in zip(cuts, [*cuts[1:], at], strict=True)]
-    return [
-        replace(
-            table,
-            columns=table.columns[part],
-            rows=tuple(replace(row, cells=row.cells[part]) for row in table.shown),
-            foot=tuple(replace(row, cells=row.cells[part]) for row in table.foot),
-        )
-        for part in parts
-    ]
+    parts = [range(start, end) for start, end in zip(cuts, [*cuts[1:], at], strict=True)]
+    return [replace(table, rows=table.shown).only(part) for part in parts]
 
 
 def _tex_legend(table: Table) -> str:
     """The end of a caption, which explains the scores of a table."""
-    scored = any(cell.kind in ("score", "external", "mean") for row in (*table.rows, *table.foot) for cell in row.cells)
-    words = (
+    if not any(cell.kind in ("score", "external", "mean") for row in (*table.rows, *table.foot) for cell in row.cells):
+        return ""
+    return (
         r" Accuracy in percent $\pm$ half the 95\,\% Wilson interval over queries of one run; s.d.: standard deviation over n"
         " seeds or draws; bold: best, even within the intervals."
     )
-    return words if scored else ""

@@ -84,6 +84,11 @@ def signed(value: float, places: int = 1) -> str:
     return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
 
 
+def span(interval: tuple[float, float]) -> str:
+    """Both ends of an interval of differences as text, such as +0.12 to +3.40."""
+    return f"{signed(interval[0], 2)} to {signed(interval[1], 2)}"
+
+
 def p_value(p: float) -> str:
     """A p-value as text, such as p = 0.034 or p < 0.001."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

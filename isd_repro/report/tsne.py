@@ -22,9 +22,7 @@ _FEWEST = 4  # images
 def choose(label: Tensor, draws: Generator) -> Tensor:
     """Positions of the images shown: at most PER_CLASS random ones of each of at most CLASSES random classes, ascending.
 
-    Args:
-        label: int64, N.
-        draws: the generator, which is advanced by the same amount for equal labels.
+    `label` is int64, N. The generator is advanced by the same amount for equal labels.
 
     Raises:
         DataError: there are too few images for a drawing.

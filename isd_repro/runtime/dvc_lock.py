@@ -47,18 +47,15 @@ class DvcLock:
         Raises:
             UserError: the lock has lost stages since the last copy, or is cut off in its last one.
         """
-        text, kept = _text(self.path), _read(self.copy)[2]
-        until = time.monotonic() + PATIENCE
-        while (self._lost(text, kept) or (kept and self._is_damaged(text))) and time.monotonic() < until:
+        kept, until = _read(self.copy)[2], time.monotonic() + PATIENCE
+        while (lost := self._lost(text := _text(self.path), kept)) or (kept and self._is_damaged(text)):
+            if time.monotonic() >= until:
+                what = f"has lost {len(lost)} stages that it had, such as {lost[0]}" if lost else "is cut off"
+                raise UserError(
+                    f"{self.path}: {what}; this happens when DVC is stopped while it writes the file",
+                    f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
+                )
             time.sleep(PATIENCE / 20)
-            text = _text(self.path)
-        lost = self._lost(text, kept)
-        if lost or (kept and self._is_damaged(text)):
-            what = f"has lost {len(lost)} stages that it had, such as {lost[0]}" if lost else "is cut off"
-            raise UserError(
-                f"{self.path}: {what}; this happens when DVC is stopped while it writes the file",
-                f"`isd-repro rescue` restores them without training; if they were removed on purpose, delete {self.copy}",
-            )
         head = json.dumps({"stage": stage, "runs_with": self.runs_with})
         with suppress(OSError):  # the copy is a help and no condition
             write_atomic(self.copy, f"# {head}\n{text}".encode())

@@ -119,7 +119,7 @@ def sync(file: IO[bytes]) -> None:
 
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
-    """Create a file and hold its lock, without which it would be taken for a leftover; None if locks are not supported."""
+    """Create a file and hold its lock, without which it would be taken for a leftover, if locks are supported."""
     if sys.platform == "win32":  # a locked file can be neither written nor renamed there, and an open one cannot be removed
         yield
         return
@@ -157,13 +157,10 @@ def check_writable(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename survives a power cut."""
-    if sys.platform == "win32":  # a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    if sys.platform != "win32":  # where a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # some network file systems refuse it
             os.fsync(handle)
-    finally:
         os.close(handle)
 
 
@@ -260,9 +257,7 @@ def temporary(folder: Path) -> Iterator[Path]:
 
 def sweep(parent: Path, prefix: str) -> None:
     """Remove folders in `parent` that `temporary` made with this prefix and that killed processes left."""
-    if not parent.is_dir():
-        return
-    names = {path.name.removesuffix(".lock") for path in parent.iterdir() if path.name.startswith(prefix)}
+    names = {path.name.removesuffix(".lock") for path in parent.glob("*") if path.name.startswith(prefix)}
     for name in sorted(names):
         with suppress(UserError, OSError), exclusive(_lock_of(parent / name), name):  # what another user left is theirs
             shutil.rmtree(parent / name, ignore_errors=True)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from isd_repro.runtime import signals
@@ -70,11 +70,8 @@ def command(launcher: str) -> list[str]:
         raise ConfigError(f"{LAUNCHER}: {launcher!r} cannot be split into words ({error})", "fix the quotes") from error
     if "torchrun" not in words:
         raise ConfigError(f"{LAUNCHER}: {launcher!r} does not call torchrun", "for example: torchrun --nproc-per-node 4")
-    return [
-        each
-        for word in words
-        for each in ((sys.executable, "-m", "isd_repro.runtime.torchrun") if word == "torchrun" else (word,))
-    ]
+    own = [sys.executable, "-m", "isd_repro.runtime.torchrun"]
+    return [each for word in words for each in (own if word == "torchrun" else [word])]
 
 
 def _run(words: list[str]) -> int:
@@ -94,22 +91,20 @@ def _run(words: list[str]) -> int:
         finally:
             if child.poll() is None:
                 child.terminate()
-        codes = {path.name: int(path.read_text("utf-8")) for path in folder.iterdir() if path.name != _STOP}
+        codes = [int(path.read_text("utf-8")) for path in folder.iterdir() if path.name != _STOP]
         if child.returncode and not codes:
-            raise UserError(
-                f"{LAUNCHER} ended with code {child.returncode}",
-                "its output above says why; run the same command again to resume",
-            )
+            hint = "its output above says why; run the same command again to resume"
+            raise UserError(f"{LAUNCHER} ended with code {child.returncode}", hint)
         return code_of(codes, child.returncode)
 
 
-def code_of(codes: Mapping[str, int], launcher: int) -> int:
+def code_of(codes: Collection[int], launcher: int) -> int:
     """One exit code for all ranks: the common one, otherwise that of the rank that failed by itself."""
     if launcher == 0:
         return 0
-    if set(codes.values()) == {EXIT_RESUME}:
+    if set(codes) == {EXIT_RESUME}:
         return EXIT_RESUME
-    return max((code for code in codes.values() if code not in {0, EXIT_RESUME}), default=EXIT_FAILURE)
+    return max((code for code in codes if code not in {0, EXIT_RESUME}), default=EXIT_FAILURE)
 
 
 # --- in a rank ----------------------------------------------------------------------------------------------------------
@@ -126,17 +121,17 @@ def follow() -> None:
     """If torchrun started this process: stop when torchrun or its parent has ended, or when a stop is requested."""
     if ranks() == 1:
         return
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True, name="follow-torchrun").start()
+    parent = os.getppid()
+    asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            if asked is not None and asked.exists():
+                return signals.ask(asked.read_text("utf-8") or "a request")
+            time.sleep(_EVERY)
+        return signals.ask("torchrun has ended")
+
+    threading.Thread(target=watch, daemon=True, name="follow-torchrun").start()
     node, _, pid = os.environ.get(_STARTER, "").rpartition(" ")
     if node == platform.node():
         signals.follow(int(pid), "the process that started torchrun has ended")
-
-
-def _follow(parent: int) -> None:
-    asked = Path(os.environ[_FOLDER]) / _STOP if os.environ.get(_FOLDER) else None
-    while True:
-        if os.getppid() != parent:
-            return signals.ask("torchrun has ended")
-        if asked is not None and asked.exists():
-            return signals.ask(asked.read_text("utf-8") or "a request")
-        time.sleep(_EVERY)

@@ -42,9 +42,8 @@ class Task:
         self._bar.update(self._task, completed=self._done)
         if not self._console.is_terminal and time.monotonic() - self._said >= _SECONDS:
             self._said = time.monotonic()
-            self._console.print(
-                f"{self._title}: {int(self._done)} of {self._total}", highlight=False, markup=False, soft_wrap=True
-            )
+            line = f"{self._title}: {int(self._done)} of {self._total}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -146,16 +146,10 @@ def from_first(content: bytes) -> bytes:
     """The value of rank 0; the values of other ranks are ignored."""
     if world() == 1:
         return content
-    length = torch.tensor(len(content))
+    found = [content]
     with _told():
-        dist.broadcast(length, src=0)
-        found = (
-            torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            if rank() == 0
-            else torch.empty(int(length), dtype=torch.uint8)
-        )
-        dist.broadcast(found, src=0)
-    return found.numpy().tobytes()
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    return found[0]
 
 
 def at_first(rows: Tensor) -> list[Tensor]:

@@ -162,13 +162,6 @@ def test_a_class_drawn_does_not_depend_on_its_neighbours() -> None:
     assert names(alone, select(alone, trees.subset(rule), "x").train) == {key for key in whole if key[1] == "n03"}
 
 
-def test_classes_of_one_size_are_drawn_independently() -> None:
-    images = trees.located(dict.fromkeys(("n01", "n02", "n03"), 50))
-    drawn = names(images, select(images, trees.subset(params.Balanced(name="balanced", per_class=5)), "x").train)
-    numbers = [frozenset(file.removeprefix(cls) for _, cls, file in drawn if cls == one) for one in ("n01", "n02", "n03")]
-    assert len(set(numbers)) == 3
-
-
 @pytest.mark.parametrize(
     ("subset", "message"),
     [

@@ -9,12 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-from isd_repro.records import EvaluationRecord, read_record
 from isd_repro.runtime import launcher as launch
 from tests.faults import chain, forks, world
 from tests.faults.forks import Blow, Ended
@@ -105,12 +102,11 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_ends_on_one(long: Path) -> N
 def test_the_linear_protocol_on_two_ranks(done: Path) -> None:
     """The record of one process, written once."""
     path = world.layout_of(done).record("isd", "linear")
-    want = read_record(path, EvaluationRecord)
+    want = world.parsed(path, path.read_bytes())
     path.unlink()
     ended = run(2, done, "linear", "isd")
     assert (ended.codes, ended.said.count("linear epoch 2 ")) == ([0, 0], 1), ended.said
-    found = read_record(path, EvaluationRecord)
-    assert (found.scores, found.predictions, found.settings) == (want.scores, want.predictions, want.settings)
+    assert world.parsed(path, path.read_bytes()) == want
 
 
 def test_a_run_that_diverges_stops_on_all_ranks_at_one_step(folder: Path) -> None:
@@ -140,10 +136,7 @@ def test_what_ranks_cannot_do_is_said(folder: Path, ranks: int, words: tuple[str
 # --- the launcher ---------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, *words: str, launcher: str = "torchrun --nproc-per-node 2", **env: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "ISD_LAUNCHER": launcher, **env}
-    command = [sys.executable, "-m", "isd_repro", *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+LAUNCHED = {"ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
 
 
 def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
@@ -157,7 +150,7 @@ def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
 
 def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path) -> None:
     """Real torchrun: SIGTERM to the one process that the user knows; all save, and 75 is its exit code, too."""
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         lines = world.wait_for_epochs(running, 2)
         running.terminate()
         said = ends(running, lines)
@@ -167,13 +160,13 @@ def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path
 
 @pytest.mark.slow
 def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         lines = world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         os.kill(children(torchrun)[1], signal.SIGKILL)
         said = ends(running, lines)
     assert (running.returncode, LOST in said, "was ended by SIGKILL" in said) == (1, True, True), said
-    with start(long, "pretrain", "isd") as running:
+    with world.process(long, **LAUNCHED) as running:
         said = ends(running, [])
     assert (running.returncode, "resuming after step" in said) == (0, True), said
     assert world.encoder(long) == world.encoder(two)
@@ -183,7 +176,7 @@ def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
 @pytest.mark.parametrize("which", ["starter", "torchrun"])
 def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None:
     world.edit(folder, ("epochs: 3", "epochs: 16000"))
-    with start(folder, "pretrain", "isd") as running:
+    with world.process(folder, **LAUNCHED) as running:
         world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         ranks = children(torchrun)
@@ -196,47 +189,6 @@ def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None
         running.kill()
     (state,) = world.states(folder)
     assert (state / "resume-me").is_file()
-
-
-@pytest.mark.slow
-def test_dvc_repro_with_a_launcher(long: Path, tmp_path: Path, two: Path) -> None:
-    """torchrun, told to stop, makes its stage end with 75, and `dvc repro` goes on from there.
-
-    Without the launcher, which is the machine's and no parameter, a second `dvc repro` finds nothing to do.
-    """
-    stage = {"cmd": "isd-repro pretrain isd", "deps": ["data/prepared/digits"], "outs": ["runs/isd/encoder.safetensors"]}
-    with (long / "dvc.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump({"stages": {"pretrain": stage}}, file)
-    command = tmp_path / "isd-repro"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m isd_repro "$@"\n', "utf-8")
-    command.chmod(0o755)
-    plain = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    launched = {**plain, "ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=long, env=plain, check=True)
-    repro: dict[str, Any] = {"args": [*dvc, "repro"], "cwd": long, "text": True}
-    with subprocess.Popen(**repro, env=launched, stderr=subprocess.PIPE, start_new_session=True) as running:
-        lines = world.wait_for_epochs(running, 2)
-        os.kill(below(running.pid, "isd_repro.runtime.torchrun"), signal.SIGTERM)
-        said = ends(running, lines)
-    assert (running.returncode != 0, "exited with 75" in said) == (True, True), said
-    step = asked_to_resume(long)
-    ended = subprocess.run(**repro, env=launched, capture_output=True, check=False)
-    assert (ended.returncode, f"resuming after step {step}" in ended.stderr) == (0, True), ended.stdout + ended.stderr
-    assert world.encoder(long) == world.encoder(two)
-    ended = subprocess.run(**repro, env=plain, capture_output=True, check=False)
-    assert "didn't change, skipping" in ended.stdout, ended.stdout
-
-
-def below(pid: int, words: str) -> int:
-    """The first descendant whose command has these words."""
-    waiting = children(pid)
-    while waiting:
-        each = waiting.pop(0)
-        if words in Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode():
-            return each
-        waiting += children(each)
-    raise AssertionError(f"no process below {pid} runs {words}")
 
 
 def children(pid: int) -> list[int]:
@@ -262,4 +214,4 @@ def test_the_words_of_a_launcher() -> None:
     [([0, 0], 0, 0), ([75, 75], 1, 75), ([1, 4], 1, 4), ([75, 1], 1, 1), ([0], 1, 1), ([75], 1, 75)],
 )
 def test_one_exit_code_for_all(codes: list[int], launcher: int, want: int) -> None:
-    assert launch.code_of({str(rank): code for rank, code in enumerate(codes)}, launcher) == want
+    assert launch.code_of(codes, launcher) == want

@@ -19,6 +19,14 @@ def test_a_profile_is_that_of_its_script(script: str) -> None:
         assert path.read_text("utf-8") == text, f"{path}: run python {script}"
 
 
+@pytest.mark.parametrize(
+    "script", sorted({*ROOT.glob("reports/*/*.py")} - {ROOT / name for name in SCRIPTS}), ids=lambda path: path.name
+)
+def test_what_other_scripts_import_exists(script: Path) -> None:
+    """They run once in months, and nothing else imports them."""
+    runpy.run_path(str(script))
+
+
 def test_the_points_of_claim_2_are_those_of_their_script() -> None:
     script = ROOT / "reports" / "claim-2" / "draw_points.py"
     points = runpy.run_path(str(script))["draw"]()

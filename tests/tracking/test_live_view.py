@@ -113,13 +113,14 @@ def test_collapse_failure_and_preemption_alert(tmp_path: Path) -> None:
 def test_a_server_that_is_of_no_use_is_left_for_the_disk(
     tmp_path: Path, online: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    monkeypatch.setattr(session, "INIT_TIMEOUT", 2.0)
+    if trouble == "slow":
+        monkeypatch.setattr(session, "INIT_TIMEOUT", 6.0)  # for the run on the disk, too, which a loaded machine starts in 3
     online.refuse, online.delay = trouble == "refuses", 30.0 if trouble == "slow" else 0.0
     began = time.monotonic()
     with caplog.at_level(logging.WARNING), start(tmp_path) as tracker:
         for row in ROWS:
             tracker.log(row)
-    assert time.monotonic() - began < 2 + ROOM
+    assert time.monotonic() - began < 6 + ROOM
     assert [record.levelname for record in caplog.records if record.name == "isd_repro.tracking"] == ["WARNING"]
     assert "W&B is offline (online failed" in caplog.text
     assert history(only_run(tmp_path)) == ROWS == read_metrics(tmp_path / "metrics.jsonl")
