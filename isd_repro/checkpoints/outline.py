@@ -11,7 +11,7 @@ import io
 import pickle
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ _UNBOUNDED = (  # operations that take more memory than their bytes, or make num
     *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.LONG4),
 )
 _MODULE = {"_modules", "_parameters", "_buffers"}  # of a module that was pickled whole
-_MOST = 1_000_000  # values listed
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+_MOST = 1_000_000  # values listed, or in a tuple at all its levels
 _FILLED = r"collections\.defaultdict|(?:pytorch_)?lightning[\w.]*\.AttributeDict"  # which torch has to fill
 _TORCH = re.compile(  # what `torch.load(weights_only=True)` knows itself, and argparse.Namespace
     r"argparse\.Namespace|collections\.(?:OrderedDict|Counter)|_codecs\.encode|builtins\.(?:bytearray|set|complex)"
@@ -73,6 +74,16 @@ def _shaped(storage: Any, _: Any, shape: Any, *_rest: Any) -> Shaped:
     return Shaped(sides, storage if isinstance(storage, str) else "")
 
 
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The operation that makes a tuple, followed by `weigh`; hashing deeply nested tuples could take exponential time."""
+
+    def load_and_weigh(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler.weigh(unpickler.stack[-1])
+
+    return load_and_weigh
+
+
 class Outline(pickle._Unpickler):  # noqa: SLF001
     """The pickles of one file, read without executing anything.
 
@@ -82,7 +93,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
     """
 
     dispatch = {  # noqa: RUF012
-        code: load
+        code: _weighed(load) if bytes([code]) in _TUPLES else load
         for code, load in pickle._Unpickler.dispatch.items()  # noqa: SLF001
         if bytes([code]) not in _UNBOUNDED
     }
@@ -91,6 +102,7 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
         """Take `payload`, which begins with a pickle; `size` is the size of the whole file in bytes."""
         self._size = size
         self._stands: dict[str, Any] = {}
+        self._weights: dict[int, tuple[int, tuple[Any, ...]]] = {}  # id of a tuple -> values at all its levels, the tuple
         self.content: Any = None
         self.problem = ""
         file = io.BytesIO(payload)
@@ -120,6 +132,13 @@ class Outline(pickle._Unpickler):  # noqa: SLF001
                 items = list(value.items() if isinstance(value, dict) else enumerate(value))
                 inside = [(place if key in _MODULE else f"{place}/{key}".lstrip("/"), each) for key, each in items]
                 stack += reversed([*inside, (place, value.state)] if isinstance(value, Stand) else inside)
+
+    def weigh(self, made: tuple[Any, ...]) -> None:
+        """Count the values of a new tuple at all levels; `UnpicklingError` if there are more than any checkpoint has."""
+        weight = sum(self._weights[id(item)][0] if id(item) in self._weights else 1 for item in made)
+        if weight > _MOST:
+            raise pickle.UnpicklingError(f"a tuple of more than {_MOST:,} values")
+        self._weights[id(made)] = weight, made
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in and note whether the object may be loaded."""

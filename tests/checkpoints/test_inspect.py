@@ -85,3 +85,19 @@ def test_what_shapes_do_not_show_is_said(nets: dict[str, ResNet], write: Write) 
         path = write(WRITERS[name][1](student, teacher))
         assert (note in checkpoints.load(path).notes) == bare
         assert (note in checkpoints.inspect(path).notes) == bare
+
+
+def test_an_architecture_of_strange_signs(
+    nets: dict[str, ResNet], write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write({"arch": "resnet50\n\x1b[31m\u202e" + "x" * 1000, "state_dict": backbone(nets["student"])})
+    assert command(monkeypatch, str(path)) == 0
+    out = capsys.readouterr().out
+    (shown,) = [one for one in out.splitlines() if "calls itself" in one]
+    assert "resnet50\\n\\x1b[31m\\u202ex" in shown
+    assert "\x1b" not in out
+    assert len(shown) < 500
+    path = write({"a\n\x1b[31m": 1})
+    assert command(monkeypatch, str(path)) == 4
+    err = capsys.readouterr().err
+    assert "found a\\n\\x1b[31m" in err

@@ -103,6 +103,16 @@ def entry_name(content: bytes | bytearray, at: int) -> bytes:
     return bytes(content[at + 46 : at + 46 + int.from_bytes(content[at + 28 : at + 30], "little")])
 
 
+def test_a_size_beyond_any_machine(nets: dict[str, ResNet], write: Write) -> None:
+    """The zip reader's own error for it is no error of zip files."""
+    path = write(backbone(nets["student"]))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x06\x06")  # torch writes the 64-bit end record
+    content[at + 40 : at + 48] = (2**63 - 1).to_bytes(8, "little")  # size of the index
+    path.write_bytes(content)
+    refused(path, "damaged torch archive")
+
+
 def test_words_for_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")

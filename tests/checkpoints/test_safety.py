@@ -112,6 +112,8 @@ def test_a_small_file_that_asks_for_much_is_not_loaded(
         b"\x80\x02}r\xff\xff\xff\x7f.",  # an entry of the memo far beyond the others
         b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",  # bytes that the file does not have
         pickle.dumps({10**5000: 1}, protocol=2),  # a key that Python does not print
+        # (0,), then 50 times a tuple that holds the one before twice, as a key: 2**50 values to hash
+        b"\x80\x02}K\x00\x85q\x00" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(50)) + b"K\x01s.",
     ],
 )
 def test_a_pickle_that_takes_memory_or_time(payload: bytes, tmp_path: Path) -> None:
