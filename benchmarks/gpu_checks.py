@@ -246,10 +246,8 @@ def commands(context: Context) -> None:
         (place / "params.yaml").write_text(json.dumps(_profile(images, toy=context.toy, epochs=8)))
         call("prepare", "unbalanced")
         call("pretrain", "isd", stop=True)
-        for run in ("isd", "moco", "untrained"):
-            call("pretrain", run)
-        call("extract", "isd", "moco", "untrained")
-        call("knn", "isd", "moco", "untrained")
+        for stage in ("pretrain", "extract", "knn"):
+            call(stage, "isd", "moco", "untrained")
         _tell_scores(context, place)
 
 
@@ -271,9 +269,8 @@ def claim(context: Context) -> None:
             (place / "params.yaml").write_text(json.dumps(profile))
             if not before:
                 call("prepare", "unbalanced")
-            call("pretrain", "isd", "moco")
-            call("extract", "isd", "moco")
-            call("knn", "isd", "moco")
+            for stage in ("pretrain", "extract", "knn"):
+                call(stage, "isd", "moco")
             speeds = _tell_scores(context, place, f"{epochs} epochs, ")
             took, before = time.monotonic() - began, epochs
             an_epoch = _train_images(images, profile) * sum(1 / speed for speed in speeds)
