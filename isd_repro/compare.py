@@ -256,7 +256,10 @@ def _facts(run: Tree) -> dict[str, str]:
         ]
     config = {key: value for key, value in run["config"].items() if key not in ("manifest", "store")}
     found += [(f"parameter {key}", value) for key, value in text.flatten(config)]
-    return {what: ", ".join(sorted({said for of, said in found if of == what})) for what in dict(found)}
+    said: dict[str, set[str]] = {}
+    for what, value in found:
+        said.setdefault(what, set()).add(str(value))
+    return {what: ", ".join(sorted(values)) for what, values in said.items()}
 
 
 def _print(found: ResultComparison) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from isd_repro.records import (
     CurveRecord,
@@ -21,7 +20,6 @@ from isd_repro.records import (
     read_evaluation,
     read_record,
     unpack_labels,
-    wilson,
     write_record,
 )
 from isd_repro.runtime.errors import DataError
@@ -82,9 +80,3 @@ def test_committed_records_give_their_scores(profile: str, tmp_path: Path) -> No
         assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads(path.read_bytes())
         seen.add(type(record))
     assert {PretrainRecord, EvaluationRecord} <= seen
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 40), (7, 40), (40, 40), (4321, 10_000)])
-def test_wilson_is_that_of_scipy(correct: int, n: int) -> None:
-    expected = binomtest(correct, n).proportion_ci(method="wilson")
-    assert wilson(correct, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)

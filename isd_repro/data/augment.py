@@ -76,13 +76,29 @@ class Drawn(_Rows):
     solarised: Tensor | None  # bool, B
 
 
+def view(pixels: Tensor, sizes: Tensor, settings: View, size: int, generator: Generator) -> Tensor:
+    """One augmented view of each image.
+
+    Args:
+        pixels: uint8, B x C x H x W, padded at the bottom and right.
+        sizes: int64, B x 2, true height and width of each image.
+        settings: the augmentation.
+        size: side of the view in pixels.
+        generator: a CPU generator, advanced by the same amount whatever the images show.
+
+    Returns:
+        Float32 in 0..1, B x C x size x size, on the device of `pixels`.
+    """
+    return apply(pixels, draw(sizes, settings, generator), settings, size)
+
+
 def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
     """Draw the random values of a view of a batch; those of one image depend only on its position and its size.
 
     Args:
         sizes: int64, B x 2, height and width of each image in pixels.
         settings: the augmentation.
-        generator: a CPU generator, advanced by the same amount whatever the images show.
+        generator: a CPU generator.
     """
     count = len(sizes)
     crop = draw_crop(sizes.cpu(), settings, generator)
@@ -94,18 +110,7 @@ def draw(sizes: Tensor, settings: View, generator: Generator) -> Drawn:
 
 
 def apply(pixels: Tensor, drawn: Drawn, settings: View, size: int, changes: tuple[Change, ...] | None = None) -> Tensor:
-    """One augmented view of each image.
-
-    Args:
-        pixels: uint8, B x C x H x W, padded at the bottom and right.
-        drawn: the random values of these images.
-        settings: the augmentation.
-        size: side of the view in pixels.
-        changes: as `CHANGES`, the default.
-
-    Returns:
-        Float32 in 0..1, B x C x size x size, on the device of `pixels`.
-    """
+    """Compute the view that was drawn for these images; types and shapes as for `view`, `changes` as `CHANGES`, the default."""
     images = resample(pixels, drawn.crop, size)
     if drawn.colours is not None:
         images = _recolour(images, drawn.colours, changes or CHANGES)
@@ -148,7 +153,9 @@ def draw_crop(sizes: Tensor, settings: View, generator: Generator) -> Crop:
 def resample(pixels: Tensor, crop: Crop, size: int) -> Tensor:
     """Cut out the windows and resize them, bilinear with antialiasing; returns float32 in 0..1, B x C x size x size."""
     count, channels, height, width = pixels.shape
-    top, left, tall, wide, flip = (to_device(getattr(crop, field.name), pixels.device) for field in fields(crop))
+    top, left, tall, wide, flip = (
+        to_device(each, pixels.device) for each in (crop.top, crop.left, crop.height, crop.width, crop.flip)
+    )
     rows_BSH = _triangle(top, tall, size, height, None)
     cols_BSW = _triangle(left, wide, size, width, flip)
     images = _aligned(pixels.float().div_(255).reshape(count, channels * height, width))
@@ -173,7 +180,7 @@ def _aligned(matrices: Tensor) -> Tensor:
 def centre(pixels: Tensor, sizes: Tensor, size: int, crop_ratio: float) -> Tensor:
     """The evaluation view: the central size x size window after an antialiased resize of the short side to size / crop_ratio.
 
-    The paper's Resize 256 and CenterCrop 224 are size 224 and crop_ratio 0.875. Shapes are those of `apply`.
+    The paper's Resize 256 and CenterCrop 224 are size 224 and crop_ratio 0.875. Shapes are those of `view`.
     """
     sizes = sizes.cpu()
     short = sizes.amin(dim=1, keepdim=True).double()
@@ -207,6 +214,11 @@ def _by_channel(images: Tensor, values: tuple[float, ...]) -> Tensor:
     return torch.cat([images.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
 
+def jitter(images: Tensor, settings: Jitter, generator: Generator) -> Tensor:
+    """Apply torchvision's ColorJitter, its four operations in random order, to each image with probability `settings.p`."""
+    return _recolour(images, _draw_colours(len(images), settings, generator), CHANGES)
+
+
 def _draw_colours(count: int, settings: Jitter, generator: Generator) -> Colours:
     chosen = torch.rand(count, generator=generator) < settings.p
     order = torch.rand(count, 4, generator=generator).argsort(dim=1)
@@ -216,7 +228,6 @@ def _draw_colours(count: int, settings: Jitter, generator: Generator) -> Colours
 
 
 def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Tensor:
-    """torchvision's ColorJitter: its four operations in random order."""
     images = images.clone()
     turns = [(position, operation) for position in range(4) for operation in range(len(changes))]
     chosen = [torch.nonzero(drawn.chosen & (drawn.order[:, position] == operation)).flatten() for position, operation in turns]
@@ -228,19 +239,24 @@ def _recolour(images: Tensor, drawn: Colours, changes: tuple[Change, ...]) -> Te
     return images
 
 
+def blur(images: Tensor, settings: Blur, generator: Generator) -> Tensor:
+    """Blur each image with probability `settings.p`: a Gaussian, truncated at three sigma_max, with reflection at the border."""
+    return _soften(images, _draw_softness(len(images), settings, generator), settings)
+
+
 def _draw_softness(count: int, settings: Blur, generator: Generator) -> Softness:
     chosen = torch.rand(count, generator=generator) < settings.p
-    reach = settings.sigma_max - settings.sigma_min
-    return Softness(chosen, settings.sigma_min + reach * torch.rand(count, generator=generator))
+    return Softness(
+        chosen, settings.sigma_min + (settings.sigma_max - settings.sigma_min) * torch.rand(count, generator=generator)
+    )
 
 
 def _soften(images: Tensor, drawn: Softness, settings: Blur) -> Tensor:
-    """Blur the chosen images: a Gaussian, truncated at three sigma_max or the image's side, with reflection at the border."""
     chosen, size = torch.nonzero(drawn.chosen).flatten(), images.shape[3]
     if not len(chosen):
         return images
     sigma, rows = (to_device(each, images.device) for each in (drawn.sigma[chosen], chosen))
-    kernel_BSS = _blur_matrix(sigma, size, min(math.ceil(3 * settings.sigma_max), size - 1))
+    kernel_BSS = blur_matrix(sigma, size, radius_of(settings.sigma_max, size))
     images = images.clone()
     channels, right = images.shape[1], kernel_BSS.transpose(1, 2)
     if channels > 1:
@@ -250,7 +266,12 @@ def _soften(images: Tensor, drawn: Softness, settings: Blur) -> Tensor:
     return images
 
 
-def _blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
+def radius_of(sigma_max: float, size: int) -> int:
+    """Number of taps on each side of the blur: three sigma, but no more than reflection allows."""
+    return min(math.ceil(3 * sigma_max), size - 1)
+
+
+def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
     """Blur along one axis as B matrices of size x size, each row a normalised Gaussian folded back at the borders."""
     taps_T = torch.arange(-radius, radius + 1, device=sigma.device)
     weight_BT = torch.exp(-0.5 * (taps_T / sigma[:, None]).square())
@@ -287,12 +308,12 @@ def _luma(images: Tensor) -> Tensor:
     return (images * _by_channel(images, _GRAY)).sum(dim=1, keepdim=True)
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return (images * factor).clamp(0, 1)
-
-
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (factor * images + (1 - factor) * other).clamp(0, 1)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).clamp(0, 1)
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:

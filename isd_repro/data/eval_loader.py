@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,29 @@ class Reader(Protocol):
 
     def ahead(self, index: Tensor) -> None:
         """Announce the positions that will be read next; this affects speed only."""
+
+
+class ViewSettings(Protocol):
+    """How an evaluation augments its training images.
+
+    Attributes:
+        batch_size: images of a step.
+        crop_min: smallest share of an image's area that a crop takes.
+        flip: probability of a horizontal flip.
+        seed: of the order and of every draw.
+    """
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102 - the class says it
+
+    @property
+    def crop_min(self) -> float: ...  # noqa: D102
+
+    @property
+    def flip(self) -> float: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
 
 class StoreReader:
@@ -178,19 +201,19 @@ def _centre_large(pixels: Tensor, frame: Frame) -> Tensor:
     return images[..., top : top + frame.size, left : left + frame.size]
 
 
-def order(count: int, settings: Any, epoch: int) -> Sequence[Tensor]:
+def order(count: int, settings: ViewSettings, epoch: int) -> Sequence[Tensor]:
     """Positions of each batch of one epoch of the linear protocol: every position once, a function of (seed, epoch)."""
     shuffled = torch.randperm(count, generator=generator_of(settings.seed, "linear", epoch))
     return list(shuffled.split(settings.batch_size))
 
 
 def augmented(
-    reader: Reader, split: Split, frame: Frame, settings: Any, device: torch.device
+    reader: Reader, split: Split, frame: Frame, settings: ViewSettings, device: torch.device
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
     """Batches of randomly cropped and flipped images with their labels, a pure function of (seed, epoch).
 
     With several ranks, each computes the views of its own `ranks.rows` of a batch, with the same bits as alone, and has all
-    labels. `settings` has `batch_size`, `crop_min`, `flip` and `seed`, such as the linear protocol's.
+    labels.
     """
     crop_and_flip = View(crop_min=settings.crop_min, crop_max=1.0, flip=settings.flip)
 

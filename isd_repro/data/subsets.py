@@ -29,6 +29,8 @@ from isd_repro.records import Shot
 from isd_repro.runtime import files
 from isd_repro.runtime.errors import DataError
 
+_Groups = dict[tuple[str, str], list[int]]
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -56,7 +58,7 @@ class _Pool:
     """The images that a rule draws from."""
 
     images: Sequence[Located]
-    groups: Mapping[tuple[str, str], list[int]]  # (split, class) -> positions, sorted by file name
+    groups: _Groups  # (split, class) -> positions, sorted by file name
     classes: tuple[str, ...]  # sorted
     where: str  # the subset, for messages
 
@@ -82,9 +84,7 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
     Raises:
         DataError: the images cannot satisfy the rule.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for at in sorted(range(len(images)), key=lambda at: images[at].file):
-        groups.setdefault((images[at].split, images[at].cls), []).append(at)
+    groups = _group(images)
     where = f"subset {name!r}"
     pool = _Pool(images, groups, tuple(sorted({cls for split, cls in groups if split != UNLABELLED})), where)
     drawn = _RULES[subset.rule.name](pool, subset.rule)
@@ -101,6 +101,16 @@ def select(images: Sequence[Located], subset: params.Subset, name: str) -> Selec
         shots=group_by_size(Counter(images[at].cls for at in drawn.train), subset.shots),
         notes=drawn.notes,
     )
+
+
+def _group(images: Sequence[Located]) -> _Groups:
+    """(split, class) -> positions, sorted by file name."""
+    groups: _Groups = {}
+    for position, image in enumerate(images):
+        groups.setdefault((image.split, image.cls), []).append(position)
+    for positions in groups.values():
+        positions.sort(key=lambda position: images[position].file)
+    return groups
 
 
 def _positions(values: Sequence[int]) -> Positions:
@@ -144,10 +154,12 @@ def _list(pool: _Pool, rule: params.ListFile) -> _Drawn:
     """One of the authors' lists, with a warning if it is not the published one."""
     hint = f"set {rule.root_env} to a folder with {rule.listed}; the published lists are in {LISTS_ORIGIN}"
     path = _listed_file(rule.root_env, rule.listed, hint)
-    authors, published = parse_list(path), LIST_SHA256[rule.list]
-    other = f"{path}: not the published {rule.list} (sha256 {authors.sha256}, expected {published})"
-    train = _find_listed(pool, authors.images, f"list {rule.list}")
-    return _Drawn(tuple(sorted(authors.classes)), train, authors.large, () if authors.sha256 == published else (other,))
+    authors = parse_list(path)
+    notes: tuple[str, ...] = ()
+    published = LIST_SHA256[rule.list]
+    if authors.sha256 != published:
+        notes = (f"{path}: not the published {rule.list} (sha256 {authors.sha256}, expected {published})",)
+    return _Drawn(tuple(sorted(authors.classes)), _find_listed(pool, authors.images, f"list {rule.list}"), authors.large, notes)
 
 
 def _file(pool: _Pool, rule: params.ImageList) -> _Drawn:
@@ -171,30 +183,15 @@ def _classes(pool: _Pool, rule: params.NamedClasses) -> _Drawn:
     return _Drawn(classes, _draw(pool, "train", classes, rule.per_class, rule.seed, "train"), notes=notes)
 
 
-def _sized(pool: _Pool, rule: params.Exponential | params.Pareto) -> _Drawn:
-    """Assign sizes, largest first, to the classes in the order of their names or in a random order.
-
-    If the next class has fewer images than a size, the size goes to the first class after it that has enough, so that ImageNet's
-    classes of 732 to 1,300 images can be used.
-    """
+def _exponential(pool: _Pool, rule: params.Exponential) -> _Drawn:
     classes = _chosen(pool, rule.classes, rule.seed)
-    if isinstance(rule, params.Pareto):
-        sizes = pareto_sizes(len(classes), rule.max_per_class, rule.min_per_class, rule.alpha)
-    else:
-        most = rule.max_per_class or min(len(pool.groups.get(("train", cls), ())) for cls in classes)
-        sizes = exponential_sizes(len(classes), most, rule.imbalance)
-    waiting = list(classes)
-    if rule.order == "draw":
-        waiting = [classes[at] for at in _permutation(len(classes), rule.seed, "order")]
-    train: list[int] = []
-    for size in sizes:
-        cls = next((cls for cls in waiting if len(pool.groups.get(("train", cls), ())) >= size), None)
-        if cls is None:
-            found = f"a class needs {size} training images, and the {len(waiting)} that are left have fewer"
-            raise DataError(f"{pool.where}: {found}", "lower `max_per_class` or choose fewer classes")
-        waiting.remove(cls)
-        train += _draw(pool, "train", [cls], size, rule.seed, "train")
-    return _Drawn(classes, train)
+    most = rule.max_per_class or min(len(pool.groups.get(("train", cls), ())) for cls in classes)
+    return _sized(pool, rule, classes, exponential_sizes(len(classes), most, rule.imbalance))
+
+
+def _pareto(pool: _Pool, rule: params.Pareto) -> _Drawn:
+    classes = _chosen(pool, rule.classes, rule.seed)
+    return _sized(pool, rule, classes, pareto_sizes(len(classes), rule.max_per_class, rule.min_per_class, rule.alpha))
 
 
 _RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
@@ -205,8 +202,8 @@ _RULES: dict[str, Callable[[_Pool, Any], _Drawn]] = {
     "list": _list,
     "file": _file,
     "classes": _classes,
-    "exponential": _sized,
-    "pareto": _sized,
+    "exponential": _exponential,
+    "pareto": _pareto,
 }
 
 
@@ -232,6 +229,26 @@ def pareto_sizes(classes: int, most: int, fewest: int, alpha: float) -> list[int
     quantiles = [(classes / rank) ** (1 / alpha) for rank in range(1, classes + 1)]
     span = quantiles[0] - quantiles[-1] or 1.0
     return [int(fewest + (most - fewest) * (one - quantiles[-1]) / span + 1e-9) for one in quantiles]
+
+
+def _sized(pool: _Pool, rule: params.Exponential | params.Pareto, classes: tuple[str, ...], sizes: Sequence[int]) -> _Drawn:
+    """Assign sizes, largest first, to the classes in the order of their names or in a random order.
+
+    If the next class has fewer images than a size, the size goes to the first class after it that has enough, so that ImageNet's
+    classes of 732 to 1,300 images can be used.
+    """
+    waiting = list(classes)
+    if rule.order == "draw":
+        waiting = [classes[at] for at in _permutation(len(classes), rule.seed, "order")]
+    train: list[int] = []
+    for size in sizes:
+        cls = next((cls for cls in waiting if len(pool.groups.get(("train", cls), ())) >= size), None)
+        if cls is None:
+            found = f"a class needs {size} training images, and the {len(waiting)} that are left have fewer"
+            raise DataError(f"{pool.where}: {found}", "lower `max_per_class` or choose fewer classes")
+        waiting.remove(cls)
+        train += _draw(pool, "train", [cls], size, rule.seed, "train")
+    return _Drawn(classes, train)
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------

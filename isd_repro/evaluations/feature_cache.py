@@ -1,17 +1,20 @@
 """Features of a checkpoint in memory-mapped files, computed shard by shard and kept for the next evaluation.
 
-The features of one encoder under one transform of one manifest are in one folder, named after their identity. For each split it
-holds `<split>.npy` (float32, N x D) and `<split>.shards` with one line `<number> <sha256>` for each finished shard. A line is
-written after the shard's rows have reached the disk, and a shard is valid only as long as its rows have that hash. A killed
-extraction therefore continues at the shard on which it was working.
+The features of one encoder under one transform of one manifest are in one folder, named after their identity. It holds
+`identity.json` and, for each split, `<split>.npy` (float32, N x D) and `<split>.shards` with one line `<number> <sha256>` for
+each finished shard. A line is written after the shard's rows have reached the disk, and a shard is valid only as long as its rows
+have that hash. A killed extraction therefore continues at the shard on which it was working, and rows are reused only if
+everything that they depend on is the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,9 +64,7 @@ def stream(
     """
     found: dict[str, dict[str, Tensor]] = {}
     with ExitStack() as stack:
-        folders = {name: root / fingerprint(identity) for name, identity in identities.items()}
-        for folder in folders.values():
-            stack.enter_context(files.exclusive(folder / "lock", f"{folder}: these features are already being extracted"))
+        folders = {name: stack.enter_context(_folder(root, identity)) for name, identity in identities.items()}
         for split, (images, count) in splits.items():
             kept = {name: _CachedRows(folder, split, count) for name, folder in folders.items()}
             for shard in range(0, max(count, 1), SHARD):
@@ -175,3 +176,18 @@ def _log(path: Path) -> dict[int, str]:
     lines = path.read_text("ascii", errors="replace").splitlines()
     pairs = [line.split(" ") for line in lines]
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdecimal() and len(pair[1]) == 64}
+
+
+@contextmanager
+def _folder(root: Path, identity: Identity) -> Iterator[Path]:
+    """The identity's folder, held by this process alone; content of any other identity is thrown away."""
+    folder = root / fingerprint(identity)
+    with files.exclusive(folder / "lock", f"{folder}: these features are already being extracted"):
+        said = folder / "identity.json"
+        text = json.dumps(dict(identity), indent=1, sort_keys=True).encode() + b"\n"
+        if not said.is_file() or said.read_bytes() != text:
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            files.write_atomic(said, text)
+        yield folder

@@ -17,7 +17,7 @@ from isd_repro.config.layout import Layout, snapshots_in
 from isd_repro.config.params import Params
 from isd_repro.config.reader import find_run, fingerprint
 from isd_repro.data import eval_loader, manifests
-from isd_repro.data.eval_loader import Frame, Reader, StoreReader
+from isd_repro.data.eval_loader import Frame, Reader, StoreReader, ViewSettings
 from isd_repro.data.manifests import Prepared, Split, open_prepared
 from isd_repro.evaluations.arithmetic import best_device
 from isd_repro.evaluations.encoders import check_manifest, check_run, load_encoders
@@ -162,7 +162,7 @@ class Subject:
                 found[name] = features(self.encoders, images, len(split), self.device, bar.advance)
         return found
 
-    def augmented(self, split: Split, settings: Any) -> Views:
+    def augmented(self, split: Split, settings: ViewSettings) -> Views:
         """Batches of augmented images of a split, each image once per epoch; a pure function of (seed, epoch)."""
         return eval_loader.augmented(self.reader, split, self.frame, settings, self.device)
 

@@ -120,12 +120,23 @@ class Choice:
     unsolved: int  # values of the grid whose gradient was still above the tolerance after the last iteration
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Predicted class of every test image, int64 on the CPU, Q; the choice of C; the last fit's iterations and convergence."""
+
+    predicted: Tensor
+    choice: Choice
+    iterations: int
+    solved: bool
+
+
 def grid(settings: Config) -> list[float]:
     """Values of C, ascending."""
     import torch
 
     ends = torch.tensor([settings.c_min, settings.c_max], dtype=torch.float64).log10()
-    return list(torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist())
+    values: list[float] = torch.logspace(float(ends[0]), float(ends[1]), settings.c_values, dtype=torch.float64).tolist()
+    return values
 
 
 def fit(z: Tensor, label: Tensor, classes: int, c: float, settings: Config, start: Fit | None = None) -> Fit:
@@ -200,7 +211,7 @@ def answer(
     score: Score,
     settings: Config,
     device: torch.device,
-) -> tuple[Tensor, Choice, Fit]:
+) -> Answer:
     """Choose C, train on train and validation images, and classify the test images.
 
     Args:
@@ -211,9 +222,6 @@ def answer(
         score: the score that the choice of C maximises.
         settings: grid, iterations and tolerance.
         device: where the solver runs.
-
-    Returns:
-        the predicted class of every test image, int64 on the CPU, Q; the choice of C; the last fit.
 
     Raises:
         DataError: features are not finite, or there are too few images.
@@ -234,7 +242,7 @@ def answer(
         standardised = standardise(learnt)
         final = fit(standardised(learnt).to(device, torch.float64), label.to(device), classes, choice.c, settings)
         predicted = final.predict(standardised(test).to(device, torch.float64)).cpu()
-    return predicted, choice, final
+    return Answer(predicted, choice, final.iterations, final.gradient <= settings.tolerance)
 
 
 def absent(key: TransferName) -> str:
@@ -277,7 +285,7 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
     predictions: dict[str, Labels] = {}
     chosen: dict[str, Any] = {}
     for encoder, rows in found.items():
-        predicted, choice, final = answer(
+        result = answer(
             (rows[division.train], images.label[division.train]),
             (rows[division.val], images.label[division.val]),
             rows[division.test],
@@ -286,15 +294,8 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
             settings,
             subject.device,
         )
-        predictions[f"{encoder}/{METRIC}"] = predicted.numpy()
-        chosen[encoder] = {
-            "c": choice.c,
-            "edge": choice.validation.index(max(choice.validation)) in (0, len(choice.validation) - 1),  # of the grid
-            "validation": max(choice.validation),
-            "unsolved": choice.unsolved,
-            "iterations": final.iterations,
-            "solved": final.gradient <= settings.tolerance,
-        }
+        predictions[f"{encoder}/{METRIC}"] = result.predicted.numpy()
+        chosen[encoder] = _facts(result)
     return TargetEvaluation(
         kind="transfer",
         profile=subject.profile,
@@ -306,11 +307,24 @@ def on_target(subject: Subject, settings: Config, key: TransferName) -> TargetEv
         features_sha256=_digest(found),
         scores=tuple(s for key, rows in predictions.items() for s in score_groups(key, rows, label, everything)),
         labels=pack_labels(label),
-        predictions={key: pack_labels(rows) for key, rows in predictions.items()},
+        predictions={key: pack_labels(predicted) for key, predicted in predictions.items()},
         provenance=describe(time.monotonic() - started),
         metric=opened.spec.metric,
-        mean_per_class={key: mean_per_class(rows, label) for key, rows in predictions.items()},
+        mean_per_class={key: mean_per_class(predicted, label) for key, predicted in predictions.items()},
     )
+
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    """A choice in the form of the record; `edge` means that the best C is at an end of the grid, which may be too narrow."""
+    scores = answer.choice.validation
+    return {
+        "c": answer.choice.c,
+        "edge": scores.index(max(scores)) in (0, len(scores) - 1),
+        "validation": max(scores),
+        "unsolved": answer.choice.unsolved,
+        "iterations": answer.iterations,
+        "solved": answer.solved,
+    }
 
 
 def _digest(found: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tarfile
@@ -32,9 +33,11 @@ def test_sizes_ranks_and_chance_by_hand(tmp_path: Path) -> None:
     """Large are the 1st and the 4th of six: of the 15 pairs of six, 6 lie among the first four."""
     path = write(tmp_path / "D7.txt", {"f": 3, "a": 9, "b": 3, "d": 7, "c": 3, "e": 2})
     [one] = auditing.inspect([path]).lists
+    pairs = list(itertools.combinations("abcdef", 2))
     assert one.large == {"a": 9, "d": 7}
     assert (one.classes, one.images, one.rare_classes, one.rare_images, one.rare) == (6, 27, 4, 11, (2, 3))
     assert one.last_large == 4
+    assert one.chance == pytest.approx(sum(set(pair) <= set("abcd") for pair in pairs) / len(pairs))
     assert one.chance == pytest.approx(6 / 15)
     assert (one.published, one.animals) == (None, None)
 
@@ -46,6 +49,10 @@ def test_animals_by_hand(tmp_path: Path) -> None:
     assert one.animals is not None
     assert (one.animals.large, one.animals.rare) == (2, 1)
     assert one.animals.chance == pytest.approx(3 / 10)
+    counts = {"n01440764": 9, "n02655020": 3, "n02510455": 3, "n02666196": 9, "n07747607": 3}
+    [other] = auditing.inspect([write(tmp_path / "y.txt", counts)]).lists
+    assert other.animals is not None
+    assert other.animals.chance == pytest.approx((3 + 3 * 2) / 10)  # one animal or more
 
 
 def test_overlap_by_hand(tmp_path: Path) -> None:
@@ -92,10 +99,14 @@ def test_what_is_no_list_is_named(tmp_path: Path) -> None:
         auditing.read_words(tmp_path / "words.txt")
 
 
-def test_images_beside_text_files_are_a_set_of_images(tmp_path: Path) -> None:
+def test_images_beside_text_files_are_a_set_of_images_and_a_tar_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "kaggle" / "ILSVRC").mkdir(parents=True)
     (tmp_path / "kaggle" / "LOC_synset_mapping.txt").touch()
     assert auditing.find_sets([tmp_path / "kaggle"]) == [tmp_path / "kaggle"]
+    with tarfile.open(tmp_path / "images.tar", "w") as packed:
+        packed.add(tmp_path / "kaggle")
+    with pytest.raises(DataError, match="a tar file, which is not read in place"):
+        auditing.inspect([tmp_path / "images.tar"])
 
 
 # --- class sizes of any set -------------------------------------------------------------------------------------------
@@ -114,7 +125,9 @@ def test_class_sizes_by_hand(tmp_path: Path) -> None:
     assert one.counts == counts
 
 
-def test_the_same_images_have_the_same_sizes_as_folder_zip_and_prepared_subset(tmp_path: Path) -> None:
+def test_the_same_images_have_the_same_sizes_as_folder_zip_and_prepared_subset(
+    tmp_path: Path,
+) -> None:
     images = trees.images({"n01": 3, "n02": 5})
     root = trees.write_official(tmp_path / "tiny", images)
     packed = trees.write_zip(tmp_path / "tiny.zip", trees.official(images))

@@ -25,15 +25,25 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, list[
     return Store(tmp_path, trees.packed(tmp_path, images, StoreSettings(channels=request.param))), images
 
 
-def test_a_small_image_is_shown_as_it_is_and_a_large_one_made_smaller_by_means(packed: tuple[Store, list[np.ndarray]]) -> None:
+def decoded(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_small_image_is_shown_as_it_is(packed: tuple[Store, list[np.ndarray]]) -> None:
     store, images = packed
     uris = contact_sheet.data_uris(store, [3, 0, 3])
     assert list(uris) == [0, 3]
     for position, uri in uris.items():
-        kind, content = uri.split(",")
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-        assert kind == "data:image/png;base64"
-        assert np.array_equal(shown, images[position].transpose(1, 2, 0).squeeze())
+        prefix = "data:image/png;base64,"
+        assert uri.startswith(prefix)
+        shown = decoded(base64.b64decode(uri.removeprefix(prefix)))
+        expected = images[position].transpose(1, 2, 0).squeeze()
+        assert np.array_equal(shown, expected)
+    assert contact_sheet.data_uris(store, [0]) == {0: uris[0]}
+
+
+def test_a_large_image_is_made_smaller_by_means(packed: tuple[Store, list[np.ndarray]]) -> None:
+    store, images = packed
     shown = np.asarray(contact_sheet.picture(store, 2, side=20)).reshape(20, 10, -1)
     means = images[2].astype(float).reshape(-1, 20, 2, 10, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
     assert np.abs(shown - means).max() <= 1.0  # PIL rounds after each axis

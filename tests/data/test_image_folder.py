@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -14,16 +15,16 @@ from rich.console import Console
 from torch import Tensor
 
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params, StoreSettings, View
+from isd_repro.config.params import Params, View
 from isd_repro.data import augment
 from isd_repro.data import eval_loader as images
+from isd_repro.data import image_folder as folder
 from isd_repro.data.eval_loader import Frame, as_channels, centred, parts
 from isd_repro.data.image_folder import open_folder, open_packed
 from isd_repro.data.loader import generator_of
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.linear import Config as Linear
 from isd_repro.runtime.errors import DataError
-from tests.data import trees
 
 CPU = torch.device("cpu")
 FRAME = Frame(6, 0.75, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -31,9 +32,16 @@ GREY = Frame(6, 0.75, (0.4,), (0.2,))
 
 
 def encode(mode: str, seed: int, width: int, height: int, form: str) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = {
+        "L": lambda: Image.fromarray(pixels[..., 0]),
+        "RGB": lambda: Image.fromarray(pixels[..., :3]),
+        "RGBA": lambda: Image.fromarray(pixels, "RGBA"),
+        "CMYK": lambda: Image.frombytes("CMYK", (width, height), pixels.tobytes()),
+        "P": lambda: Image.fromarray(pixels[..., :3]).quantize(16),
+    }[mode]()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, form)
+    image.save(buffer, form)
     return buffer.getvalue()
 
 
@@ -44,14 +52,20 @@ def write(root: Path, train: int = 5, val: int = 3) -> Path:
         for position, cls in enumerate(("ant", "bee")):
             for number in range(count):
                 mode, form = kinds[number % len(kinds)]
-                content = encode(mode, 100 * position + number + 1000 * (split == "val"), 7 + number, 9 - number, form)
-                trees.write(root, {f"{split}/{cls}/{number}.{'png' if form == 'PNG' else 'jpg'}": content})
+                seed = 100 * position + number + (1000 if split == "val" else 0)
+                path = root / split / cls / f"{number}.{'png' if form == 'PNG' else 'jpg'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(mode, seed, 7 + number, 9 - number, form))
     return root
 
 
 def pack(root: Path, folder: Path, channels: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISD_TEST_ROOT", str(root))
-    subset = trees.subset(store=StoreSettings.model_validate({"channels": channels})).model_dump(mode="json")
+    monkeypatch.setenv("ISD_FOLDER_ROOT", str(root))
+    subset = {
+        "source": {"name": "image-folder", "root_env": "ISD_FOLDER_ROOT", "dataset": "images"},
+        "rule": {"name": "all"},
+        "store": {"channels": channels},
+    }
     profile = {"profile": "p", "report": {"title": "t", "caption": "c"}, "subsets": {"all": subset}, "runs": {}}
     layout = Layout(folder=folder, root=folder, profile="p")
     prepare("all", Params.model_validate(profile), layout, Console(file=io.StringIO()))
@@ -74,9 +88,15 @@ def test_manifest_and_pixels_are_those_of_a_store(
             position = torch.arange(len(index) + 2).clamp_(max=len(index) - 1)
             ours, theirs = (centred(one.reader, index, frame, CPU)(position) for one in (found, packed))
             assert torch.equal(ours, theirs)
-        split, settings = found.prepared.split("search"), Linear(batch_size=4, protocol="test")
-        batches = (images.augmented(one.reader, split, frame, settings, CPU)(1) for one in (found, packed))
-        assert all(all(map(torch.equal, *pair)) for pair in zip(*batches, strict=True))
+        settings = Linear(batch_size=4, protocol="test")
+        split = found.prepared.split("search")
+        for one, two in zip(
+            images.augmented(found.reader, split, frame, settings, CPU)(1),
+            images.augmented(packed.reader, split, frame, settings, CPU)(1),
+            strict=True,
+        ):
+            assert torch.equal(one[0], two[0])
+            assert torch.equal(one[1], two[1])
 
 
 def test_stores_of_the_other_channels_are_converted_as_pil_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +107,10 @@ def test_stores_of_the_other_channels_are_converted_as_pil_does(tmp_path: Path, 
     again = np.asarray(Image.fromarray(grey).convert("RGB")).copy()
     assert torch.equal(as_channels(torch.from_numpy(grey)[None, None], 3)[0], torch.from_numpy(again).permute(2, 0, 1))
     root = tmp_path / "images"
-    trees.write(
-        root, {f"{split}/{cls}/0.png": encode("L", len(split), 5, 6, "PNG") for split in ("train", "val") for cls in "ab"}
-    )
+    for split in ("train", "val"):
+        for cls in ("a", "b"):
+            (root / split / cls).mkdir(parents=True)
+            (root / split / cls / "0.png").write_bytes(encode("L", len(split + cls), 5, 6, "PNG"))
     packed = open_packed(pack(root, tmp_path, 1, monkeypatch), 3)
     with open_folder(root, 3) as found:
         assert torch.equal(found.reader.read(torch.arange(4))[0], packed.reader.read(torch.arange(4))[0])
@@ -106,8 +127,7 @@ def test_views_are_those_of_the_augmentation(tmp_path: Path) -> None:
             chosen = images.order(len(split), settings, 2)[step]
             pixels, sizes = found.reader.read(split.index[chosen])
             law = View(crop_min=settings.crop_min, flip=settings.flip)
-            drawn = augment.draw(sizes, law, generator_of(5, "linear", 2, step))
-            expected = augment.apply(pixels, drawn, law, FRAME.size)
+            expected = augment.view(pixels, sizes, law, FRAME.size, generator_of(5, "linear", 2, step))
             assert torch.equal(views, augment.normalise(expected, FRAME.mean, FRAME.std))
             assert torch.equal(label, split.label[chosen])
 
@@ -137,9 +157,15 @@ def test_a_list_names_classes_and_groups(tmp_path: Path) -> None:
     root = write(tmp_path / "images")
     listed = tmp_path / "D1.txt"
     body = [f"/train/ant/{image.name}" for image in sorted((root / "train/ant").iterdir())]
-    body += ["/train/bee/0.png", "/train/bee/gone.png"]
-    listed.write_text("\n".join(["class names : ", "ant", "bee", "Train Images: ", *body, ""]))
-    trees.write(root, {f"{split}/cat/0.png": encode("L", 3, 4, 4, "PNG") for split in ("train", "val")})
+    listed.write_text(
+        "class names : \nant\nbee\nTrain Images: \n" + "\n".join([*body, "/train/bee/0.png", "/train/bee/gone.png"]) + "\n"
+    )
+    for cls in ("ant", "bee", "cat"):
+        (root / "val" / "cat").mkdir(exist_ok=True)
+        (root / "train" / "cat").mkdir(exist_ok=True)
+        for split in ("train", "val"):
+            if cls == "cat":
+                (root / split / "cat" / "0.png").write_bytes(encode("L", 3, 4, 4, "PNG"))
     with open_folder(root, 3, listed=listed) as found:
         manifest = found.prepared.manifest
         assert manifest.classes == ("ant", "bee")
@@ -203,13 +229,40 @@ def test_a_file_that_changes_is_noticed(width: int, height: int, tmp_path: Path)
         assert found.reader.read(torch.arange(1))[1].tolist() == [[9, 7]]
 
 
+def test_what_is_read_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path)
+    decoded: list[int] = []
+    decode = folder.FileReader._decode
+
+    def counted(self: folder.FileReader, at: int) -> npt.NDArray[np.uint8]:
+        decoded.append(at)
+        return decode(self, at)
+
+    monkeypatch.setattr(folder.FileReader, "_decode", counted)
+    with open_folder(root, 3, workers=1) as found:
+        bytes_of = (3 * found.reader.sizes.prod(dim=1)).tolist()
+        monkeypatch.setattr(folder, "PADDED", bytes_of[4] + bytes_of[5] + bytes_of[6] - 1)
+        found.reader.ahead(torch.tensor([4, 5, 6, 7]))
+        found.reader.read(torch.tensor([0, 1]))  # more than the bound allows ahead is read where it is asked for
+        assert sorted(decoded) == [0, 1, 4, 5]
+        found.reader.ahead(torch.tensor([5, 8]))
+        found.reader.read(torch.tensor([4, 5, 8]))  # 4 was let go, 5 was kept
+        assert sorted(decoded) == [0, 1, 4, 4, 5, 8]
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_what_is_passed_over_is_counted(zipped: bool, tmp_path: Path) -> None:
     root = write(tmp_path / "images")
-    more = ["train/ant/0.gif", "train/ant/1.gif", "val/bee/2.JP2", "train/bee/.hidden", "train/loose.png"]
-    more += ["val/ant/more/x.txt", "train/bee/LICENSE"]
-    trees.write(root, dict.fromkeys(more, "x"))
-    path = Path(shutil.make_archive(str(tmp_path / "x"), "zip", root)) if zipped else root
+    more = {
+        "train/ant/0.gif": 3, "train/ant/1.gif": 1, "val/bee/2.JP2": 1, "train/bee/.hidden": 1, "train/loose.png": 1,
+        "val/ant/more/x.txt": 1, "train/bee/LICENSE": 1,
+    }  # fmt: skip
+    for name in more:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    path = root
+    if zipped:
+        path = Path(shutil.make_archive(str(tmp_path / "x"), "zip", root))
     with open_folder(path, 3) as found:
         assert len(found.prepared.manifest.images) == 16
         (note,) = found.notes

@@ -24,8 +24,9 @@ LISTS = "ISD_TEST_LISTS"
 
 def prepared() -> Prepared:
     """55 search images among others that are trained on or asked."""
-    counted = zip(CLASSES, COUNTS, strict=True)
-    images = [Image("train", cls, f"{cls}_{at}.JPEG", "") for cls, count in counted for at in range(count + 2)]
+    images = [
+        Image("train", cls, f"{cls}_{at}.JPEG", "") for cls, count in zip(CLASSES, COUNTS, strict=True) for at in range(count + 2)
+    ]
     spare = {at for at, image in enumerate(images) if image.file.endswith(("_0.JPEG", "_1.JPEG"))}
     images += [Image("val", cls, f"val_{cls}.JPEG", "") for cls in CLASSES]
     search = np.array([at for at in range(len(images) - 3) if at not in spare], dtype=np.int64)

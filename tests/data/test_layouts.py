@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from isd_repro.config import params
+from isd_repro.data import manifests
+from isd_repro.data.manifests import Image, Manifest
 from isd_repro.data.sources import cifar, open_images, stl10
 from isd_repro.data.subsets import select
 from isd_repro.runtime.errors import DataError
@@ -20,7 +23,6 @@ from tests.data.trees import write
 
 FILES = trees.images({"n01": 3, "n02": 4}, val=2)
 FLAT = {file: cls for split, cls, file in FILES if split == "val"}
-LISTED = "".join(f"{file} {cls}\n" for file, cls in FLAT.items())
 KAGGLE = "ImageId,PredictionString\n" + "".join(f"{file[:-5]},{cls} 1 2 3 4 {cls} 5 6 7 8 \n" for file, cls in FLAT.items())
 
 
@@ -77,27 +79,25 @@ def tarred(path: Path) -> Path:
     return path
 
 
-Layout = Mapping[str, bytes | str] | Callable[[Path, pytest.MonkeyPatch], Path]  # files, or what makes them
-
-
-def make(layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return layout(root, monkeypatch) if callable(layout) else write(root, layout)
-
-
-LAYOUTS: dict[str, Layout] = {
-    "train/<class>, val/<class>": plain(),
-    "test in place of val": plain(val="test"),
-    "capitalised": plain("Train", "Validation"),
-    "val beside a test without labels": plain() | {"test/images/1.JPEG": b"x"},
-    "Imagenette": plain("imagenette2-320/train", "imagenette2-320/val") | {"imagenette2-320/noisy_imagenette.csv": b"x"},
+Make = Callable[[Path, pytest.MonkeyPatch], Path]
+LAYOUTS: dict[str, Make] = {
+    "train/<class>, val/<class>": lambda root, _: write(root, plain()),
+    "test in place of val": lambda root, _: write(root, plain(val="test")),
+    "capitalised": lambda root, _: write(root, plain("Train", "Validation")),
+    "val beside a test without labels": lambda root, _: write(root, plain() | {"test/images/1.JPEG": b"x"}),
+    "Imagenette": lambda root, _: write(
+        root, plain("imagenette2-320/train", "imagenette2-320/val") | {"imagenette2-320/noisy_imagenette.csv": b"x"}
+    ),
     "a zip with a top folder": lambda root, _: trees.write_zip(root.with_suffix(".zip"), plain(), prefix="imagewoof2/"),
-    "one folder deeper": plain("imagenette2/train", "imagenette2/val"),
+    "one folder deeper": lambda root, _: write(root, plain("imagenette2/train", "imagenette2/val")),
     "Tiny-ImageNet": lambda root, _: trees.write_official(root, FILES),
     "Tiny-ImageNet's zip": lambda root, _: trees.write_zip(root.with_suffix(".zip"), trees.official(FILES)),
     "a zip without a top folder": lambda root, _: trees.write_zip(root.with_suffix(".zip"), plain(), prefix=""),
-    "Kaggle's ImageNet": flat("ILSVRC/Data/CLS-LOC/") | {"LOC_val_solution.csv": KAGGLE.encode()},
-    "flat val with Kaggle's classes": flat() | {"LOC_val_solution.csv": KAGGLE.encode()},
-    "flat val/images with a list": lambda root, patch: write(listed(root, LISTED, patch), flat()),
+    "Kaggle's ImageNet": lambda root, _: write(root, flat("ILSVRC/Data/CLS-LOC/") | {"LOC_val_solution.csv": KAGGLE.encode()}),
+    "flat val with Kaggle's classes": lambda root, _: write(root, flat() | {"LOC_val_solution.csv": KAGGLE.encode()}),
+    "flat val/images with a list": lambda root, patch: write(
+        listed(root, "".join(f"{file} {cls}\n" for file, cls in FLAT.items()), patch), flat()
+    ),
     "flat val with classes by number": lambda root, patch: listed(
         root, "".join(f"{file} {int(cls == 'n02')}\n" for file, cls in FLAT.items()), patch
     ),
@@ -109,7 +109,7 @@ LAYOUTS: dict[str, Layout] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_lists_the_same_images(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_images(make(LAYOUTS[layout], tmp_path / "images", monkeypatch)) as listing:
+    with open_images(LAYOUTS[layout](tmp_path / "images", monkeypatch)) as listing:
         assert trees.content(listing) == FILES
         assert [image.key for image in listing.images] == sorted(FILES)
         assert listing.decode(listing.fetch(listing.images[0])).size == (9, 7)
@@ -123,80 +123,104 @@ def test_the_development_kit_names_the_classes(tmp_path: Path) -> None:
         assert found[split, cls] in [one for key, one in FILES.items() if key[:2] == (split, cls)]
 
 
-WRONG: dict[str, tuple[Layout, str, str]] = {  # what is said, and what to do
+WRONG: dict[str, tuple[Make, str, str]] = {
     "flat val without classes": (
-        flat(),
+        lambda root, _: write(root, flat()),
         "val holds 4 images in one folder, and no file gives their classes",
-        "LOC_val_solution.csv (Kaggle)",
+        "LOC_val_solution.csv (Kaggle) or ILSVRC2012_devkit_t12",
     ),
     "a list of other images": (
-        lambda root, patch: listed(root, LISTED.replace("val_", "xval_"), patch),
+        lambda root, patch: listed(root, "".join(f"x{file} n01\n" for file in FLAT), patch),
         "has no class in .*labels.txt",
         "unpack",
     ),
     "a list of too many": (
-        lambda root, patch: listed(root, "gone.JPEG n01\n" + LISTED, patch),
-        "names 1 images .*; the first is gone.JPEG",
+        lambda root, patch: listed(root, "gone.JPEG n01\n" + "".join(f"{file} {cls}\n" for file, cls in FLAT.items()), patch),
+        "names 1 images that do not exist; the first is gone.JPEG",
         "unpack",
     ),
     "a list of too few classes": (
         lambda root, patch: listed(root, "n01\nn02\n", patch),
-        "labels.txt:1: expected file and class",
-        "n01751748",
+        "labels.txt:1: expected file and class, or one class for each of 4 images",
+        "ILSVRC2012_val_00000001.JPEG n01751748",
     ),
-    "no val": (plain(val="train"), "has a folder 'train' and none of val, valid", "val/<class>/"),
-    "the tar files": ({"ILSVRC2012_img_train.tar": ""}, "tar files of image-net.org", "tar -xf"),
-    "parquet": ({"data/train-00000-of-00001.parquet": ""}, "parquet files", "train/<class>/"),
-    "shards": ({"shard-000000.tar": ""}, "WebDataset shards", "unpack"),
-    "CIFAR-10": ({"cifar-10-batches-py/test_batch": ""}, "CIFAR-10 in its published format", "cifar10"),
-    "STL-10": ({"stl10_binary/train_X.bin": ""}, "STL-10 in its published format", "stl10"),
-    "CIFAR-100": ({"cifar-100-python/test": ""}, "CIFAR-100 in its published format", "cifar100"),
-    "Arrow": ({"train.arrow": ""}, "Arrow files", "train/<class>/"),
-    "TFRecord": ({"data/imagenet-train.tfrecord-00000-of-00001": ""}, "TFRecord files", "train/<class>/"),
-    "an archive beside nothing": ({"imagenette2.tgz": ""}, "a packed archive", "tar -xf"),
+    "no val": (lambda root, _: write(root, plain(val="train")), "has a folder 'train' and none of val, valid", "val/<class>/"),
+    "the tar files": (lambda root, _: write(root, {"ILSVRC2012_img_train.tar": ""}), "tar files of image-net.org", "tar -xf"),
+    "parquet": (lambda root, _: write(root, {"data/train-00000-of-00001.parquet": ""}), "parquet files", "train/<class>/"),
+    "shards": (lambda root, _: write(root, {"shard-000000.tar": ""}), "WebDataset shards", "unpack"),
+    "CIFAR-10": (
+        lambda root, _: write(root, {"cifar-10-batches-py/test_batch": ""}),
+        "CIFAR-10 in its published format",
+        "cifar10",
+    ),
+    "STL-10": (lambda root, _: write(root, {"stl10_binary/train_X.bin": ""}), "STL-10 in its published format", "stl10"),
+    "CIFAR-100": (lambda root, _: write(root, {"cifar-100-python/test": ""}), "CIFAR-100 in its published format", "cifar100"),
+    "Arrow": (lambda root, _: write(root, {"train.arrow": ""}), "Arrow files", "train/<class>/"),
+    "TFRecord": (
+        lambda root, _: write(root, {"data/imagenet-train.tfrecord-00000-of-00001": ""}),
+        "TFRecord files",
+        "train/<class>/",
+    ),
+    "an archive beside nothing": (lambda root, _: write(root, {"imagenette2.tgz": ""}), "a packed archive", "tar -xf"),
     "an archive itself": (
         lambda root, _: tarred(root.with_suffix(".tgz")),
-        "a tar file, which is not read",
+        "a tar file, which is not read in place",
         "tar -xf images.tgz",
     ),
     "tar files of classes": (
-        {"train/n01.tar": "", "train/n02.tar": "", "val/n01/a.JPEG": ""},
-        "whose content was ignored: .tar 2",
-        "cd train && for",
+        lambda root, _: write(root, {"train/n01.tar": "", "train/n02.tar": "", "val/n01/a.JPEG": ""}),
+        "no images under train, whose content was ignored: .tar 2",
+        "cd train && for t in",
     ),
     "parquet in train": (
-        {"train/0.parquet": "", "val/0.parquet": ""},
-        "under train, whose content was ignored: .parquet 1",
-        "files .bmp, .jpeg",
+        lambda root, _: write(root, {"train/0.parquet": "", "val/0.parquet": ""}),
+        "no images under train, whose content was ignored: .parquet 1",
+        "train/<class>/ with files .bmp, .jpeg",
     ),
     "no images in val": (
-        {"train/n01/a.JPEG": "", "val/n01.tar": ""},
-        "under val, whose content was ignored: .tar 1",
+        lambda root, _: write(root, {"train/n01/a.JPEG": "", "val/n01.tar": ""}),
+        "no images under val, whose content was ignored: .tar 1",
         "cd val && for t in",
     ),
     "two data sets": (
-        plain("imagenette2/train", "imagenette2/val") | plain("imagewoof2/train", "imagewoof2/val"),
-        "imagenette2 and .*imagewoof2",
-        "is meant",
+        lambda root, _: write(root, plain("imagenette2/train", "imagenette2/val") | plain("imagewoof2/train", "imagewoof2/val")),
+        "2 folders in it have a folder 'train': .*imagenette2 and .*imagewoof2",
+        "the one that is meant",
     ),
-    "two readings of val": (plain() | plain("train", "validation"), "folders val and validation, and only one", "rename or move"),
-    "two cases of train": (plain() | plain("Train", "val"), "has the folders Train and train, and only one", "rename or move"),
+    "two readings of val": (
+        lambda root, _: write(root, plain() | plain("train", "validation")),
+        "has the folders val and validation, and only one of them can be meant",
+        "rename or move",
+    ),
+    "two cases of train": (
+        lambda root, _: write(root, plain() | plain("Train", "val")),
+        "has the folders Train and train, and only one",
+        "rename or move",
+    ),
     "classes without images": (
         lambda root, _: folders(root, "train/n00", "val/n00"),
         "2 classes without images, first train/n00",
-        "remove",
+        "remove the empty folders",
     ),
     "a class of train alone": (
-        plain() | {"train/n07/a.JPEG": ""},
+        lambda root, _: write(root, plain() | {"train/n07/a.JPEG": ""}),
         "1 classes are in train but not in val, first n07",
         "both splits",
     ),
-    "a class of val alone": (plain() | {"val/n07/a.JPEG": ""}, "1 classes are in val but not in train, first n07", "both splits"),
-    "a name twice": (plain() | {"train/n01/images/n01_0.JPEG": ""}, "are both train/n01/n01_0.JPEG", "keep one"),
+    "a class of val alone": (
+        lambda root, _: write(root, plain() | {"val/n07/a.JPEG": ""}),
+        "1 classes are in val but not in train, first n07",
+        "both splits",
+    ),
+    "a name twice": (
+        lambda root, _: write(root, plain() | {"train/n01/images/n01_0.JPEG": ""}),
+        "n01_0.JPEG and .*n01_0.JPEG are both train/n01/n01_0.JPEG",
+        "keep one",
+    ),
     "an image without annotation": (lambda root, _: tiny(root, val_9=b""), "val_9.JPEG has no class", "unpack"),
     "an annotation without image": (
         lambda root, _: tiny(root, val_0=None),
-        "names 1 images .*; the first is val_0.JPEG",
+        "names 1 images that do not exist; the first is val_0.JPEG",
         "unpack",
     ),
     "damaged annotations": (
@@ -204,29 +228,78 @@ WRONG: dict[str, tuple[Layout, str, str]] = {  # what is said, and what to do
         "val_annotations.txt:1: expected file and class",
         "unpack",
     ),
-    "something else": ({"cats/1.JPEG": ""}, "no folder 'train'; its folders are cats", "give the folder"),
-}
-
-
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
-PRINTED = {  # layouts whose messages docs/data.md shows, and how its data set differs from the one here
-    "flat val without classes": ("/data/imagenet", "4 images", "50000 images"),
-    "tar files of classes": ("/data/imagenet", ".tar 2", ".tar 1000"),
-    "two data sets": ("/data", "2 folders", "2 folders"),
+    "something else": (
+        lambda root, _: write(root, {"cats/1.JPEG": ""}),
+        "no folder 'train'; its folders are cats",
+        "give the folder",
+    ),
 }
 
 
 @pytest.mark.parametrize("layout", WRONG)
 def test_what_cannot_be_read_is_answered_with_what_to_do(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong, message, hint = WRONG[layout]
-    path = make(wrong, tmp_path / "images", monkeypatch)
-    with pytest.raises(DataError, match=message) as caught, open_images(path):
+    make, message, hint = WRONG[layout]
+    with pytest.raises(DataError, match=message) as caught, open_images(make(tmp_path / "images", monkeypatch)):
         pass
     assert hint in caught.value.hint
-    if layout in PRINTED:
-        root, here, there = PRINTED[layout]
-        printed = f"error: {caught.value}\nhint: {caught.value.hint}\n".replace(str(path), root)
-        assert printed.replace(here, there) in DOCUMENT
+
+
+# --- the page of layouts ------------------------------------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+ROWS = {  # how a row of its table begins: the layouts above or the tests below that show it
+    "`train/<class>/*`, `val": ["train/<class>, val/<class>"],
+    "`test`, `valid` or": ["test in place of val", "capitalised", "val beside a test without labels"],
+    "`Train` and `Val`": ["capitalised"],
+    "the same one folder deeper": ["one folder deeper", "Imagenette"],
+    "CIFAR as image folders": ["test in place of val"],
+    "a zip of any": ["a zip with a top folder", "a zip without a top folder"],
+    "Tiny-ImageNet,": ["Tiny-ImageNet", "Tiny-ImageNet's zip"],
+    "Kaggle's ImageNet": ["Kaggle's ImageNet"],
+    "flat `val/*.JPEG` and `LOC": ["flat val with Kaggle's classes"],
+    "flat `val/*.JPEG` and `ILSVRC": ["test_the_development_kit_names_the_classes"],
+    "flat `val/*.JPEG` or `val/images": [
+        "flat val/images with a list",
+        "flat val with classes by number",
+        "flat val with a class for each image in order",
+    ],
+    "`cifar-10-batches-py`": ["test_the_forms_of_cifar_hold_the_same_images"],
+    "`cifar-100-python`": ["test_the_forms_of_cifar_hold_the_same_images"],
+    "`stl10_binary`": [
+        "test_stl_10_has_its_labelled_images_and_those_without_labels",
+        "test_stl_10_that_is_absent_or_packed_is_answered_with_what_to_do",
+    ],
+    "flat `val/*.JPEG` alone": ["flat val without classes"],
+    "`ILSVRC2012_img_train.tar`": ["the tar files", "tar files of classes"],
+    "parquet, Arrow": ["parquet", "Arrow", "TFRecord", "shards", "an archive beside nothing", "an archive itself"],
+    "`cifar-10-*`": ["CIFAR-10", "CIFAR-100", "STL-10"],
+    "ambiguous folders": ["two data sets", "two readings of val", "two cases of train"],
+}
+PRINTED = {  # layouts whose messages the page shows, and how its data set differs from the one here
+    "flat val without classes": ("/data/imagenet", "4 images", "50000 images"),
+    "tar files of classes": ("/data/imagenet", ".tar 2", ".tar 1000"),
+    "two data sets": ("/data", "", ""),
+}
+
+
+def test_every_row_of_the_page_has_a_test() -> None:
+    table = DOCUMENT.partition("| What you have |")[2].partition("\n\n")[0]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert len(found) == len(ROWS) >= 12
+    for (row, _, answer), (begins, shown) in zip(found, ROWS.items(), strict=True):
+        assert row.startswith(begins)
+        tested = LAYOUTS if answer.startswith("read") else WRONG
+        assert [name for name in shown if name not in tested and name not in globals()] == [], row
+
+
+@pytest.mark.parametrize("layout", PRINTED)
+def test_the_page_shows_messages_as_they_are_printed(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, here, there = PRINTED[layout]
+    path = WRONG[layout][0](tmp_path / "images", monkeypatch)
+    with pytest.raises(DataError) as caught, open_images(path):
+        pass
+    printed = f"error: {caught.value}\nhint: {caught.value.hint}\n".replace(str(path), root)
+    assert (printed.replace(here, there) if here else printed) in DOCUMENT
 
 
 # --- CIFAR --------------------------------------------------------------------------------------------------------------
@@ -347,6 +420,27 @@ def test_stl_10_that_is_absent_or_packed_is_answered_with_what_to_do(tmp_path: P
     with pytest.raises(DataError, match="has no folder stl10_binary") as caught:
         stl10(tmp_path)
     assert caught.value.hint == "unpack it: tar -xf stl10_binary.tar.gz"
+
+
+def test_images_without_labels_are_trained_on_and_nothing_else(tmp_path: Path) -> None:
+    """Classes, search set, queries and groups are those of the labelled images; the manifest is read as it was written."""
+    listing = stl10(write_stl10(tmp_path).parent)
+    subset = trees.subset(params.AllClasses(name="all"), source="stl10", shots=params.Shots(many_above=2, few_below=2))
+    labelled, both = (select(listing.images, subset.model_copy(update={"unlabelled": given}), "x") for given in (False, True))
+    assert labelled.classes == both.classes == ("airplane", "bird")
+    assert (len(labelled.train), len(both.train)) == (4, 7)
+    assert (both.search.tolist(), both.query.tolist(), both.shots) == (
+        labelled.search.tolist(),
+        labelled.query.tolist(),
+        labelled.shots,
+    )
+    rows = tuple(Image(*image.key, f"{at:064x}") for at, image in enumerate(listing.images))
+    made = Manifest("STL-10", "x", {}, both.classes, (), rows, both.train, both.search, both.query)
+    manifests.write(tmp_path / "made", made)
+    found = manifests.read(tmp_path / "made")
+    assert found.sha256 == made.sha256
+    assert found.labels[found.train].tolist() == [0, 0, 1, 1, -1, -1, -1]
+    assert found.labels[found.search].tolist() == [0, 0, 1, 1]
 
 
 def test_a_source_without_such_images_is_named() -> None:

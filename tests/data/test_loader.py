@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from isd_repro.config.params import Data, Jitter, StoreSettings, View
-from isd_repro.data.loader import Batches, Prefetch
+from isd_repro.data import augment
+from isd_repro.data.loader import Batches, Prefetch, generator_of
 from isd_repro.data.manifests import Split
 from isd_repro.data.store import Store, convert
 from isd_repro.interfaces import Batch
@@ -110,6 +114,14 @@ def test_views_are_of_the_images_that_the_batch_names(store: Store) -> None:
         assert sorted(batch.shuffle.tolist()) == list(range(BATCH))
 
 
+def test_each_view_follows_its_own_law(store: Store) -> None:
+    """The student's is the whole image, the teacher's is not."""
+    data = WHOLE.model_copy(update={"view_teacher": View(crop_min=0.2, crop_max=0.3)})
+    batch, plain = make(store, data=data).at(0), make(store, data=WHOLE).at(0)
+    assert torch.equal(batch.view_student, plain.view_student)
+    assert not torch.equal(batch.view_teacher, plain.view_teacher)
+
+
 def test_a_split_smaller_than_a_batch_is_refused(store: Store) -> None:
     few = torch.arange(BATCH - 1)
     with pytest.raises(ConfigError, match=r"optim\.batch_size: 5, but subset 'toy' has only 4 images"):
@@ -125,26 +137,62 @@ COLOUR = Data(subset="toy", image_size=24, view_student=STRONG, view_teacher=Vie
 
 
 @pytest.fixture
-def jpegs(tmp_path: Path) -> Store:
+def folder(tmp_path: Path) -> Path:
+    make_jpegs(tmp_path)
+    return tmp_path
+
+
+def make_jpegs(folder: Path) -> Store:
     draws = np.random.default_rng(0)
     images = []
     for number in range(PHOTOS):
         size = (45 + number, 36) if number % 3 else (36, 40 + number)
         image = Image.fromarray(draws.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         images.append(convert(image, SETTINGS))
-    return Store(tmp_path, trees.packed(tmp_path, images, SETTINGS), 1)
+    return Store(folder, trees.packed(folder, images, SETTINGS), 1)
 
 
-def test_batches_are_bit_equal_for_any_workers_any_order_and_on_resume(jpegs: Store) -> None:
+def batches(folder: Path, workers: int = 1) -> Batches:
+    store = make_jpegs(folder)
     index = torch.arange(PHOTOS)
-    one, many, resumed = (
-        Batches(Store(jpegs.folder, jpegs.info, workers), Split(index, index), COLOUR, 4, 0, CPU) for workers in (1, 5, 3)
-    )
-    forward = [one.at(step) for step in range(2 * one.steps_per_epoch)]
-    for step, batch in enumerate(forward):
-        assert same(many.at(step), batch), step
+    return Batches(Store(folder, store.info, workers), Split(index, index), COLOUR, 4, 0, CPU)
+
+
+def test_batches_are_bit_equal_for_any_workers_any_order_and_on_resume(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    one = batches(tmp_path / "a")
+    steps = 2 * one.steps_per_epoch
+    forward = [tensors(one.at(step)) for step in range(steps)]
+    many = batches(tmp_path / "b", workers=5)
+    resumed = batches(tmp_path / "c", workers=3)
+    for step in range(steps):
+        assert all(map(torch.equal, tensors(many.at(step)), forward[step])), step
     for step in (7, 8, 2, 2, 11, 0):  # where a resumed run begins, and steps that were not read ahead
-        assert same(resumed.at(step), forward[step]), step
+        assert all(map(torch.equal, tensors(resumed.at(step)), forward[step])), step
+
+
+def test_a_crop_is_torchvisions_of_the_decoded_image(folder: Path) -> None:
+    """The whole of a batch's views, by torchvision, one image at a time, from Pillow's own decoding of what the store keeps."""
+    law = View(crop_min=0.2, flip=0.5)
+    data = COLOUR.model_copy(update={"view_student": law, "view_teacher": law})
+    store = make_jpegs(folder)
+    index = torch.arange(PHOTOS)
+    source = Batches(store, Split(index, index), data, 4, 3, CPU)
+    for step in range(source.steps_per_epoch):
+        batch = source.at(step)
+        draws = generator_of(3, "step", step)
+        for view in (batch.view_student, batch.view_teacher):
+            crop = augment.draw_crop(store.sizes[batch.index], law, draws)
+            for row, position in enumerate(batch.index.tolist()):
+                height, width = store.sizes[position].tolist()
+                pixels = store.read(torch.tensor([position]))[0][0, :, :height, :width].float() / 255
+                assert min(pixels.shape[1:]) == 32
+                window = [int(side[row]) for side in (crop.top, crop.left, crop.height, crop.width)]
+                want = F.resized_crop(pixels, *window, [24, 24], antialias=True)
+                want = F.horizontal_flip(want) if crop.flip[row] else want
+                want = F.normalize(want, list(COLOUR.mean), list(COLOUR.std))
+                torch.testing.assert_close(view[row], want, rtol=0, atol=5e-5)
 
 
 class Counting:
@@ -153,39 +201,56 @@ class Counting:
     keeps_jpegs = True
 
     def __init__(self) -> None:
-        self.alive, self.most, self.asked = weakref.WeakSet[Tensor](), 0, list[int]()
+        self.alive = self.most = 0
+        self.asked: list[int] = []
+        self.lock = threading.Lock()
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        self.asked.append(int(index[0]))
+        with self.lock:
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            self.asked.append(int(index[0]))
         if index[0] == 13:
             raise DataError("image 13 is damaged")
         batch = index.clone()
-        self.alive.add(batch)
-        self.most = max(self.most, len(self.alive))
+        weakref.finalize(batch, self.gone)
         return batch, index
 
+    def gone(self) -> None:
+        with self.lock:
+            self.alive -= 1
 
-def test_one_batch_is_in_use_and_one_ahead_and_a_damaged_image_fails_the_step_that_needs_it() -> None:
+
+def test_one_batch_is_in_use_and_one_ahead_and_no_more() -> None:
     store: Any = Counting()
     prefetch = Prefetch(store, lambda step: torch.tensor([step]), CPU)
-    for step in range(13):
+    for step in range(8):
         pixels, _ = prefetch.at(step)
         assert pixels.tolist() == [step]
         del pixels
-    assert store.asked[:13] == list(range(13)), "nothing is read twice"
+    gc.collect()
+    assert store.asked[:8] == list(range(8)), "nothing is read twice"
     assert store.most <= 2
+
+
+def test_a_damaged_image_fails_the_step_that_needs_it() -> None:
+    store: Any = Counting()
+    prefetch = Prefetch(store, lambda step: torch.tensor([step]), CPU)
+    assert prefetch.at(12)[0].tolist() == [12]
     with pytest.raises(DataError, match="13 is damaged"):
         prefetch.at(13)
     assert prefetch.at(14)[0].tolist() == [14]
 
 
 @pytest.mark.gpu
-def test_a_cuda_device_gets_the_same_pixels(jpegs: Store) -> None:
+def test_a_cuda_device_gets_the_same_pixels(folder: Path) -> None:
+    store = make_jpegs(folder)
+    device = torch.device("cuda")
     order = torch.randperm(PHOTOS, generator=torch.Generator().manual_seed(0))[:24].view(6, 4)
-    prefetch = Prefetch(jpegs, lambda step: order[step % 6], torch.device("cuda"))
+    prefetch = Prefetch(store, lambda step: order[step % 6], device)
     for step in range(6):
         pixels, sizes = prefetch.at(step)
-        want, want_sizes = jpegs.read(order[step])
+        want, want_sizes = store.read(order[step])
         assert pixels.device.type == "cuda"
         assert torch.equal(pixels.cpu(), want)
         assert torch.equal(sizes, want_sizes)

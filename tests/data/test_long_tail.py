@@ -62,6 +62,14 @@ def test_pareto_has_the_range_of_imagenet_lt_and_about_its_images() -> None:
     assert groups == [404, 456, 140]
 
 
+def test_pareto_sizes_follow_the_distribution() -> None:
+    """A share q of the classes has more than the distribution's quantile 1 - q, scaled to the range."""
+    found = pareto_sizes(500, 10_000, 0, 3.0)
+    top = 500 ** (1 / 3) - 1
+    for share in (0.02, 0.1, 0.5):
+        assert found[int(share * 500) - 1] == pytest.approx(10_000 * (share ** (-1 / 3) - 1) / top, abs=1)
+
+
 # --- which class, which images ----------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,13 @@ def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
+def test_equal_manifests_are_equal_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        manifests.write(tmp_path / name, make())
+    for file in ("manifest.json", "images.tsv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
 @pytest.mark.parametrize(
     "change",
     [

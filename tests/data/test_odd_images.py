@@ -101,6 +101,11 @@ def test_an_odd_image_is_decoded(kind: str) -> None:
     assert kind.removesuffix(" named .JPEG").replace(" grey TIFF", " grey").replace(" grey PGM", " grey") in DOCUMENT
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_compressed_tiff_has_the_pixels_of_a_plain_one(compression: str | None) -> None:
+    assert (pixels(saved(Image.fromarray(COLOUR), "TIFF", compression=compression)) == COLOUR).all()
+
+
 def test_a_tiff_is_turned_as_its_orientation_says() -> None:
     """Pillow applies this tag of TIFF, which is no EXIF, when it decodes the image."""
     payload = saved(Image.fromarray(COLOUR), "TIFF", tiffinfo={0x0112: 6})

@@ -69,14 +69,21 @@ def test_positions_outside_are_refused_and_none_is_fine(ragged: bool, tmp_path: 
     assert store.read(torch.empty(0, dtype=torch.int64))[0].shape[:2] == (0, 3)
 
 
+def test_square_is_antialiased_bilinear() -> None:
+    image = noise(40, 60)
+    found = convert(image, params.StoreSettings(resize="square", side=10))
+    wanted = F.resize(image, [10, 10], InterpolationMode.BILINEAR, antialias=True)
+    assert found.shape == (3, 10, 10)
+    assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
+
+
 @pytest.mark.parametrize(("height", "width"), [(41, 60), (60, 41), (30, 30), (5, 9), (16, 33)])
-def test_images_are_resized_as_torchvision_does(height: int, width: int) -> None:
+def test_short_side_is_torchvisions_resize(height: int, width: int) -> None:
     image = noise(height, width)
-    for resize, size in (("short-side", [16]), ("square", [16, 16])):
-        found = convert(image, params.StoreSettings.model_validate({"resize": resize, "side": 16}))
-        wanted = F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
-        assert min(found.shape[1:]) == 16
-        assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
+    found = convert(image, params.StoreSettings(resize="short-side", side=16))
+    wanted = F.resize(image, [16], InterpolationMode.BILINEAR, antialias=True)
+    assert min(found.shape[1:]) == 16
+    assert np.array_equal(found.transpose(1, 2, 0), np.asarray(wanted))
 
 
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None, str]] = {  # the file, what becomes of it, what is said
@@ -96,6 +103,16 @@ def test_a_damaged_store_is_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / file).unlink() if change is None else (tmp_path / file).write_bytes(change(content))
     with pytest.raises(DataError, match=message):
         Store(tmp_path, info)
+
+
+def test_verify_hashes_every_byte(tmp_path: Path) -> None:
+    store = Store(tmp_path, pack(tmp_path, [noise(4, 4)], params.StoreSettings()))
+    store.verify()
+    content = bytearray((tmp_path / PIXELS).read_bytes())
+    content[5] ^= 1
+    (tmp_path / PIXELS).write_bytes(bytes(content))
+    with pytest.raises(DataError, match="sha256 is"):
+        Store(tmp_path, store.info).verify()
 
 
 # --- JPEGs ---

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from isd_repro.config import params
-from isd_repro.data.lists import parse_list
+from isd_repro.data.lists import LIST_SHA256, parse_list
 from isd_repro.data.manifests import Positions
 from isd_repro.data.sources import Located
 from isd_repro.data.subsets import Selection, select
@@ -18,6 +19,7 @@ from tests.data import trees
 
 COUNTS = {f"n{number:02d}": 20 + number for number in range(12)}
 IMAGES = trees.located(COUNTS)
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def unbalanced(**values: object) -> params.Unbalanced:
@@ -162,6 +164,13 @@ def test_a_class_drawn_does_not_depend_on_its_neighbours() -> None:
     assert names(alone, select(alone, trees.subset(rule), "x").train) == {key for key in whole if key[1] == "n03"}
 
 
+def test_classes_of_one_size_are_drawn_independently() -> None:
+    images = trees.located(dict.fromkeys(("n01", "n02", "n03"), 50))
+    drawn = names(images, select(images, trees.subset(params.Balanced(name="balanced", per_class=5)), "x").train)
+    numbers = [frozenset(file.removeprefix(cls) for _, cls, file in drawn if cls == one) for one in ("n01", "n02", "n03")]
+    assert len(set(numbers)) == 3
+
+
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
@@ -271,3 +280,38 @@ def test_what_a_list_names_and_the_source_lacks_is_counted(
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
         of_list(tmp_path, monkeypatch)
+
+
+PUBLISHED = {  # images, and large classes that have fewer than 1,300: what the paper's authors published
+    "D1": (13400, {}),
+    "D2": (13036, {"n02095889": 936}),
+    "D3": (13217, {"n01688243": 1117}),
+    "D4": (13400, {}),
+    "D5": (13400, {}),
+    "D6": (13171, {"n01744401": 1071}),
+    "D7": (12872, {"n02085782": 772}),
+    "D8": (13400, {}),
+    "D9": (13250, {"n02066245": 1150}),
+    "D10": (13390, {"n02090379": 1290}),
+}
+
+
+@pytest.mark.skipif(not (SHARED / "isd-unbalanced-lists.tar.gz").is_file(), reason="data folder absent")
+def test_the_published_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(SHARED / "isd-unbalanced-lists.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "isd-unbalanced-lists"
+    for name, (total, smaller) in PUBLISHED.items():
+        authors = parse_list(folder / f"{name}.txt")
+        per_class = Counter(cls for cls, _ in authors.images)
+        assert len(authors.images) == total
+        assert len(authors.classes) == 38
+        assert authors.sha256 == LIST_SHA256[name]
+        assert authors.large == tuple(sorted(authors.classes)[:8])
+        assert {cls: n for cls, n in per_class.items() if n != 1300} == {**dict.fromkeys(authors.classes[8:], 100), **smaller}
+    authors = parse_list(folder / "D7.txt")
+    images = [Located("train", cls, file, "") for cls, file in authors.images]
+    images += [Located("val", cls, f"{number}.JPEG", "") for cls in authors.classes for number in range(50)]
+    monkeypatch.setenv("ISD_LISTS_ROOT", str(folder))
+    selection = select(images, trees.subset(params.ListFile(name="list", list="D7")), "x")
+    assert (len(selection.train), len(selection.query), selection.notes) == (12872, 1900, ())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from isd_repro.config.params import BackboneConfig
-from isd_repro.evaluations.encoders import load_encoders
+from isd_repro.evaluations.encoders import check_manifest, load_encoders
 from isd_repro.nn.backbones import build
 from isd_repro.runtime.errors import DataError
 from isd_repro.tensor_files import save_tensors
@@ -85,6 +85,13 @@ def test_every_difference_is_listed(tmp_path: Path, nets: dict[str, nn.Module]) 
     assert "student.bn1.weight is (2,) float64, expected (2,) float32" in message
 
 
+def test_tensors_of_an_encoder_that_is_not_declared_are_unmatched(tmp_path: Path, nets: dict[str, nn.Module]) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_tensors(path, "encoder", tensors(nets), identity(encoders=["student"]))
+    with pytest.raises(DataError, match=r"unmatched teacher\.bn1\.bias"):
+        load_encoders(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -108,3 +115,9 @@ def test_pixels_need_no_tensors(tmp_path: Path) -> None:
     encoders, _ = load_encoders(path)
     images = torch.rand(2, 1, 12, 12)
     assert torch.equal(encoders["student"](images), images.reshape(2, 144))
+
+
+def test_changed_manifest_is_named(tmp_path: Path) -> None:
+    check_manifest(tmp_path / "e", "a" * 64, "a" * 64)
+    with pytest.raises(DataError, match="made with aaaaaaaaaaaa, the prepared subset has bbbbbbbbbbbb"):
+        check_manifest(tmp_path / "e", "a" * 64, "b" * 64)

@@ -27,17 +27,19 @@ from typer.testing import CliRunner
 from isd_repro import checkpoints, cli, evaluations
 from isd_repro.config import reader as config
 from isd_repro.config.layout import Layout
-from isd_repro.config.params import Params
+from isd_repro.config.params import BackboneConfig, Params
 from isd_repro.data.image_folder import open_folder
 from isd_repro.data.prepare import prepare
 from isd_repro.evaluations import external
 from isd_repro.evaluations.external import Request, evaluate_checkpoint, numbers
 from isd_repro.evaluations.stage import extract, run_evaluation
-from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels, wilson
+from isd_repro.nn.backbones import build
+from isd_repro.records import EvaluationRecord, ExternalRecord, read_record, unpack_labels
 from isd_repro.report import page, run_records
 from isd_repro.runtime.errors import ConfigError, DataError, Preempted, UserError
+from isd_repro.runtime.progress import Task
+from isd_repro.tensor_files import save_tensors
 from isd_repro.train.pretrain import pretrain
-from tests.evaluations.test_stages import NARROW, write_encoder
 from tests.faults import chain
 
 knn = partial(run_evaluation, "knn")
@@ -184,15 +186,32 @@ def test_a_report_takes_the_record_in(made: World, tmp_path: Path, capsys: pytes
     assert "Theirs" in page.render(report)["index.html"].decode()
 
     tree = json.loads(out.read_text())
-    tree["label"] = made.params.runs[RUN].label
+    tree["evaluations"][0]["scores"][0]["correct"] -= 1
     out.write_text(json.dumps(tree))
-    labels = {row.label for row in page.assemble(made.params, run_records.load(made.params, layout), layout).tables[0].rows}
-    assert {tree["label"], f"{tree['label']} (checkpoint theirs)"} <= labels
+    with pytest.raises(DataError, match="from its predictions"):
+        run_records.load(made.params, layout)
+    tree["evaluations"][0]["scores"][0]["correct"] += 1
+    tree["sha256"] = "0" * 64
+    out.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"knn\.encoder_sha256 is"):
+        run_records.load(made.params, layout)
+    tree["sha256"] = tree["evaluations"][0]["encoder_sha256"]
     tree["evaluations"][0]["manifest"]["sha256"] = "1" * 64
     out.write_text(json.dumps(tree))
     report = page.assemble(made.params, run_records.load(made.params, layout), layout)
-    assert not any("checkpoint theirs" in row.label for row in report.tables[0].rows)
+    assert "Theirs (checkpoint theirs)" not in {row.label for row in report.tables[0].rows}
     assert any("no table here uses the same images" in note for note in report.footnotes)
+
+
+def test_the_row_of_a_checkpoint_with_the_label_of_a_run_is_told_apart(
+    made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(folder=made.layout.folder, root=tmp_path, profile=made.layout.profile)
+    shutil.copytree(made.layout.records, layout.records)
+    label = made.params.runs[RUN].label
+    ask(Request(**made.ours, label=label, out=layout.records / "a" / "external.json"), capsys)
+    rows = page.assemble(made.params, run_records.load(made.params, layout), layout).tables[0].rows
+    assert [row.label for row in rows] == [label, f"{label} (checkpoint a)"]
 
 
 # --- other people's checkpoints on plain folders ------------------------------------------------------------------------
@@ -260,10 +279,11 @@ def test_every_evaluation_that_needs_no_run_can_be_asked_for(
 ) -> None:
     assert {"few_label", "knn", "knn_dense", "linear", "weighted_knn"} <= set(evaluations.of_any_checkpoint())
     assert {"trajectory", "transfer"}.isdisjoint(evaluations.of_any_checkpoint())
-    request = Request(foreign, data=pictures, image_size=32, protocol="weighted_knn", options={"--k": (3, 5)})
+    request = Request(foreign, data=pictures, image_size=32, protocol="weighted_knn", options={"--k": (3, 5)}, per_class=True)
     out, _ = ask(request, capsys)
     assert "5-NN, weighted" in out
     assert "Weighted nearest neighbours: 3-NN, 5-NN weighted by" in out
+    assert "By class, top-1 in percent" in out
 
 
 def test_the_table_says_what_the_numbers_are(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,8 +296,14 @@ def test_the_table_says_what_the_numbers_are(foreign: Path, pictures: Path, caps
     assert "epochs" not in out
     found = re.search(r"1-NN +(\d+\.\d\d) \[(\d+\.\d), (\d+\.\d)\]", out)
     assert found is not None
-    share, *interval = (float(each) for each in found.groups())
-    assert interval == pytest.approx(wilson(round(share * 12 / 100), 12), abs=0.05)
+    share, low, high = (float(each) / 100 for each in found.groups())
+    z, n = 1.959964, 12
+    middle, half = (
+        (share + z**2 / (2 * n)) / (1 + z**2 / n),
+        z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n),
+    )
+    assert low == pytest.approx(middle - half, abs=1e-3)
+    assert high == pytest.approx(middle + half, abs=1e-3)
 
 
 def test_an_encoder_for_small_images_gets_a_hint(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,8 +320,19 @@ def test_an_encoder_for_small_images_gets_a_hint(foreign: Path, pictures: Path, 
 
 
 def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = BackboneConfig(arch="resnet-narrow", width=2, channels=1)
+    net = build(config, 16)
+    identity = {
+        "backbone": config.model_dump(mode="json"),
+        "image_size": 16,
+        "crop_ratio": 1.0,
+        "mean": [0.4],
+        "std": [0.2],
+        "encoders": ["student"],
+    }
+    identity |= {"profile": "p", "run": "r", "fingerprint": "f", "manifest": "m"}
     path = tmp_path / "encoder.safetensors"
-    write_encoder(path, NARROW, ("student",), "m")
+    save_tensors(path, "encoder", {f"student.{key}": value for key, value in net.state_dict().items()}, identity)
     colour = json.loads(ask(Request(path, data=pictures, as_json=True), capsys)[0])
     grey = tmp_path / "grey"
     for file in pictures.rglob("*.png"):
@@ -319,19 +356,25 @@ def test_a_grey_encoder_reads_colour_as_grey(tmp_path: Path, pictures: Path, cap
         ({"options": {"--k": (1, 37)}}, ConfigError, "k = 37: the search set has 36 images"),
         ({"options": {"--k": (0,)}}, ConfigError, "--k .0,.: Input should be greater than or equal to 1"),
         ({"protocol": "trajectory"}, ConfigError, "--protocol trajectory: no such evaluation"),
+        ({"image_size": 0}, ConfigError, "--image-size 0: Input should be greater"),
+        ({"crop_ratio": 1.5}, ConfigError, "--crop-ratio 1.5"),
         ({"std": (0.0, 1.0, 1.0)}, ConfigError, "--std"),
         ({"data": None, "prepared": Path("x"), "listed": Path("D1.txt")}, ConfigError, "--list has no effect with --prepared"),
         ({"out": Path("Bad Name/external.json")}, ConfigError, "is not a valid record name"),
         ({"image_size": 7}, ConfigError, "--image-size 7: Input should be greater than or equal to 8"),
         ({"image_size": 4097}, ConfigError, "--image-size 4097: Input should be less than or equal to 4096"),
         ({"crop_ratio": 0.003}, ConfigError, "--image-size 16 with --crop-ratio 0.003: a short side above 4096"),
+        ({"crop_ratio": 1e-320}, ConfigError, "a short side above 4096"),
         ({"crop_ratio": math.nan}, ConfigError, "--crop-ratio nan"),
         ({"mean": (math.nan, 1.0, 1.0)}, ConfigError, "--mean nan: Input should be a finite number"),
+        ({"std": (math.inf, 1.0, 1.0)}, ConfigError, "--std inf: Input should be a finite number"),
         ({"workers": -1}, ConfigError, "--workers -1"),
         ({"data": None, "prepared": Path("x"), "workers": 2}, ConfigError, "--workers has no effect with --prepared"),
         ({"options": {"--k": (5, 1, 5)}}, ConfigError, "--k .5, 1, 5.: .* twice"),
         ({"protocol": "linear", "options": {"--k": (5,)}}, ConfigError, "--k has no effect with --protocol linear"),
         ({"options": {"--linear-seeds": 2}}, ConfigError, "--linear-seeds has no effect with --protocol knn"),
+        ({"protocol": "linear", "options": {"--linear-epochs": 0}}, ConfigError, "--linear-epochs 0: Input should be greater"),
+        ({"label": " "}, ConfigError, "--label ' ': String should match"),
         ({"label": "a\nb"}, ConfigError, "--label .*: String should match"),
     ],
     ids=str,
@@ -398,6 +441,16 @@ def test_the_expected_time_comes_before_the_long_work(foreign: Path, pictures: P
     assert "linear: 3 epochs of 36 images, about" in before[0]
 
 
+def test_progress_moves_with_every_image_of_a_group(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's view is half of its work: 32 large images are decoded and resized before the first of them passes forward."""
+    Image.new("RGB", (40, 30)).save(pictures / "train" / "dark" / "0.png")
+    steps: list[float] = []
+    monkeypatch.setattr(Task, "advance", lambda self, count=1: steps.append(count) if "features" in self._title else None)
+    evaluate_checkpoint(Request(foreign, data=pictures, image_size=32, cache=False), Console(file=io.StringIO()))
+    assert sum(steps) == 48
+    assert steps[:33] == [0.5] * 32 + [16]
+
+
 def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -408,6 +461,17 @@ def test_an_interrupt_says_that_the_same_command_goes_on(foreign: Path, pictures
             with pytest.raises(Preempted) as caught:
                 evaluate_checkpoint(Request(foreign, data=pictures, image_size=16), Console(file=io.StringIO()))
         assert "same command" in caught.value.hint
+
+
+def test_features_that_are_not_finite_are_named(foreign: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(foreign, weights_only=True)
+    scaled = (({"conv2": 1e36, "bn2": 1e36}, "are not finite"), ({"bn2": 1e25}, "are too long for float32"))
+    for factors, words in scaled:
+        broken = {f"layer4.1.{key}.weight": state[f"layer4.1.{key}.weight"] * factor for key, factor in factors.items()}
+        torch.save(state | broken, foreign)
+        with pytest.raises(DataError, match=f"'student': .* rows {words}") as caught:
+            ask(Request(foreign, data=pictures, image_size=16), capsys)
+        assert "weights are out of range" in caught.value.hint
 
 
 def test_the_command_line(foreign: Path, pictures: Path, tmp_path: Path) -> None:

@@ -46,6 +46,24 @@ def pictures() -> Tensor:
     return torch.randn(2 * BLOCK + 37, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
+def test_equals_a_plain_forward_in_eval_mode(pictures: Tensor) -> None:
+    net = network(1)
+    found = features({"student": net}, lambda at: pictures[at], len(pictures), CPU)["student"]
+    conv, norm = net[0], net[1]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    hidden = nn.functional.conv2d(
+        pictures.double(), conv.weight.double(), conv.bias.double() if conv.bias is not None else None, padding=1
+    )
+    shape = (1, -1, 1, 1)
+    hidden = (hidden - norm.running_mean.double().view(shape)) / (norm.running_var.double().view(shape) + norm.eps).sqrt()
+    quarters = hidden.clamp_min(0).unflatten(2, (2, 3)).unflatten(4, (2, 3)).mean(dim=(3, 5))  # no dropout
+    assert torch.allclose(found.double(), quarters.flatten(1), atol=1e-6)
+    assert found.dtype == torch.float32
+
+
 @pytest.mark.parametrize("count", [1, 7, BLOCK, BLOCK + 1])
 def test_bits_do_not_depend_on_how_many_are_asked(pictures: Tensor, count: int) -> None:
     net = network(2)

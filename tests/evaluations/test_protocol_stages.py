@@ -1,4 +1,4 @@
-"""Stages `few_label`, `transfer` and `trajectory`: records can be recomputed, and no choice depends on a test label."""
+"""Stages `few_label` and `transfer`: their records can be recomputed, and what they choose never depends on a test label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from isd_repro.config.layout import snapshot_name
 from isd_repro.data import eval_loader as pictures
 from isd_repro.data import transfer_sets
 from isd_repro.data.eval_loader import Frame, StoreReader
@@ -28,12 +27,13 @@ from isd_repro.evaluations.linear import among_five
 from isd_repro.evaluations.linear_head import LinearTask
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.evaluations.transfer import Config as Transfer
-from isd_repro.records import CurveRecord, EvaluationRecord, TargetsRecord, read_record, unpack_labels
+from isd_repro.records import TargetsRecord, read_record, unpack_labels
 from isd_repro.runtime.errors import ConfigError, DataError
 from isd_repro.runtime.files import sha256_file
 from tests.evaluations.test_stages import NARROW, SIDE, World, world, write_encoder  # noqa: F401 - a fixture
 
-few_label, knn, trajectory, transfer = (partial(run_evaluation, kind) for kind in ("few_label", "knn", "trajectory", "transfer"))
+few_label = partial(run_evaluation, "few_label")
+transfer = partial(run_evaluation, "transfer")
 
 CPU = torch.device("cpu")
 
@@ -98,15 +98,15 @@ def test_few_labels_equal_the_linear_protocol_on_the_labelled_images(world: Worl
 NAMES = ("bird", "cat", "dog")
 
 
-def write_target(root: Path, train: int = 20, side: int = SIDE, height: float = 120.0, noise: tuple[int, int] = (60, 40)) -> None:
+def write_target(root: Path) -> None:
     """Grey stripes of a direction for each class under noise, PNG so that pixels are exact."""
     draw = np.random.default_rng(0)
-    for part, count in (("train", train), ("test", 8)):
+    for part, count in (("train", 20), ("test", 8)):
         for label, cls in enumerate(NAMES):
             (root / part / cls).mkdir(parents=True)
             for number in range(count):
-                pattern = np.indices((side, side))[label % 2] * (1 + label // 2) % 2 * height
-                pixels = (pattern + draw.normal(*noise, (side, side))).clip(0, 255).astype(np.uint8)
+                pattern = np.indices((SIDE, SIDE))[label % 2] * (1 + label // 2) % 2 * 120.0
+                pixels = (pattern + draw.normal(60, 40, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / part / cls / f"{number:02d}.png")
 
 
@@ -167,11 +167,9 @@ def test_predictions_are_those_of_the_encoders_own_features(world: World, target
     parts: Any = ["train"] * 60 + ["test"] * 24
     division = transfer_sets.divide("cifar10-folder", parts, torch.cat([label, truth]), 0)
     train, val = ((known[rows], label[rows]) for rows in (division.train, division.val))
-    predicted, choice, _ = solver.answer(
-        train, val, asked, 3, lambda a, b: float((a == b).mean()), world.params.evaluation.transfer, CPU
-    )
-    assert unpack_labels(one.predictions["student/transfer"]).tolist() == predicted.tolist()
-    assert one.settings["chosen"]["student"]["c"] == choice.c
+    answer = solver.answer(train, val, asked, 3, lambda a, b: float((a == b).mean()), world.params.evaluation.transfer, CPU)
+    assert unpack_labels(one.predictions["student/transfer"]).tolist() == answer.predicted.tolist()
+    assert one.settings["chosen"]["student"]["c"] == answer.choice.c
 
 
 def test_shuffled_test_labels_change_no_choice(world: World, target: Path) -> None:  # noqa: F811
@@ -239,57 +237,3 @@ def test_few_label_refuses_what_linear_refuses(world: World) -> None:  # noqa: F
     configure(world, linear=world.params.evaluation.linear.model_copy(update={"protocol": "paper"}))
     with pytest.raises(ConfigError, match="'paper' with values that are not the paper's"):
         world.run(few_label, "isd")
-
-
-# --- trajectory -------------------------------------------------------------------------------------------------------
-
-EPOCHS = {1: 11, 10: 12}  # epoch -> seed of its encoders; the run's own are another
-
-
-@pytest.fixture
-def snapshots(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """Two snapshots of a run of twelve epochs."""
-    monkeypatch.setenv("ISD_STATE_ROOT", str(world.layout.root))
-    run = world.params.runs["isd"]
-    longer = run.model_copy(update={"optim": run.optim.model_copy(update={"epochs": 12})})
-    world.params = world.params.model_copy(update={"runs": {**world.params.runs, "isd": longer}})
-    folder = world.layout.snapshots("isd")
-    for epoch, seed in EPOCHS.items():
-        write_encoder(folder / snapshot_name(epoch), NARROW, ("student", "teacher"), world.manifest.sha256, seed, "isd")
-    return folder
-
-
-def test_each_point_is_what_extract_and_knn_give(world: World, snapshots: Path) -> None:  # noqa: F811
-    printed = world.run(trajectory, "isd").splitlines()
-    record = read_record(world.layout.record("isd", "trajectory"), CurveRecord)
-    assert [point.epoch for point in record.points] == [1, 10, 12]
-    files = [snapshots / snapshot_name(1), snapshots / snapshot_name(10), world.layout.encoder("isd")]
-    final = files[2].read_bytes()
-    seen = set()
-    for point, path in zip(record.points, files, strict=True):
-        content = final if path == files[2] else path.read_bytes()
-        world.layout.encoder("isd").write_bytes(content)
-        world.run(extract, "isd")
-        world.run(knn, "isd")
-        direct = read_record(world.layout.record("isd", "knn"), EvaluationRecord)
-        assert point.scores == direct.scores
-        assert point.encoder_sha256 == direct.encoder_sha256
-        seen.add(tuple(score.correct for score in point.scores))
-    assert len(seen) == 3  # the three encoders differ in what they answer
-    assert len(printed) == sum(len(point.scores) for point in record.points)
-    assert printed[0].startswith("isd epoch 1 student 1-NN all ")
-    assert [path.name for path in (world.layout.root / ".state").glob("*")] in ([], ["verified"])
-
-
-def test_snapshots_of_another_run_or_other_images_and_none_at_all_are_refused(world: World, snapshots: Path) -> None:  # noqa: F811
-    (snapshots / "epoch-00010 (copy).safetensors").write_bytes(b"of somebody who looked at it")  # left alone
-    second = snapshots / snapshot_name(10)
-    write_encoder(second, NARROW, ("student", "teacher"), world.manifest.sha256, run="byol")
-    with pytest.raises(DataError, match=r"epoch-00010\.safetensors: belongs to run 'byol', not 'isd'"):
-        world.run(trajectory, "isd")
-    write_encoder(second, NARROW, ("student", "teacher"), "of other images", run="isd")
-    with pytest.raises(DataError, match=r"epoch-00010\.safetensors: manifest changed since"):
-        world.run(trajectory, "isd")
-    shutil.rmtree(snapshots)
-    with pytest.raises(DataError, match="no snapshot in it"):
-        world.run(trajectory, "isd")

@@ -197,6 +197,27 @@ def test_extracted_features_are_the_encoders_own(world: World) -> None:
     assert world.layout.features("isd").read_bytes() == first
 
 
+@pytest.mark.parametrize("stage", [knn, linear])
+def test_scores_and_classes_follow_from_the_stored_predictions(world: World, stage: Any) -> None:
+    world.run(extract, "isd")
+    printed = world.run(stage, "isd").splitlines()
+    record = world.record("isd", stage.args[0])
+    metrics = ("1-NN", "3-NN") if stage is knn else ("linear-last", "linear-best")
+    assert set(record.predictions) == {f"{encoder}/{metric}" for encoder in ("student", "teacher") for metric in metrics}
+    label = unpack_labels(record.labels)
+    large = np.array([record.manifest.classes[cls] in record.manifest.large for cls in label.tolist()])
+    masks = {"all": np.ones_like(large), "rare": ~large, "large": large}
+    again = []
+    for encoder in ("student", "teacher"):
+        for metric in metrics:
+            hit = unpack_labels(record.predictions[f"{encoder}/{metric}"]) == label
+            again += [(encoder, metric, group, int(hit[mask].sum()), int(mask.sum())) for group, mask in masks.items()]
+            per_class = {name: int(hit[label == cls].sum()) for cls, name in enumerate(record.manifest.classes)}
+            assert sum(per_class.values()) == again[-3][3]
+    assert [(s.encoder, s.metric, s.group, s.correct, s.n) for s in record.scores] == again
+    assert printed[-len(again) :] == [f"isd {e} {m} {g} {100 * c / n:.1f} % (n={n})" for e, m, g, c, n in again]
+
+
 def test_linear_repeats_itself_and_learns(world: World) -> None:
     world.run(extract, "isd")
     printed = world.run(linear, "isd")
@@ -206,9 +227,6 @@ def test_linear_repeats_itself_and_learns(world: World) -> None:
     second = world.record("isd", "linear")
     assert first.predictions == second.predictions
     assert first.protocol == "short"
-    label = unpack_labels(first.labels)
-    for score in (score for score in first.scores if score.group == "all"):
-        assert score.correct == (unpack_labels(first.predictions[f"{score.encoder}/{score.metric}"]) == label).sum()
     assert set(first.settings["best_epoch"]) == {"student", "teacher"}
     best = {(s.encoder, s.group): s.correct for s in first.scores if s.metric == "linear-best"}
     last = {(s.encoder, s.group): s.correct for s in first.scores if s.metric == "linear-last"}
@@ -249,3 +267,16 @@ def test_what_is_missing_is_named(world: World) -> None:
     world.layout.encoder("isd").unlink()
     with pytest.raises(DataError, match=r"encoder\.safetensors: no such file"):
         world.run(knn, "isd")
+
+
+def test_k_above_the_search_set_and_a_false_paper_protocol_are_refused(world: World) -> None:
+    world.run(extract, "isd")
+    evaluation = world.params.evaluation
+    knn_settings = evaluation.knn.model_copy(update={"k": (1, 22)})
+    linear_settings = evaluation.linear.model_copy(update={"protocol": "paper"})
+    changed = evaluation.model_copy(update={"knn": knn_settings, "linear": linear_settings})
+    world.params = world.params.model_copy(update={"evaluation": changed})
+    with pytest.raises(ConfigError, match="k = 22: the search set has 21 images"):
+        world.run(knn, "isd")
+    with pytest.raises(ConfigError, match=r"'paper' with values that are not the paper's"):
+        world.run(linear, "isd")

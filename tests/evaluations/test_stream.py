@@ -12,12 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isd_repro.config.reader import fingerprint
 from isd_repro.evaluations import feature_cache as stream
 from isd_repro.evaluations.feature_cache import SHARD
 from isd_repro.evaluations.features import BLOCK, features
 from isd_repro.runtime.errors import DataError, UserError
-from isd_repro.runtime.files import exclusive
 
 CPU = torch.device("cpu")
 COUNT = 2 * SHARD + BLOCK + 7
@@ -91,6 +89,14 @@ def test_another_identity_shares_nothing(world: World, change: dict[str, object]
     assert len(world.asked) == len(range(0, COUNT, BLOCK))
 
 
+def test_a_folder_that_says_another_identity_is_emptied(world: World) -> None:
+    world.run()
+    (said,) = world.root.rglob("identity.json")
+    said.write_text("{}")
+    assert torch.equal(world.run(), expected())
+    assert len(world.asked) == len(range(0, COUNT, BLOCK))
+
+
 def test_a_second_encoder_computes_only_what_it_lacks(world: World) -> None:
     world.run()
     nets = {"student": network(1), "teacher": network(2)}
@@ -150,6 +156,5 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(world: World) -> 
 
 
 def test_two_processes_do_not_write_one_folder(world: World) -> None:
-    lock = world.root / fingerprint(IDENTITY) / "lock"
-    with exclusive(lock, "busy"), pytest.raises(UserError, match="these features are already being extracted"):
+    with stream._folder(world.root, IDENTITY), pytest.raises(UserError, match="these features are already being extracted"):
         world.run()

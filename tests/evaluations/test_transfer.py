@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isd_repro.evaluations import transfer
 from isd_repro.evaluations.transfer import Config as Transfer
-from isd_repro.records import Labels
+from isd_repro.records import Labels, mean_per_class
 from isd_repro.runtime.errors import DataError
 
 CPU = torch.device("cpu")
@@ -76,6 +76,16 @@ def test_a_fit_is_the_minimum(c: float) -> None:
     assert np.abs(other - weight).max() > 10 * distance(c, 40), "a hundredth of C shows"
 
 
+@pytest.mark.parametrize(("c", "classes"), [(0.01, 3), (1.0, 5), (10.0, 5)])
+def test_a_fit_is_sklearns_with_the_same_c(c: float, classes: int) -> None:
+    raw, label = points(1, 120, classes, 6)
+    z = raw.double()
+    theirs = LogisticRegression(C=c, tol=1e-12, max_iter=100_000).fit(z.numpy(), label.numpy())
+    found = transfer.fit(z, label, classes, c, SHARP)
+    assert np.abs(found.weight.numpy() - theirs.coef_).max() < distance(c, 120)
+    assert found.predict(z).tolist() == theirs.predict(z.numpy()).tolist()
+
+
 def test_the_start_changes_no_solution_and_too_few_iterations_are_told() -> None:
     raw, label = points(2, 60)
     z = raw.double()
@@ -111,28 +121,28 @@ def test_choice_and_answer_equal_the_whole_protocol_done_with_sklearn() -> None:
     """Every C fitted on train and scored on validation images; the best one fitted anew on both, statistics included."""
     settings = Transfer(c_min=1e-3, c_max=1e3, c_values=7, tolerance=1e-6)
     train, val, test = points(3, 60, noise=1.6), points(4, 50, noise=1.6), points(5, 80, noise=1.6)
-    predicted, choice, final = transfer.answer(train, val, test[0], 3, top1, settings, CPU)
+    found = transfer.answer(train, val, test[0], 3, top1, settings, CPU)
 
     scores = []
     z, held = standardised(train[0].double().numpy(), val[0].double().numpy())
     for c in np.logspace(-3, 3, 7):
         model = LogisticRegression(C=c, tol=1e-10, max_iter=100_000).fit(z, train[1].numpy())
         scores.append(100.0 * float((model.predict(held) == val[1].numpy()).mean()))
-    assert choice.validation == pytest.approx(scores, abs=1e-9)
+    assert found.choice.validation == pytest.approx(scores, abs=1e-9)
     assert len(set(scores)) > 2, "a flat grid would choose nothing"
     best = int(np.argmax(scores))
-    assert choice.c == pytest.approx(np.logspace(-3, 3, 7)[best], rel=1e-12)
+    assert found.choice.c == pytest.approx(np.logspace(-3, 3, 7)[best], rel=1e-12)
     assert 0 < best < 6
-    assert choice.unsolved == 0
-    assert final.gradient <= settings.tolerance
+    assert found.choice.unsolved == 0
+    assert found.solved
 
     both = torch.cat([train[0], val[0]]).double().numpy()
     z, asked = standardised(both, test[0].double().numpy())
-    model = LogisticRegression(C=choice.c, tol=1e-10, max_iter=100_000).fit(z, torch.cat([train[1], val[1]]).numpy())
-    assert predicted.tolist() == model.predict(asked).tolist()
-    alone = LogisticRegression(C=choice.c, tol=1e-10, max_iter=100_000)
+    model = LogisticRegression(C=found.choice.c, tol=1e-10, max_iter=100_000).fit(z, torch.cat([train[1], val[1]]).numpy())
+    assert found.predicted.tolist() == model.predict(asked).tolist()
+    alone = LogisticRegression(C=found.choice.c, tol=1e-10, max_iter=100_000)
     z, asked = standardised(train[0].double().numpy(), test[0].double().numpy())
-    assert predicted.tolist() != alone.fit(z, train[1].numpy()).predict(asked).tolist(), "validation images taught, too"
+    assert found.predicted.tolist() != alone.fit(z, train[1].numpy()).predict(asked).tolist(), "validation images taught, too"
 
 
 def test_the_strongest_penalty_of_equals_is_taken() -> None:
@@ -153,6 +163,14 @@ def test_the_metric_decides_the_choice() -> None:
     turns = iter([1.0, 2.0, 3.0, 4.0])
     assert transfer.choose(train, val, 3, lambda a, b: 50.0, settings, CPU).c == pytest.approx(1e-3)
     assert transfer.choose(train, val, 3, lambda a, b: next(turns), settings, CPU).c == pytest.approx(1e3)
+
+
+def test_mean_per_class_by_hand() -> None:
+    """Class 0: 3 of 4; class 1: 1 of 2; class 3: 0 of 1; class 2 has no query and does not count."""
+    label, predicted = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([0, 0, 0, 1, 1, 2, 0])
+    assert mean_per_class(predicted, label) == pytest.approx(100 * (0.75 + 0.5 + 0.0) / 3)
+    assert top1(predicted, label) == pytest.approx(100 * 4 / 7)
+    assert mean_per_class(label, label) == 100.0
 
 
 def test_odd_features_are_named() -> None:

@@ -127,10 +127,10 @@ def logs(folder: Path) -> set[str]:
 
 
 @contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of its own in memory, of so many bytes; skipped where mounting is not allowed."""
+def small_disk(folder: Path, size: int, names: int = 0) -> Iterator[Path]:
+    """A file system of its own in memory, of so many bytes and, if not 0, files; skipped where mounting is not allowed."""
     folder.mkdir()
-    start = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    start = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={names}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(start, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:

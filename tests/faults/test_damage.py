@@ -39,13 +39,12 @@ def numbers(folder: Path, stage: str) -> Any:
     return [{key: cell[key] for key in ("row", "metric", "encoder", "group", "value", "correct", "n")} for cell in cells]
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_refused_or_changes_no_number(name: str, done: Path) -> None:
-    """Some bits flipped, one by one, and the file cut short."""
+def damage(done: Path, name: str, flips: int) -> int:
+    """Flip bits one by one, and cut the file short; how many flips were refused. The others must have changed no number."""
     stage, path = READERS[name], done / name
     whole, wanted = path.read_bytes(), numbers(done, stage)
     draws, refused = random.Random(name), 0
-    bits = [flipped(whole, draws.randrange(8 * len(whole))) for _ in range(3)]
+    bits = [flipped(whole, draws.randrange(8 * len(whole))) for _ in range(flips)]
     for content in [*bits, b"", whole[: len(whole) // 2], whole[:-2]]:  # a record's last byte is a line's end
         path.write_bytes(content)
         before = chain.files(done)
@@ -58,7 +57,18 @@ def test_a_damaged_file_is_refused_or_changes_no_number(name: str, done: Path) -
             chain.refused(result, "digits" if name.endswith("manifest.json") else path.name)  # it judges the other files
             assert chain.files(done) == before, "a refusal overwrites nothing"
             refused += len(content) == len(whole)
-    assert refused >= 1
+    return refused
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file(name: str, done: Path) -> None:
+    assert damage(done, name, 3) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_many_flipped_bits(name: str, done: Path) -> None:
+    assert damage(done, name, 60) >= 3
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "extract", "knn", "linear", "evaluate"])
@@ -96,3 +106,25 @@ def test_a_large_store_is_hashed_once(done: Path, monkeypatch: pytest.MonkeyPatc
         assert opened() == at
     (folder / "store.u8").write_bytes((folder / "store.u8").read_bytes())
     assert opened() == 6
+
+
+def test_flipped_bits_of_an_encoder_and_of_kept_features_are_seen_by_evaluate(done: Path) -> None:
+    """`evaluate` keeps features; those that are damaged are computed again."""
+    ask = [*chain.EVALUATE, "--json", "--out", "out.json"]
+
+    def found() -> list[dict[str, Any]]:
+        result = chain.call(done, *ask)
+        assert result.code == 0, result
+        evaluations = json.loads((done / "out.json").read_text("utf-8"))["evaluations"]
+        return [{key: value for key, value in one.items() if key != "provenance"} for one in evaluations]
+
+    wanted = found()
+    kept = [path for path in (done / ".state/features").rglob("*") if path.is_file() and path.name != "lock"]
+    assert {path.name for path in kept} == {"identity.json", "search.npy", "search.shards", "query.npy", "query.shards"}
+    draws = random.Random(3)
+    for path in kept:
+        path.write_bytes(flipped(path.read_bytes(), draws.randrange(8 * path.stat().st_size)))
+        assert found() == wanted, path.name
+    path = done / "runs/isd/encoder.safetensors"
+    path.write_bytes(flipped(path.read_bytes(), 8 * (path.stat().st_size - 100)))
+    chain.refused(chain.call(done, *ask), "encoder.safetensors: damaged")

@@ -94,14 +94,18 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
     (state,) = (path.parent for path in folder.glob(".state/*/run.json"))
     wait_for_its_end(state)
     assert not world.outputs(folder)["record"].exists()
-    with repro(folder, environment, "pretrain@isd") as running:  # what DVC started is asked: a shell ends before its stage
+    with repro(folder, environment, "pretrain@isd") as running:  # the stage is asked to stop, DVC answers 255
         wait_for_epochs(folder, 24, running)
-        child = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[-1]
-        os.kill(int(child), signal.SIGTERM)
+        os.kill(below(running.pid)[-1], signal.SIGTERM)
+        assert running.wait() == 255
+    assert (state / "resume-me").is_file(), "DVC has answered, and no wrapper can tell"
+    with repro(folder, environment, "pretrain@isd") as running:  # what DVC started is asked: a shell ends before its stage
+        wait_for_epochs(folder, 36, running)
+        os.kill(below(running.pid)[0], signal.SIGTERM)
         assert running.wait() == 255
     wait_for_its_end(state)
     with repro(folder, environment, "pretrain@isd", "trap '' USR1;") as running:  # as docs/reliability.md tells a scheduler
-        wait_for_epochs(folder, 36, running)
+        wait_for_epochs(folder, 48, running)
         os.killpg(running.pid, signal.SIGUSR1)
         assert running.wait() == 255
     assert (state / "resume-me").is_file(), "DVC has not waited for its stage"
@@ -109,7 +113,7 @@ def test_dvc_killed_with_its_stage_and_alone(folder: Path, shell: str) -> None:
     left = {path.name for path in (folder / ".state").iterdir()}
     assert left == {"verified", "dvc"}, "what was hashed and the copy of dvc.lock stay"
     record = world.record(folder)
-    assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "finished"]
+    assert [attempt.outcome for attempt in record.attempts] == ["killed", "stopped", "stopped", "stopped", "stopped", "finished"]
     encoder = world.encoder(folder)
     shutil.rmtree(folder / "runs")
     world.train(folder)
@@ -122,3 +126,12 @@ def wait_for_its_end(state: Path) -> None:
     while not (state / "resume-me").is_file() or (state / "lock").exists():
         assert time.monotonic() < until, "the stage goes on without DVC"
         time.sleep(0.05)
+
+
+def below(pid: int) -> list[int]:
+    """The processes below one, from the nearest to the last: a shell, if it stays, and the stage."""
+    found: list[int] = []
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[-1])
+        found.append(pid)
+    return found

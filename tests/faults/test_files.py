@@ -92,6 +92,13 @@ def answering(number: int) -> Callable[..., NoReturn]:
     return refuse
 
 
+def test_what_another_user_left_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".done-of-somebody").mkdir()
+    monkeypatch.setattr(FileLock, "acquire", answering(errno.EACCES))
+    files.sweep(tmp_path, ".done-")
+    assert (tmp_path / ".done-of-somebody").is_dir()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL])
 def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are written all the same; what needs a lock says so."""

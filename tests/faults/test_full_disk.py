@@ -49,18 +49,22 @@ def sound(folder: Path, result: chain.Result, finished: Path) -> None:
     assert chain.logs(folder) <= chain.logs(finished)
 
 
+def again(folder: Path, stage: str, finished: Path) -> None:
+    """With room, the same command ends as if nothing had happened."""
+    result = chain.call(folder, *chain.STAGES[stage])
+    assert result.code == 0, result
+    assert chain.files(folder) == chain.files(finished)
+    assert chain.logs(folder) == chain.logs(finished)
+
+
 def fill_and_run(source: Path, disk: Path, stage: str, kilobytes: int) -> int:
-    """Run the stage without room, and then with room as if nothing had happened; the code of the first."""
     folder = own(source, disk / "profile")
     chain.without(folder, stage)
     ballast = leave(folder, kilobytes * 1024)
     result = chain.call(folder, *chain.STAGES[stage])
     sound(folder, result, source)
     ballast.unlink()
-    again = chain.call(folder, *chain.STAGES[stage])
-    assert again.code == 0, again
-    assert chain.files(folder) == chain.files(source)
-    assert chain.logs(folder) == chain.logs(source)
+    again(folder, stage, source)
     shutil.rmtree(folder)
     return result.code
 
@@ -82,6 +86,19 @@ def test_a_disk_that_is_full_at_any_page(stage: str, finished: Path, tmp_path: P
             if codes[-1] == 0:
                 break
     assert codes[-1] == 0, "it never had enough room"
+
+
+def test_a_disk_without_room_for_another_name(finished: Path, tmp_path: Path) -> None:
+    """Bytes are free, inodes are not: the same as a full disk."""
+    with chain.small_disk(tmp_path / "disk", DISK, names=400) as disk:
+        folder, ballast = own(finished, disk / "profile"), disk / "ballast"
+        chain.without(folder, "pretrain")
+        ballast.mkdir()
+        for number in range(os.statvfs(disk).f_ffree):
+            (ballast / str(number)).touch()
+        result = chain.call(folder, *chain.STAGES["pretrain"])
+        assert result.code != 0, "no name was free, and the stage has not noticed"
+        sound(folder, result, finished)
 
 
 @pytest.mark.parametrize("stage", KINDS)

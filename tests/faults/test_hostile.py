@@ -11,14 +11,17 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from isd_repro.config.reader import fingerprint
 from isd_repro.records import unpack_labels
 from isd_repro.report import text
-from isd_repro.runtime.errors import printable
+from isd_repro.runtime.errors import DataError, printable
 from tests.data import trees
 from tests.faults import chain
+from tests.report.conftest import make
 
 # --- images -----------------------------------------------------------------------------------------------------------------
 
@@ -150,6 +153,31 @@ def test_evaluate_prints_and_writes_names_as_they_are(done: Path) -> None:
 
 
 # --- records ----------------------------------------------------------------------------------------------------------------
+
+ABSURD: dict[str, tuple[Any, Callable[[dict[str, Any]], object]]] = {
+    "a terminal's command": ("pretrain", lambda tree: tree.update(label="\x1b[2J")),
+    "more queries than there can be": ("knn", lambda tree: tree["manifest"].update(query=10**12)),
+    "counts beyond a float": ("knn", lambda tree: tree["scores"][0].update(n=10**400, correct=1)),
+    "negative counts": ("knn", lambda tree: tree["scores"][0].update(correct=-1)),
+    "a metric that is none": ("knn", lambda tree: tree["scores"][0].update(metric="\u0663-NN")),
+    "seconds without end": ("knn", lambda tree: tree["provenance"].update(seconds=1e300)),
+    "an infinite loss": ("pretrain", lambda tree: tree["curve"][0].update(loss=float("inf"))),
+    "no optimiser": ("pretrain", lambda tree: tree.update(config={}, fingerprint=fingerprint({}))),
+    "steps beyond a file": ("pretrain", lambda tree: tree.update(steps=10**30)),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_absurd_records_are_refused(kind: str, tmp_path: Path) -> None:
+    part, change = ABSURD[kind]
+    profile = make(tmp_path)
+    path = profile.layout.record("isd", part)
+    tree = json.loads(path.read_text("utf-8"))
+    change(tree)
+    path.write_text(json.dumps(tree), "utf-8")
+    with pytest.raises(DataError) as caught:
+        profile.files()
+    assert str(path) in caught.value.message
 
 
 def test_a_packed_bomb_is_not_unpacked() -> None:

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from isd_repro.records import EvaluationRecord, read_record
 from isd_repro.runtime import launcher as launch
 from tests.faults import chain, forks, world
 from tests.faults.forks import Blow, Ended
@@ -102,11 +105,12 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_ends_on_one(long: Path) -> N
 def test_the_linear_protocol_on_two_ranks(done: Path) -> None:
     """The record of one process, written once."""
     path = world.layout_of(done).record("isd", "linear")
-    want = world.parsed(path, path.read_bytes())
+    want = read_record(path, EvaluationRecord)
     path.unlink()
     ended = run(2, done, "linear", "isd")
     assert (ended.codes, ended.said.count("linear epoch 2 ")) == ([0, 0], 1), ended.said
-    assert world.parsed(path, path.read_bytes()) == want
+    found = read_record(path, EvaluationRecord)
+    assert (found.scores, found.predictions, found.settings) == (want.scores, want.predictions, want.settings)
 
 
 def test_a_run_that_diverges_stops_on_all_ranks_at_one_step(folder: Path) -> None:
@@ -136,7 +140,10 @@ def test_what_ranks_cannot_do_is_said(folder: Path, ranks: int, words: tuple[str
 # --- the launcher ---------------------------------------------------------------------------------------------------------
 
 
-LAUNCHED = {"ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
+def start(folder: Path, *words: str, launcher: str = "torchrun --nproc-per-node 2", **env: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "ISD_LAUNCHER": launcher, **env}
+    command = [sys.executable, "-m", "isd_repro", *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
@@ -150,7 +157,7 @@ def ends(running: subprocess.Popen[str], lines: list[str]) -> str:
 
 def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path) -> None:
     """Real torchrun: SIGTERM to the one process that the user knows; all save, and 75 is its exit code, too."""
-    with world.process(long, **LAUNCHED) as running:
+    with start(long, "pretrain", "isd") as running:
         lines = world.wait_for_epochs(running, 2)
         running.terminate()
         said = ends(running, lines)
@@ -160,13 +167,13 @@ def test_a_stage_under_the_launcher_is_stopped_and_resumed(long: Path, two: Path
 
 @pytest.mark.slow
 def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
-    with world.process(long, **LAUNCHED) as running:
+    with start(long, "pretrain", "isd") as running:
         lines = world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         os.kill(children(torchrun)[1], signal.SIGKILL)
         said = ends(running, lines)
     assert (running.returncode, LOST in said, "was ended by SIGKILL" in said) == (1, True, True), said
-    with world.process(long, **LAUNCHED) as running:
+    with start(long, "pretrain", "isd") as running:
         said = ends(running, [])
     assert (running.returncode, "resuming after step" in said) == (0, True), said
     assert world.encoder(long) == world.encoder(two)
@@ -176,7 +183,7 @@ def test_a_rank_killed_under_the_launcher(long: Path, two: Path) -> None:
 @pytest.mark.parametrize("which", ["starter", "torchrun"])
 def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None:
     world.edit(folder, ("epochs: 3", "epochs: 16000"))
-    with world.process(folder, **LAUNCHED) as running:
+    with start(folder, "pretrain", "isd") as running:
         world.wait_for_epochs(running, 2)
         (torchrun,) = children(running.pid)
         ranks = children(torchrun)
@@ -189,6 +196,47 @@ def test_ranks_do_not_outlive_who_started_them(folder: Path, which: str) -> None
         running.kill()
     (state,) = world.states(folder)
     assert (state / "resume-me").is_file()
+
+
+@pytest.mark.slow
+def test_dvc_repro_with_a_launcher(long: Path, tmp_path: Path, two: Path) -> None:
+    """torchrun, told to stop, makes its stage end with 75, and `dvc repro` goes on from there.
+
+    Without the launcher, which is the machine's and no parameter, a second `dvc repro` finds nothing to do.
+    """
+    stage = {"cmd": "isd-repro pretrain isd", "deps": ["data/prepared/digits"], "outs": ["runs/isd/encoder.safetensors"]}
+    with (long / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump({"stages": {"pretrain": stage}}, file)
+    command = tmp_path / "isd-repro"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m isd_repro "$@"\n', "utf-8")
+    command.chmod(0o755)
+    plain = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    launched = {**plain, "ISD_LAUNCHER": "torchrun --nproc-per-node 2"}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=long, env=plain, check=True)
+    repro: dict[str, Any] = {"args": [*dvc, "repro"], "cwd": long, "text": True}
+    with subprocess.Popen(**repro, env=launched, stderr=subprocess.PIPE, start_new_session=True) as running:
+        lines = world.wait_for_epochs(running, 2)
+        os.kill(below(running.pid, "isd_repro.runtime.torchrun"), signal.SIGTERM)
+        said = ends(running, lines)
+    assert (running.returncode != 0, "exited with 75" in said) == (True, True), said
+    step = asked_to_resume(long)
+    ended = subprocess.run(**repro, env=launched, capture_output=True, check=False)
+    assert (ended.returncode, f"resuming after step {step}" in ended.stderr) == (0, True), ended.stdout + ended.stderr
+    assert world.encoder(long) == world.encoder(two)
+    ended = subprocess.run(**repro, env=plain, capture_output=True, check=False)
+    assert "didn't change, skipping" in ended.stdout, ended.stdout
+
+
+def below(pid: int, words: str) -> int:
+    """The first descendant whose command has these words."""
+    waiting = children(pid)
+    while waiting:
+        each = waiting.pop(0)
+        if words in Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+            return each
+        waiting += children(each)
+    raise AssertionError(f"no process below {pid} runs {words}")
 
 
 def children(pid: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from isd_repro.config import reader as config
 from isd_repro.data.manifests import open_prepared
-from isd_repro.runtime.errors import DataError
+from isd_repro.runtime.errors import DataError, Preempted
 from isd_repro.train import checkpoint, loop
 from isd_repro.train.pretrain import make_plan
 from tests.faults import chain, world
@@ -101,6 +102,26 @@ def test_only_damaged_checkpoints_are_refused_and_left_as_they_are(reader: Reade
     assert str(before) in caught.value.message
     assert caught.value.hint == "delete them to restart this run"
     assert {path: path.read_bytes() for path in reader.path.parent.iterdir()} == contents
+
+
+def test_a_cut_or_a_flipped_bit_is_noticed_or_changes_nothing(reader: Reader) -> None:
+    """Bits that are not noticed are in names and times of the archive, which nothing reads."""
+    checkpoint.previous(reader.path).unlink()
+    progress = reader.load()
+    wanted = {key: value.clone() for key, value in reader.plan.method.state_dict().items()}
+    draws, refused = random.Random(11), 0
+    cuts = [reader.whole[:length] for length in (*range(0, len(reader.whole), 20_000), len(reader.whole) - 1)]
+    for content in [*cuts, *(flipped(reader.whole, draws.randrange(8 * len(reader.whole))) for _ in range(40))]:
+        reader.path.write_bytes(content)
+        try:
+            found = reader.load()
+        except DataError:
+            refused += 1
+        else:
+            assert len(content) == len(reader.whole)
+            assert (found.step, found.curve, found.sources) == (progress.step, progress.curve, progress.sources)
+            assert all(torch.equal(value, wanted[key]) for key, value in reader.plan.method.state_dict().items())
+    assert refused > len(cuts) + 20
 
 
 # --- content that does not fit --------------------------------------------------------------------------------------------
@@ -255,3 +276,21 @@ def test_the_code_of_a_run_is_what_makes_its_numbers() -> None:
     assert names >= {"methods/isd.py", "nn/bank.py", "nn/ema.py", "nn/backbones.py", "nn/batchnorm.py", "nn/heads.py"}
     assert names >= {"train/loop.py", "train/schedule.py", "data/augment.py", "data/loader.py", "torch"}
     assert not {"methods/moco.py", "train/pretrain.py", "cli.py"} & names
+
+
+def test_the_record_has_every_attempt(folder: Path) -> None:
+    """One that fails, one that is killed after its first checkpoint, one that is stopped, one that finishes."""
+    world.stopped_at(folder, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        real = checkpoint.Attempts.note
+        patch.setattr(checkpoint.Attempts, "note", lambda self, *how: None if how else real(self))  # a killed one says nothing
+        world.stopped_at(folder, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isd_repro.runtime.signals.StopRequest.__call__", lambda self: True)
+        with pytest.raises(Preempted):
+            world.train(folder)
+    world.train(folder)
+    record = world.record(folder)
+    found = [(attempt.outcome, attempt.first_step, attempt.last_step) for attempt in record.attempts]
+    assert found == [("failed", 0, 5), ("killed", 0, 5), ("stopped", 5, 6), ("finished", 6, 15)]
+    assert {attempt.device for attempt in record.attempts} == {f"cpu ({checkpoint.arithmetic()})"}

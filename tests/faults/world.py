@@ -226,10 +226,10 @@ def at_step(patch: pytest.MonkeyPatch, step: int, call: Callable[[], object]) ->
 
 
 @contextmanager
-def process(folder: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+def process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """`isd-repro pretrain isd` as a process of its own, with one thread; ended with the block."""
-    start = [sys.executable, "-m", "isd_repro", "pretrain", "isd"]
-    environment = {**os.environ, "COLUMNS": "200", **env}
+    start = [sys.executable, "-c", "from isd_repro.cli import main; main()", "pretrain", "isd"]
+    environment = {**os.environ, "COLUMNS": "200"}
     with subprocess.Popen(start, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
         try:
             yield running

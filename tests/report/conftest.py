@@ -32,7 +32,13 @@ class Profile:
 
 
 def make(root: Path) -> Profile:
-    labels = {"untrained": "Untrained", "pixels": "Raw pixels", "moco": "MoCo v2", "isd": "ISD", "byol": ODD}
+    labels = {
+        "untrained": "Untrained",
+        "pixels": "Raw pixels",
+        "moco": "MoCo v2",
+        "isd": "ISD",
+        "byol": ODD,
+    }
     params = synthetic.profile(
         {run: (label, "small") for run, label in labels.items()},
         {"small": {"name": "unbalanced", "large": 2, "rare_images": 30}},

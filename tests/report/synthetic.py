@@ -94,8 +94,15 @@ def provenance(seconds: float = 83.5) -> Provenance:
     """A fixed origin."""
     machine = Machine(cpu="Some CPU @ 2.10GHz", cores=4, threads=2, gpu=None, system="Linux x86_64")
     versions = {"python": "3.11.9", "torch": "2.15.0", "torchvision": "0.29.2", "numpy": "2.4.6"}
-    made: Any = {"commit": "5" * 40, "dirty": False, "source": sha("source"), "written": "2026-01-02T03:04:05+00:00"}
-    return Provenance(**made, versions=versions, machine=machine, seconds=seconds)
+    return Provenance(
+        commit="5" * 40,
+        dirty=False,
+        source=sha("source"),
+        versions=versions,
+        machine=machine,
+        written="2026-01-02T03:04:05+00:00",
+        seconds=seconds,
+    )
 
 
 def predictions(label: Labels, accuracy: float, seed: int) -> Labels:
@@ -160,19 +167,19 @@ def write_run(
     loss: float = 5.0,
 ) -> None:
     """Write the parts of one run's record; student accuracy as given, teacher's a little lower."""
-    label, config = np.arange(queries) % len(CLASSES), params.runs[run]
-    epochs, groups = config.optim.epochs, config.model_dump(mode="json", exclude={"label", "notes"})
+    label, epochs = np.arange(queries) % len(CLASSES), params.runs[run].optim.epochs
     for part in parts:
         if part == "pretrain":
+            groups_of_run = params.runs[run].model_dump(mode="json", exclude={"label", "notes"})
             record: Any = PretrainRecord(
                 profile=params.profile,
                 run=run,
-                manifest=manifest(params, config.data.subset, queries),
+                manifest=manifest(params, params.runs[run].data.subset, queries),
                 encoder_sha256=sha("encoder", run),
-                label=config.label,
-                notes=config.notes,
-                config=groups,
-                fingerprint=fingerprint(groups),
+                label=params.runs[run].label,
+                notes=params.runs[run].notes,
+                config=groups_of_run,
+                fingerprint=fingerprint(groups_of_run),
                 encoders=encoders,
                 steps=16 * epochs,
                 curve=tuple({"epoch": float(at), "lr": 0.05, "loss": loss * 0.8**at + 0.3} for at in range(1, epochs + 1)),

@@ -33,17 +33,27 @@ def wilson(correct: int, n: int) -> float:
     return 100 * z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
 
 
+def test_a_result_agrees_with_itself(profile: Profile) -> None:
+    found = compare.compared("itself", tree(profile), tree(profile))
+    assert found.agree
+    assert {pair.state for pair in found.numbers} == {"equal"}
+    assert (found.circumstances, found.conclusions) == ((), ())
+
+
 def test_every_number_is_judged_by_the_stated_intervals(profile: Profile) -> None:
     theirs = tree(profile)
-    same = compare.compared("itself", theirs, theirs)
-    assert (same.agree, {pair.state for pair in same.numbers}, same.circumstances) == (True, {"equal"}, ())
     moved(profile, 0.77)
     ours = tree(profile)
     found = {pair.where: pair for pair in compare.compared("before", ours, theirs).numbers}
     pair = found["small-student, ISD, All, 1-NN"]
-    place = ("small-student", "ISD", "1-NN", "all")
-    keys = ("table", "row", "metric", "group")
-    cells = [next(cell for cell in side["cells"] if tuple(cell[key] for key in keys) == place) for side in (ours, theirs)]
+    cells = [
+        next(
+            cell
+            for cell in side["cells"]
+            if (cell["table"], cell["row"], cell["metric"], cell["group"]) == ("small-student", "ISD", "1-NN", "all")
+        )
+        for side in (ours, theirs)
+    ]
     halves = [wilson(cell["correct"], cell["n"]) for cell in cells]
     assert pair.margin == pytest.approx(math.hypot(*halves), abs=1e-3)
     assert pair.difference == pytest.approx(100 * (cells[0]["correct"] / 500 - cells[1]["correct"] / 500), abs=1e-3)
@@ -90,7 +100,11 @@ def test_what_else_differs_is_named(profile: Profile) -> None:
     theirs["runs"]["more"] = theirs["runs"].pop("byol")
     found = {change.what: change for change in compare.compared("before", ours, theirs).circumstances}
     assert set(found) == {"machine", "threads", "parameter optim.epochs", "runs only ours", "runs only theirs"}
-    assert found["threads"] == compare.Change("threads", "2", "8", ("isd", "moco", "pixels", "untrained"))
+    assert (found["threads"].ours, found["threads"].theirs, found["threads"].runs) == (
+        "2",
+        "8",
+        ("isd", "moco", "pixels", "untrained"),
+    )
     assert (found["parameter optim.epochs"].ours, found["parameter optim.epochs"].theirs) == ("10", "20")
     assert found["runs only theirs"].runs == ("more",)
 
@@ -128,8 +142,12 @@ def test_the_command_takes_a_commit_or_a_folder(tmp_path: Path, capsys: pytest.C
 )
 def test_what_is_no_result_is_refused(profile: Profile, tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "cells.json"
-    for other, said in (("no-such-commit", "is not a folder, and git says"), (tmp_path, "contains no cells.json"), (path, words)):
-        if other == path:
-            path.write_bytes(content)
-        with pytest.raises(DataError, match=said):
-            compare.compare(str(other), profile.params, profile.layout, as_json=False)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        compare.compare(str(path), profile.params, profile.layout, as_json=False)
+
+
+def test_what_is_not_there_is_refused(profile: Profile, tmp_path: Path) -> None:
+    for other, words in (("no-such-commit", "is not a folder, and git says"), (str(tmp_path), "contains no cells.json")):
+        with pytest.raises(DataError, match=words):
+            compare.compare(other, profile.params, profile.layout, as_json=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
+from isd_repro.config.params import Shots
 from isd_repro.data import subsets
 from isd_repro.report import figures, intervals, run_records
 from isd_repro.report.hypothesis import Comparison, by_class
@@ -147,6 +147,22 @@ def test_accuracy_against_imbalance_has_a_line_a_method_and_a_dot_a_run(tmp_path
     assert imbalances(synthetic.profile({"a": ("a", "x")}, {"x": rules["r10"]})) == []
 
 
+def test_groups_by_training_images_have_panels_of_their_own(tmp_path: Path) -> None:
+    rules = {f"r{imbalance}": {"name": "exponential", "imbalance": imbalance} for imbalance in (10, 100)}
+    params = synthetic.profile({f"a-{subset}": (f"a on {subset}", subset) for subset in rules}, rules)
+    for name, subset in params.subsets.items():
+        params.subsets[name] = subset.model_copy(update={"shots": Shots()})
+    layout = synthetic.layout(tmp_path, params)
+    for run, right in {"a-r10": 3, "a-r100": 6}.items():
+        synthetic.write_counts(layout, params, run, {"medium": right})  # of 30 queries of three classes
+    drawn = figures.by_imbalance(params, run_records.load(params, layout), {"r10": 10, "r100": 100})
+    assert drawn is not None
+    panels = {axes.get_title().partition(" queries")[0]: dots(axes)[0] for axes in drawn.draw().axes}
+    assert list(panels) == ["All", "Many", "Medium", "Few", "Balancedness, points"]
+    assert panels["Medium"] == [(10, pytest.approx(10)), (100, pytest.approx(20))]
+    assert "at another imbalance a group has other classes" in drawn.caption
+
+
 def test_a_chart_has_the_same_bytes_whatever_the_settings_of_the_user(profile: Profile) -> None:
     drawn = profile.report().figures
     first = {figure.name: figure.svg() for figure in drawn}
@@ -167,18 +183,20 @@ def test_names_of_strangers_are_text(profile: Profile) -> None:
     assert ODD not in "".join(figure.svg() for figure in profile.report().figures)
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def test_a_method_has_one_colour_that_can_be_seen_on_both_grounds(profile: Profile) -> None:
-    run = profile.params.runs["isd"]
-    untrained = run.model_copy(update={"optim": run.optim.model_copy(update={"epochs": 0})})
-    new = run.model_copy(update={"method": run.method.model_copy(update={"name": "mean_shift"})})
-    assert [figures.colour(one) for one in (run, untrained)] == [figures.COLOURS["isd"], figures.UNTRAINED]
+    runs = profile.params.runs
+    assert figures.colour(runs["isd"]) == figures.COLOURS["isd"]
+    assert figures.colour(runs["isd"].model_copy(update={"label": "another"})) == figures.COLOURS["isd"]
+    untrained = runs["isd"].model_copy(update={"optim": runs["isd"].optim.model_copy(update={"epochs": 0})})
+    assert figures.colour(untrained) == figures.UNTRAINED
+    new = runs["isd"].model_copy(update={"method": runs["isd"].method.model_copy(update={"name": "mean_shift"})})
     assert figures.colour(new) in figures.OTHERS
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
     for colour in (*figures.COLOURS.values(), *figures.OTHERS, figures.UNTRAINED):
         assert 1.05 / (luminance(colour) + 0.05) >= 3, f"{colour} on white"
         assert (luminance(colour) + 0.05) / (luminance("#16191d") + 0.05) >= 3, f"{colour} on dark"
@@ -186,7 +204,7 @@ def test_a_method_has_one_colour_that_can_be_seen_on_both_grounds(profile: Profi
 
 def test_a_missing_matplotlib_is_named(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = profile.report().figures[0]
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="matplotlib") as caught:
         drawn.svg()
     assert "isd-repro[report]" in caught.value.hint

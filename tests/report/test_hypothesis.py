@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 T_TWO = 4.302652729911275  # Student's 0.975 quantile with 2 degrees of freedom: sqrt(2) x / sqrt(1 - x^2) with x = 0.95
 
 
+def write(profile: Profile, run: str, right: dict[str, int]) -> None:
+    """A 1-NN record of 10 queries a class, of which so many are answered rightly; classes left out: none."""
+    synthetic.write_counts(profile.layout, profile.params, run, right)
+
+
 def made(
     tmp_path: Path, runs: dict[str, tuple[str, str]], methods: dict[str, str], rules: dict[str, Any], **report: Any
 ) -> Profile:
@@ -52,7 +57,7 @@ def fill(profile: Profile, ours: list[int], theirs: list[int]) -> None:
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     for at, pair in enumerate(zip(ours, theirs, strict=True), start=1):
         for method, hits in zip(("isd", "moco"), pair, strict=True):
-            synthetic.write_counts(profile.layout, profile.params, f"{method}-d{at}", {**dict.fromkeys(classes, 5), first: hits})
+            write(profile, f"{method}-d{at}", {**dict.fromkeys(classes, 5), first: hits})
 
 
 def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
@@ -79,7 +84,6 @@ def test_the_mean_over_draws_and_its_intervals_by_hand(tmp_path: Path) -> None:
 
 def test_every_other_key_stands_below(tmp_path: Path) -> None:
     profile = draws(tmp_path)
-    assert f"ISD {MINUS} Labels" not in [column.head for column in profile.report().tables[0].columns], "labels make a reference"
     fill(profile, [6, 6, 6], [5, 5, 5])
     rows = profile.report().tables[0].rows
     assert [row.label for row in rows] == [f"{group}, 1-NN, student" for group in ("Rare", "All", "Large", "Rare less large")]
@@ -110,22 +114,26 @@ def test_the_contrasts_within_classes_are_those_of_the_findings() -> None:
 def test_a_run_decided_after_the_result_is_in_no_mean_and_has_a_table_of_its_own(tmp_path: Path) -> None:
     plain = draws(tmp_path / "plain")
     fill(plain, [10, 9, 6], [2, 3, 5])
-    runs = {name: (run.label, run.data.subset) for name, run in plain.params.runs.items()}
-    runs["late"] = ("ISD, another way, D2", "d2")
+    runs = {name: (run.label, run.data.subset) for name, run in plain.params.runs.items()} | {
+        "late": ("ISD, another way, D2", "d2")
+    }
     methods = {name: run.method.name for name, run in plain.params.runs.items()} | {"late": "isd"}
     rules = {f"d{at}": {"name": "list", "list": f"D{at}"} for at in (1, 2, 3)}
     profile = made(tmp_path / "late", runs, methods, rules, hypothesis=ASKED, exploratory=("late",))
     fill(profile, [10, 9, 6], [2, 3, 5])
     classes = synthetic.manifest(profile.params, "d2", 100).classes
-    synthetic.write_counts(profile.layout, profile.params, "late", {**dict.fromkeys(classes, 5), rare(profile)[0]: 1})
+    write(profile, "late", {**dict.fromkeys(classes, 5), rare(profile)[0]: 1})
     report = profile.report()
-    late = [table for table in report.tables if "decided after" in table.title]
     before, after = (
-        [[[cell.value for cell in row.cells] for row in table.rows] for table in each.tables if table not in late]
+        [
+            [[cell.value for cell in row.cells] for row in table.rows]
+            for table in each.tables
+            if "decided after" not in table.title
+        ]
         for each in (plain.report(), report)
     )
     assert before == after
-    own, differences = late
+    own, differences = [table for table in report.tables if "decided after" in table.title]
     assert [row.label for row in own.rows] == ["MoCo, D2", "ISD, D2", "Labels, D2", "ISD, another way, D2"]
     # of 80 rare queries 1 of the first class is right, against ISD's 9 and MoCo's 3; the other classes alike
     points = {row.label: row.cells[1].number for row in differences.rows}
@@ -182,6 +190,14 @@ def test_a_method_that_is_not_there_is_named(tmp_path: Path) -> None:
         draws(tmp_path, {**ASKED, "first": "SimSiam"}).report()
 
 
+def test_methods_with_labels_are_references(tmp_path: Path) -> None:
+    profile = draws(tmp_path)
+    heads = [column.head for column in profile.report().tables[0].columns]
+    assert f"ISD {MINUS} Labels" not in heads
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
 PLAN = {"first": "isd", "second": "moco", "group": "rare", "classes": 30, "draws": [3, 9]}
 
 
@@ -196,7 +212,7 @@ def test_the_best_trial_is_taken_and_the_first_of_equals(tmp_path: Path) -> None
     classes = synthetic.manifest(profile.params, "d1", 100).classes
     first = rare(profile)[0]
     for run, hits in {"isd-1": 5, "isd-2": 6, "isd-3": 6, "moco-1": 5, "moco-2": 4, "moco-3": 3}.items():
-        synthetic.write_counts(profile.layout, profile.params, run, {**dict.fromkeys(classes, hits), first: hits + 2})
+        write(profile, run, {**dict.fromkeys(classes, hits), first: hits + 2})
     asked = Trials(group="all", k=1)
     best = trials.chosen(profile.params, profile.records(), asked)
     assert {method: cell.runs for method, cell in best.items()} == {"ISD": ("isd-2",), "MOCO": ("moco-1",)}
@@ -213,10 +229,11 @@ def test_seeds_of_one_trial_are_no_trials_of_their_own(tmp_path: Path) -> None:
     asked = Trials(group="all", k=1)
     for at, hits in {"isd-1-0": 9, "isd-1-1": 3, "isd-2-0": 7, "isd-2-1": 7}.items():
         assert trials.chosen(profile.params, profile.records(), asked) == {}
-        synthetic.write_counts(profile.layout, profile.params, at, dict.fromkeys(classes, hits))
+        write(profile, at, dict.fromkeys(classes, hits))
     best = trials.chosen(profile.params, profile.records(), asked)
-    found = {method: (cell.runs, cell.value, cell.count) for method, cell in best.items()}
-    assert found == {"ISD": (("isd-2-0", "isd-2-1"), 70.0, 2)}
+    assert {method: (cell.runs, cell.value, cell.count) for method, cell in best.items()} == {
+        "ISD": (("isd-2-0", "isd-2-1"), 70.0, 2)
+    }
     (taken,) = [table for table in profile.report().tables if table.id == "trials-taken"]
     assert [row.label for row in taken.rows] == ["ISD, trial 2"]
 
@@ -228,7 +245,7 @@ def test_precision_is_foretold_from_the_spread_of_classes(tmp_path: Path) -> Non
     first = rare(profile)[0]
     for run in profile.params.runs:
         ours = run.startswith("isd")
-        synthetic.write_counts(profile.layout, profile.params, run, {**dict.fromkeys(classes, 5 + ours), first: 5 + 3 * ours})
+        write(profile, run, {**dict.fromkeys(classes, 5 + ours), first: 5 + 3 * ours})
     spread = stdev([30.0, *[10.0] * 7])
     widths = [T_TWO * spread / math.sqrt(30 * 3), 2.306004135204166 * spread / math.sqrt(30 * 9)]
     taken, precision = [table for table in profile.report().tables if table.id in ("trials-taken", "expected-precision")]

@@ -33,7 +33,7 @@ def tex_of(path: Path) -> tuple[str, list[Table]]:
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
 def test_structure(path: Path) -> None:
-    """As many floats as tables, panels as wide as their columns and together as wide as the table, everything escaped."""
+    """As many floats as tables, panels as wide as their columns and together as wide as the table, everything closed."""
     tex, tables = tex_of(path)
     floats = re.findall(r"\\begin\{table\}.*?\\end\{table\}", tex, flags=re.DOTALL)
     assert len(floats) == len(tables)
@@ -48,7 +48,18 @@ def test_structure(path: Path) -> None:
             for rule in (r"\toprule", r"\bottomrule"):
                 assert body.count(rule) == 1
     assert len(set(re.findall(r"\\label\{(.*?)\}", tex))) == len(tables)
-    tex = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))  # and nothing is left unescaped
+    for name in ("table", "tabular", "itemize", "minipage"):
+        assert tex.count(f"\\begin{{{name}}}") == tex.count(f"\\end{{{name}}}")
+    depth = 0
+    for sign in re.sub(r"\\[{}]", "", tex):
+        depth += (sign == "{") - (sign == "}")
+        assert depth >= 0
+    assert depth == 0
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_nothing_is_left_unescaped(path: Path) -> None:
+    tex = "\n".join(line for line in tex_of(path)[0].splitlines() if not line.startswith("%"))
     assert tex.isascii()
     assert not re.search(r"(?<!\\)[#~^\"|<](?!\\)", re.sub(r"\\ifdim\\wd0>\\linewidth", "", tex).replace("}%\n", "}\n"))
     assert not re.search(r"(?<!\\)%", tex.replace("}%\n", "}\n"))

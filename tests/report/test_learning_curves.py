@@ -25,6 +25,7 @@ SIZES = {"all": 500, "rare": 400, "large": 100}
 def record(profile: Profile, name: str = "isd") -> CurveRecord:
     """Two snapshots with chosen counts, and the run's own last scores."""
     found = profile.records().runs[name]
+    assert found.own.get("knn") is not None
     early = tuple(
         Score(encoder=encoder, metric="1-NN", group=group, correct=EARLY[encoder, group], n=SIZES[group])  # type: ignore[arg-type]
         for encoder, group in EARLY
@@ -51,8 +52,6 @@ def save(profile: Profile, found: CurveRecord) -> None:
 
 
 def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
-    assert learning_curves.of_runs(profile.records()) == {}
-    assert figures.trajectories(profile.params, {}, "small") is None
     save(profile, record(profile))
     found = learning_curves.of_runs(profile.records())
     assert list(found) == ["isd"]
@@ -64,6 +63,12 @@ def test_points_stand_where_their_numbers_say(profile: Profile) -> None:
     assert teacher[:2] == [[2, 12.0], [6, 16.0]]
     assert [len(line) for line in panels["Large queries"]] == [1, 1], "the snapshots have no such score"
     assert panels["Rare queries"][0][:2] == [[2, 10.0], [6, 15.0]]
+
+
+def test_no_record_is_no_figure(profile: Profile) -> None:
+    found = learning_curves.of_runs(profile.records())
+    assert found == {}
+    assert figures.trajectories(profile.params, found, "small") is None
 
 
 def changed(found: CurveRecord, at: int, **update: object) -> CurveRecord:
@@ -78,7 +83,10 @@ def changed(found: CurveRecord, at: int, **update: object) -> CurveRecord:
         (lambda r: r.model_copy(update={"run": "moco"}), "run is 'moco', expected 'isd'"),
         (lambda r: r.model_copy(update={"profile": "demo"}), "profile is 'demo'"),
         (lambda r: r.model_copy(update={"manifest": r.manifest.model_copy(update={"sha256": "0"})}), "manifest.sha256 is '0'"),
-        (lambda r: r.model_copy(update={"points": (*r.points[1::-1], r.points[2])}), "epochs is [6, 2, 10], expected [2, 6, 10]"),
+        (
+            lambda r: r.model_copy(update={"points": (r.points[1], r.points[0], r.points[2])}),
+            "epochs is [6, 2, 10], expected [2, 6, 10]",
+        ),
         (lambda r: r.model_copy(update={"points": r.points[:2]}), "encoder_sha256 is"),
         (lambda r: changed(r, 2, epoch=11), "last epoch is 11, expected 10"),
         (lambda r: changed(r, 2, scores=r.points[1].scores), "last point's scores"),
@@ -103,8 +111,11 @@ def test_the_page_shows_the_figure_and_its_numbers(profile: Profile) -> None:
     files = profile.files()
     assert "![small: 1-NN accuracy by epoch, percent](trajectory-small.svg)" in files["table.md"]
     assert "The paper's" not in html.unescape(files["index.html"])
-    tree = json.loads(files["cells.json"])
-    cells = {(cell["row"], cell["column"]): cell for cell in tree["cells"] if cell["table"] == "trajectory-small"}
+    cells = {
+        (cell["row"], cell["column"]): cell
+        for cell in json.loads(files["cells.json"])["cells"]
+        if cell["table"] == "trajectory-small"
+    }
     early, last = cells["ISD, teacher, all", "2"], cells["ISD, teacher, all", "10"]
     assert (early["value"], early["correct"], early["n"], early["verification"]) == (12.0, 60, 500, "recorded only")
     assert last["verification"] == "recomputed from stored predictions"
@@ -113,8 +124,11 @@ def test_the_page_shows_the_figure_and_its_numbers(profile: Profile) -> None:
     assert (cells["ISD, student, large", "2"]["value"], cells["ISD, student, large", "2"]["kind"]) == (None, "none")
     assert "| ISD, teacher, all | 12.0\N{DAGGER} |" in files["table.md"]
     assert "12.0" in files["table.tex"].partition("Teacher and student")[2]
-    assert tree["runs"]["isd"]["parts"]["trajectory"]["seconds"] == synthetic.provenance().seconds
+    seconds = json.loads(files["cells.json"])["runs"]["isd"]["parts"]["trajectory"]["seconds"]
+    assert seconds == synthetic.provenance().seconds
 
+
+# --- beside the paper's figure ------------------------------------------------------------------------------------------
 
 FIGURE_2 = {"moco-r18": "moco-r18-student", "isd-r18": "isd-r18-teacher"}  # either row stands for both encoders
 
@@ -146,9 +160,23 @@ def test_the_papers_curves_are_those_of_the_file_and_called_the_papers(tmp_path:
     cells = [cell for cell in json.loads(files["cells.json"])["cells"] if cell["table"] == "trajectory-whole"]
     assert {cell["kind"] for cell in cells} == {"paper", "not run"}
     assert all((cell["paper"] is None) == (cell["value"] is None) for cell in cells)
+    assert not [cell for cell in json.loads(files["cells.json"])["cells"] if cell["table"].startswith("paper-teacher")]
 
 
-def test_no_curve_of_the_paper_beside_another_protocol(tmp_path: Path) -> None:
-    profile = beside_the_paper(tmp_path, FIGURE_2, optim={"epochs": 100})
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optim": {"epochs": 100}},
+        {"backbone": {"arch": "resnet50"}},
+        {"rule": {"name": "unbalanced", "large": 2, "rare_images": 5}},
+    ],
+)
+def test_no_curve_of_the_paper_beside_another_protocol(tmp_path: Path, change: dict[str, dict[str, object]]) -> None:
+    rule = change.pop("rule", None)
+    profile = beside_the_paper(tmp_path, FIGURE_2, **change)
+    if rule:
+        tree = profile.params.model_dump(mode="json")
+        tree["subsets"]["whole"]["rule"] = rule
+        profile = Profile(type(profile.params).model_validate(tree), profile.layout)
     assert learning_curves.references(profile.params, profile.records(), "whole") == []
     assert "The paper's ISD" not in html.unescape(profile.files()["index.html"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,8 @@ from isd_repro.runtime.errors import DataError
 from tests.report import synthetic
 from tests.report.conftest import Profile
 
-FIVE = "1-NN, 5-NN exact float32, ties by lowest label"
 
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     tree = json.loads(path.read_text())
     change(tree)
     path.write_text(json.dumps(tree))
@@ -32,25 +29,19 @@ def refused(profile: Profile) -> str:
     return caught.value.message
 
 
-def one_more_right(tree: dict[str, Any]) -> None:
-    values, labels = unpack_labels(tree["predictions"]["student/1-NN"]), unpack_labels(tree["labels"])
-    wrong = int(np.flatnonzero(values != labels)[0])
-    values[wrong] = labels[wrong]
-    tree["predictions"]["student/1-NN"] = pack_labels(values)
+def test_scores_are_recomputed(profile: Profile) -> None:
+    found = profile.records().runs["isd"].own.get("knn")
+    assert found is not None
+    assert set(found.scores) == {
+        (e, m, g) for e in ("student", "teacher") for m in ("1-NN", "20-NN") for g in ("all", "rare", "large")
+    }
+    assert set(found.levels.values()) == {RECOMPUTED}
 
 
-def rolled(tree: dict[str, Any]) -> None:
-    """The same queries in another order, so that every score still recomputes."""
-    for name in ("labels", *tree["predictions"]):
-        holder = tree if name == "labels" else tree["predictions"]
-        holder[name] = pack_labels(np.roll(unpack_labels(holder[name]), 3))
-
-
-def test_scores_are_recomputed_and_groups_come_from_the_large_classes(profile: Profile) -> None:
+def test_groups_come_from_the_large_classes(profile: Profile) -> None:
     """Counted one query at a time, from class names."""
-    found = profile.records().runs["isd"].own["knn"]
-    keys = product(("student", "teacher"), ("1-NN", "20-NN"), ("all", "rare", "large"))
-    assert (set(found.scores), set(found.levels.values())) == (set(keys), {RECOMPUTED})
+    found = profile.records().runs["isd"].own.get("knn")
+    assert found is not None
     predicted, label = found.predictions["student/1-NN"].tolist(), found.label.tolist()
     rare = [p == t for p, t in zip(predicted, label, strict=True) if synthetic.CLASSES[t] not in synthetic.LARGE]
     score = found.scores["student", "1-NN", "rare"]
@@ -64,17 +55,38 @@ def test_scores_are_recomputed_and_groups_come_from_the_large_classes(profile: P
 def test_a_tampered_score_is_named(profile: Profile, key: str, by: int, group: str) -> None:
     path = profile.layout.record("moco", "knn")
     score = profile.records().runs["moco"].own["knn"].scores["teacher", "20-NN", group]
-    now = score.model_copy(update={key: getattr(score, key) + by})
-    edit(path, lambda tree: tree["scores"].__setitem__(tree["scores"].index(score.model_dump()), now.model_dump()))
-    expected = f"expected {score.correct} of {score.n}, from its predictions"
-    assert refused(profile) == f"{path}: scores[teacher 20-NN {group}] is {now.correct} of {now.n}, {expected}"
+    now = {"correct": score.correct, "n": score.n, key: getattr(score, key) + by}
+
+    def change(tree: dict[str, Any]) -> None:
+        of = next(s for s in tree["scores"] if (s["encoder"], s["metric"], s["group"]) == ("teacher", "20-NN", group))
+        of.update(now)
+
+    edit(path, change)
+    assert refused(profile) == (
+        f"{path}: scores[teacher 20-NN {group}] is {now['correct']} of {now['n']},"
+        f" expected {score.correct} of {score.n}, from its predictions"
+    )
+
+
+def test_a_tampered_prediction_is_caught(profile: Profile) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        values = unpack_labels(tree["predictions"]["student/1-NN"])
+        labels = unpack_labels(tree["labels"])
+        wrong = int(np.flatnonzero(values != labels)[0])
+        values[wrong] = labels[wrong]
+        tree["predictions"]["student/1-NN"] = pack_labels(values)
+
+    edit(profile.layout.record("isd", "knn"), change)
+    assert "scores[student 1-NN all] is" in refused(profile)
 
 
 def test_a_score_without_predictions_is_recorded_only(profile: Profile) -> None:
     edit(profile.layout.record("isd", "knn"), lambda tree: tree["predictions"].pop("teacher/1-NN"))
-    levels = profile.records().runs["isd"].own["knn"].levels
-    lost = {("teacher", "1-NN", group) for group in ("all", "rare", "large")}
-    assert {key for key, level in levels.items() if level == RECORDED} == lost
+    found = profile.records().runs["isd"].own.get("knn")
+    assert found is not None
+    assert {key for key, level in found.levels.items() if level == RECORDED} == {
+        ("teacher", "1-NN", g) for g in ("all", "rare", "large")
+    }
     report = profile.report()
     assert any("numbers are recorded only (scores with \N{DAGGER})" in note for note in report.footnotes)
     marked = [cell for table in report.tables for row in table.rows for cell in row.cells if cell.number.endswith("\N{DAGGER}")]
@@ -90,50 +102,45 @@ def test_parts_of_different_runs_are_refused(profile: Profile, key: str, of: tup
 
 
 def test_rows_of_one_table_must_share_their_images(profile: Profile) -> None:
-    other, first = synthetic.sha("other images"), profile.layout.record("untrained", "pretrain")
+    other = synthetic.sha("other images")
     for part in ("pretrain", "knn"):
         edit(profile.layout.records / "isd" / f"{part}.json", lambda tree: tree["manifest"].update(sha256=other))
+    first = profile.layout.record("untrained", "pretrain")
     expected = f"manifest.sha256 is {other}, expected {synthetic.sha('manifest', 'small')}, as {first} says"
     assert refused(profile) == f"{profile.layout.record('isd', 'pretrain')}: {expected}"
 
 
+def test_rows_of_one_table_must_share_their_query_labels(profile: Profile) -> None:
+    def change(tree: dict[str, Any]) -> None:
+        for name in ("labels", *tree["predictions"]):
+            holder = tree if name == "labels" else tree["predictions"]
+            holder[name] = pack_labels(np.roll(unpack_labels(holder[name]), 3))
+
+    edit(profile.layout.record("isd", "knn"), change)  # every score still recomputes
+    assert "labels is other labels, expected those of" in refused(profile)
+
+
 @pytest.mark.parametrize(
-    ("part", "change", "words"),
+    ("change", "words"),
     [
-        ("knn", one_more_right, "scores[student 1-NN all] is"),
-        ("knn", rolled, "labels is other labels, expected those of"),
-        ("knn", lambda tree: tree.update(run="moco"), "run is 'moco', expected 'isd'"),
-        ("knn", lambda tree: tree.update(profile="other"), "profile is 'other', expected 'synthetic'"),
-        ("knn", lambda tree: tree.update(kind="linear"), "kind is 'linear', expected 'knn'"),
-        ("knn", lambda tree: tree["manifest"].update(subset="large"), "manifest.subset is 'large', expected 'small'"),
-        ("knn", lambda tree: tree.update(labels="no base64!"), "labels is no packed labels ("),
-        ("knn", lambda tree: tree.update(labels=pack_labels(np.arange(9))), "labels is 9 entries, expected 500"),
-        ("knn", lambda tree: tree.update(labels=pack_labels(np.full(500, 10))), "labels is class 10, expected 0 to 9"),
-        ("knn", lambda tree: tree["scores"].append(tree["scores"][0]), "scores[student 1-NN all] is stated twice, expected once"),
-        ("knn", lambda tree: tree["scores"][0].update(correct=0, n=0), "is 0 of 0, expected a score"),
-        ("knn", lambda tree: tree["manifest"].update(large=["c11"]), "manifest.large is c11, expected names in manifest.classes"),
-        ("knn", lambda tree: tree.update(extra=1), "extra: Extra inputs are not permitted"),
-        ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "manifest.dataset is 'ImageNet'"),
-        ("knn", lambda tree: tree.update(features_sha256="0" * 64), "features_sha256 is"),
-        ("knn", lambda tree: tree.update(settings={"k": [1, 5]}, protocol=FIVE), "settings is"),
-        ("linear", lambda tree: tree["settings"].update(epochs=6), "settings is"),
-        ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is 'deadbeefdeadbeef'"),
-        ("pretrain", lambda tree: tree["config"].pop("method"), "fingerprint is"),
-        ("pretrain", lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint is"),
-        ("pretrain", lambda tree: tree["curve"].pop(), "curve is '9 epochs', expected '10 epochs', from its config"),
-        ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "manifest.train is"),
-        ("pretrain", lambda tree: tree["provenance"].update(seconds=float("nan")), "seconds"),
+        (lambda tree: tree.update(run="moco"), "run is 'moco', expected 'isd'"),
+        (lambda tree: tree.update(profile="other"), "profile is 'other', expected 'synthetic'"),
+        (lambda tree: tree.update(kind="linear"), "kind is 'linear', expected 'knn'"),
+        (lambda tree: tree["manifest"].update(subset="large"), "manifest.subset is 'large', expected 'small'"),
+        (lambda tree: tree.update(labels="no base64!"), "labels is no packed labels ("),
+        (lambda tree: tree.update(labels=pack_labels(np.arange(9))), "labels is 9 entries, expected 500"),
+        (lambda tree: tree.update(labels=pack_labels(np.full(500, 10))), "labels is class 10, expected 0 to 9"),
+        (lambda tree: tree["scores"].append(tree["scores"][0]), "scores[student 1-NN all] is stated twice, expected once"),
+        (lambda tree: tree["scores"][0].update(correct=0, n=0), "is 0 of 0, expected a score"),
+        (lambda tree: tree["manifest"].update(large=["c11"]), "manifest.large is c11, expected names in manifest.classes"),
+        (lambda tree: tree.update(extra=1), "extra: Extra inputs are not permitted"),
     ],
 )
-def test_damage_and_contradictions_are_named(
-    profile: Profile, part: Literal["pretrain", "knn", "linear"], change: Callable[[dict[str, Any]], object], words: str
-) -> None:
-    for run in ("moco", "isd"):
-        synthetic.write_run(profile.layout, profile.params, run, 0.8, parts=("linear",))
-    profile.records()
-    edit(profile.layout.record("isd", part), change)
+def test_damage_is_named(profile: Profile, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    path = profile.layout.record("isd", "knn")
+    edit(path, change)
     message = refused(profile)
-    assert f"{profile.layout.records / 'isd'}/" in message
+    assert str(path) in message
     assert words in message
 
 
@@ -148,3 +155,31 @@ def test_no_records_at_all(tmp_path: Path) -> None:
     report = Profile(params, synthetic.layout(tmp_path, params)).report()
     assert [cell.number for cell in report.tables[0].rows[0].cells] == ["not run", "not run"]
     assert report.figures == []
+
+
+FIVE = "1-NN, 5-NN exact float32, ties by lowest label"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("pretrain", lambda tree: tree.update(fingerprint="deadbeefdeadbeef"), "fingerprint is 'deadbeefdeadbeef'"),
+        ("pretrain", lambda tree: tree["config"].pop("method"), "fingerprint is"),
+        ("pretrain", lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint is"),
+        ("pretrain", lambda tree: tree["curve"].pop(), "curve is '9 epochs', expected '10 epochs', from its config"),
+        ("pretrain", lambda tree: tree["manifest"].update(train=1_281_167), "manifest.train is"),
+        ("knn", lambda tree: tree["manifest"].update(dataset="ImageNet"), "manifest.dataset is 'ImageNet'"),
+        ("knn", lambda tree: tree.update(features_sha256="0" * 64), "features_sha256 is"),
+        ("knn", lambda tree: tree.update(settings={"k": [1, 5]}, protocol=FIVE), "settings is"),
+        ("linear", lambda tree: tree["settings"].update(epochs=6), "settings is"),
+        ("pretrain", lambda tree: tree["provenance"].update(seconds=float("nan")), "seconds"),
+    ],
+)
+def test_what_records_say_twice_must_agree(
+    profile: Profile, part: Literal["pretrain", "knn", "linear"], change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    for run in ("moco", "isd"):
+        synthetic.write_run(profile.layout, profile.params, run, 0.8, parts=("linear",))
+    profile.records()
+    edit(profile.layout.record("isd", part), change)
+    assert words in refused(profile)

@@ -36,14 +36,20 @@ def test_unbalanced_shape(profile: Profile) -> None:
         assert [(column.span, column.head) for column in table.columns] == heads
     assert [row.run for row in student.rows] == list(profile.params.runs)
     assert (student.main, teacher.main) == (True, False)
-    found = profile.records().runs["moco"].own["knn"]
+    found = profile.records().runs["moco"].own.get("knn")
+    assert found is not None
     cell, score = student.rows[2].cells[3], found.scores["student", "20-NN", "rare"]
     assert (cell.correct, cell.n, cell.value) == (score.correct, score.n, 100 * score.correct / score.n)
 
-    by_run = [{row.run: {cell.number for cell in row.cells} for row in table.rows} for table in (student, teacher)]
-    assert by_run[0]["byol"] == by_run[1]["byol"] == {"not run"}
-    assert by_run[1]["pixels"] == by_run[1]["untrained"] == {DASH}, "without a teacher"
-    assert not {"not run", DASH} & by_run[0]["pixels"]
+
+def test_not_run_differs_from_no_teacher(profile: Profile) -> None:
+    student, teacher = (
+        {row.run: {cell.number for cell in row.cells} for row in named(profile, f"small-{encoder}").rows}
+        for encoder in ("student", "teacher")
+    )
+    assert student["byol"] == teacher["byol"] == {"not run"}
+    assert teacher["pixels"] == teacher["untrained"] == {DASH}
+    assert not {"not run", DASH} & student["pixels"]
 
 
 @pytest.mark.parametrize("with_linear", [(), ("a",), ("a", "b")])
@@ -78,22 +84,26 @@ def test_best_is_the_largest_of_a_column_and_a_lone_value_is_not_best(profile: P
 def test_differences_say_how_many_runs_are_behind_them(profile: Profile) -> None:
     """Methods less both references, then ISD less MoCo; no p over queries is printed for one pair of trainings."""
     table, found = named(profile, "small-differences"), profile.records().runs
-    tops = {
-        (run, group): found[run].own["knn"].scores["student", "1-NN", group].top1
-        for run in ("isd", "moco")
-        for group in ("all", "rare", "large")
-    }
+
+    def value(run: str, group: str) -> float:
+        part = found[run].own["knn"]
+        assert part is not None
+        return part.scores["student", "1-NN", group].top1
+
     labels = [f"MoCo v2 {MINUS} untrained encoder", f"MoCo v2 {MINUS} raw pixels"]
     labels += [f"ISD {MINUS} untrained encoder", f"ISD {MINUS} raw pixels", f"ISD {MINUS} MoCo v2"]
     assert [row.label for row in table.rows] == labels
     *differences, first, second = table.rows[-1].cells
     for cell, group in zip(differences, ("all", "rare", "large"), strict=True):
-        assert cell.value == pytest.approx(tops["isd", group] - tops["moco", group])
+        assert cell.value == pytest.approx(value("isd", group) - value("moco", group))
         assert "p =" not in cell.plain + cell.detail
         assert "one training of each, so their variation is unknown; queries only the first classifies correctly:" in cell.detail
     assert (first.words, second.words) == ("1", "1")
     assert "differences have no intervals" in table.notes[1]
     assert named(profile, "small-student").first == "Run (one seed each)"
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
 
 
 def draws(tmp_path: Path, right: dict[str, tuple[int, int]]) -> Profile:
@@ -122,8 +132,10 @@ def test_draws_by_hand(tmp_path: Path) -> None:
     assert [cell.number for cell in table.foot[0].cells[3:6]] == ["56.2", "60.6", "+4.4"]
     assert [cell.best for cell in table.rows[0].cells] == [True, False, False, False, True, False, True, False, False]
     assert [cell.best for cell in table.foot[0].cells[:3]] == [True, True, False]
-    deviations = [(2, pytest.approx(11 / 2**0.5)), (2, pytest.approx(13 / 2**0.5))]
-    assert [(cell.count, cell.deviation) for cell in table.foot[0].cells[:2]] == deviations
+    assert [(cell.count, cell.deviation) for cell in table.foot[0].cells[:2]] == [
+        (2, pytest.approx(11 / 2**0.5)),
+        (2, pytest.approx(13 / 2**0.5)),
+    ]
     assert "only the first classifies correctly: 4, only the second: 5" in table.rows[0].cells[2].detail
     rare = pair.rows[1]
     assert rare.label == "Rare, 1-NN, student"
@@ -143,11 +155,22 @@ def test_means_are_over_complete_draws(tmp_path: Path, missing: tuple[str, ...],
     assert (table.foot[0].label, [cell.number for cell in table.foot[0].cells[:3]]) == (label, means)
 
 
-def test_method_name_is_the_label_without_subset_and_seed() -> None:
-    names = {"D1": "D1", "ISD D10": "ISD D10", "seed 3": "seed 3"}
-    names |= dict.fromkeys(("ISD", "ISD (D1)", "ISD on d1", "ISD-d1", "ISD, D1, seed 2"), "ISD")
-    params = synthetic.profile({f"run-{at}": (label, "d1") for at, label in enumerate(names)}, {"d1": BALANCED})
-    assert [repetitions.method_name(params, run) for run in params.runs] == list(names.values())
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("ISD", "ISD"),
+        ("ISD (D1)", "ISD"),
+        ("ISD on d1", "ISD"),
+        ("ISD-d1", "ISD"),
+        ("D1", "D1"),
+        ("ISD D10", "ISD D10"),
+        ("ISD, D1, seed 2", "ISD"),
+        ("seed 3", "seed 3"),
+    ],
+)
+def test_method_name_is_the_label_without_subset_and_seed(label: str, name: str) -> None:
+    params = synthetic.profile({"run": (label, "d1")}, {"d1": BALANCED})
+    assert repetitions.method_name(params, "run") == name
 
 
 def test_subsets_of_different_kinds_are_no_family() -> None:
@@ -157,6 +180,9 @@ def test_subsets_of_different_kinds_are_no_family() -> None:
     assert repetitions.families(synthetic.profile(runs, rules)) == [["one", "two"], ["other"]]
     alone = {"isd-one": ("ISD", "one"), "moco-two": ("MoCo", "two")}
     assert repetitions.families(synthetic.profile(alone, rules)) == [["one"], ["two"]]
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
 
 
 def seeded(tmp_path: Path, right: dict[int, int]) -> Profile:
@@ -209,10 +235,13 @@ def test_a_record_of_other_parameters_is_told(profile: Profile) -> None:
     assert profile.report().footnotes == ()
 
 
-def long_tailed(tmp_path: Path) -> Profile:
+# --- groups by training images, and balancedness ------------------------------------------------------------------------
+
+
+def long_tailed(tmp_path: Path, runs: int = 2) -> Profile:
     """Seeds of one method on a subset with 1 class of many, 3 of a medium number of and 6 of few training images."""
     rule = {"name": "exponential", "imbalance": 100}
-    params = synthetic.profile({f"a-s{at}": (f"A, seed {at}", "lt") for at in range(2)}, {"lt": rule})
+    params = synthetic.profile({f"a-s{at}": (f"A, seed {at}", "lt") for at in range(runs)}, {"lt": rule})
     for at, (name, run) in enumerate(params.runs.items()):
         params.runs[name] = run.model_copy(update={"numerics": run.numerics.model_copy(update={"seed": at})})
     params.subsets["lt"] = params.subsets["lt"].model_copy(update={"shots": Shots(many_above=1000, few_below=200)})
@@ -248,8 +277,14 @@ def test_balancedness_is_the_deviation_over_classes_and_has_no_best(tmp_path: Pa
     [mean] = table.foot
     assert (mean.cells[at].value, mean.cells[at].count) == (pytest.approx((first.value or 0) / 2), 2)
     assert any("standard deviation over classes" in note for note in table.notes)
+
+
+def test_balancedness_needs_predictions(tmp_path: Path) -> None:
+    found = long_tailed(tmp_path, runs=1)
     synthetic.write_counts(found.layout, found.params, "a-s0", {"all": 50}, stored=False)
-    cell = named(found, "lt-student").rows[0].cells[at]
+    table = named(found, "lt-student")
+    at = [(column.span, column.head) for column in table.columns].index(("Balancedness", "1-NN"))
+    cell = table.rows[0].cells[at]
     assert (cell.value, cell.kind, cell.detail) == (None, "none", "the record has no predictions")
 
 

@@ -117,8 +117,10 @@ def assert_complete(found: dict[str, SentRun], layout: Layout) -> None:
     assert found["tiny-isd-pretrain"].summary["loss"] == {"min": min(losses), "last": losses[-1]}
     for stage in (*STAGES, "summary"):
         own = {key: value["value"] for key, value in found[f"tiny-isd-{stage}"].config.items() if key != "_wandb"}
-        assert (own["label"], own["subset"], own["numerics"]["seed"], own["optim"]["lr"]) == ("ISD", "digits", 0, 0.05)
+        assert (own["method"]["name"], own["method"]["tau_student"], own["optim"]["lr"]) == ("isd", 0.1, 0.05)
+        assert (own["label"], own["subset"], own["numerics"]["seed"]) == ("ISD", "digits", 0)
         assert own["fingerprint"] == pretrain["fingerprint"]
+        assert own["data"]["image_size"] == own["backbone"]["width"] * 5 == 20
 
 
 def assert_lineage(found: dict[str, SentRun], server: Server, layout: Layout) -> None:

@@ -14,7 +14,6 @@ from isd_repro.data.prepare import prepare
 from isd_repro.evaluations.stage import extract, run_evaluation
 from isd_repro.report.output import report
 from isd_repro.train.pretrain import pretrain
-from tests.evaluations.test_protocol_stages import write_target
 from tests.verify import world
 
 
@@ -33,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_protocols(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with every protocol; the other data set lies below `target`."""
     folder = tmp_path_factory.mktemp("protocols")
-    write_target(folder / "target", train=12, side=24, height=60.0, noise=(90, 60))
+    world.write_target(folder / "target")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISD_CIFAR10_ROOT", str(folder / "target"))
         return made(folder, world.PROTOCOLS)

@@ -240,3 +240,12 @@ def test_another_snapshot(protocols: Profile) -> None:
     answer = protocols.verify("--snapshots")
     assert answer.code == 4
     assert answer.verdicts(kind="snapshot") == {"failed"}
+
+
+def test_changed_parameters_of_protocols(protocols: Profile) -> None:
+    for old, new in (("seed: 3}", "seed: 4}"), ("c_values: 5", "c_values: 6"), ("k: [1, 5]", "k: [1, 3]")):
+        protocols.replace(protocols.folder / "params.yaml", old, new)
+    protocols.report()
+    answer = protocols.verify("--quick")
+    for key in ("evaluation.few_label.draw_seed", "evaluation.transfer.c_values", "evaluation.knn.k"):
+        answer.caught("params.yaml", key)

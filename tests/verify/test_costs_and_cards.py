@@ -65,10 +65,13 @@ def rendered(profile: Profile) -> dict[str, str]:
     return {name: content.decode() for name, content in files.items()}
 
 
+def test_every_exported_encoder_has_a_card(profile: Profile) -> None:
+    assert set(rendered(profile)) == {"untrained.md", "pixels.md", "moco.md", "isd.md", "README.md", "render.json"}
+    assert "byol" not in rendered(profile)["README.md"], "it has not been run"
+
+
 def test_a_card_says_what_the_record_says(profile: Profile) -> None:
-    files, found = rendered(profile), profile.records().runs["isd"]
-    assert set(files) == {"untrained.md", "pixels.md", "moco.md", "isd.md", "README.md", "render.json"}, "BYOL has not been run"
-    card = files["isd.md"]
+    card, found = rendered(profile)["isd.md"], profile.records().runs["isd"]
     assert found.pretrain is not None
     assert found.own.get("knn") is not None
     for value in (synthetic.sha("encoder", "isd"), synthetic.sha("manifest", "small"), found.pretrain.fingerprint, "5" * 40):
@@ -82,7 +85,15 @@ def test_a_card_says_what_the_record_says(profile: Profile) -> None:
         " 2 of them large" in card
     )
     assert "[DEV-03](../../../DEVIATIONS.md#dev-03)" in card
-    for heading in ("## Scores", "## Images", "## How it was made", "### Cost", "**Intended for**", "**Not intended for**"):
+    for heading in (
+        "## Scores",
+        "## Images",
+        "## How it was made",
+        "### Cost",
+        "## Use",
+        "**Intended for**",
+        "**Not intended for**",
+    ):
         assert heading in card
 
 
@@ -94,6 +105,15 @@ def test_what_nothing_checks_is_named_in_the_card(profile: Profile) -> None:
     card = rendered(profile)["isd.md"]
     assert re.search(r"^\| student \| 1-NN \| all \|.*\| recorded only \|$", card, flags=re.MULTILINE)
     assert "Scores marked `recorded only` cannot be checked." in card
+
+
+def test_cards_are_byte_equal_on_a_second_render_and_rectangular(profile: Profile) -> None:
+    first = rendered(profile)
+    assert rendered(make(profile.layout.root / "again")).keys() == first.keys()
+    assert rendered(make(profile.layout.root / "again")) == first
+    for name, content in first.items():
+        for block in re.findall(r"(?:^\|.*\|\n)+", content, flags=re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, f"{name}: {block}"
 
 
 def test_the_command_of_a_card_is_one(profile: Profile) -> None:
@@ -138,6 +158,8 @@ def test_a_card_has_every_protocol(both: Profile) -> None:
 
 def test_a_page_says_what_it_cost(profile: Profile) -> None:
     """Three other runs' 83.5 s and 4.2 s and this one's on two threads."""
-    files, hours = profile.files(), f"{2 * 4 * (83.5 + 4.2) / 3600:.3f}"
+    files = profile.files()
+    hours = f"{2 * 4 * (83.5 + 4.2) / 3600:.3f}"
+    assert files == profile.files()
     assert f"<td>{hours}</td>" in files["index.html"].partition('<h2 id="cost">')[2]
     assert f"| {hours} |" in files["table.md"].partition("## Cost")[2]

@@ -143,12 +143,17 @@ ROUNDS: list[dict[str, tuple[Change, str]]] = [  # what cannot be by what the sa
         "few_label": (lambda tree: tree["settings"]["labelled"].pop("25"), "settings"),
     },
     {
-        "pretrain": (lambda tree: tree["config"].update(manifest="0" * 64), "config.manifest"),
+        "pretrain": (lambda tree: tree["config"]["optim"].update(lr=0.5), "fingerprint"),
         "linear": (lambda tree: tree["settings"].update(epochs="all"), "settings"),
-        "transfer": (lambda tree: tree["settings"].pop("sets"), "sets"),
+        "transfer": (lambda tree: target(tree).update(protocol="fine-tuned"), "cifar10-folder: protocol"),
         "trajectory": (lambda tree: first_point(tree)["scores"][0].update(correct=1, n=2), "epoch 1: queries of other groups"),
         "few_label": (lambda tree: tree["settings"].pop("fractions"), "settings"),
     },
+    {
+        "pretrain": (lambda tree: tree["config"].update(manifest="0" * 64), "config.manifest"),
+        "transfer": (lambda tree: tree["settings"].pop("sets"), "sets"),
+    },
+    {"pretrain": (lambda tree: tree["curve"].append(tree["curve"][0]), "curve")},
     {"pretrain": (lambda tree: tree.update(encoders=["student"]), ""), "knn": (lambda _: None, "encoders with scores")},
 ]
 
@@ -163,6 +168,22 @@ def test_what_cannot_be(protocols: Profile, changes: dict[str, tuple[Change, str
         assert not key or "isd" in answer.caught(f"{RECORDS}/isd/{part}.json", key)["runs"]
 
 
+def test_names_in_records_of_other_protocols_are_words(protocols: Profile) -> None:
+    """No markup, no LaTeX and no formula comes out of them; `verify` refuses a set that is none of the project's."""
+    name = "=1+1<script>alert(1)</script>\\input{x}|`$"
+    for run in ("moco", "isd"):
+        protocols.edit(protocols.record(run, "transfer"), lambda tree: target(tree)["manifest"].update(dataset=name))
+    protocols.report()
+    tables = protocols.folder / TABLES
+    page, latex, plain = ((tables / file).read_text("utf-8") for file in ("index.html", "table.tex", "table.md"))
+    assert "<script>alert" not in page + plain
+    assert "&lt;script&gt;alert" in page
+    assert "\\input{x}" not in latex
+    assert "\\textbackslash" in latex
+    assert ",=1+1" not in (tables / "cells.csv").read_text("utf-8")
+    assert not protocols.verify("--quick").tree["ok"]
+
+
 # --- the lock, and runs that were taken away ------------------------------------------------------------------------
 
 
@@ -175,6 +196,19 @@ def test_a_run_that_was_deleted(clean: Profile) -> None:
     for part in ("pretrain", "knn"):
         assert "as dvc.lock says" in answer.caught(f"{RECORDS}/moco/{part}.json", "file", "restore the record")["expected"]
     assert len(answer.failures) == 2
+
+
+def test_a_run_renamed_with_all_that_names_it(clean: Profile) -> None:
+    write_lock(clean)
+    for part in ("pretrain", "knn", "linear"):
+        clean.edit(clean.record("isd", part), lambda tree: tree.update(run="better"))
+    folder = clean.record("isd", "knn").parent
+    folder.rename(folder.parent / "better")
+    clean.replace(clean.folder / "params.yaml", "linear_runs: [isd]", "linear_runs: [better]")
+    clean.replace(clean.folder / "params.yaml", "  isd:\n", "  better:\n")
+    clean.report()
+    answer = clean.verify()
+    assert {(f"{RECORDS}/isd/{part}.json", "file") for part in ("pretrain", "knn", "linear")} <= set(answer.failures)
 
 
 def test_records_beside_the_lock(clean: Profile) -> None:
@@ -350,7 +384,6 @@ def test_files_that_are_edited_missing_or_rendered_by_nobody(clean: Profile) -> 
         (lambda tree: tree.update(code="0" * 64), "it was rendered by another version of the code"),
         (lambda tree: tree.update(params="0" * 64), "the parameters have changed since it was rendered"),
         (lambda tree: tree["files"].pop("table.md"), "it was rendered by an older version of the code, or edited"),
-        (lambda tree: tree["records"].update({"isd/knn": "0" * 64}), "records have changed since it was rendered (isd/knn)"),
     ],
 )
 def test_the_stamp_says_why_a_file_is_not_as_rendered(clean: Profile, change: Change, words: str) -> None:
@@ -362,6 +395,13 @@ def test_the_stamp_says_why_a_file_is_not_as_rendered(clean: Profile, change: Ch
     answer = clean.verify("--quick")
     assert answer.failures == [(f"{TABLES}/table.md", "line 1")]
     assert answer.tree["failures"][0]["do"].startswith(words)
+
+
+def test_records_made_anew_since_the_render(clean: Profile) -> None:
+    clean.edit(clean.record("isd", "knn"), lambda tree: tree["provenance"].update(seconds=1234.5))
+    answer = clean.verify("--quick")
+    hints = {one["do"].split(":")[0] for one in answer.tree["failures"] if "cards" not in one["file"]}
+    assert hints == {"records have changed since it was rendered (isd/knn)"}
 
 
 # --- evaluated checkpoints ----------------------------------------------------------------------------------------------

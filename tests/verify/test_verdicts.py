@@ -19,6 +19,22 @@ def numbers_of(profile: Profile) -> int:
     return sum(cell["value"] is not None for cell in tree["cells"])
 
 
+def test_with_the_encoders_here_every_number_is_evaluated_anew(profile: Profile) -> None:
+    answer = profile.verify("--linear")
+    assert (answer.code, answer.failures, answer.tree["ok"]) == (0, [], True)
+    assert answer.tree["counts"] == {"re-evaluated": numbers_of(profile), "recomputed": 0, "recorded only": 0, "failed": 0}
+    assert answer.tree["notes"] == [], "not even a bit of the features differs"
+    assert "isd linear: 3 epochs of 40 images, about " in answer.err, "the time is said before it is spent"
+
+
+def test_linear_heads_are_trained_again_only_on_request(profile: Profile) -> None:
+    answer = profile.verify()
+    assert answer.code == 0
+    assert answer.verdicts(run="isd", metric="linear-last") == {"recomputed"}
+    assert answer.verdicts(run="isd", metric="5-NN") == {"re-evaluated"}
+    assert answer.tree["notes"] == ["isd: not re-evaluated unless the option is given: Linear (--linear)"]
+
+
 def test_a_clean_checkout_is_recomputed(clean: Profile) -> None:
     answer = clean.verify()
     assert (answer.code, answer.failures) == (0, [])

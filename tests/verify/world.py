@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from isd_repro import cli
 from isd_repro.config import reader as config
@@ -83,6 +84,20 @@ PROTOCOLS = (  # with every protocol: dense queries, few labels, another data se
         "linear_runs: [isd]\nknn_dense_runs: [isd]\nfew_label_runs: [isd]\ntransfer_runs: [moco, isd]\ntrajectory_runs: [isd]",
     )
 )
+NAMES = ("bird", "cat", "dog")
+SIDE = 24
+
+
+def write_target(root: Path) -> None:
+    """Stripes of a direction for each class under noise, grey, PNG so that pixels are exact."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 8)):
+        for label, cls in enumerate(NAMES):
+            (root / part / cls).mkdir(parents=True)
+            for number in range(count):
+                pattern = np.indices((SIDE, SIDE))[label % 2] * (1 + label // 2) % 2 * 60.0
+                pixels = (pattern + draw.normal(90, 60, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / cls / f"{number:02d}.png")
 
 
 @dataclass(frozen=True)
