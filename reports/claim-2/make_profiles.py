@@ -42,7 +42,7 @@ def points() -> list[Settings]:
     ]
 
 
-def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, precision: str = "bf16") -> Settings:
+def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, precision: str = "float32") -> Settings:
     """One run of a cell at a point."""
     name, heads, _ = CELLS[cell]
     tau = at["tau_student"]
@@ -68,7 +68,7 @@ def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: 
 
 def untrained(number: int) -> Settings:
     """The initial network on a set."""
-    start = run("moco", MOCO, label="", subset=f"s{number}", seed=number, epochs=0, precision="float32")
+    start = run("moco", MOCO, label="", subset=f"s{number}", seed=number, epochs=0)
     return protocols.untrained(start, f"Untrained, set {number}", notes=["DEV-25"])
 
 
@@ -105,16 +105,16 @@ def gate() -> Settings:
         for seed in (number, number + 100):
             for subset, words in ((f"s{number}", "unbalanced"), (f"s{number}-balanced", "balanced")):
                 name = f"moco-{words}-{number}" + ("-again" if seed > 100 else "")
-                label = f"MoCo v2, set {number} {words}, seed {seed}"
-                runs[name] = run("moco", MOCO, label=label, subset=subset, seed=seed, epochs=100)
+                label = f"MoCo v2, set {number} {words}, seed {seed}, float32"
+                runs[f"{name}-float32"] = run("moco", MOCO, label=label, subset=subset, seed=seed, epochs=100)
     alike: Settings = {"subset": "s9", "seed": 9, "epochs": 100}
-    runs["isd-unbalanced-9"] = run("isd", ISD, label="ISD, set 9 unbalanced, seed 9", **alike)
-    for twin in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
-        numerics = {**runs[twin]["numerics"], "precision": "float32"}
-        runs[f"{twin}-float32"] = {**runs[twin], "label": f"{runs[twin]['label']}, float32", "numerics": numerics}
+    runs["isd-unbalanced-9-float32"] = run("isd", ISD, label="ISD, set 9 unbalanced, seed 9, float32", **alike)
     for cell, at in (("moco", MOCO), ("isd", ISD)):
-        label = f"{CELLS[cell][2]}, set 9 unbalanced, seed 9, bank 9.6 times the images"
-        runs[f"{cell}-unbalanced-9-bank"] = run(cell, {**at, "bank_over_images": 9.6}, label=label, **alike)
+        label = f"{CELLS[cell][2]}, set 9 unbalanced, seed 9, bank 9.6 times the images, float32"
+        runs[f"{cell}-unbalanced-9-bank-float32"] = run(cell, {**at, "bank_over_images": 9.6}, label=label, **alike)
+    for name in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
+        twin = runs[f"{name}-float32"]
+        runs[name] = {**twin, "label": twin["label"].removesuffix(", float32"), "numerics": {**twin["numerics"], "precision": "bf16"}}
     return profile(
         "claim-2-gate",
         "The claim, second protocol: the gate",
