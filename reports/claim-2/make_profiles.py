@@ -114,7 +114,8 @@ def gate() -> Settings:
         runs[f"{cell}-unbalanced-9-bank-float32"] = run(cell, {**at, "bank_over_images": 9.6}, label=label, **alike)
     for name in ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10"):
         twin = runs[f"{name}-float32"]
-        runs[name] = {**twin, "label": twin["label"].removesuffix(", float32"), "numerics": {**twin["numerics"], "precision": "bf16"}}
+        numerics = {**twin["numerics"], "precision": "bf16"}
+        runs[name] = {**twin, "label": twin["label"].removesuffix(", float32"), "numerics": numerics}
     return profile(
         "claim-2-gate",
         "The claim, second protocol: the gate",

