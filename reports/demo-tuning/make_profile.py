@@ -68,7 +68,7 @@ def profile() -> Settings:
         "caption": "Twenty-four trials each of ISD and MoCo v2 on centred digits; the best of each is the demo's setting.",
         "notes": [
             "The protocol is reports/demo-tuning/PROTOCOL.md, committed before the runs.",
-            "Settings are chosen on the queries that are scored, for both methods alike. The demo scores the same digits, shifted.",
+            "Settings are chosen on the queries that are scored, for both methods alike; the demo scores them shifted.",
             protocols.ARITHMETIC,
         ],
         "reference": "untrained",
