@@ -43,7 +43,7 @@ demo: venv ## reproduce the demo on a CPU, two runs at a time, and print its tab
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@mkdir -p .state
 	@echo "Running what has changed; .state/demo.log has all of its output"
-	@trap 'rm -f pipelines/.dvcignore' EXIT; echo '*' > pipelines/.dvcignore; \
+	@trap 'rm -f pipelines/.dvcignore' EXIT; [ ! -d pipelines ] || echo '*' > pipelines/.dvcignore; \
 	{ $(BIN)/dvc repro -s dvc.yaml:prepare \
 	  && $(BIN)/dvc stage list --name-only dvc.yaml | grep '@' | grep -v '^prepare@' | sort -s -t@ -k2,2 \
 	     | awk -F@ '$$2 != run {run = $$2; half = !half} {of[half] = of[half] " dvc.yaml:" $$0} END {print of[0]; print of[1]}' \
