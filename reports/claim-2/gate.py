@@ -8,17 +8,14 @@ class, the share of its queries that are answered correctly; for a group of clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from scipy import stats
 
-from isd_repro.config import reader
-from isd_repro.report.hypothesis import by_class
-from isd_repro.report.run_records import load
-from isd_repro.train.collapse import EMBEDDING_STD
+from reports.scores import Run, Runs, number, read, table
 
 HERE = Path(__file__).parent
 PROFILE = HERE.parents[1] / "pipelines" / "claim-2-gate" / "params.yaml"
@@ -30,37 +27,6 @@ BANKS = ("moco-unbalanced-9", "isd-unbalanced-9")  # each has a float32 twin wit
 LEAST_STD, LEAST_MEAN = 0.9, -1.5  # of bf16: share of the twin's embedding std, and points on average
 LEAST_POSITIVE = 3  # of the four differences of runs
 NO_RUN = "not run"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Scores of a finished run.
-
-    Attributes:
-        all, rare, large: percent by class, of the classes of the group.
-        embedding_std: in the last epoch; None for a network that was not trained.
-    """
-
-    all: Mapping[str, float]
-    rare: Mapping[str, float]
-    large: Mapping[str, float]
-    embedding_std: float | None = None
-
-
-Runs = Mapping[str, Run]
-
-
-def read(profile: Path) -> dict[str, Run]:
-    """Every run of a profile that has both records."""
-    params, layout = reader.load(profile)
-    records = load(params, layout)
-    runs = {}
-    for name, found in records.runs.items():
-        if found.pretrain is not None and found.evaluation(METRIC) is not None:
-            groups = [by_class(records, [name], ("student", METRIC, group)) for group in ("all", "rare", "large")]
-            curve = found.pretrain.curve
-            runs[name] = Run(*groups, embedding_std=curve[-1].get(EMBEDDING_STD) if curve else None)
-    return runs
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -170,16 +136,5 @@ def compared(runs: Runs, one: str, other: str, group: str) -> list[str]:
     return [*(NO_RUN if mean is None else number(mean) for mean in means), "" if difference is None else f"{difference:+.2f}"]
 
 
-def number(value: float | None) -> str:
-    """Two decimals; nothing for nothing."""
-    return "" if value is None else f"{value:.2f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 if __name__ == "__main__":
-    (HERE / "gate.md").write_text(render(read(PROFILE)), encoding="utf-8")
+    (HERE / "gate.md").write_text(render(read(PROFILE, METRIC)), encoding="utf-8")

@@ -38,6 +38,11 @@ def gate() -> ModuleType:
     return loaded("gate")
 
 
+@pytest.fixture(scope="module")
+def tuning() -> ModuleType:
+    return loaded("tuning")
+
+
 def test_the_design_pairs_settings_evenly(script: ModuleType) -> None:
     points = script.points()
     pairs = [("view_teacher", "bank_over_images"), ("view_teacher", "dim"), ("weight_decay", "bank_over_images")]
@@ -84,7 +89,7 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
 
 def test_the_page_of_the_gate_is_that_of_the_records(gate: ModuleType) -> None:
     page = (ROOT / "reports" / "claim-2" / "gate.md").read_text("utf-8")
-    assert page == gate.render(gate.read(gate.PROFILE)), "run python reports/claim-2/gate.py"
+    assert page == gate.render(gate.read(gate.PROFILE, gate.METRIC)), "run python reports/claim-2/gate.py"
 
 
 @pytest.mark.parametrize(
@@ -149,3 +154,65 @@ def test_a_question_stays_open_until_all_its_runs_are_there(gate: ModuleType) ->
     assert "Not decided: 2 of 3 pairs are complete." in page
     assert "Not decided: 3 of 4 pairs are complete." in page
     assert "Decided" not in page
+
+
+# --- the choice of settings -------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_trials_is_that_of_the_records(tuning: ModuleType) -> None:
+    page = (ROOT / "reports" / "claim-2" / "tuning.md").read_text("utf-8")
+    assert page == tuning.render(tuning.points(), tuning.trials()), "run python reports/claim-2/tuning.py"
+
+
+def test_finalists_are_the_three_best_and_a_tie_goes_to_the_lower_number(tuning: ModuleType) -> None:
+    assert tuning.finalists({1: 20.0, 2: 22.0, 3: 20.0, 4: 0.0, 5: 22.0}) == [2, 5, 1]
+
+
+def points_at(**values: tuple[float, float]) -> dict[int, dict[str, str]]:
+    """Points 1, 2, ... with (learning rate, tau_student), named by their cell."""
+    return {at: {"lr_at_tau_0.1": str(lr), "tau_student": str(tau)} for at, (lr, tau) in enumerate(values.values(), 1)}
+
+
+def test_a_best_point_at_an_edge_gives_every_cell_two_trials_away_from_the_middle(tuning: ModuleType) -> None:
+    points = points_at(isd=(0.0424, 0.1), moco=(0.114, 0.174))  # 0.114 is at 0.98 of its range, 0.174 at 0.899
+    found = tuning.beyond(points, {"isd": 1, "moco": 2})
+    assert {one.setting for one in found} == {"lr_at_tau_0.1"}
+    assert [(one.cell, one.point, round(one.value, 4)) for one in found] == [
+        ("isd", 1, 0.0283),  # the middle of 0.015 to 0.12 is 0.04243
+        ("isd", 1, 0.0212),
+        ("moco", 2, 0.171),
+        ("moco", 2, 0.228),
+    ]
+    low = tuning.beyond(points_at(isd=(0.03, 0.053), moco=(0.03, 0.11)), {"isd": 1, "moco": 2})
+    assert [(one.setting, round(one.value, 4)) for one in low] == [
+        ("tau_student", 0.0353),
+        ("tau_student", 0.0265),
+        ("tau_student", 0.165),
+        ("tau_student", 0.22),
+    ]
+    assert tuning.beyond(points_at(isd=(0.03, 0.1), moco=(0.03, 0.174)), {"isd": 1, "moco": 2}) == []
+
+
+def test_nothing_is_chosen_for_two_cells_before_all_their_trials_are_there(tuning: ModuleType) -> None:
+    points = tuning.points()
+    scores = {cell: {at: 20.0 + (at * 5) % 12 for at in points} for cell in tuning.CELLS}  # point 7 is best, then 2 and 9
+    page = tuning.render(points, scores)
+    assert all(f"| {cell} | 7 | 2 | 9 |" in page for cell in tuning.CELLS)
+    assert page.count("| lr_at_tau_0.1 |") == 9  # the head of the table of points, and two trials in each cell
+    assert "Nothing is chosen" not in page
+    del scores["hard"][12]
+    page = tuning.render(points, scores)
+    assert "Nothing is chosen for soft and hard: 23 of 24 trials are finished." in page
+    assert "| isd | 7 | 2 | 9 |" in page
+    assert "| soft | 7 " not in page
+    del scores["isd"][1]
+    page = tuning.render(points, scores)
+    assert page.endswith("Nothing is chosen for isd and moco: 23 of 24 trials are finished.\n")
+    assert "Finalists" not in page
+
+
+def test_the_later_cells_make_the_same_trials_beyond_the_box(tuning: ModuleType) -> None:
+    points = points_at(middle=(0.04, 0.1), edge=(0.115, 0.1))
+    assert tuning.beyond(points, {"isd": 1, "moco": 1, "soft": 2, "hard": 1}) == []
+    found = tuning.beyond(points, {"isd": 2, "moco": 1, "soft": 1, "hard": 1})
+    assert [one.cell for one in found] == ["isd", "isd", "moco", "moco", "soft", "soft", "hard", "hard"]
