@@ -43,6 +43,11 @@ def tuning() -> ModuleType:
     return loaded("tuning")
 
 
+@pytest.fixture(scope="module")
+def confirm() -> ModuleType:
+    return loaded("confirm")
+
+
 def test_the_design_pairs_settings_evenly(script: ModuleType) -> None:
     points = script.points()
     pairs = [("view_teacher", "bank_over_images"), ("view_teacher", "dim"), ("weight_decay", "bank_over_images")]
@@ -216,3 +221,74 @@ def test_the_later_cells_make_the_same_trials_beyond_the_box(tuning: ModuleType)
     assert tuning.beyond(points, {"isd": 1, "moco": 1, "soft": 2, "hard": 1}) == []
     found = tuning.beyond(points, {"isd": 2, "moco": 1, "soft": 1, "hard": 1})
     assert [one.cell for one in found] == ["isd", "isd", "moco", "moco", "soft", "soft", "hard", "hard"]
+
+
+# --- the confirmation -------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_taken_within_rare_classes(confirm: ModuleType) -> None:
+    rare = {"isd-unbalanced": (5.0, 9.0), "moco-unbalanced": (4.0, 9.0), "isd-balanced": (8.0, 9.5), "moco-balanced": (9.0, 9.0)}
+    one = {name: confirm.Run({}, {"a": a, "b": b}, {}) for name, (a, b) in rare.items()}
+    found = confirm.contrasts(one)
+    assert found == {"Q1": {"a": 1.0, "b": 0.0}, "Q2": {"a": 2.0, "b": -0.5}, "loss": {"a": 5.0, "b": 0.0}}
+
+
+def test_effects_are_those_of_a_two_by_two_design(confirm: ModuleType) -> None:
+    scores = {"isd": 27.0, "soft": 24.0, "hard": 22.0, "moco": 20.0}
+    one = {f"{cell}-unbalanced": confirm.Run({}, {"a": score - 1, "b": score + 1}, {}) for cell, score in scores.items()}
+    assert list(confirm.effects(one).values()) == [4.5, 2.5, 1.0]
+
+
+LOSS = (1.5, 1.0, 2.0, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "loss", "expected"),
+    [
+        ((1.0, 0.2, 1.8, 0.02), (0.9, 0.1, 1.7, 0.04), LOSS, ("supported", "supported")),
+        ((1.0, 0.1, 1.9, 0.03), (0.9, 0.1, 1.7, 0.03), LOSS, ("undecided", "undecided")),  # 0.03 is above 0.05 / 2
+        ((0.5, 0.2, 0.8, 0.01), (0.0, -0.4, 0.4, 0.9), LOSS, ("supported", "contradicted")),  # 0.8 is below 1, too
+        ((0.0, -0.9, 0.9, 0.9), (0.1, -0.3, 0.5, 0.6), LOSS, ("contradicted", "undecided")),  # 0.5 is not below 0.5
+        ((0.0, -1.0, 1.0, 0.9), (0.9, 0.2, 1.6, 0.02), (0.5, -0.1, 1.1, 0.09), ("undecided", "not testable")),
+    ],
+)
+def test_verdicts_are_those_of_the_rules(
+    confirm: ModuleType,
+    first: tuple[float, ...],
+    second: tuple[float, ...],
+    loss: tuple[float, ...],
+    expected: tuple[str, ...],
+) -> None:
+    means = {"Q1": confirm.Mean(*first), "Q2": confirm.Mean(*second), "loss": confirm.Mean(*loss)}
+    assert tuple(confirm.verdicts(means, 6).values()) == expected
+    assert set(confirm.verdicts(means, 5).values()) == {"no verdict"}
+
+
+def test_the_mixed_model_of_the_first_protocols_sets_is_the_one_fitted_elsewhere(confirm: ModuleType) -> None:
+    """Its estimates for ISD less MoCo v2 in `claim-r` were known, to these digits, before this code was written."""
+    runs = confirm.read(ROOT / "pipelines" / "claim-r" / "params.yaml", "1-NN")
+    pairs = [(runs[f"isd-r{at}"].rare, runs[f"moco-r{at}"].rare) for at in range(1, 9)]
+    found = confirm.mixed_model([{cls: isd[cls] - moco[cls] for cls in isd} for isd, moco in pairs])
+    assert (found.mean, found.error) == (pytest.approx(-5.51, abs=0.005), pytest.approx(0.76, abs=0.005))
+    assert [round(value, 1) for value in (found.of_sets, found.of_classes, found.residual)] == [1.0, 4.3, 6.9]
+
+
+def test_nothing_is_read_before_all_sets_are_there_unless_it_is_final(confirm: ModuleType) -> None:
+    rare = dict(zip("abcd", (0.0, 1.0, 3.0, 5.0), strict=True))
+    levels = {"isd-unbalanced": 22.0, "moco-unbalanced": 20.0, "isd-balanced": 23.5, "moco-balanced": 23.0}
+    runs = {
+        f"{name}-{at}": confirm.Run({}, {cls: level + value * at * len(name) ** 2 / 3000 for cls, value in rare.items()}, {})
+        for name, level in levels.items()
+        for at in range(1, 11)
+    }
+    page = confirm.render(runs, final=False)
+    assert "## Outcomes (10 of 10 sets)" in page
+    assert "| Q1: ISD less MoCo v2, unbalanced | +1.88 |" in page  # 2 - (15^2 - 14^2) x 2.25 x 5.5 / 3000
+    assert "supported |" in page
+    assert "Loss and networks" not in page
+    for gone in ("moco-balanced-3", "isd-unbalanced-7"):
+        del runs[gone]
+    page = confirm.render(runs, final=False)
+    assert page.endswith("Nothing is read: 8 of 10 sets are complete.\n")
+    assert "20." not in page
+    assert "## Outcomes (8 of 10 sets)" in confirm.render(runs, final=True)
