@@ -36,9 +36,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Two DVCs at a time go through half of the runs each, and wait where the other one is reading or writing. DVC reads the stages of all
-# profiles when it starts, which takes longer than many a stage, so the other profiles are hidden from it meanwhile. DVC's remarks go to
-# the log.
+# Two DVCs at a time go through half of the runs each, dealt in the order 0 1 1 0 0 1 1 0, so that both take equally long; each waits
+# where the other one is reading or writing. DVC reads the stages of all profiles when it starts, which takes longer than many a stage,
+# so the other profiles are hidden from it meanwhile. DVC's remarks go to the log.
 demo: venv ## reproduce the demo on a CPU, two runs at a time, and print its table
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive, without a repository
 	@mkdir -p .state
@@ -46,7 +46,7 @@ demo: venv ## reproduce the demo on a CPU, two runs at a time, and print its tab
 	@trap 'rm -f pipelines/.dvcignore' EXIT; [ ! -d pipelines ] || echo '*' > pipelines/.dvcignore; \
 	{ $(BIN)/dvc repro -s dvc.yaml:prepare \
 	  && $(BIN)/dvc stage list --name-only dvc.yaml | grep '@' | grep -v '^prepare@' | sort -s -t@ -k2,2 \
-	     | awk -F@ '$$2 != run {run = $$2; half = !half} {of[half] = of[half] " dvc.yaml:" $$0} END {print of[0]; print of[1]}' \
+	     | awk -F@ '$$2 != run {run = $$2; half = int(++runs / 2) % 2} {of[half] = of[half] " dvc.yaml:" $$0} END {print of[0]; print of[1]}' \
 	     | xargs -P 2 -L 1 $(BIN)/dvc --wait-for-lock repro -s \
 	  && $(BIN)/dvc repro; } 2>&1 | tee .state/demo.log | { grep --line-buffered -E "^Running stage|warning:|error:" || true; } \
 	  || { tail -n 20 .state/demo.log; exit 1; }
