@@ -2,7 +2,7 @@
 
 Names: `resnet18`, `resnet34`, `resnet50`, `resnet101`; `wide_resnet50_2` if only the inner width of bottlenecks is multiplied
 (torchvision, timm); `resnet50x2` if the number of all channels is (SimCLR, BYOL); `-small` if the stem is 3x3; `resnet-narrow:2`
-is this project's narrow ResNet with a 2 x 2 pooling grid.
+is this project's narrow ResNet with a 2 x 2 pooling grid, `resnet-narrow-strided` the one whose stem has stride 2.
 
 Shapes do not determine strides, paddings, activations or pooling. A 7x7 stem is assumed to be torchvision's (stride 2, padding 3,
 max-pool), a 3x3 stem the small one (stride 1, no max-pool), and a bottleneck is assumed to have its stride in the 3x3
@@ -37,10 +37,12 @@ _KNOWN: dict[tuple[bool, Shape], str] = {  # (bottlenecks?, blocks of each stage
     (True, (3, 4, 23, 3)): "resnet101",
     (False, (1, 1, 1, 1)): "resnet-narrow",
 }
-_NAMES = re.compile(r"resnet(18|34|50|101)(x[2-4])?(-small)?|wide_resnet(50|101)_[2-4](-small)?|resnet-narrow(:[1-9]\d?)?")
+_NAMES = re.compile(
+    r"resnet(18|34|50|101)(x[2-4])?(-small)?|wide_resnet(50|101)_[2-4](-small)?|resnet-narrow(-strided)?(:[1-9]\d?)?"
+)
 NAMES = (
     "auto, resnet18, resnet34, resnet50, resnet101, wide_resnet50_2 (to _4), resnet50x2 (to x4), with -small for a 3x3 stem, "
-    "resnet-narrow"
+    "resnet-narrow, with -strided for a stem of stride 2"
 )
 _HINT = "supported: ResNet-18, 34, 50 and 101 of torchvision and timm with the standard stem, widths 1 to 4"
 
@@ -59,12 +61,13 @@ class Architecture:
     channels: int = 3  # of the images
     width: int = 64  # resnet-narrow: channels of the first stage
     pool: int = 1  # resnet-narrow: side of the pooling grid
+    strided: bool = False  # resnet-narrow: stem of stride 2
 
     @property
     def name(self) -> str:
         """The name that `--arch` accepts."""
         if self.family == "resnet-narrow":
-            return self.family + (f":{self.pool}" if self.pool > 1 else "")
+            return self.family + ("-strided" if self.strided else "") + (f":{self.pool}" if self.pool > 1 else "")
         name = f"wide_{self.family}_{self.inner}" if self.inner > 1 else self.family
         return name + (f"x{self.multiplier}" if self.multiplier > 1 else "") + ("-small" if self.small else "")
 
@@ -72,7 +75,7 @@ class Architecture:
         """The network on the meta device: shapes and no weights."""
         with torch.device("meta"):
             if self.family == "resnet-narrow":
-                return NarrowResNet(self.width, self.channels, self.pool)
+                return NarrowResNet(self.width, self.channels, self.pool, strided=self.strided)
             return ResNet(self)
 
 
@@ -164,8 +167,8 @@ def infer(shapes: Shapes, where: str) -> Architecture:
     return Architecture(family, layers, bottleneck, base // 64, inner, kernel == 3, channels=stem[1])
 
 
-def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bool) -> Architecture:
-    """Apply `--arch`: check the name, and take the pooling grid from it if the file does not state one.
+def settle(found: Architecture, given: str, where: Path | str, *, known: bool) -> Architecture:
+    """Apply `--arch`: check the name, and take from it what shapes do not show of `resnet-narrow`, unless the file states it.
 
     Raises:
         ConfigError: no architecture has this name.
@@ -175,8 +178,8 @@ def settle(found: Architecture, given: str, where: Path | str, *, pool_known: bo
         return found
     if not _NAMES.fullmatch(given):
         raise ConfigError(f"--arch: unknown architecture {given!r}", f"one of: {NAMES}")
-    if found.family == "resnet-narrow" and not pool_known:
-        found = replace(found, pool=int(given.partition(":")[2] or 1))
+    if found.family == "resnet-narrow" and not known:
+        found = replace(found, pool=int(given.partition(":")[2] or 1), strided="-strided" in given)
     if given not in {found.name, found.name.removesuffix("-small"), found.name.partition(":")[0]}:
         raise DataError(f"{where}: --arch says {given}, but the tensor shapes say {found.name}", "leave --arch at auto")
     return found

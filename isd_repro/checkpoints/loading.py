@@ -102,8 +102,9 @@ def load(
     Args:
         path: the file.
         which: the encoders to build.
-        arch: a name to compare with the shapes; for a training checkpoint of `resnet-narrow` also the pooling grid (":2"). If the
-            file names a variant whose tensors are those of a plain ResNet, the plain ResNet's name overrides it.
+        arch: a name to compare with the shapes; for a training checkpoint of `resnet-narrow` also the stem and the pooling grid
+            ("-strided:2"). If the file names a variant whose tensors are those of a plain ResNet, the plain ResNet's name
+            overrides it.
         teacher_bn: "own": the teacher's running statistics; "student": the student's, as in the released evaluation code.
         key: the container of the encoder, if the file has several.
         prefix: the prefix of the encoder's tensors, if the file has several encoders.
@@ -227,11 +228,12 @@ def _blueprint(
     if header is not None:
         return _own(header, tensors, arch, where)
     shapes = {name: tuple(entry.tensor.shape) for name, entry in tensors.items()}
-    found: Architecture = settle(infer(shapes, where), arch, where, pool_known=False)
+    found: Architecture = settle(infer(shapes, where), arch, where, known=False)
     notes = [parsed.layout.note] if parsed.layout.note else []
     if found.family == "resnet-narrow":
-        grid = "as --arch says" if ":" in arch else "the default; --arch resnet-narrow:N says otherwise"
-        notes.append(f"the pooling grid does not show in the shapes: {found.pool} x {found.pool}, {grid}")
+        source = "the defaults; --arch resnet-narrow-strided:N says otherwise" if arch == AUTO else "as --arch says"
+        stem = f"a stem of stride {2 if found.strided else 1} and a pooling grid of {found.pool} x {found.pool}"
+        notes.append(f"assumed to have {stem} ({source}), which shapes do not show")
         if padding is not None:
             raise ConfigError("--padding: resnet-narrow always pads by 1", "omit --padding")
         return _Blueprint(found.build(), found.name, found.channels, tuple(notes))
@@ -251,10 +253,12 @@ def _own(header: EncoderIdentity, tensors: Mapping[str, Entry], arch: str, where
     with torch.device("meta"):
         network = backbones.build(config, header.image_size)
     small = config.stem == "small" and config.arch not in ("pixels", "resnet-narrow")
-    name = config.arch + ("-small" if small else "") + (f":{config.pool}" if config.pool > 1 else "")
+    strided = config.stem == "strided"
+    suffix = "-small" if small else "-strided" if strided else ""
+    name = config.arch + suffix + (f":{config.pool}" if config.pool > 1 else "")
     if config.arch != "pixels" and arch != AUTO:
         shapes = {key: tuple(entry.tensor.shape) for key, entry in tensors.items()}
-        settle(replace(infer(shapes, where), pool=config.pool), arch, where, pool_known=True)
+        settle(replace(infer(shapes, where), pool=config.pool, strided=strided), arch, where, known=True)
     elif arch not in {AUTO, "pixels"}:
         raise DataError(f"{where}: --arch says {arch}, but the file is the raw-pixels encoder", "leave --arch at auto")
     return _Blueprint(network, name, config.channels, ())

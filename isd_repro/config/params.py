@@ -333,7 +333,8 @@ class BackboneConfig(Frozen):
     """The encoder: a ResNet of torchvision, a narrow ResNet for CPUs, or raw pixels as a reference without weights."""
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet-narrow", "pixels"]
-    stem: Literal["imagenet", "small"] = "imagenet"  # 7x7/2 + max-pool, or 3x3/1 for small images
+    # torchvision's ResNets: 7x7/2 + max-pool, or 3x3/1 for small images. resnet-narrow: always 3x3/1, or 3x3/2 if strided.
+    stem: Literal["imagenet", "small", "strided"] = "imagenet"
     width: Annotated[int, Field(ge=1, le=1024)] = 64  # channels of the first stage
     # resnet-narrow: features are means over a pool x pool grid; 1 is global average pooling.
     pool: Annotated[int, Field(ge=1, le=64)] = 1

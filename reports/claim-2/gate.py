@@ -1,4 +1,4 @@
-"""Writes gate.md: what the records of profile claim-2-gate say to the three questions of PROTOCOL.md's block 0.
+"""Writes gate.md: what the records of profile claim-2-gate say to the four questions of PROTOCOL.md's block 0.
 
     python reports/claim-2/gate.py
 
@@ -26,6 +26,7 @@ PAIRS = {number: [f"{number}{seed}-float32" for seed in ("", "-again")] for numb
 BANKS = ("moco-unbalanced-9", "isd-unbalanced-9")  # each has a float32 twin with a large bank
 LEAST_STD, LEAST_MEAN = 0.9, -1.5  # of bf16: share of the twin's embedding std, and points on average
 LEAST_POSITIVE = 3  # of the four differences of runs
+LEAST_KEPT = 0.75  # of what training adds to the untrained network, with the strided stem
 NO_RUN = "not run"
 
 
@@ -71,6 +72,19 @@ def imbalance(sets: Sequence[Sequence[tuple[Run, Run]]]) -> Imbalance:
     return Imbalance(differences, len(values), fmean(values), float(low), float(high))
 
 
+def kept(strided: Run, strided_start: Run, plain: Run, plain_start: Run) -> float:
+    """The share of what training adds to the untrained network, all classes, that the strided stem keeps."""
+    gain, other = (
+        fmean(run.all.values()) - fmean(start.all.values()) for run, start in ((strided, strided_start), (plain, plain_start))
+    )
+    return gain / other
+
+
+def strided_is_taken(shares: Sequence[float], balanced: Run, unbalanced: Run) -> bool:
+    """Whether the strided stem is used: every share is large enough, and the imbalance costs rare classes something."""
+    return min(shares) >= LEAST_KEPT and fmean(balanced.rare.values()) > fmean(unbalanced.rare.values())
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +105,7 @@ def render(runs: Runs) -> str:
         *("## Precision", *_precision(runs)),
         *("## Imbalance", *_imbalance(runs)),
         *("## Bank", *_bank(runs)),
+        *("## Stem", *_stem(runs)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -127,6 +142,26 @@ def _bank(runs: Runs) -> list[str]:
     twins = [(name, group) for name in BANKS for group in ("all", "rare")]
     rows = [[f"{name}, {group}", *compared(runs, f"{name}-bank-float32", f"{name}-float32", group)] for name, group in twins]
     return [table(["run and classes", "K/N = 9.6", "K/N = 0.3", "difference"], rows), "A first look, which decides nothing."]
+
+
+def _stem(runs: Runs) -> list[str]:
+    names = ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-9")
+    rows = [[name, *compared(runs, f"{name}-strided", f"{name}-float32", "all")] for name in names]
+    rows.insert(0, ["untrained-9", *compared(runs, "untrained-9-strided", "untrained-9", "all")])
+    shown = table(["run, all classes", "stem of stride 2", "stride 1", "difference"], rows)
+    wanted = [f"{name}-strided" for name in ("untrained-9", *names)]
+    if missing := [name for name in wanted if name not in runs]:
+        return [shown, f"Not decided: {', '.join(missing)} not run."]
+    start, plain_start = runs["untrained-9-strided"], runs["untrained-9"]
+    shares = [kept(runs[f"{name}-strided"], start, runs[f"{name}-float32"], plain_start) for name in names[:2]]
+    balanced, unbalanced = runs["moco-balanced-9-strided"], runs["moco-unbalanced-9-strided"]
+    loss = fmean(balanced.rare.values()) - fmean(unbalanced.rare.values())
+    said = (
+        f"The stem of stride 2 keeps {shares[0]:.0%} of what training adds with MoCo v2 and {shares[1]:.0%} with ISD;"
+        f" MoCo v2 balanced less unbalanced on rare classes is {loss:+.2f} points."
+        f" Decided: {'stride 2' if strided_is_taken(shares, balanced, unbalanced) else 'stride 1'} for every later run."
+    )
+    return [shown, said]
 
 
 def compared(runs: Runs, one: str, other: str, group: str) -> list[str]:

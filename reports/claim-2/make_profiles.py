@@ -42,8 +42,8 @@ def points() -> list[Settings]:
     ]
 
 
-def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int) -> Settings:
-    """One run of a cell at a point, in float32."""
+def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, strided: bool = False) -> Settings:
+    """One run of a cell at a point, in float32; with the stem of stride 1 or 2."""
     name, heads, _ = CELLS[cell]
     tau = at["tau_student"]
     method: Settings = {"name": name, "heads": heads, "dim": at["dim"]}
@@ -55,7 +55,7 @@ def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: 
     return protocols.run(
         label,
         NOTES,
-        {"width": 16},
+        {"width": 16, **({"stem": "strided"} if strided else {})},
         method,
         protocols.natural_data(subset, STRONG, VIEWS[at["view_teacher"]]),
         epochs=epochs,
@@ -66,10 +66,10 @@ def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: 
     )
 
 
-def untrained(number: int) -> Settings:
+def untrained(number: int, *, strided: bool = False) -> Settings:
     """The initial network on a set."""
-    start = run("moco", MOCO, label="", subset=f"s{number}", seed=number, epochs=0)
-    return protocols.untrained(start, f"Untrained, set {number}", notes=["DEV-25"])
+    start = run("moco", MOCO, label="", subset=f"s{number}", seed=number, epochs=0, strided=strided)
+    return protocols.untrained(start, f"Untrained, set {number}" + (", strided stem" if strided else ""), notes=["DEV-25"])
 
 
 def profile(name: str, title: str, caption: str, notes: list[str], snapshots: int, runs: Settings) -> Settings:
@@ -98,7 +98,7 @@ ISD: Settings = {**MOCO, "view_teacher": "weak", "lr_at_tau_0.1": 0.03, "momentu
 
 
 def gate() -> Settings:
-    """Precision, imbalance and bank: fourteen runs and two untrained networks."""
+    """Precision, imbalance, bank and stem: seventeen runs and three untrained networks."""
     runs = {f"untrained-{number}": untrained(number) for number in (9, 10)}
 
     for number in (9, 10):
@@ -116,11 +116,16 @@ def gate() -> Settings:
         twin = runs[f"{name}-float32"]
         numerics = {**twin["numerics"], "precision": "bf16"}
         runs[name] = {**twin, "label": twin["label"].removesuffix(", float32"), "numerics": numerics}
+    runs["untrained-9-strided"] = untrained(9, strided=True)
+    for cell, at, words in (("moco", MOCO, "unbalanced"), ("moco", MOCO, "balanced"), ("isd", ISD, "unbalanced")):
+        subset = "s9" if words == "unbalanced" else "s9-balanced"
+        label = f"{CELLS[cell][2]}, set 9 {words}, seed 9, strided stem, float32"
+        runs[f"{cell}-{words}-9-strided"] = run(cell, at, label=label, subset=subset, seed=9, epochs=100, strided=True)
     return profile(
         "claim-2-gate",
         "The claim, second protocol: the gate",
-        "What is decided before settings are chosen: the precision of training, whether the imbalance matters, and the size of"
-        " the bank. Two development sets of 38 classes of Tiny-ImageNet at 32 px on a CPU.",
+        "What is decided before settings are chosen: the precision of training, whether the imbalance matters, the size of the"
+        " bank, and the stride of the network's stem. Two development sets of 38 classes of Tiny-ImageNet at 32 px on a CPU.",
         ["Rules and settings are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
         20,
         runs,

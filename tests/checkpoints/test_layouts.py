@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -162,6 +162,20 @@ def test_our_encoder_file(tmp_path: Path) -> None:
         checkpoints.load(path, arch="resnet18")
 
 
+def test_our_encoder_file_states_a_strided_stem(tmp_path: Path) -> None:
+    config = BackboneConfig(arch="resnet-narrow", stem="strided", width=2, channels=1)
+    net = randomise(build(config, 12), 0)
+    path = tmp_path / "encoder.safetensors"
+    our_file(path, config, {"student": net})
+    images = torch.randn(2, 1, 12, 12)
+    for arch in ("auto", "resnet-narrow-strided"):
+        found = checkpoints.load(path, arch=arch)
+        assert found.arch == "resnet-narrow-strided"
+        assert torch.equal(features(found.encoders["student"], images), features(net, images))
+    with pytest.raises(DataError, match="--arch says resnet-narrow, but"):
+        checkpoints.load(path, arch="resnet-narrow")
+
+
 def test_raw_pixels_are_an_encoder_without_tensors(tmp_path: Path) -> None:
     config = BackboneConfig(arch="pixels", channels=1)
     path = tmp_path / "encoder.safetensors"
@@ -174,9 +188,17 @@ def test_raw_pixels_are_an_encoder_without_tensors(tmp_path: Path) -> None:
         checkpoints.load(path, arch="resnet18")
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_our_resume_file_infers_its_backbone(pool: int, tmp_path: Path) -> None:
-    config = BackboneConfig(arch="resnet-narrow", width=2, channels=1, pool=pool)
+@pytest.mark.parametrize(
+    ("stem", "pool", "arch"),
+    [
+        ("small", 1, "auto"),
+        ("small", 2, "resnet-narrow:2"),
+        ("strided", 1, "resnet-narrow-strided"),
+        ("strided", 2, "resnet-narrow-strided:2"),
+    ],
+)
+def test_our_resume_file_infers_its_backbone(stem: Literal["small", "strided"], pool: int, arch: str, tmp_path: Path) -> None:
+    config = BackboneConfig(arch="resnet-narrow", stem=stem, width=2, channels=1, pool=pool)
     method = Method(
         Config(tau_student=0.1, tau_teacher=0.1, momentum=0.9, bank_size=8, heads="mlp"),
         lambda: build(config, 12),
@@ -188,14 +210,14 @@ def test_our_resume_file_infers_its_backbone(pool: int, tmp_path: Path) -> None:
     # training keeps channels_last; reading has to undo it
     kept = method.to(memory_format=torch.channels_last)
     save_resume(path, "f", kept, torch.optim.SGD(method.student.parameters(), 0.1, 0.9), RunProgress(step=3))
-    found = checkpoints.load(path, "both", arch="auto" if pool == 1 else "resnet-narrow:2")
+    found = checkpoints.load(path, "both", arch=arch)
     images = torch.randn(2, 1, 12, 12)
     native = build(config, 12).eval()
     for name, encoder in found.encoders.items():
         native.load_state_dict(method.encoders[name].state_dict())
         assert torch.equal(features(encoder, images), features(native, images))
     assert found.layout == "isd-repro resume"
-    assert any(f"{pool} x {pool}" in note for note in found.notes)
+    assert any(f"stride {1 if stem == 'small' else 2} and a pooling grid of {pool} x {pool}" in note for note in found.notes)
     uses = {row.key: row.use for row in found.tensors}
     assert uses["bank.rows"] == "bank"
     assert uses["student.projector.0.weight"] == uses["predictor.0.weight"] == "head dropped"

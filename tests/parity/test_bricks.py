@@ -265,3 +265,20 @@ def test_a_strided_shortcut_of_few_channels_is_the_strided_convolution() -> None
         found.append((out, images.grad, layer.weight.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_strided_stem_is_every_other_pixel_of_the_other_stem() -> None:
+    """Output and the gradient of the weights, in channels_last as in training."""
+    stems = [
+        backbones.build(BackboneConfig(arch="resnet-narrow", stem=stem, width=16), 32).get_submodule("conv1")
+        for stem in ("small", "strided")
+    ]
+    stems[1].load_state_dict(stems[0].state_dict())
+    images = numbers(1, 4, 3, 32, 32).float().contiguous(memory_format=torch.channels_last)
+    found = []
+    for stem, every in zip(stems, (2, 1), strict=True):
+        out = stem.to(memory_format=torch.channels_last)(images)[:, :, ::every, ::every]
+        (out * numbers(2, *out.shape).float()).sum().backward()
+        found.append((out, stem.weight.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

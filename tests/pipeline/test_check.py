@@ -83,6 +83,11 @@ WRONG = {  # the change, the message, and text of the line where the mistake sta
         "runs.untrained.backbone: resnet18 has width 64 and pool 1 (got width 32",
         "    backbone: &narrow",
     ),
+    "stem that an architecture lacks": (
+        ("&narrow {arch: resnet-narrow, width: 4, channels: 1}", "&narrow {arch: resnet18, stem: strided, channels: 1}"),
+        "runs.untrained.backbone: resnet18 has no strided stem",
+        "    backbone: &narrow",
+    ),
     "run in a list": (
         ("linear_runs: [isd]", "linear_runs: [isd, isdd]"),
         "linear_runs.1: 'isdd' is not one of the runs",

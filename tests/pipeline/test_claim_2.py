@@ -87,6 +87,10 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
         cut, even = fields(f"moco-unbalanced-{number}{again}-float32"), fields(f"moco-balanced-{number}{again}-float32")
         assert cut["data"] | {"subset": f"s{number}-balanced"} == even["data"]  # type: ignore[operator]
         assert {**cut, "data": None} == {**even, "data": None}
+    for name in ("moco-unbalanced-9", "moco-balanced-9", "isd-unbalanced-9"):
+        strided, full = fields(f"{name}-strided"), fields(f"{name}-float32")
+        assert strided["backbone"] == full["backbone"] | {"stem": "strided"}  # type: ignore[operator]
+        assert {**strided, "backbone": None} == {**full, "backbone": None}
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
@@ -131,6 +135,29 @@ def test_imbalance_is_judged_over_classes_with_their_seeds_averaged(gate: Module
     half = 3.182446305284263 * math.sqrt(1 / 3) / 2  # t(0.975, 3) s / sqrt(4), with s of 2, 2, 1, 1
     assert (found.low, found.high) == (pytest.approx(1.5 - half), pytest.approx(1.5 + half))
     assert found.passed
+
+
+@pytest.mark.parametrize(
+    ("moco", "isd", "balanced", "expected"),
+    [
+        (17.5, 16.0, 17.6, True),  # 7.5 of 10 and 6 of 8: exactly three quarters; all classes are rare here
+        (17.4, 16.0, 17.6, False),
+        (17.5, 15.9, 17.6, False),
+        (17.5, 16.0, 17.5, False),  # the imbalance costs nothing
+    ],
+)
+def test_the_strided_stem_is_taken_by_the_rule(
+    gate: ModuleType, moco: float, isd: float, balanced: float, expected: bool
+) -> None:
+    def scored(value: float) -> object:
+        return gate.Run({"a": value - 1, "b": value + 1}, {"a": value - 1, "b": value + 1}, {})
+
+    start, plain_start = scored(10.0), scored(12.0)
+    shares = [
+        gate.kept(scored(moco), start, scored(22.0), plain_start),
+        gate.kept(scored(isd), start, scored(20.0), plain_start),
+    ]
+    assert gate.strided_is_taken(shares, scored(balanced), scored(moco)) is expected
 
 
 def test_two_negative_differences_of_runs_or_an_interval_with_zero_do_not_pass(gate: ModuleType) -> None:
