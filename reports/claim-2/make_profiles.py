@@ -1,6 +1,9 @@
-"""Writes the params.yaml of the profiles claim-2-gate and claim-2-tuning from PROTOCOL.md's settings and points.csv.
+"""Writes the params.yaml of the profiles claim-2-gate, claim-2-tuning and claim-2 from PROTOCOL.md's settings and the trials.
 
     python reports/claim-2/make_profiles.py
+
+points.csv has the trials; beyond.csv, finalists.csv and settings.csv say what tuning.py chose. The profile claim-2 is written
+once settings.csv has both cells of the questions.
 
 The files are written out in full, without YAML anchors, so that every run can be read, and overridden, by itself.
 """
@@ -31,15 +34,23 @@ def bank_size(ratio: float) -> int:
     return round(ratio * TRAIN_IMAGES / BATCH) * BATCH
 
 
+def rows(name: str) -> list[Settings]:
+    """The rows of a CSV file of settings; none if nothing was chosen yet."""
+    path = HERE / name
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    words, whole = ("cell", "view_teacher"), ("point", "trial", "dim")
+    return [
+        {key: value if key in words else int(value) if key in whole else float(value) for key, value in row.items()}
+        for row in found
+    ]
+
+
 def points() -> list[Settings]:
     """The design of points.csv, the same for every cell."""
-    with (HERE / "points.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    whole = ("point", "dim")
-    return [
-        {key: value if key == "view_teacher" else int(value) if key in whole else float(value) for key, value in row.items()}
-        for row in rows
-    ]
+    return rows("points.csv")
 
 
 def run(cell: str, at: Settings, *, label: str, subset: str, seed: int, epochs: int, strided: bool = False) -> Settings:
@@ -72,14 +83,36 @@ def untrained(number: int, *, strided: bool = False) -> Settings:
     return protocols.untrained(start, f"Untrained, set {number}" + (", strided stem" if strided else ""), notes=["DEV-25"])
 
 
-def profile(name: str, title: str, caption: str, notes: list[str], snapshots: int, runs: Settings) -> Settings:
-    """A whole params.yaml over the development sets."""
+def development() -> Settings:
+    """Sets 9 and 10 of the first protocol, on which nothing was trained there."""
+    return halves(
+        {number: {**protocols.HALVES, "part": part} for number, part in ((9, "first"), (10, "second"))}, protocols.TINY_IMAGENET
+    )
+
+
+def confirmation() -> Settings:
+    """Sets 1 to 10 of the other 76 classes."""
+    source = {**protocols.TINY_IMAGENET, "root_env": "ISD_TINY_IMAGENET_76_ROOT"}
+    order = [(halving, part) for halving in range(1, 6) for part in ("first", "second")]
+    rules = {
+        number: {**protocols.HALVES, "tuning": 0, "halving": halving, "part": part}
+        for number, (halving, part) in enumerate(order, start=1)
+    }
+    return halves(rules, source)
+
+
+def halves(rules: dict[int, Settings], source: Settings) -> Settings:
+    """Each set unbalanced and balanced."""
     subsets = {}
-    for number, part in ((9, "first"), (10, "second")):
-        rule = {**protocols.HALVES, "part": part}
-        subsets[f"s{number}"] = {"source": protocols.TINY_IMAGENET, "rule": rule}
-        subsets[f"s{number}-balanced"] = {"source": protocols.TINY_IMAGENET, "rule": {**rule, "per_class": BALANCED}}
-    report = {"title": title, "caption": caption, "notes": [*notes, protocols.ARITHMETIC], "reference": "untrained-9"}
+    for number, rule in rules.items():
+        subsets[f"s{number}"] = {"source": source, "rule": rule}
+        subsets[f"s{number}-balanced"] = {"source": source, "rule": {**rule, "per_class": BALANCED}}
+    return subsets
+
+
+def profile(name: str, title: str, caption: str, notes: list[str], snapshots: int, subsets: Settings, runs: Settings) -> Settings:
+    """A whole params.yaml; differences are shown against its first run."""
+    report = {"title": title, "caption": caption, "notes": [*notes, protocols.ARITHMETIC], "reference": next(iter(runs))}
     efficiency = {"log_every": 20, "checkpoint_every": 2, "snapshot_every": snapshots}
     return protocols.profile(name, report, subsets, runs, efficiency, knn_dense={"k": [1, 20], "trained": BALANCED})
 
@@ -128,34 +161,86 @@ def gate() -> Settings:
         " bank, and the stride of the network's stem. Two development sets of 38 classes of Tiny-ImageNet at 32 px on a CPU.",
         ["Rules and settings are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
         20,
+        development(),
         runs,
     )
 
 
+# Trials that were finished before the network got its strided stem.
+STRIDE_1 = [("isd", 1), ("soft", 1), ("hard", 1), ("moco", 1), ("isd", 2), ("moco", 2)]
+
+
 def tuning() -> Settings:
-    """Twelve points in each of the four cells, point by point."""
+    """Twelve points in each of the four cells, point by point; trials beyond the box, and finalists on both sets."""
     runs = {"untrained-9": untrained(9)}
-    for at in points():
+    design = {at["point"]: at for at in points()}
+    trial: Settings = {"subset": "s9", "seed": 9, "epochs": 50}
+    for cell, point in STRIDE_1:
+        label = f"{CELLS[cell][2]}, point {point}, stem of stride 1"
+        runs[f"{cell}-{point:02d}"] = run(cell, design[point], label=label, **trial)
+    runs["untrained-9-strided"] = untrained(9, strided=True)
+    for point, at in design.items():
         for cell, (_, _, words) in CELLS.items():
-            label = f"{words}, point {at['point']}"
-            runs[f"{cell}-{at['point']:02d}"] = run(cell, at, label=label, subset="s9", seed=9, epochs=50)
+            runs[f"{cell}-{point:02d}-strided"] = run(cell, at, label=f"{words}, point {point}", strided=True, **trial)
+    for at in rows("beyond.csv"):
+        label = f"{CELLS[at['cell']][2]}, trial {at['trial']}"
+        runs[f"{at['cell']}-{at['trial']:02d}-strided"] = run(at["cell"], at, label=label, strided=True, **trial)
+    taken = next((at["trial"] for at in rows("settings.csv") if at["cell"] == "moco"), None)
+    for at in rows("finalists.csv"):
+        for number, seed in ((9, 109), (10, 10)):
+            label = f"{CELLS[at['cell']][2]}, trial {at['trial']}, 100 epochs, set {number}, seed {seed}"
+            name = f"{at['cell']}-{at['trial']:02d}-final-{number}"
+            runs[name] = run(at["cell"], at, label=label, subset=f"s{number}", seed=seed, epochs=100, strided=True)
+            if at["cell"] == "moco" and at["trial"] == taken:  # the question of imbalance again
+                balanced = f"s{number}-balanced"
+                runs[f"{name}-balanced"] = run(
+                    "moco", at, label=f"{label}, balanced", subset=balanced, seed=seed, epochs=100, strided=True
+                )
     return profile(
         "claim-2-tuning",
         "The claim, second protocol: choice of settings",
         "The same twelve points in each cell of loss and networks, 50 epochs on development set 9: 38 classes of Tiny-ImageNet,"
-        " 8 large with 500 images and 30 rare with 38, at 32 px on a CPU.",
+        " 8 large with 500 images and 30 rare with 38, at 32 px on a CPU. The network's stem has stride 2 unless a run says"
+        " otherwise.",
         [
             "No number here says which method is better: settings are chosen on these very images, so the best is optimistic.",
             "Design and rule are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
         ],
         0,
+        development(),
+        runs,
+    )
+
+
+def confirm(settings: dict[str, Settings]) -> Settings:
+    """Ten sets, each cell of the questions unbalanced and balanced; the other cells, if chosen, unbalanced."""
+    start = run("moco", settings["moco"], label="", subset="s1", seed=1, epochs=0, strided=True)
+    runs = {"untrained-1": protocols.untrained(start, "Untrained, set 1", notes=["DEV-25"])}
+    compared, later = ("isd", "moco"), [cell for cell in ("soft", "hard") if cell in settings]
+    for number in range(1, 11):
+        names = [(cell, words) for cell in compared for words in ("unbalanced", "balanced")]
+        for cell, words in [*names, *((cell, "unbalanced") for cell in later)]:
+            label = f"{CELLS[cell][2]}, set {number} {words}"
+            subset = f"s{number}" if words == "unbalanced" else f"s{number}-balanced"
+            name = f"{cell}-{words}-{number}"
+            runs[name] = run(cell, settings[cell], label=label, subset=subset, seed=number, epochs=100, strided=True)
+    return profile(
+        "claim-2",
+        "The claim, second protocol: confirmation",
+        "ISD and MoCo v2 with the settings chosen for each, on ten sets of 38 classes of Tiny-ImageNet that nothing here had"
+        " touched: unbalanced (8 classes with 500 images, 30 with 38) and balanced (135 each), 100 epochs at 32 px on a CPU.",
+        ["Questions, outcomes and rules are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25)."],
+        0,
+        confirmation(),
         runs,
     )
 
 
 def texts() -> dict[Path, str]:
     """Every generated file by its path."""
-    return protocols.parameters(__file__, (gate(), tuning()))
+    settings = {at["cell"]: at for at in rows("settings.csv")}
+    last = [confirm(settings)] if {"isd", "moco"} <= set(settings) else []
+    return protocols.parameters(__file__, (gate(), tuning(), *last))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def runs_of(profile: str) -> dict[str, params.Run]:
 def test_cells_of_a_point_differ_in_loss_and_heads_alone() -> None:
     runs = runs_of("claim-2-tuning")
     for point in range(1, 13):
-        isd, soft, hard, moco = (runs[f"{cell}-{point:02d}"] for cell in ("isd", "soft", "hard", "moco"))
+        isd, soft, hard, moco = (runs[f"{cell}-{point:02d}-strided"] for cell in ("isd", "soft", "hard", "moco"))
         for one, other in itertools.combinations((isd, soft, hard, moco), 2):
             assert (one.backbone, one.optim, one.data, one.numerics) == (other.backbone, other.optim, other.data, other.numerics)
         assert isd.method.options | {"heads": "moco"} == soft.method.options
@@ -98,7 +98,7 @@ def test_runs_of_a_pair_differ_in_what_is_compared_alone() -> None:
 
 def test_the_page_of_the_gate_is_that_of_the_records(gate: ModuleType) -> None:
     page = (ROOT / "reports" / "claim-2" / "gate.md").read_text("utf-8")
-    assert page == gate.render(gate.read(gate.PROFILE, gate.METRIC)), "run python reports/claim-2/gate.py"
+    assert page == gate.render(gate.runs_read(), gate.chosen()), "run python reports/claim-2/gate.py"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def rare(gate: ModuleType, *values: float) -> tuple[object, object]:
     names = [f"n{at}" for at in range(len(values))]
     unbalanced = {name: 10.0 + at for at, name in enumerate(names)}
     balanced = {name: unbalanced[name] + value for name, value in zip(names, values, strict=True)}
-    return gate.Run(balanced, balanced, {}), gate.Run(unbalanced, unbalanced, {})
+    return gate.Run(balanced, balanced, {"big": 1.0}), gate.Run(unbalanced, unbalanced, {"big": 1.0})
 
 
 def test_imbalance_is_judged_over_classes_with_their_seeds_averaged(gate: ModuleType) -> None:
@@ -135,6 +135,18 @@ def test_imbalance_is_judged_over_classes_with_their_seeds_averaged(gate: Module
     half = 3.182446305284263 * math.sqrt(1 / 3) / 2  # t(0.975, 3) s / sqrt(4), with s of 2, 2, 1, 1
     assert (found.low, found.high) == (pytest.approx(1.5 - half), pytest.approx(1.5 + half))
     assert found.passed
+
+
+def test_imbalance_is_asked_again_of_the_chosen_settings(gate: ModuleType) -> None:
+    (even, cut), (even_10, cut_10) = rare(gate, 1.0, 3.0), rare(gate, 2.0, 2.5)
+    runs = {"moco-07-final-9": cut, "moco-07-final-9-balanced": even, "moco-07-final-10": cut_10}
+    assert gate.render({}, "").endswith("Not decided: no settings are chosen yet.\n")
+    assert gate.render(runs, "moco-07-final").endswith("Not decided: a run is missing.\n")
+    page = gate.render(runs | {"moco-07-final-10-balanced": even_10}, "moco-07-final")
+    assert "Mean over 4 classes +2.12 points" in page
+    assert page.endswith("Decided: the gate is passed.\n")
+    page = gate.render(runs | {"moco-07-final-10-balanced": cut_10}, "moco-07-final")  # 1, 3, 0 and 0
+    assert page.endswith("Decided: the gate is not passed.\n")
 
 
 @pytest.mark.parametrize(
@@ -176,13 +188,13 @@ def test_a_question_stays_open_until_all_its_runs_are_there(gate: ModuleType) ->
     runs = {name: gate.Run(score, {name: at for at, name in enumerate(score)}, {"n0": 1.0}, 1.0) for name in names}
     better = gate.Run(score, {name: at + 1.0 + at / 10 for at, name in enumerate(score)}, {"n0": 1.0}, 1.0)
     runs |= {name: better for name in names if name.startswith("moco-balanced")}
-    page = gate.render(runs)
+    page = gate.render(runs, "")
     assert "By the rule: bf16." in page
     assert "Mean over 8 classes +1.15 points" in page
     assert "4 of 4 differences of runs are positive. Decided: the gate is passed." in page
     for gone in ("moco-balanced-10", "moco-unbalanced-9-again-float32"):
         del runs[gone]
-    page = gate.render(runs)
+    page = gate.render(runs, "")
     assert "Not decided: 2 of 3 pairs are complete." in page
     assert "Not decided: 3 of 4 pairs are complete." in page
     assert "Decided" not in page
@@ -191,13 +203,16 @@ def test_a_question_stays_open_until_all_its_runs_are_there(gate: ModuleType) ->
 # --- the choice of settings -------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_the_trials_is_that_of_the_records(tuning: ModuleType) -> None:
-    page = (ROOT / "reports" / "claim-2" / "tuning.md").read_text("utf-8")
-    assert page == tuning.render(tuning.points(), tuning.trials()), "run python reports/claim-2/tuning.py"
+def test_what_is_chosen_is_that_of_the_records(tuning: ModuleType) -> None:
+    folder = ROOT / "reports" / "claim-2"
+    files = tuning.files(tuning.points(), tuning.scores())
+    for name in ("tuning.md", "beyond.csv", "finalists.csv", "settings.csv"):
+        path = folder / name
+        assert (path.read_text("utf-8") if path.exists() else None) == files.get(name), "run python reports/claim-2/tuning.py"
 
 
-def test_finalists_are_the_three_best_and_a_tie_goes_to_the_lower_number(tuning: ModuleType) -> None:
-    assert tuning.finalists({1: 20.0, 2: 22.0, 3: 20.0, 4: 0.0, 5: 22.0}) == [2, 5, 1]
+def test_the_best_come_first_and_a_tie_goes_to_the_lower_number(tuning: ModuleType) -> None:
+    assert tuning.best({1: 20.0, 2: 22.0, 3: 20.0, 4: 0.0, 5: 22.0}, 3) == [2, 5, 1]
 
 
 def points_at(**values: tuple[float, float]) -> dict[int, dict[str, str]]:
@@ -207,50 +222,97 @@ def points_at(**values: tuple[float, float]) -> dict[int, dict[str, str]]:
 
 def test_a_best_point_at_an_edge_gives_every_cell_two_trials_away_from_the_middle(tuning: ModuleType) -> None:
     points = points_at(isd=(0.0424, 0.1), moco=(0.114, 0.174))  # 0.114 is at 0.98 of its range, 0.174 at 0.899
-    found = tuning.beyond(points, {"isd": 1, "moco": 2})
-    assert {one.setting for one in found} == {"lr_at_tau_0.1"}
-    assert [(one.cell, one.point, round(one.value, 4)) for one in found] == [
-        ("isd", 1, 0.0283),  # the middle of 0.015 to 0.12 is 0.04243
-        ("isd", 1, 0.0212),
-        ("moco", 2, 0.171),
-        ("moco", 2, 0.228),
+    assert tuning.beyond(points, {"isd": 1, "moco": 2}) == {
+        "isd": {  # the middle of 0.015 to 0.12 is 0.04243
+            3: {"lr_at_tau_0.1": "0.02827", "tau_student": "0.1"},
+            4: {"lr_at_tau_0.1": "0.0212", "tau_student": "0.1"},
+        },
+        "moco": {
+            3: {"lr_at_tau_0.1": "0.171", "tau_student": "0.174"},
+            4: {"lr_at_tau_0.1": "0.228", "tau_student": "0.174"},
+        },
+    }
+    low = tuning.beyond(points_at(isd=(0.03, 0.053), moco=(0.119, 0.11)), {"isd": 1, "moco": 2})
+    values = [[(row["lr_at_tau_0.1"], row["tau_student"]) for row in trials.values()] for trials in low.values()]
+    assert values == [
+        [("0.02", "0.053"), ("0.015", "0.053"), ("0.03", "0.03533"), ("0.03", "0.0265")],
+        [("0.1785", "0.11"), ("0.238", "0.11"), ("0.119", "0.165"), ("0.119", "0.22")],
     ]
-    low = tuning.beyond(points_at(isd=(0.03, 0.053), moco=(0.03, 0.11)), {"isd": 1, "moco": 2})
-    assert [(one.setting, round(one.value, 4)) for one in low] == [
-        ("tau_student", 0.0353),
-        ("tau_student", 0.0265),
-        ("tau_student", 0.165),
-        ("tau_student", 0.22),
-    ]
-    assert tuning.beyond(points_at(isd=(0.03, 0.1), moco=(0.03, 0.174)), {"isd": 1, "moco": 2}) == []
-
-
-def test_nothing_is_chosen_for_two_cells_before_all_their_trials_are_there(tuning: ModuleType) -> None:
-    points = tuning.points()
-    scores = {cell: {at: 20.0 + (at * 5) % 12 for at in points} for cell in tuning.CELLS}  # point 7 is best, then 2 and 9
-    page = tuning.render(points, scores)
-    assert all(f"| {cell} | 7 | 2 | 9 |" in page for cell in tuning.CELLS)
-    assert page.count("| lr_at_tau_0.1 |") == 9  # the head of the table of points, and two trials in each cell
-    assert "Nothing is chosen" not in page
-    del scores["hard"][12]
-    page = tuning.render(points, scores)
-    assert "Nothing is chosen for soft and hard: 23 of 24 trials are finished." in page
-    assert "| isd | 7 | 2 | 9 |" in page
-    assert "| soft | 7 " not in page
-    del scores["isd"][1]
-    page = tuning.render(points, scores)
-    assert page.endswith("Nothing is chosen for isd and moco: 23 of 24 trials are finished.\n")
-    assert "Finalists" not in page
+    middle = tuning.beyond(points_at(isd=(0.03, 0.1), moco=(0.03, 0.174)), {"isd": 1, "moco": 2})
+    assert middle == {"isd": {}, "moco": {}}
 
 
 def test_the_later_cells_make_the_same_trials_beyond_the_box(tuning: ModuleType) -> None:
     points = points_at(middle=(0.04, 0.1), edge=(0.115, 0.1))
-    assert tuning.beyond(points, {"isd": 1, "moco": 1, "soft": 2, "hard": 1}) == []
+    found = tuning.beyond(points, {"isd": 1, "moco": 1, "soft": 2, "hard": 1})
+    assert set(map(len, found.values())) == {0}
     found = tuning.beyond(points, {"isd": 2, "moco": 1, "soft": 1, "hard": 1})
-    assert [one.cell for one in found] == ["isd", "isd", "moco", "moco", "soft", "soft", "hard", "hard"]
+    assert [(cell, list(trials)) for cell, trials in found.items()] == [
+        (cell, [3, 4]) for cell in ("isd", "moco", "soft", "hard")
+    ]
+
+
+def test_settings_are_chosen_step_by_step(tuning: ModuleType) -> None:
+    """All trials of both cells, then those beyond the box, then the finalists on both sets."""
+    points = tuning.points()
+    scores = {tuning.trial(cell, at): 20.0 + (at * 5) % 12 for cell in ("isd", "moco") for at in points}  # 7, 2 and 9 are best
+
+    def written(name: str) -> list[list[str]]:
+        text = tuning.files(points, scores).get(name, "")
+        return [line.split(",") for line in text.splitlines()]
+
+    last = scores.pop("isd-12-strided")
+    assert list(tuning.files(points, scores)) == ["tuning.md"]
+    assert "Nothing is chosen for isd and moco: 23 of 24 trials are finished." in tuning.files(points, scores)["tuning.md"]
+    scores["isd-12-strided"] = last
+    beyond = written("beyond.csv")  # point 7 has its learning rate at the edge
+    assert [row[:4] for row in beyond[1:]] == [
+        ["isd", "13", "strong", "0.171"],
+        ["isd", "14", "strong", "0.228"],
+        ["moco", "13", "strong", "0.171"],
+        ["moco", "14", "strong", "0.228"],
+    ]
+    assert written("finalists.csv") == []
+    scores |= {"isd-13-strided": 30.5, "isd-14-strided": 0.0, "moco-13-strided": 25.0}
+    finalists = written("finalists.csv")
+    assert [row[:2] for row in finalists[1:]] == [["isd", "7"], ["isd", "13"], ["isd", "2"]]
+    scores["moco-14-strided"] = 25.0
+    assert [row[:2] for row in written("finalists.csv")[4:]] == [["moco", "7"], ["moco", "2"], ["moco", "9"]]
+    scores |= {
+        tuning.final(cell, at, of): 20.0 for cell, at in (("isd", 7), ("isd", 2), ("moco", 7), ("moco", 2)) for of in (9, 10)
+    }
+    scores |= {"isd-13-final-9": 19.0, "moco-09-final-9": 24.0, "moco-09-final-10": 17.0}
+    assert [row[:2] for row in written("settings.csv")[1:]] == [["moco", "9"]]
+    assert "isd has no settings yet: isd-13-final-10 not run." in tuning.files(points, scores)["tuning.md"]
+    scores["isd-13-final-10"] = 21.0  # 20 on average, as trials 7 and 2
+    settings = written("settings.csv")
+    assert [row[:2] for row in settings[1:]] == [["isd", "2"], ["moco", "9"]]
+    assert settings[0] == ["cell", "trial", *points[1]]
+    assert settings[1][2:] == list(points[2].values())
 
 
 # --- the confirmation -------------------------------------------------------------------------------------------------
+
+
+def test_the_profile_has_the_runs_that_the_questions_need(script: ModuleType) -> None:
+    chosen = {cell: {**at, "cell": cell} for cell, at in zip(("isd", "moco"), script.points(), strict=False)}
+    written = script.confirm(chosen)
+    runs, subsets = written["runs"], written["subsets"]
+    assert set(runs) == {"untrained-1"} | {
+        f"{cell}-{kind}-{number}" for cell in ("isd", "moco") for kind in ("unbalanced", "balanced") for number in range(1, 11)
+    }
+    for number in range(1, 11):
+        four = [runs[f"{cell}-{kind}-{number}"] for cell in ("isd", "moco") for kind in ("unbalanced", "balanced")]
+        assert [one["data"]["subset"] for one in four] == [f"s{number}", f"s{number}-balanced"] * 2
+        assert {(one["numerics"]["seed"], one["optim"]["epochs"], one["backbone"]["stem"]) for one in four} == {
+            (number, 100, "strided")
+        }
+        rule = subsets[f"s{number}"]["rule"]
+        assert (rule["tuning"], rule["halving"]) == (0, (number + 1) // 2)
+        assert rule["part"] == ("first" if number % 2 else "second")
+        assert subsets[f"s{number}-balanced"]["rule"] == {**rule, "per_class": 135}
+    later = script.confirm({**chosen, "soft": chosen["isd"], "hard": chosen["moco"]})["runs"]
+    assert set(later) - set(runs) == {f"{cell}-unbalanced-{number}" for cell in ("soft", "hard") for number in range(1, 11)}
 
 
 def test_differences_are_taken_within_rare_classes(confirm: ModuleType) -> None:
