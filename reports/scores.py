@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from isd_repro.config import reader
 from isd_repro.report.hypothesis import by_class
@@ -30,14 +31,14 @@ class Run:
 Runs = Mapping[str, Run]
 
 
-def read(profile: Path, metric: str) -> dict[str, Run]:
-    """The student's scores of every run of a profile that is trained and has this metric."""
+def read(profile: Path, metric: str, encoder: Literal["student", "teacher"] = "student") -> dict[str, Run]:
+    """The scores of every run of a profile that is trained and has this metric."""
     params, layout = reader.load(profile)
     records = load(params, layout)
     runs = {}
     for name, found in records.runs.items():
         if found.pretrain is not None and found.evaluation(metric) is not None:
-            groups = [by_class(records, [name], ("student", metric, group)) for group in ("all", "rare", "large")]
+            groups = [by_class(records, [name], (encoder, metric, group)) for group in ("all", "rare", "large")]
             curve = found.pretrain.curve
             runs[name] = Run(*groups, embedding_std=curve[-1].get(EMBEDDING_STD) if curve else None)
     return runs

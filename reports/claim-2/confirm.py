@@ -33,6 +33,15 @@ ASKED = {
     "loss": "MoCo v2, balanced less unbalanced",
 }
 
+# Outcomes without a verdict: encoder, metric, group of classes. All but the last ask validation images and dense queries.
+SECONDARY: dict[str, tuple[Literal["student", "teacher"], str, str]] = {
+    "20-NN": ("student", "20-NN-dense", "rare"),
+    "teacher": ("teacher", METRIC, "rare"),
+    "large classes": ("student", METRIC, "large"),
+    "all classes": ("student", METRIC, "all"),
+    "validation images alone": ("student", "1-NN", "rare"),
+}
+
 Verdict = Literal["supported", "contradicted", "undecided", "not testable", "no verdict"]
 ByClass = Mapping[str, float]  # percent, or points
 Set = Mapping[str, Run]  # a set's runs by cell and kind: `isd-unbalanced`
@@ -47,10 +56,10 @@ def complete(runs: Mapping[str, Run], names: Sequence[str]) -> dict[int, Set]:
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
-def contrasts(one: Set) -> dict[str, dict[str, float]]:
-    """The three differences of `ASKED` on each rare class of a set, in points."""
+def contrasts(one: Set, group: str = "rare") -> dict[str, dict[str, float]]:
+    """The three differences of `ASKED` on each class of a set that is in the group, in points."""
     isd, moco, even_isd, even_moco = (
-        one[name].rare for name in ("isd-unbalanced", "moco-unbalanced", "isd-balanced", "moco-balanced")
+        getattr(one[name], group) for name in ("isd-unbalanced", "moco-unbalanced", "isd-balanced", "moco-balanced")
     )
     return {
         "Q1": {cls: isd[cls] - moco[cls] for cls in isd},
@@ -141,8 +150,14 @@ def mixed_model(by_set: Sequence[ByClass]) -> Mixed:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def render(runs: Mapping[str, Run], *, final: bool) -> str:
-    """The whole page; no score is read before all sets are complete, unless it is `final`."""
+def render(runs: Mapping[str, Run], others: Mapping[str, Mapping[str, Run]], *, final: bool) -> str:
+    """The whole page; no score is read before all sets are complete, unless it is `final`.
+
+    Args:
+        runs: scores by run, of student and `METRIC`.
+        others: the same of each outcome of `SECONDARY`.
+        final: no set is added any more.
+    """
     sets = complete(runs, NAMES)
     about = (
         "Written by `confirm.py` from the records; the rules are in [PROTOCOL.md](PROTOCOL.md), block 2. Mean over a set's rare"
@@ -151,7 +166,7 @@ def render(runs: Mapping[str, Run], *, final: bool) -> str:
     parts = ["# The claim, second protocol: confirmation", about]
     if len(sets) < (2 if final else SETS):
         return "\n\n".join([*parts, f"Nothing is read: {len(sets)} of {SETS} sets are complete."]) + "\n"
-    parts += _outcomes(sets)
+    parts += [*_outcomes(sets), "## Other outcomes, without a verdict", _secondary(others)]
     cells = complete(runs, [f"{cell}-unbalanced" for cell in ("isd", "soft", "hard", "moco")])
     if len(cells) > 1:
         by_set = [effects(one) for one in cells.values()]
@@ -181,6 +196,17 @@ def _outcomes(sets: Mapping[int, Set]) -> list[str]:
     ]
 
 
+def _secondary(others: Mapping[str, Mapping[str, Run]]) -> str:
+    rows = []
+    for name, runs in others.items():
+        group, sets = SECONDARY[name][2], complete(runs, NAMES).values()
+        found = [contrasts(one, group) for one in sets]
+        levels = [number(fmean(fmean(getattr(one[run], group).values()) for one in sets)) for run in NAMES]
+        means = [interval(mean_over_sets([fmean(one[asked].values()) for one in found])) for asked in ASKED]
+        rows.append([name, *levels, *(f"{mean} ({low} to {high})" for mean, low, high in means)])
+    return table(["outcome", *NAMES, *ASKED], rows)
+
+
 def interval(mean: Mean) -> list[str]:
     """Mean and interval in points."""
     return [signed(value) for value in (mean.value, mean.low, mean.high)]
@@ -192,5 +218,6 @@ def signed(value: float) -> str:
 
 
 if __name__ == "__main__":
-    page = render(read(PROFILE, METRIC), final="--final" in sys.argv[1:])
+    others = {name: read(PROFILE, metric, encoder) for name, (encoder, metric, _) in SECONDARY.items()}
+    page = render(read(PROFILE, METRIC), others, final="--final" in sys.argv[1:])
     (HERE / "confirmation.md").write_text(page, encoding="utf-8")

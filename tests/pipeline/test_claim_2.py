@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -370,14 +371,19 @@ def test_nothing_is_read_before_all_sets_are_there_unless_it_is_final(confirm: M
         for name, level in levels.items()
         for at in range(1, 11)
     }
-    page = confirm.render(runs, final=False)
+    page = confirm.render(runs, {"20-NN": runs}, final=False)
     assert "## Outcomes (10 of 10 sets)" in page
     assert "| Q1: ISD less MoCo v2, unbalanced | +1.88 |" in page  # 2 - (15^2 - 14^2) x 2.25 x 5.5 / 3000
     assert "supported |" in page
     assert "Loss and networks" not in page
+    other = next(line for line in page.splitlines() if line.startswith("| 20-NN |"))  # the same scores, so the same contrasts
+    values = re.findall(r"(?m)^\| (?:Q1|Q2|loss): [^|]* \| ([+-]\d\.\d\d) ", page)
+    assert len(values) == 3
+    assert all(f"| {value} (" in other for value in values)
+    assert "+1.88 (" in other
     for gone in ("moco-balanced-3", "isd-unbalanced-7"):
         del runs[gone]
-    page = confirm.render(runs, final=False)
+    page = confirm.render(runs, {"20-NN": runs}, final=False)
     assert page.endswith("Nothing is read: 8 of 10 sets are complete.\n")
     assert "20." not in page
-    assert "## Outcomes (8 of 10 sets)" in confirm.render(runs, final=True)
+    assert "## Outcomes (8 of 10 sets)" in confirm.render(runs, {"20-NN": runs}, final=True)
