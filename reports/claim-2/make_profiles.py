@@ -213,15 +213,16 @@ def tuning() -> Settings:
 
 
 def confirm(settings: dict[str, Settings]) -> Settings:
-    """Ten sets, each cell of the questions unbalanced and balanced; the other cells, if chosen, unbalanced."""
-    start = run("moco", settings["moco"], label="", subset="s1", seed=1, epochs=0, strided=True)
-    runs = {"untrained-1": protocols.untrained(start, "Untrained, set 1", notes=["DEV-25"])}
+    """Ten sets, each cell of the questions unbalanced and balanced, and the initial network; the other cells, if chosen, unbalanced."""
+    runs: Settings = {}
     compared, later = ("isd", "moco"), [cell for cell in ("soft", "hard") if cell in settings]
     for number in range(1, 11):
+        start = run("moco", settings["moco"], label="", subset=f"s{number}", seed=number, epochs=0, strided=True)
+        runs[f"untrained-{number}"] = protocols.untrained(start, f"Untrained, s{number}", notes=["DEV-25"])
         names = [(cell, words) for cell in compared for words in ("unbalanced", "balanced")]
         for cell, words in [*names, *((cell, "unbalanced") for cell in later)]:
-            label = f"{CELLS[cell][2]}, set {number} {words}"
             subset = f"s{number}" if words == "unbalanced" else f"s{number}-balanced"
+            label = f"{CELLS[cell][2]}, {subset}"  # so that the report pools the sets
             name = f"{cell}-{words}-{number}"
             runs[name] = run(cell, settings[cell], label=label, subset=subset, seed=number, epochs=100, strided=True)
     return profile(

@@ -299,7 +299,7 @@ def test_the_profile_has_the_runs_that_the_questions_need(script: ModuleType) ->
     chosen = {cell: {**at, "cell": cell} for cell, at in zip(("isd", "moco"), script.points(), strict=False)}
     written = script.confirm(chosen)
     runs, subsets = written["runs"], written["subsets"]
-    assert set(runs) == {"untrained-1"} | {
+    assert set(runs) == {f"untrained-{number}" for number in range(1, 11)} | {
         f"{cell}-{kind}-{number}" for cell in ("isd", "moco") for kind in ("unbalanced", "balanced") for number in range(1, 11)
     }
     for number in range(1, 11):
