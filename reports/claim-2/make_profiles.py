@@ -213,7 +213,7 @@ def tuning() -> Settings:
 
 
 def confirm(settings: dict[str, Settings]) -> Settings:
-    """Ten sets, each cell of the questions unbalanced and balanced, and the initial network; the other cells, if chosen, unbalanced."""
+    """Ten sets: the initial network, both cells of the questions unbalanced and balanced, other cells, if chosen, unbalanced."""
     runs: Settings = {}
     compared, later = ("isd", "moco"), [cell for cell in ("soft", "hard") if cell in settings]
     for number in range(1, 11):
