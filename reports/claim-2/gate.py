@@ -8,7 +8,6 @@ class, the share of its queries that are answered correctly; for a group of clas
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from reports.scores import Run, Runs, number, read, table
 
 HERE = Path(__file__).parent
 PROFILE = HERE.parents[1] / "pipelines" / "claim-2-gate" / "params.yaml"
-TRIALS = PROFILE.parents[1] / "claim-2-tuning" / "params.yaml"  # has the runs with chosen settings
 METRIC = "1-NN-dense"
 TWINS = ("moco-unbalanced-9", "isd-unbalanced-9", "moco-balanced-10")  # each has a twin in float32
 # The other two questions compare runs in float32 alone: balanced with unbalanced, two seeds of each set.
@@ -90,27 +88,8 @@ def strided_is_taken(shares: Sequence[float], balanced: Run, unbalanced: Run) ->
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def chosen() -> str:
-    """The first part of the names of MoCo v2's finalists with the settings that were chosen for it; empty before."""
-    path = HERE / "settings.csv"
-    rows = csv.DictReader(path.read_text("utf-8").splitlines() if path.exists() else [])
-    return next((f"moco-{int(row['trial']):02d}-final" for row in rows if row["cell"] == "moco"), "")
-
-
-def runs_read() -> Runs:
-    """The runs of the gate, and those with the chosen settings."""
-    start = chosen()
-    again = {name: run for name, run in read(TRIALS, METRIC).items() if name.startswith(start)} if start else {}
-    return read(PROFILE, METRIC) | again
-
-
-def render(runs: Runs, start: str) -> str:
-    """The whole page; a question whose runs are not all there stays open.
-
-    Args:
-        runs: of both profiles.
-        start: of the names of the runs with the chosen settings.
-    """
+def render(runs: Runs) -> str:
+    """The whole page; a question whose runs are not all there stays open."""
     scores = [
         [name, *(number(fmean(group.values())) for group in (run.all, run.rare, run.large)), number(run.embedding_std)]
         for name, run in runs.items()
@@ -127,7 +106,6 @@ def render(runs: Runs, start: str) -> str:
         *("## Imbalance", *_imbalance(runs)),
         *("## Bank", *_bank(runs)),
         *("## Stem", *_stem(runs)),
-        *("## Imbalance, with the chosen settings", *_again(runs, start)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -186,24 +164,6 @@ def _stem(runs: Runs) -> list[str]:
     return [shown, said]
 
 
-def _again(runs: Runs, start: str) -> list[str]:
-    if not start:
-        return ["Not decided: no settings are chosen yet."]
-    pairs = [(f"{start}-{number}-balanced", f"{start}-{number}") for number in PAIRS]
-    shown = table(
-        ["rare classes, MoCo v2", "balanced", "unbalanced", "difference"],
-        [[other, *compared(runs, one, other, "rare")] for one, other in pairs],
-    )
-    if not all(name in runs for pair in pairs for name in pair):
-        return [shown, "Not decided: a run is missing."]
-    found = imbalance([[(runs[one], runs[other])] for one, other in pairs])
-    said = (
-        f"Mean over {found.classes} classes {found.mean:+.2f} points, 95 % t interval {found.low:+.2f} to {found.high:+.2f}."
-        f" Decided: the gate is {'passed' if found.low > 0 else 'not passed'}."
-    )
-    return [shown, said]
-
-
 def compared(runs: Runs, one: str, other: str, group: str) -> list[str]:
     """Both means over a group's classes and their difference."""
     means = [fmean(getattr(runs[name], group).values()) if name in runs else None for name in (one, other)]
@@ -212,4 +172,4 @@ def compared(runs: Runs, one: str, other: str, group: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    (HERE / "gate.md").write_text(render(runs_read(), chosen()), encoding="utf-8")
+    (HERE / "gate.md").write_text(render(read(PROFILE, METRIC)), encoding="utf-8")

@@ -166,42 +166,26 @@ def gate() -> Settings:
     )
 
 
-# Trials that were finished before the network got its strided stem.
-STRIDE_1 = [("isd", 1), ("soft", 1), ("hard", 1), ("moco", 1), ("isd", 2), ("moco", 2)]
-
-
 def tuning() -> Settings:
     """Twelve points in each of the four cells, point by point; trials beyond the box, and finalists on both sets."""
     runs = {"untrained-9": untrained(9)}
-    design = {at["point"]: at for at in points()}
     trial: Settings = {"subset": "s9", "seed": 9, "epochs": 50}
-    for cell, point in STRIDE_1:
-        label = f"{CELLS[cell][2]}, point {point}, stem of stride 1"
-        runs[f"{cell}-{point:02d}"] = run(cell, design[point], label=label, **trial)
-    runs["untrained-9-strided"] = untrained(9, strided=True)
-    for point, at in design.items():
+    for at in points():
         for cell, (_, _, words) in CELLS.items():
-            runs[f"{cell}-{point:02d}-strided"] = run(cell, at, label=f"{words}, point {point}", strided=True, **trial)
+            runs[f"{cell}-{at['point']:02d}"] = run(cell, at, label=f"{words}, point {at['point']}", **trial)
     for at in rows("beyond.csv"):
         label = f"{CELLS[at['cell']][2]}, trial {at['trial']}"
-        runs[f"{at['cell']}-{at['trial']:02d}-strided"] = run(at["cell"], at, label=label, strided=True, **trial)
-    taken = next((at["trial"] for at in rows("settings.csv") if at["cell"] == "moco"), None)
+        runs[f"{at['cell']}-{at['trial']:02d}"] = run(at["cell"], at, label=label, **trial)
     for at in rows("finalists.csv"):
         for number, seed in ((9, 109), (10, 10)):
             label = f"{CELLS[at['cell']][2]}, trial {at['trial']}, 100 epochs, set {number}, seed {seed}"
             name = f"{at['cell']}-{at['trial']:02d}-final-{number}"
-            runs[name] = run(at["cell"], at, label=label, subset=f"s{number}", seed=seed, epochs=100, strided=True)
-            if at["cell"] == "moco" and at["trial"] == taken:  # the question of imbalance again
-                balanced = f"s{number}-balanced"
-                runs[f"{name}-balanced"] = run(
-                    "moco", at, label=f"{label}, balanced", subset=balanced, seed=seed, epochs=100, strided=True
-                )
+            runs[name] = run(at["cell"], at, label=label, subset=f"s{number}", seed=seed, epochs=100)
     return profile(
         "claim-2-tuning",
         "The claim, second protocol: choice of settings",
         "The same twelve points in each cell of loss and networks, 50 epochs on development set 9: 38 classes of Tiny-ImageNet,"
-        " 8 large with 500 images and 30 rare with 38, at 32 px on a CPU. The network's stem has stride 2 unless a run says"
-        " otherwise.",
+        " 8 large with 500 images and 30 rare with 38, at 32 px on a CPU.",
         [
             "No number here says which method is better: settings are chosen on these very images, so the best is optimistic.",
             "Design and rule are stated in reports/claim-2/PROTOCOL.md, committed before the first run (DEV-25).",
@@ -217,14 +201,14 @@ def confirm(settings: dict[str, Settings]) -> Settings:
     runs: Settings = {}
     compared, later = ("isd", "moco"), [cell for cell in ("soft", "hard") if cell in settings]
     for number in range(1, 11):
-        start = run("moco", settings["moco"], label="", subset=f"s{number}", seed=number, epochs=0, strided=True)
+        start = run("moco", settings["moco"], label="", subset=f"s{number}", seed=number, epochs=0)
         runs[f"untrained-{number}"] = protocols.untrained(start, f"Untrained, s{number}", notes=["DEV-25"])
         names = [(cell, words) for cell in compared for words in ("unbalanced", "balanced")]
         for cell, words in [*names, *((cell, "unbalanced") for cell in later)]:
             subset = f"s{number}" if words == "unbalanced" else f"s{number}-balanced"
             label = f"{CELLS[cell][2]}, {subset}"  # so that the report pools the sets
             name = f"{cell}-{words}-{number}"
-            runs[name] = run(cell, settings[cell], label=label, subset=subset, seed=number, epochs=100, strided=True)
+            runs[name] = run(cell, settings[cell], label=label, subset=subset, seed=number, epochs=100)
     return profile(
         "claim-2",
         "The claim, second protocol: confirmation",

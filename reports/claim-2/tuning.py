@@ -49,7 +49,7 @@ def scores() -> dict[str, float]:
 
 def trial(cell: str, at: int) -> str:
     """The run of a cell's trial: a point, or beyond the box, where numbers go on."""
-    return f"{cell}-{at:02d}-strided"
+    return f"{cell}-{at:02d}"
 
 
 def final(cell: str, at: int, number: int) -> str:
@@ -182,11 +182,7 @@ def page(box: Mapping[int, Settings], found: Scores, choice: Choice) -> str:
             for at in three
         ]
         parts += ["## Finalists", table(["cell", "trial", "set 9", "set 10", "chosen"], rows)]
-    parts += choice.open
-    old = {at: [shown.get(f"{cell}-{at:02d}") for cell in CELLS] for at in box}
-    rows = [[str(at), *(each or "not run" for each in row)] for at, row in old.items() if any(row)]
-    first = "The first points, before the network got its strided stem (PROTOCOL.md, additions). They decide nothing."
-    return "\n\n".join([*parts, "## With a stem of stride 1", first, table(["point", *CELLS], rows)]) + "\n"
+    return "\n\n".join([*parts, *choice.open]) + "\n"
 
 
 if __name__ == "__main__":
