@@ -158,6 +158,15 @@ def test_the_findings_of_the_claim_are_those_of_its_pages() -> None:
     assert {one for one in numbers if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", known)} == set()
 
 
+def test_the_findings_of_the_second_protocol_have_the_numbers_of_its_pages() -> None:
+    folder = ROOT / "reports" / "claim-2"
+    text = (folder / "FINDINGS.md").read_text("utf-8")
+    known = "".join((folder / name).read_text("utf-8") for name in ("gate.md", "PROTOCOL.md"))
+    numbers = set(re.findall(r"(?<![\d.])[+-]?\d+\.\d+", text))
+    assert len(numbers) > 10
+    assert {one for one in numbers if not re.search(rf"(?<![\d.]){re.escape(one)}(?!\d)", known)} == set()
+
+
 # --- the reports --------------------------------------------------------------------------------------------------------
 
 
