@@ -11,13 +11,13 @@ epoch, validation images and dense queries.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from reports import protocols
 from reports.scores import number, read, table
 
 HERE = Path(__file__).parent
@@ -140,20 +140,16 @@ def files(box: Mapping[int, Settings], found: Scores) -> dict[str, str]:
     choice = choose(box, found)
     trials = {cell: {**box, **further} for cell, further in choice.beyond.items()}
     rows = {
-        "beyond.csv": [(cell, at, row) for cell, further in choice.beyond.items() for at, row in further.items()],
-        "finalists.csv": [(cell, at, trials[cell][at]) for cell, three in choice.finalists.items() for at in three],
-        "settings.csv": [(cell, at, trials[cell][at]) for cell, at in choice.chosen.items()],
+        "beyond.csv": [(cell, at) for cell, further in choice.beyond.items() for at in further],
+        "finalists.csv": [(cell, at) for cell, three in choice.finalists.items() for at in three],
+        "settings.csv": list(choice.chosen.items()),
     }
-    tables = {name: _csv(each) for name, each in rows.items() if each}
+    tables = {
+        name: protocols.table([{"cell": cell, "trial": at, **trials[cell][at]} for cell, at in each])
+        for name, each in rows.items()
+        if each
+    }
     return {"tuning.md": page(box, found, choice), **tables}
-
-
-def _csv(rows: Sequence[tuple[str, int, Settings]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", "trial", *rows[0][2]])
-    writer.writerows([cell, at, *settings.values()] for cell, at, settings in rows)
-    return text.getvalue()
 
 
 def page(box: Mapping[int, Settings], found: Scores, choice: Choice) -> str:
